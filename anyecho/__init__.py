@@ -1,0 +1,78 @@
+"""The echo service for testing networks, clients and event loops: the same code on asyncio, uvloop and trio.
+
+Names are resolved when first used (PEP 562), so that importing this loads no backend, no command line and no
+socket.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from anyecho._version import __version__ as __version__
+
+# At once, unlike the others: the submodule of the same name would otherwise take its place when first imported.
+from anyecho.echo import echo as echo
+
+if TYPE_CHECKING:
+    from anyecho.address import Address as Address
+    from anyecho.address import FDAddress as FDAddress
+    from anyecho.address import TCPAddress as TCPAddress
+    from anyecho.address import UDPAddress as UDPAddress
+    from anyecho.address import UnixAddress as UnixAddress
+    from anyecho.address import parse_address as parse_address
+    from anyecho.backends import BACKENDS as BACKENDS
+    from anyecho.backends import run as run
+    from anyecho.errors import AddressError as AddressError
+    from anyecho.errors import AnyechoError as AnyechoError
+    from anyecho.errors import BackendError as BackendError
+    from anyecho.errors import BindError as BindError
+    from anyecho.errors import ConnectError as ConnectError
+    from anyecho.errors import EchoError as EchoError
+    from anyecho.errors import EchoMismatch as EchoMismatch
+    from anyecho.errors import EchoStalled as EchoStalled
+    from anyecho.errors import EchoTruncated as EchoTruncated
+    from anyecho.errors import StartError as StartError
+    from anyecho.errors import UnitError as UnitError
+    from anyecho.errors import UsageError as UsageError
+    from anyecho.measure.client import Client as Client
+    from anyecho.measure.client import connect as connect
+    from anyecho.measure.options import ConnectOptions as ConnectOptions
+    from anyecho.net.sockets import SocketOptions as SocketOptions
+    from anyecho.server.options import ServeOptions as ServeOptions
+    from anyecho.server.server import Server as Server
+    from anyecho.server.server import open_server as open_server
+    from anyecho.server.server import serve as serve
+    from anyecho.server.stats import Stats as Stats
+
+_HOMES = {
+    "anyecho.address": "Address FDAddress TCPAddress UDPAddress UnixAddress parse_address",
+    "anyecho.backends": "BACKENDS run",
+    "anyecho.errors": (
+        "AddressError AnyechoError BackendError BindError ConnectError EchoError EchoMismatch EchoStalled "
+        "EchoTruncated StartError UnitError UsageError"
+    ),
+    "anyecho.measure.client": "Client connect",
+    "anyecho.measure.options": "ConnectOptions",
+    "anyecho.net.sockets": "SocketOptions",
+    "anyecho.server.options": "ServeOptions",
+    "anyecho.server.server": "Server open_server serve",
+    "anyecho.server.stats": "Stats",
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+
+__all__ = tuple(sorted(["echo", *_HOME_OF]))
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'anyecho' has no attribute {name!r}")
+
+    from importlib import import_module  # only when something is asked for
+
+    value: object = getattr(import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

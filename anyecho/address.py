@@ -1,0 +1,242 @@
+"""Addresses: text <-> frozen values, exactly both ways.
+
+``tcp://host:port`` (or bare ``host:port``), ``tls://``, ``udp://``, ``unix:/path``, ``unix:@abstract``,
+``tls+unix:``, ``fd://3``, ``tls+fd://3``. An empty host is every interface; port 0 is any free port; settings of
+one listener follow as a query (``unix:/run/echo?mode=660``). Odd characters are percent-encoded (RFC 3986), zone
+ids as in RFC 6874. Nothing here resolves a name or opens a socket.
+"""
+
+from __future__ import annotations
+
+__all__ = ("Address", "FDAddress", "TCPAddress", "UDPAddress", "UnixAddress", "parse_address")
+
+import os
+import re
+from dataclasses import dataclass
+from ipaddress import IPv6Address
+from typing import TypeAlias
+from urllib.parse import quote, quote_from_bytes, unquote, unquote_to_bytes
+
+from anyecho.errors import AddressError
+
+#: sun_path holds 108 bytes, of which the last is the NUL (unix(7)); an abstract name spends the first instead.
+_UNIX_PATH_MAX = 107
+_HOST_MAX = 253  # RFC 1035, section 2.3.4, as text
+
+
+@dataclass(frozen=True, kw_only=True)
+class _HostPort:
+    host: str
+    port: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise AddressError(f"port {self.port} is not in 0..65535")
+
+        _check_host(self.host)
+
+    def _authority(self) -> str:
+        return f"{_format_host(self.host)}:{self.port}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TCPAddress(_HostPort):
+    """A host name, IPv4 or IPv6 address (with ``%zone``), or ``""`` for every interface; and a port."""
+
+    tls: bool = False
+
+    def __str__(self) -> str:
+        return f"{'tls' if self.tls else 'tcp'}://{self._authority()}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class UDPAddress(_HostPort):
+    """As `TCPAddress`, for datagrams."""
+
+    def __str__(self) -> str:
+        return f"udp://{self._authority()}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnixAddress:
+    """A path, or an abstract name after a leading NUL; undecodable bytes are surrogate-escaped (PEP 383).
+
+    `mode` is what the permissions of a listener's socket file shall be.
+    """
+
+    path: str
+    tls: bool = False
+    mode: int | None = None
+
+    def __post_init__(self) -> None:
+        name = self.path.removeprefix("\0")
+        if not name:
+            raise AddressError("the path is missing: unix:/path or unix:@abstract")
+        if "\0" in self.path and not self.is_abstract:
+            raise AddressError("a path cannot hold a NUL")
+        if (size := len(os.fsencode(name))) > _UNIX_PATH_MAX:
+            raise AddressError(f"the path has {size} bytes; a Unix socket's can have {_UNIX_PATH_MAX}")
+        if self.mode is not None and not 0 <= self.mode <= 0o777:
+            raise AddressError(f"mode {self.mode:o} is not in 0..777 (octal)")
+
+    @property
+    def is_abstract(self) -> bool:
+        return self.path.startswith("\0")
+
+    def __str__(self) -> str:
+        prefix, name = ("@", self.path[1:]) if self.is_abstract else ("", self.path)
+        # Not safe where it would be taken for something else: "@" first is abstract, "//" first an authority.
+        safe = "/:@,+=~" if not name.startswith("@") else "/:,+=~"
+        text = quote_from_bytes(os.fsencode(name), safe=safe)
+        if text.startswith("//"):
+            text = "/%2F" + text[2:]
+
+        query = "" if self.mode is None else f"?mode={self.mode:o}"
+        return f"{'tls+' if self.tls else ''}unix:{prefix}{text}{query}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FDAddress:
+    """An inherited descriptor: a socket that is bound and listening already."""
+
+    fd: int
+    tls: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.fd < 2**31:
+            raise AddressError(f"descriptor {self.fd} is not in 0..{2**31 - 1}")
+
+    def __str__(self) -> str:
+        return f"{'tls+' if self.tls else ''}fd://{self.fd}"
+
+
+Address: TypeAlias = TCPAddress | UDPAddress | UnixAddress | FDAddress
+
+_SCHEMES = re.compile(r"(tcp|tls|udp|fd|tls\+fd)://|(unix|tls\+unix):", re.I)
+
+
+def parse_address(text: str) -> Address:
+    """The address that `text` names. Raises `AddressError`, one line that names what is wrong."""
+    try:
+        return _parse(text)
+    except AddressError as exc:
+        raise AddressError(f"bad address {text!r}: {exc}") from None
+
+
+def _parse(text: str) -> Address:
+    match = _SCHEMES.match(text)
+    if match is None and "://" in text:
+        raise AddressError("no such scheme; there are tcp, tls, udp, unix, fd, tls+unix and tls+fd")
+
+    scheme = (match[1] or match[2]).lower() if match else "tcp"
+    rest, query_mark, query = (text[match.end() :] if match else text).partition("?")
+    settings = _parse_settings(query) if query_mark else {}
+    tls = scheme.startswith("tls")
+    address: Address
+    if scheme.endswith("unix"):
+        address = UnixAddress(path=_parse_path(rest), tls=tls, mode=_parse_mode(settings.pop("mode", None)))
+    elif scheme.endswith("fd"):
+        address = FDAddress(fd=_digits(rest, "the descriptor", "fd://3"), tls=tls)
+    else:
+        host, port = _parse_authority(rest, scheme)
+        address = UDPAddress(host=host, port=port) if scheme == "udp" else TCPAddress(host=host, port=port, tls=tls)
+
+    if settings:
+        known = "mode" if isinstance(address, UnixAddress) else "none"
+        raise AddressError(f"no setting {next(iter(settings))!r} here (known: {known})")
+
+    return address
+
+
+def _parse_settings(query: str) -> dict[str, str]:
+    settings: dict[str, str] = {}
+    for part in query.split("&"):
+        name, equals, value = part.partition("=")
+        if not name or not equals:
+            raise AddressError(f"the setting {part!r} is not name=value")
+        if name in settings:
+            raise AddressError(f"the setting {name!r} is given twice")
+        settings[name] = unquote(value)
+
+    return settings
+
+
+def _parse_mode(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not re.fullmatch("[0-7]{1,4}", text, re.A):
+        raise AddressError(f"mode {text!r} is not octal, like 660")
+
+    return int(text, 8)
+
+
+def _parse_path(text: str) -> str:
+    if text.startswith("//") and not text.startswith("///"):
+        raise AddressError("a Unix path has no host: write unix:/path")
+
+    # unix:///path is how others write unix:/path.
+    name = text[2:] if text.startswith("//") else text
+    abstract = name.startswith("@")
+    path = os.fsdecode(unquote_to_bytes(name[1:] if abstract else name))
+    return "\0" + path if abstract else path
+
+
+def _parse_authority(text: str, scheme: str) -> tuple[str, int]:
+    hint = f"{scheme}://host:port"
+    if text.startswith("["):
+        inside, bracket, tail = text[1:].partition("]")
+        if not bracket:
+            raise AddressError("the bracket of the IPv6 address is not closed")
+        if ":" not in inside:
+            raise AddressError(f"{inside!r} in brackets is not an IPv6 address")
+        host = _parse_zone(inside)
+    else:
+        host, colon, port = text.rpartition(":")
+        if ":" in host:
+            raise AddressError(f"an IPv6 address goes in brackets: {scheme}://[::1]:port")
+        host, tail = (unquote(host), colon + port) if colon else (text, "")
+
+    if not tail.startswith(":"):
+        raise AddressError(f"the port is missing: {hint}")
+
+    return host, _digits(tail[1:], "the port", hint)
+
+
+def _parse_zone(text: str) -> str:
+    address, percent, zone = text.partition("%")
+    # RFC 6874 writes the % of a zone as %25; a bare % is what people copy from ip(8).
+    return address + percent + unquote(zone.removeprefix("25"))
+
+
+def _digits(text: str, what: str, hint: str) -> int:
+    if not text:
+        raise AddressError(f"{what} is missing: {hint}")
+    if not re.fullmatch("[0-9]{1,10}", text, re.A):
+        raise AddressError(f"{what} {text!r} is not a number: {hint}")
+
+    return int(text)
+
+
+def _check_host(host: str) -> None:
+    if len(host) > _HOST_MAX:
+        raise AddressError(f"the host has {len(host)} characters; a name can have {_HOST_MAX}")
+    if ":" not in host:
+        if not host.isprintable() or re.search(r"[\s/?#@\[\]\\%]", host):
+            raise AddressError(f"{host!r} is not a host name")
+        return
+
+    address, percent, zone = host.partition("%")
+    try:
+        IPv6Address(address)
+    except ValueError:
+        raise AddressError(f"{address!r} is not an IPv6 address") from None
+    if percent and (not zone or not zone.isprintable() or re.search(r"[\s/\]%]", zone)):
+        raise AddressError(f"{zone!r} is not a zone id, like eth0")
+
+
+def _format_host(host: str) -> str:
+    if ":" not in host:
+        return quote(host, safe="")
+
+    address, percent, zone = host.partition("%")
+    return f"[{address}{percent and '%25'}{quote(zone, safe='')}]"

@@ -1,0 +1,108 @@
+"""What can go wrong, named by whose fault it is.
+
+Every error of anyecho's own carries a text of one line that tells a user what to do. A live stream raises
+anyio's errors instead (`BrokenResourceError`: the world; `ClosedResourceError`: you; `BusyResourceError`: two
+of you), so that ours cannot be told from anybody else's.
+"""
+
+from __future__ import annotations
+
+__all__ = (
+    "AddressError",
+    "AnyechoError",
+    "BackendError",
+    "BindError",
+    "ConnectError",
+    "EchoError",
+    "EchoMismatch",
+    "EchoStalled",
+    "EchoTruncated",
+    "LocalError",
+    "StartError",
+    "UnitError",
+    "UsageError",
+    "bare_errors",
+)
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class AnyechoError(Exception):
+    """The root; never raised itself."""
+
+
+class UsageError(AnyechoError, ValueError):
+    """The caller's fault: a value that cannot be right, found before anything was opened."""
+
+
+class AddressError(UsageError):
+    """The text or the values of an address make no sense."""
+
+
+class UnitError(UsageError):
+    """The text of a duration, size or rate makes no sense."""
+
+
+class StartError(AnyechoError):
+    """The machine's or the network's fault: it could not start."""
+
+
+class BackendError(StartError):
+    """The backend asked for is not installed."""
+
+
+class BindError(StartError):
+    """An address could not be listened on."""
+
+
+class ConnectError(StartError):
+    """No address of the peer could be connected to."""
+
+
+class LocalError(AnyechoError):
+    """This side's fault: what was to be read or written here could not be."""
+
+
+class EchoError(AnyechoError):
+    """The peer's fault: it is no echo. `offset` is the first byte that is wrong or missing, counted from 0."""
+
+    def __init__(self, message: str, *, offset: int) -> None:
+        super().__init__(message)
+        self.offset = offset
+
+
+class EchoMismatch(EchoError):
+    """A byte came back that is not the one that went out, or that nobody sent."""
+
+
+class EchoTruncated(EchoError):
+    """The connection ended before all bytes were back."""
+
+
+class EchoStalled(EchoError):
+    """Bytes are owed and none has moved within the time allowed."""
+
+
+@contextmanager
+def bare_errors() -> Iterator[None]:
+    """Let the one error inside a task group's exception group out bare, so that callers can name it.
+
+    A group of several is left as it is, unless all of them are anyecho's own: then the first says enough.
+    """
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        leaves = list(_leaves(group))
+        if len(leaves) == 1 or all(isinstance(leaf, AnyechoError) for leaf in leaves):
+            raise leaves[0] from leaves[0].__cause__
+
+        raise
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error

@@ -1,0 +1,142 @@
+"""Durations, sizes and rates, from text and back, exactly both ways.
+
+``parse_x(format_x(value)) == value`` for every value, and the text is the shortest that says so. Durations are
+float seconds, sizes int bytes, rates float per second. ``k M G`` are powers of 1000, ``Ki Mi Gi`` of 1024.
+"""
+
+from __future__ import annotations
+
+__all__ = (
+    "Rate",
+    "Seconds",
+    "Size",
+    "Unit",
+    "format_duration",
+    "format_rate",
+    "format_size",
+    "parse_duration",
+    "parse_rate",
+    "parse_size",
+)
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Annotated, Any
+
+from anyecho.errors import UnitError
+
+#: The exponent is bounded because a Fraction of 1e999999999 would fill the memory before it failed.
+_QUANTITY = re.compile(r"(?P<number>(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d{1,3})?)\s*(?P<unit>[a-z]*)", re.I | re.A)
+
+_DURATIONS = {
+    "us": Fraction(1, 10**6),
+    "ms": Fraction(1, 10**3),
+    "s": Fraction(1),
+    "m": Fraction(60),
+    "h": Fraction(3600),
+    "d": Fraction(86400),
+}
+_THOUSANDS = {"": Fraction(1), "k": Fraction(10**3), "M": Fraction(10**6), "G": Fraction(10**9)}
+_SIZES = _THOUSANDS | {"KiB": Fraction(2**10), "MiB": Fraction(2**20), "GiB": Fraction(2**30)}
+_SIZE_ALIASES = {"b": "", "kb": "k", "mb": "m", "gb": "g", "ki": "kib", "mi": "mib", "gi": "gib"}
+
+#: What switches a limit off.
+_OFF = "off"
+
+
+def parse_duration(text: str) -> float:
+    """Seconds in ``1.5``, ``250ms``, ``2m``, ``1h``, ``1d``; ``off`` is infinite. Raises `UnitError`."""
+    if text == _OFF:
+        return math.inf
+
+    return _to_float(text, _parse(text, "duration", _DURATIONS, {"": "s", "min": "m"}, "like 250ms, 1.5s or 2m"))
+
+
+def format_duration(seconds: float) -> str:
+    """The shortest text that `parse_duration` reads back as exactly `seconds` (>= 0)."""
+    return _OFF if math.isinf(seconds) else _shortest(seconds, _DURATIONS, parse_duration)
+
+
+def parse_size(text: str) -> int:
+    """Bytes in ``64``, ``1k`` (1000), ``64KiB`` (65536), ``1.5MiB``. Raises `UnitError`."""
+    hint = "a whole number of bytes like 64, 1k or 64KiB"
+    size = _parse(text, "size", _SIZES, _SIZE_ALIASES, hint)
+    if size.denominator != 1:
+        raise UnitError(f"{text!r} is not a size: write {hint}")
+
+    return int(size)
+
+
+def format_size(size: int) -> str:
+    """The shortest text that `parse_size` reads back as exactly `size` (>= 0)."""
+    texts = [f"{size / scale}{unit}" for unit, scale in _SIZES.items() if (size / scale).denominator == 1]
+    return min(texts, key=len)
+
+
+def parse_rate(text: str) -> float:
+    """Events per second in ``50``, ``10k``, ``50/s``, ``3k/1m``; ``off`` is infinite. Raises `UnitError`."""
+    if text == _OFF:
+        return math.inf
+
+    count, slash, period = text.partition("/")
+    hint = "like 10k or 50/1s"
+    rate = _parse(count, "rate", _THOUSANDS, {}, hint)
+    if slash:
+        # "50/s" is "50/1s".
+        period = period if period[:1].isdigit() or period[:1] == "." else "1" + period
+        seconds = _parse(period, "rate", _DURATIONS, {"min": "m"}, hint)
+        if not seconds:
+            raise UnitError(f"{text!r} is not a rate: its period is 0")
+        rate /= seconds
+
+    return _to_float(text, rate)
+
+
+def format_rate(rate: float) -> str:
+    """The shortest text that `parse_rate` reads back as exactly `rate` (>= 0)."""
+    return _OFF if math.isinf(rate) else _shortest(rate, _THOUSANDS, parse_rate)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """How a number of this unit is written; carried by the annotation of an option."""
+
+    name: str
+    parse: Callable[[str], float]
+    format: Callable[[Any], str]
+
+
+Seconds = Annotated[float, Unit("DURATION", parse_duration, format_duration)]
+Size = Annotated[int, Unit("SIZE", parse_size, format_size)]
+Rate = Annotated[float, Unit("RATE", parse_rate, format_rate)]
+
+
+def _parse(text: str, what: str, scales: Mapping[str, Fraction], aliases: Mapping[str, str], hint: str) -> Fraction:
+    match = _QUANTITY.fullmatch(text)
+    known = {unit.lower(): scale for unit, scale in scales.items()}
+    unit = match["unit"].lower() if match else ""
+    unit = aliases.get(unit, unit)
+    if match is None or unit not in known:
+        raise UnitError(f"{text!r} is not a {what}: write {hint}")
+
+    return Fraction(match["number"]) * known[unit]
+
+
+def _to_float(text: str, value: Fraction) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise UnitError(f"{text!r} is too large") from None
+
+
+def _shortest(value: float, scales: Mapping[str, Fraction], parse: Callable[[str], float]) -> str:
+    if not value >= 0:
+        raise UnitError(f"{value!r} is not a quantity: it must be 0 or more")
+
+    # Dividing rounds, so not every unit says the value exactly; the unit of scale 1 always does.
+    texts = [repr(value / float(scale)).removesuffix(".0") + unit for unit, scale in scales.items()]
+    exact = [text for text in texts if text[0] != "i" and parse(text) == value]
+    return min(exact, key=lambda text: len(text) + text.count("."))  # of two alike, the one without a point
