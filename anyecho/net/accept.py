@@ -1,0 +1,184 @@
+"""Accepting: from a listening socket to connected ones, whatever accept(2) says.
+
+Nothing is awaited between accept(2) and the hand-over, so that cancelling loses no connection. A peer that is
+gone before it is accepted is counted; a machine that has run out of something is waited for; only what no waiting
+mends is an error. Who is admitted, and what becomes of them, others decide.
+"""
+
+from __future__ import annotations
+
+__all__ = ("Acceptor", "Gate")
+
+import errno
+import logging
+import os
+import socket
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any, Protocol
+
+from anyio import Event, sleep
+
+from anyecho.net.poller import Fallback, PolledRegistration, Poller
+
+logger = logging.getLogger("anyecho.server")
+
+#: Connections taken in one wake-up, before those already open have their turn.
+_BATCH = 64
+#: How long to let a machine recover that is out of buffers or descriptors: nginx takes 500 ms, trio 100.
+_BREATH = 0.1
+#: At most one log line in this many seconds about it.
+_LOG_EVERY = 10.0
+
+#: What accept(2) says of one connection, not of the listener: its "Error handling", and firewalls' EPERM.
+_IGNORABLE = {
+    *(errno.ECONNABORTED, errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EINTR, errno.ENETDOWN),
+    *(errno.ENETUNREACH, errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.EPERM, errno.EPROTO, errno.ETIMEDOUT),
+    getattr(errno, "ENONET", errno.ENETDOWN),  # Linux only
+}
+_CAPACITY = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+class Gate(Protocol):
+    """Decides whether one more connection may be accepted; while not, the kernel's backlog is the queue."""
+
+    def is_open(self) -> bool: ...
+
+    async def opened(self) -> None: ...
+
+
+@dataclass(eq=False, kw_only=True)
+class Acceptor:
+    """Accepts on `sock` while `gate` is open, and gives every connection to `hand_over`, which owns it then.
+
+    Errors are counted in `errors` by their names (``EMFILE``), connections closed for want of a descriptor as
+    ``shed``.
+    """
+
+    sock: socket.socket
+    gate: Gate
+    hand_over: Callable[[socket.socket, Any], None]
+    errors: Counter[str]
+    _spare: int = field(init=False, default=-1)
+    _exhausted: bool = field(init=False, default=False)
+    _failure: OSError | None = field(init=False, default=None)
+    _logged_at: float = field(init=False, default=-_LOG_EVERY)
+    _unlogged: int = field(init=False, default=0)
+
+    async def run(self, poller: Poller | Fallback) -> None:
+        """Accept until cancelled. Raises the `OSError` of a listener that can accept no more."""
+        registration = poller.register(self.sock)
+        self._spare = _open_spare()
+        try:
+            while True:
+                if isinstance(registration, PolledRegistration):
+                    await self._accept_by_callback(registration)
+                else:
+                    while self.accept_some():
+                        registration.may_read = False
+                        await registration.readable()
+                if self._failure is not None:
+                    raise self._failure
+
+                await self._recover()
+        finally:
+            if self._spare >= 0:
+                os.close(self._spare)
+                self._spare = -1
+            await registration.aclose()
+
+    async def _accept_by_callback(self, registration: PolledRegistration) -> None:
+        """Return when accepting has to pause; unregistered until then, or the loop would spin."""
+        paused = Event()
+
+        def on_event() -> None:
+            if not self.accept_some():
+                registration.pause()
+                paused.set()
+
+        registration.on_event(on_event)
+        await paused.wait()
+
+    def accept_some(self, at_most: int = _BATCH) -> bool:
+        """Accept what is pending; return whether to go on when there is more, or to pause first."""
+        for _ in range(at_most):
+            if not self.gate.is_open():
+                return False
+            try:
+                sock, peer = self.sock.accept()
+            except BlockingIOError:
+                break
+            except OSError as exc:
+                if not self._survives(exc):
+                    return False
+            else:
+                sock.setblocking(False)
+                self.hand_over(sock, peer)
+
+        return True
+
+    def _survives(self, exc: OSError) -> bool:
+        self.errors[errno.errorcode.get(exc.errno or 0, str(exc.errno))] += 1
+        if exc.errno in _IGNORABLE:
+            return True
+        if exc.errno not in _CAPACITY:
+            self._failure = exc
+            return False
+
+        self._log(exc)
+        self._exhausted = not self._use_spare()
+        return not self._exhausted
+
+    def _use_spare(self) -> bool:
+        """Accept one on the spare descriptor, so that it does not wait in vain; return whether that could be.
+
+        If another spare can be had at once the machine is well again and the connection is served. If not, it is
+        closed: a peer that is told can go elsewhere.
+        """
+        if self._spare < 0:
+            return False
+
+        os.close(self._spare)
+        self._spare = -1
+        try:
+            sock, peer = self.sock.accept()
+        except OSError:
+            self._spare = _open_spare()
+            return False
+
+        self._spare = _open_spare()
+        if self._spare >= 0:
+            sock.setblocking(False)
+            self.hand_over(sock, peer)
+        else:
+            sock.close()
+            self.errors["shed"] += 1
+            self._spare = _open_spare()
+
+        return True
+
+    async def _recover(self) -> None:
+        if self._exhausted:
+            await sleep(_BREATH)
+            self._exhausted = False
+            if self._spare < 0:
+                self._spare = _open_spare()
+        else:
+            await self.gate.opened()
+
+    def _log(self, exc: OSError) -> None:
+        self._unlogged += 1
+        if monotonic() - self._logged_at >= _LOG_EVERY:
+            logger.warning("cannot accept: %s (%d times)", exc.strerror, self._unlogged)
+            self._logged_at = monotonic()
+            self._unlogged = 0
+
+
+def _open_spare() -> int:
+    """A descriptor to give up when there are no others; -1 if there are none."""
+    try:
+        return os.open(os.devnull, os.O_RDONLY)
+    except OSError:
+        return -1

@@ -1,0 +1,249 @@
+"""From an address to sockets that listen, and back to nothing when they close.
+
+A host name may stand for several sockets on one port; a Unix path is claimed without stealing it from a live
+server and removed only if it is still ours. What cannot be had is a `BindError`, and nothing stays half-bound.
+"""
+
+from __future__ import annotations
+
+__all__ = ("Listener", "open_listeners")
+
+import errno
+import os
+import socket
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from anyecho.address import Address, FDAddress, TCPAddress, UDPAddress, UnixAddress
+from anyecho.errors import BindError
+from anyecho.net.sockets import Endpoint, SocketOptions, address_of, resolve
+
+#: How often a free port found for one family may be taken in the other before we give up.
+_PORT_TRIES = 64
+#: A socket file is for its owner unless the address says otherwise (``?mode=666``).
+_DEFAULT_MODE = 0o600
+#: What bind(2) says of a family that this machine does not have.
+_NO_SUCH_FAMILY = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT})
+_HINTS = {
+    errno.EADDRINUSE: "it is in use already",
+    errno.EADDRNOTAVAIL: "this machine has no such address",
+    errno.EACCES: "permission denied",
+}
+
+
+@dataclass(eq=False)
+class Listener:
+    """A listening, non-blocking stream socket, and the address it is bound to (never port 0)."""
+
+    sock: socket.socket
+    address: Address
+    #: What was asked for, of which `address` may be one of several.
+    asked: Address
+    #: (device, inode) of our socket file, and where it is, however the working directory changes.
+    _file: tuple[tuple[int, int], str] | None = field(default=None, repr=False)
+
+    def close(self) -> None:
+        """Stop listening; remove the socket file if it is still the one this listener made."""
+        if self._file is not None:
+            identity, path = self._file
+            with suppress(OSError):
+                if _identity(path) == identity:
+                    os.unlink(path)
+
+        self.sock.close()
+
+
+async def open_listeners(addresses: Sequence[Address], *, backlog: int, options: SocketOptions) -> list[Listener]:
+    """Listen on every one of `addresses`; the caller closes what comes back. Raises `BindError`."""
+    with ExitStack() as opened:
+        listeners: list[Listener] = []
+        for address in addresses:
+            with _bind_errors(address):
+                for listener in await _open(address, options):
+                    opened.callback(listener.close)
+                    listeners.append(listener)
+
+        for listener in listeners:
+            with _bind_errors(listener.address):
+                listener.sock.listen(backlog)
+
+        opened.pop_all()
+
+    return listeners
+
+
+async def _open(address: Address, options: SocketOptions) -> list[Listener]:
+    if isinstance(address, UDPAddress) or address.tls:
+        raise BindError(f"cannot listen on {address}: {str(address).partition(':')[0]} is not yet served")
+    if isinstance(address, FDAddress):
+        return [_inherit(address)]
+    if isinstance(address, UnixAddress):
+        return [_bind_unix(address, options)]
+
+    sockets = await _bind_tcp(address, options)
+    return [Listener(sock, address_of(sock.family, sock.getsockname()), address) for sock in sockets]
+
+
+async def _bind_tcp(address: TCPAddress, options: SocketOptions) -> list[socket.socket]:
+    if address.host:
+        endpoints = sorted(await resolve(address.host, address.port), key=lambda endpoint: endpoint[0])
+    else:
+        port = address.port
+        endpoints = [(socket.AF_INET, ("0.0.0.0", port)), (socket.AF_INET6, ("::", port, 0, 0))]
+
+    for _ in range(_PORT_TRIES if address.port == 0 else 1):
+        try:
+            return _bind_each(endpoints, options)
+        except OSError as exc:
+            failure = exc
+            if exc.errno != errno.EADDRINUSE:
+                break
+
+    raise failure
+
+
+def _bind_each(endpoints: Sequence[Endpoint], options: SocketOptions) -> list[socket.socket]:
+    """One socket an endpoint, v4 first, all on the port that the first of them got."""
+    with ExitStack() as opened:
+        sockets: list[socket.socket] = []
+        absent: OSError | None = None
+        port = 0
+        for family, (host, wanted, *rest) in endpoints:
+            try:
+                sock = _bind_one(family, (host, wanted or port, *rest), options)
+            except OSError as exc:
+                if exc.errno not in _NO_SUCH_FAMILY:
+                    raise
+                absent = exc
+                continue
+
+            opened.callback(sock.close)
+            sockets.append(sock)
+            port = sock.getsockname()[1]
+
+        if absent is not None and not sockets:
+            raise absent
+
+        opened.pop_all()
+        return sockets
+
+
+def _bind_one(family: int, sockaddr: Any, options: SocketOptions) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        _prepare(sock, options)
+        sock.bind(sockaddr)
+    except BaseException:
+        sock.close()
+        raise
+
+    return sock
+
+
+def _prepare(sock: socket.socket, options: SocketOptions) -> None:
+    sock.setblocking(False)
+    options.apply(sock)
+    if sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+
+
+def _bind_unix(address: UnixAddress, options: SocketOptions) -> Listener:
+    with ExitStack() as opened:
+        sock = opened.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        _prepare(sock, options)
+        path = os.fsencode(address.path)
+        if address.is_abstract:
+            sock.bind(path)
+            listener = Listener(sock, address, address)
+        else:
+            with _claim(path):
+                _remove_stale(path)
+                # The umask, not a chmod: there is no moment at which the file is open to more than it should be.
+                umask = os.umask(0o777 & ~(_DEFAULT_MODE if address.mode is None else address.mode))
+                try:
+                    sock.bind(path)
+                finally:
+                    os.umask(umask)
+                file = (_identity(path), os.path.abspath(address.path))
+                listener = Listener(sock, address, address, file)
+                # Before the claim ends: a socket that is bound and not listening looks stale to the next one.
+                sock.listen(0)
+
+        opened.pop_all()
+        return listener
+
+
+@contextmanager
+def _claim(path: bytes) -> Iterator[None]:
+    """Keep two servers from finding the same stale file at once, each then removing the other's new one.
+
+    The claim is an abstract name: it goes with the process, leaves nothing behind, and waits for nobody.
+    """
+    directory, name = os.path.split(os.path.abspath(path))
+    device, inode = _identity(directory)
+    with socket.socket(socket.AF_UNIX) as claim:
+        with suppress(FileNotFoundError):  # where there are no abstract names, this is a path in no directory
+            claim.bind(f"\0anyecho/{device}/{inode}/".encode() + name[-64:])
+        yield
+
+
+def _remove_stale(path: bytes) -> None:
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise FileExistsError(errno.EEXIST, "it exists and is not a socket")
+    except FileNotFoundError:
+        return
+
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+        except FileNotFoundError:
+            return
+        except BlockingIOError:  # its backlog is full: alive, and busy
+            pass
+
+    raise OSError(errno.EADDRINUSE, "a server is listening there")
+
+
+def _identity(path: str | bytes) -> tuple[int, int]:
+    found = os.lstat(path)
+    return found.st_dev, found.st_ino
+
+
+def _inherit(address: FDAddress) -> Listener:
+    """Listen on a duplicate: the descriptor itself stays open, and its giver's."""
+    try:
+        sock = socket.socket(fileno=os.dup(address.fd))
+    except OSError as exc:
+        raise OSError(exc.errno, f"descriptor {address.fd} is not an open socket") from exc
+
+    try:
+        if sock.type != socket.SOCK_STREAM or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise OSError(errno.EINVAL, f"descriptor {address.fd} is not a listening stream socket")
+
+        sock.setblocking(False)
+        return Listener(sock, address_of(sock.family, sock.getsockname()), address)
+    except BaseException:
+        sock.close()
+        raise
+
+
+@contextmanager
+def _bind_errors(address: Address) -> Iterator[None]:
+    try:
+        yield
+    except socket.gaierror as exc:
+        raise BindError(f"cannot listen on {address}: no such host ({exc.strerror})") from exc
+    except (OSError, UnicodeError) as exc:
+        strerror: object = getattr(exc, "strerror", None) or exc
+        reason = _HINTS.get(getattr(exc, "errno", None) or 0, strerror)
+        raise BindError(f"cannot listen on {address}: {reason}") from exc

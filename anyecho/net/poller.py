@@ -1,0 +1,279 @@
+"""Readiness of many sockets in one await.
+
+The only caller of anyio's `wait_readable` and `wait_writable`. It knows descriptors and who waits for them; it
+reads and writes no byte and closes no socket.
+
+A `Registration` keeps two words of truth, `may_read` and `may_write`. Whoever makes the system call sets them
+false, and only when the kernel said EAGAIN (or EINPROGRESS); only the kernel's events set them true. So an edge
+that passed before anybody waited is never missed, and one that comes with data and FIN together is not half
+forgotten.
+"""
+
+from __future__ import annotations
+
+__all__ = ("HAVE_EPOLL", "Fallback", "PolledRegistration", "Poller", "Registration", "open_poller")
+
+import select
+import socket
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from time import monotonic
+
+from anyio import (
+    BusyResourceError,
+    CancelScope,
+    ClosedResourceError,
+    Event,
+    create_task_group,
+    notify_closing,
+    wait_readable,
+    wait_writable,
+)
+from anyio.lowlevel import checkpoint
+
+#: Tests set this false to run everything on the fallback once.
+HAVE_EPOLL = hasattr(select, "epoll")
+
+if HAVE_EPOLL:
+    _WAITER = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+    _WRITE = select.EPOLLOUT | select.EPOLLERR | select.EPOLLHUP
+    _READ = ~select.EPOLLOUT
+
+#: Callbacks alone may keep the loop from everybody else for this long.
+_SLICE = 0.001
+
+
+class Registration(ABC):
+    """One socket's readiness. One reader and one writer may wait at a time."""
+
+    __slots__ = ("may_read", "may_write")
+
+    def __init__(self) -> None:
+        self.may_read = True
+        self.may_write = True
+
+    @abstractmethod
+    async def readable(self) -> None:
+        """Return once `may_read`. Raises `BusyResourceError`, and `ClosedResourceError` when closed meanwhile."""
+
+    @abstractmethod
+    async def writable(self) -> None:
+        """Return once `may_write`. Raises as `readable` does."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Forget the socket, which is still open; wake whoever waits, and let them go first where that matters."""
+
+
+class Fallback:
+    """Registrations for where there is no epoll, and for a client of one connection: waiters only."""
+
+    def register(self, sock: socket.socket | int) -> Registration:
+        return _WaitRegistration(sock)
+
+
+class _WaitRegistration(Registration):
+    def __init__(self, sock: socket.socket | int) -> None:
+        super().__init__()
+        self._sock = sock
+        self._closed = False
+        self._waiting: dict[str, Event] = {}
+
+    async def readable(self) -> None:
+        if not self.may_read:
+            await self._wait("reading from", wait_readable)
+            self.may_read = True
+
+    async def writable(self) -> None:
+        if not self.may_write:
+            await self._wait("writing to", wait_writable)
+            self.may_write = True
+
+    async def _wait(self, action: str, wait: Callable[[socket.socket | int], Awaitable[None]]) -> None:
+        if action in self._waiting:
+            raise BusyResourceError(action)
+
+        left = self._waiting[action] = Event()
+        try:
+            await wait(self._sock)
+        finally:
+            del self._waiting[action]
+            left.set()
+
+        if self._closed:
+            raise ClosedResourceError
+
+    async def aclose(self) -> None:
+        self._closed = True
+        notify_closing(self._sock)
+        # On asyncio the loop forgets a descriptor's *new* waiter if the number is reused before the old one has
+        # unwound; so the socket is not closed under anybody.
+        with CancelScope(shield=True):
+            for left in list(self._waiting.values()):
+                await left.wait()
+
+
+class Poller:
+    """Readiness of many sockets by epoll(7). Open it with `open_poller`, which runs it."""
+
+    def __init__(self) -> None:
+        self.epoll = select.epoll()
+        self.registered: dict[int, PolledRegistration] = {}
+        #: Counts the batches of events taken, so that a batch is not taken for one that came later.
+        self.batch = 0
+
+    def register(self, sock: socket.socket) -> PolledRegistration:
+        """Watch `sock`, edge-triggered, for one reader and one writer, until the registration is closed."""
+        return PolledRegistration(self, sock.fileno())
+
+    async def run(self, scope: CancelScope) -> None:
+        """Dispatch events until `scope` is cancelled; then wake every waiter with `ClosedResourceError`."""
+        try:
+            with scope:
+                while True:
+                    if events := self.epoll.poll(0):
+                        self.batch += 1
+                        await self._dispatch(events)
+                    else:
+                        await wait_readable(self.epoll.fileno())
+        finally:
+            for registration in list(self.registered.values()):
+                registration.close()
+            self.epoll.close()
+
+    async def _dispatch(self, events: list[tuple[int, int]]) -> None:
+        woken = False
+        began = monotonic()
+        for descriptor, mask in events:
+            registration = self.registered.get(descriptor)
+            # Numbers are reused at once: one registered since this batch was taken is somebody else, to whom
+            # these events never happened. What happened to *it* the next batch will say.
+            if registration is None or registration.batch == self.batch:
+                continue
+            if registration.callback is None:
+                woken |= registration.wake(mask)
+                continue
+
+            registration.callback()
+            if monotonic() - began > _SLICE:
+                await checkpoint()
+                began = monotonic()
+
+        if woken:
+            await checkpoint()
+
+
+class PolledRegistration(Registration):
+    """Edge-triggered for a waiter, once for its life: no epoll_ctl(2) a message. Level-triggered for a callback."""
+
+    __slots__ = ("_closed", "_descriptor", "_poller", "_reader", "_writer", "batch", "callback")
+
+    def __init__(self, poller: Poller, descriptor: int) -> None:
+        super().__init__()
+        self._poller = poller
+        self._descriptor = descriptor
+        self._reader: Event | None = None
+        self._writer: Event | None = None
+        self._closed = False
+        self.callback: Callable[[], None] | None = None
+        self.resume()
+
+    async def readable(self) -> None:
+        if not self.may_read:
+            if self._reader is not None:
+                raise BusyResourceError("reading from")
+
+            self._reader = Event()
+            try:
+                await self._reader.wait()
+            finally:
+                self._reader = None
+
+        if self._closed:
+            raise ClosedResourceError
+
+    async def writable(self) -> None:
+        if not self.may_write:
+            if self._writer is not None:
+                raise BusyResourceError("writing to")
+
+            self._writer = Event()
+            try:
+                await self._writer.wait()
+            finally:
+                self._writer = None
+
+        if self._closed:
+            raise ClosedResourceError
+
+    def wake(self, mask: int) -> bool:
+        """Take in what the kernel reported; return whether somebody was waiting for it."""
+        woken = False
+        if mask & _READ:
+            self.may_read = True
+            if self._reader is not None:
+                self._reader.set()
+                woken = True
+        if mask & _WRITE:
+            self.may_write = True
+            if self._writer is not None:
+                self._writer.set()
+                woken = True
+
+        return woken
+
+    def on_event(self, callback: Callable[[], None]) -> None:
+        """From now on call `callback` while there is something to read; it must not raise."""
+        self.pause()
+        self.callback = callback
+        self.resume()
+
+    def pause(self) -> None:
+        """Report nothing until `resume`. Not a mask of zero: a hang-up is reported on that too, for ever."""
+        if self._poller.registered.get(self._descriptor) is self:
+            del self._poller.registered[self._descriptor]
+            with suppress(OSError):  # closed too early, by a stranger: then the kernel has forgotten it already
+                self._poller.epoll.unregister(self._descriptor)
+
+    def resume(self) -> None:
+        """Report again, beginning with all that is pending."""
+        self.batch = self._poller.batch
+        self._poller.epoll.register(self._descriptor, _WAITER if self.callback is None else select.EPOLLIN)
+        self._poller.registered[self._descriptor] = self
+
+    def close(self) -> None:
+        """Forget the socket, which is still open; calls that wait raise `ClosedResourceError`."""
+        if self._closed:
+            return
+
+        self.pause()
+        self._closed = self.may_read = self.may_write = True
+        for waiting in (self._reader, self._writer):
+            if waiting is not None:
+                waiting.set()
+
+    async def aclose(self) -> None:
+        # No need to let the waiters go first: they wait for an Event, not for the descriptor.
+        self.close()
+
+
+@asynccontextmanager
+async def open_poller() -> AsyncIterator[Poller | Fallback]:
+    """A running Poller, or the fallback where the system has no epoll.
+
+    It outlives a cancellation from outside until the block is left, because connections that are closing
+    politely still wait for it then. The block must end them all before it ends.
+    """
+    if not HAVE_EPOLL:
+        yield Fallback()
+        return
+
+    poller = Poller()
+    async with create_task_group() as task_group:
+        scope = CancelScope(shield=True)
+        task_group.start_soon(poller.run, scope)
+        try:
+            yield poller
+        finally:
+            scope.cancel()

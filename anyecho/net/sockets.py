@@ -1,0 +1,135 @@
+"""Sockets as values: their options, the addresses behind them, what to call a peer.
+
+Knows the kernel's names and numbers; makes nothing wait and reads no byte.
+"""
+
+from __future__ import annotations
+
+__all__ = (
+    "SocketOptions",
+    "address_of",
+    "peer_name",
+    "resolve",
+)
+
+import os
+import socket
+import struct
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
+from typing import Any, TypeAlias
+
+from anyio import to_thread
+
+from anyecho.address import Address, TCPAddress, UnixAddress
+from anyecho.units import Seconds, Size
+
+#: (family, socket address), ready for bind(2) or connect(2).
+Endpoint: TypeAlias = tuple[socket.AddressFamily, Any]
+
+_unix_peers = count(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SocketOptions:
+    """What the kernel shall do for a stream socket; set on a listener, inherited by all it accepts.
+
+    Options that a system does not know are left out there.
+    """
+
+    tcp_nodelay: bool = field(default=True, metadata={"help": "Send small messages at once (TCP_NODELAY)."})
+    tcp_notsent_lowat: Size = field(
+        # With the default send queue a peer that never reads holds 4 MiB of kernel memory; so, 0.16.
+        default=128 * 1024,
+        metadata={"help": "Bytes the kernel may queue unsent per connection (TCP_NOTSENT_LOWAT); 0 leaves it."},
+    )
+    tcp_user_timeout: Seconds = field(
+        default=60.0,
+        metadata={"help": "Give up a peer that acknowledges nothing for this long (TCP_USER_TIMEOUT); 0: never."},
+    )
+    keepalive: bool = field(
+        default=True, metadata={"help": "Find peers that vanished: probes after 60 s, every 10 s, 6 times."}
+    )
+    sndbuf: Size = field(default=0, metadata={"help": "Fixed send buffer (SO_SNDBUF); 0: the kernel tunes it."})
+    rcvbuf: Size = field(default=0, metadata={"help": "Fixed receive buffer (SO_RCVBUF); 0: the kernel tunes it."})
+
+    def apply(self, sock: socket.socket) -> None:
+        """Set all of it on `sock`, a TCP or Unix stream socket."""
+        if self.sndbuf:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.sndbuf)
+        if self.rcvbuf:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.rcvbuf)
+        if sock.family not in (socket.AF_INET, socket.AF_INET6):
+            return
+
+        # An urgent byte is a byte the peer sent: it is echoed in its place (RFC 6093), not taken out of line.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        for name, value in self._tcp_options().items():
+            if (option := getattr(socket, name, None)) is not None:
+                sock.setsockopt(socket.IPPROTO_TCP, option, value)
+        if self.keepalive:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+    def _tcp_options(self) -> dict[str, int]:
+        options = {"TCP_NODELAY": int(self.tcp_nodelay)}
+        if self.tcp_notsent_lowat:
+            options["TCP_NOTSENT_LOWAT"] = self.tcp_notsent_lowat
+        if self.tcp_user_timeout:
+            # The kernel's limit is an int of milliseconds: 24 days, which "off" (infinite) shall mean too.
+            options["TCP_USER_TIMEOUT"] = round(min(self.tcp_user_timeout * 1000, 2**31 - 1))
+        if self.keepalive:
+            options |= {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
+
+        return options
+
+
+async def resolve(host: str, port: int, *, family: int = socket.AF_UNSPEC) -> list[Endpoint]:
+    """The stream endpoints of `host`, best first (RFC 6724), without doubles. Raises `socket.gaierror`.
+
+    `localhost` is both loopback addresses (RFC 6761), whatever the hosts file says. Any other
+    name is looked up in a thread that is abandoned when cancelled: a dead name server holds nobody up.
+    """
+    if host == "localhost":
+        loopback: list[Endpoint] = [
+            (socket.AF_INET6, ("::1", port, 0, 0)),
+            (socket.AF_INET, ("127.0.0.1", port)),
+        ]
+        return [endpoint for endpoint in loopback if family in (socket.AF_UNSPEC, endpoint[0])]
+
+    look_up = partial(socket.getaddrinfo, host, port, family, socket.SOCK_STREAM)
+    try:
+        found = look_up(flags=socket.AI_NUMERICHOST)
+    except socket.gaierror:
+        found = await to_thread.run_sync(look_up, abandon_on_cancel=True)
+
+    return list(dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in found))
+
+
+def address_of(family: int, sockaddr: Any, *, tls: bool = False) -> Address:
+    """The address of a stream socket from what getsockname(2) or getpeername(2) said of it."""
+    if family == socket.AF_UNIX:
+        return UnixAddress(path=os.fsdecode(sockaddr), tls=tls)
+
+    host, port = sockaddr[:2]
+    if family == socket.AF_INET6 and sockaddr[3] and "%" not in host:
+        host += f"%{socket.if_indextoname(sockaddr[3])}"
+
+    return TCPAddress(host=host.removeprefix("::ffff:") if "." in host else host, port=port, tls=tls)
+
+
+def peer_name(sock: socket.socket, sockaddr: Any) -> str:
+    """A short name for logs: ``::1_64624``, or for a Unix peer its pid, ``unix_4711``.
+
+    Where the kernel knows no pid, a number that no other peer of this process has.
+    """
+    if sock.family != socket.AF_UNIX:
+        host, port = sockaddr[:2]
+        return f"{host.removeprefix('::ffff:')}_{port}"
+
+    try:
+        pid, _, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    except (AttributeError, OSError):
+        pid = 0
+
+    return f"unix_{pid}" if pid else f"unix_n{next(_unix_peers)}"

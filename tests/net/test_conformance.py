@@ -1,0 +1,131 @@
+"""`PolledStream` keeps the contract of every stream of ours, and trio's, on every carrier."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+from collections.abc import Awaitable, Callable
+
+import anyio
+import pytest
+import trio
+from trio.testing import check_half_closeable_stream, check_two_way_stream
+
+from anyecho.net.poller import Fallback, Poller, open_poller
+from anyecho.net.stream import PolledStream
+from tests.conformance import CHECKS, Check, check
+from tests.net.pairs import KINDS, raw_pair, stream_over, stream_pair
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("one", CHECKS, ids=lambda one: one.__name__)
+async def test_a_polled_stream_conforms(one: Check, kind: str, poller: Poller | Fallback) -> None:
+    await check(one, *stream_pair(kind, poller))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("one", CHECKS, ids=lambda one: one.__name__)
+async def test_a_stream_without_a_poller_conforms(one: Check, kind: str) -> None:
+    await check(one, *stream_pair(kind, Fallback()))
+
+
+class _TrioStream(trio.abc.HalfCloseableStream):
+    """A `PolledStream` as trio's checks want it: other names, other error classes."""
+
+    def __init__(self, stream: PolledStream, sock: socket.socket) -> None:
+        self._stream = stream
+        self._sock = sock
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await _translated(lambda: self._stream.send(bytes(data)))
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await _translated(self._wait_writable)
+
+    async def _wait_writable(self) -> None:
+        stream = self._stream
+        await stream.send(b"")  # refuses what has to be refused
+        stream._sending = True
+        try:
+            poll = select.poll()
+            poll.register(self._sock, select.POLLOUT)
+            stream._registration.may_write = bool(poll.poll(0))
+            await stream._registration.writable()
+        finally:
+            stream._sending = False
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        try:
+            received = b""
+
+            async def receive() -> None:
+                nonlocal received
+                received = await self._stream.receive(65536 if max_bytes is None else max_bytes)
+
+            await _translated(receive)
+            return received
+        except anyio.EndOfStream:
+            return b""
+
+    async def send_eof(self) -> None:
+        await _translated(self._stream.send_eof)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+async def _translated(call: Callable[[], Awaitable[None]]) -> None:
+    try:
+        await call()
+    except anyio.ClosedResourceError as exc:
+        raise trio.ClosedResourceError from exc
+    except anyio.BrokenResourceError as exc:
+        raise trio.BrokenResourceError from exc
+    except anyio.BusyResourceError as exc:
+        raise trio.BusyResourceError from exc
+
+
+def _fill(sock: socket.socket) -> None:
+    """Send until nothing more goes, and that stays so: the kernel moves bytes on after it first said no."""
+    sent = True
+    while sent:
+        sent = False
+        for size in (4096, 1):
+            with contextlib.suppress(BlockingIOError):
+                while sock.send(bytes(size)):
+                    sent = True
+        select.select([], [], [], 0.02)
+
+
+@pytest.mark.parametrize("clogged", [False, True], ids=["free", "clogged"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("contract", [check_two_way_stream, check_half_closeable_stream])
+@pytest.mark.parametrize("polled", [True, False], ids=["poller", "fallback"])
+def test_trios_own_checks_pass(
+    contract: Callable[..., Awaitable[None]], kind: str, clogged: bool, polled: bool
+) -> None:
+    poller: Poller | Fallback = Fallback()
+
+    async def make() -> tuple[_TrioStream, _TrioStream]:
+        left, right = raw_pair(kind)
+        return _TrioStream(stream_over(left, poller), left), _TrioStream(stream_over(right, poller), right)
+
+    async def make_clogged() -> tuple[_TrioStream, _TrioStream]:
+        left, right = await make()
+        for stream in (left, right):
+            for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+                stream._sock.setsockopt(socket.SOL_SOCKET, buffer, 4096)  # sooner full
+        for stream in (left, right):
+            _fill(stream._sock)
+
+        return left, right
+
+    async def main() -> None:
+        nonlocal poller
+        async with open_poller() as opened:
+            if polled:
+                poller = opened
+            await contract(make, make_clogged if clogged else None)
+
+    trio.run(main)

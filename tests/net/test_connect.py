@@ -1,0 +1,209 @@
+"""Connecting finds whoever answers, says in one line when nobody does, and never talks to itself."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from anyio import CancelScope, create_task_group, fail_after, move_on_after, wait_all_tasks_blocked
+from anyio.abc import SocketAttribute
+
+from anyecho.address import Address, FDAddress, TCPAddress, UnixAddress, parse_address
+from anyecho.errors import ConnectError
+from anyecho.net import connect
+from anyecho.net.connect import connect_stream
+from anyecho.net.poller import Fallback, Poller
+from anyecho.net.sockets import SocketOptions
+
+OPTIONS = SocketOptions()
+
+
+@pytest.fixture
+def opened() -> Iterator[ExitStack]:
+    with ExitStack() as opened:
+        yield opened
+
+
+async def refused(address: Address, family: Literal[4, 6] | None = None) -> str:
+    with fail_after(5), pytest.raises(ConnectError) as caught:
+        await connect_stream(address, family=family, options=OPTIONS)
+
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("polled", [True, False], ids=["poller", "fallback"])
+async def test_a_stream_is_connected(polled: bool, poller: Poller | Fallback, opened: ExitStack) -> None:
+    listener = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
+    address = TCPAddress(host="127.0.0.1", port=listener.getsockname()[1])
+    async with await connect_stream(address, options=OPTIONS, poller=poller if polled else None) as stream:
+        peer = opened.enter_context(listener.accept()[0])
+        peer.send(b"hello")
+        assert await stream.receive() == b"hello"
+
+
+async def test_localhost_finds_a_server_on_either_family(opened: ExitStack) -> None:
+    for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+        listener = opened.enter_context(socket.create_server((host, 0), family=family))
+        address = TCPAddress(host="localhost", port=listener.getsockname()[1])
+        async with await connect_stream(address, options=OPTIONS) as stream:
+            assert stream.extra(SocketAttribute.remote_address)[0] == host
+
+
+async def test_a_family_that_was_asked_for_is_the_only_one_tried(opened: ExitStack) -> None:
+    listener = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
+    address = TCPAddress(host="localhost", port=listener.getsockname()[1])
+    async with await connect_stream(address, family=4, options=OPTIONS):
+        pass
+
+    assert "Connection refused" in await refused(address, family=6)
+
+
+async def test_a_silent_address_does_not_hold_up_one_that_answers(
+    opened: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The favourite never answers: its backlog is full. The next is tried a quarter of a second later."""
+    silent = opened.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+    fill(silent, opened)
+    good = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
+
+    async def both(host: str, port: int, *, family: int) -> list[Any]:
+        return [(socket.AF_INET, silent.getsockname()), (socket.AF_INET, good.getsockname())]
+
+    monkeypatch.setattr(connect, "resolve", both)
+    before = len(os.listdir("/proc/self/fd"))
+    start = time.monotonic()
+    async with await connect_stream(TCPAddress(host="two", port=1), options=OPTIONS) as stream:
+        assert stream.extra(SocketAttribute.remote_address) == good.getsockname()
+        assert time.monotonic() - start < 3 * 0.25
+
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def fill(listener: socket.socket, opened: ExitStack) -> None:
+    """Connect until the kernel answers no more SYNs."""
+    for _ in range(8):
+        client = opened.enter_context(socket.socket())
+        client.setblocking(False)
+        client.connect_ex(listener.getsockname())
+
+
+async def test_a_failed_address_is_followed_by_the_next_at_once(
+    opened: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
+    with socket.create_server(("127.0.0.1", 0)) as dead:
+        gone = dead.getsockname()
+
+    async def dead_ones_first(host: str, port: int, *, family: int) -> list[Any]:
+        return [(socket.AF_INET, gone)] * 20 + [(socket.AF_INET, good.getsockname())]
+
+    monkeypatch.setattr(connect, "resolve", dead_ones_first)
+    with fail_after(3):  # 20 delays would be 5 s
+        async with await connect_stream(TCPAddress(host="many", port=1), options=OPTIONS):
+            pass
+
+
+def test_the_families_take_turns_the_favourite_first() -> None:
+    four, six = socket.AF_INET, socket.AF_INET6
+    found: list[Any] = [(six, 1), (six, 2), (six, 3), (four, 4)]
+    assert connect._interleave(found) == [(six, 1), (four, 4), (six, 2), (six, 3)]
+    assert connect._interleave(found[:1]) == [(six, 1)]
+    assert connect._interleave(found[3:] + found[:3]) == [(four, 4), (six, 1), (six, 2), (six, 3)]
+
+
+async def test_a_connection_to_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Binding to the port and then calling it is what the kernel does once in 28,000 times for a dead port."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        dead = probe.getsockname()
+    connect_ex = socket.socket.connect_ex
+
+    def unlucky(sock: socket.socket, address: Any) -> int:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(dead)
+        return connect_ex(sock, address)
+
+    monkeypatch.setattr(socket.socket, "connect_ex", unlucky)
+    message = await refused(TCPAddress(host="127.0.0.1", port=dead[1]))
+    assert message == f"cannot connect to tcp://127.0.0.1:{dead[1]}: Connection refused"
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("tcp://no-such-host.invalid:1", "no such host"),
+        ("unix:/nonexistent/echo", "No such file or directory"),
+        ("fd://3", "a descriptor is for servers"),
+        ("tls://localhost:1", "tls is not yet served"),
+        ("udp://localhost:1", "udp is not yet served"),
+    ],
+)
+async def test_what_cannot_be_connected_to_is_one_line(address: str, reason: str) -> None:
+    message = await refused(parse_address(address))
+    assert message.startswith(f"cannot connect to {address}: ")
+    assert reason in message
+
+
+async def test_cancelling_an_attempt_leaves_nothing_open(opened: ExitStack) -> None:
+    silent = opened.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+    fill(silent, opened)
+    address = TCPAddress(host="127.0.0.1", port=silent.getsockname()[1])
+    before = len(os.listdir("/proc/self/fd"))
+    with move_on_after(0.05) as scope:
+        await connect_stream(address, options=OPTIONS)
+
+    assert scope.cancelled_caught
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_a_winner_that_nobody_waits_for_is_closed(opened: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection is made in the very turn of the loop in which its caller is cancelled."""
+    listener = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
+    address = TCPAddress(host="127.0.0.1", port=listener.getsockname()[1])
+    before = len(os.listdir("/proc/self/fd"))
+    with CancelScope() as outside:
+        made = connect._connect
+
+        async def cancelling(*args: Any) -> Any:
+            stream = await made(*args)
+            outside.cancel()
+            return stream
+
+        monkeypatch.setattr(connect, "_connect", cancelling)
+        await connect_stream(address, options=OPTIONS)
+        await wait_all_tasks_blocked()
+        pytest.fail("not cancelled")
+
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_a_full_unix_backlog_is_waited_for(short_path: Path, opened: ExitStack) -> None:
+    path = str(short_path / "echo")
+    listener = opened.enter_context(socket.socket(socket.AF_UNIX))
+    listener.bind(path)
+    listener.listen(0)
+    first = opened.enter_context(socket.socket(socket.AF_UNIX))
+    first.connect(path)
+    probe = opened.enter_context(socket.socket(socket.AF_UNIX))
+    probe.setblocking(False)
+    assert probe.connect_ex(path) == errno.EAGAIN
+    async with create_task_group() as tasks:
+
+        async def connected() -> None:
+            with fail_after(5):
+                async with await connect_stream(UnixAddress(path=path), options=OPTIONS):
+                    pass
+
+        tasks.start_soon(connected)
+        await wait_all_tasks_blocked()
+        opened.enter_context(listener.accept()[0])
+
+
+async def test_a_descriptor_address_is_refused() -> None:
+    assert "for servers" in await refused(FDAddress(fd=0))

@@ -1,0 +1,315 @@
+"""The Poller's traps, each of which made a prototype sleep for ever, spin, or answer for somebody else."""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
+from functools import partial
+
+import pytest
+from anyio import (
+    BusyResourceError,
+    CancelScope,
+    ClosedResourceError,
+    Event,
+    create_task_group,
+    fail_after,
+    move_on_after,
+    wait_all_tasks_blocked,
+)
+from anyio.lowlevel import checkpoint
+
+from anyecho.net import poller as poller_module
+from anyecho.net.poller import Fallback, PolledRegistration, Poller, Registration, open_poller
+from tests.net.pairs import KINDS, raw_pair
+
+needs_epoll = pytest.mark.skipif(not hasattr(select, "epoll"), reason="this system has no epoll")
+
+
+@pytest.fixture
+def opened() -> Iterator[ExitStack]:
+    with ExitStack() as opened:
+        yield opened
+
+
+@pytest.fixture
+async def epoll(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Poller]:
+    """A Poller, also in the run in which everything else is made to do without."""
+    monkeypatch.setattr(poller_module, "HAVE_EPOLL", True)
+    async with open_poller() as poller:
+        assert isinstance(poller, Poller)
+        yield poller
+
+
+def quiet_pair(kind: str, opened: ExitStack) -> tuple[socket.socket, socket.socket]:
+    peer, ours = (opened.enter_context(sock) for sock in raw_pair(kind))
+    ours.setblocking(False)
+    return peer, ours
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_an_edge_that_passed_is_not_missed(kind: str, poller: Poller | Fallback, opened: ExitStack) -> None:
+    peer, ours = quiet_pair(kind, opened)
+    registration = poller.register(ours)
+    registration.may_read = registration.may_write = False
+    peer.send(b"x")
+    await wait_all_tasks_blocked()
+    with fail_after(5):
+        await registration.readable()
+        await registration.writable()
+    await registration.aclose()
+
+
+async def test_a_connecting_socket_becomes_writable_before_anybody_waits(
+    poller: Poller | Fallback, opened: ExitStack
+) -> None:
+    listener = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
+    sock = opened.enter_context(socket.socket())
+    sock.setblocking(False)
+    sock.connect_ex(listener.getsockname())
+    registration = poller.register(sock)
+    registration.may_write = False
+    await wait_all_tasks_blocked()
+    with fail_after(5):
+        await registration.writable()
+    await registration.aclose()
+
+
+@pytest.mark.parametrize("way", ["readable", "writable"])
+async def test_a_second_waiter_is_refused_and_the_first_unharmed(
+    way: str, poller: Poller | Fallback, opened: ExitStack
+) -> None:
+    peer, ours = quiet_pair("unix", opened)
+    registration = poller.register(ours)
+    if way == "writable":
+        _fill(ours)
+    registration.may_read = registration.may_write = False
+    async with create_task_group() as tasks:
+        tasks.start_soon(getattr(registration, way))
+        await wait_all_tasks_blocked()
+        with pytest.raises(BusyResourceError):
+            await getattr(registration, way)()
+        peer.send(b"x")
+        _empty(peer)
+
+
+@pytest.mark.parametrize("way", ["readable", "writable"])
+async def test_a_cancelled_wait_leaves_the_place_free(
+    way: str, poller: Poller | Fallback, opened: ExitStack
+) -> None:
+    peer, ours = quiet_pair("unix", opened)
+    registration = poller.register(ours)
+    _fill(ours)
+    registration.may_read = registration.may_write = False
+    for _ in range(3):
+        with move_on_after(0.01) as scope:
+            await getattr(registration, way)()
+        assert scope.cancelled_caught
+
+    peer.send(b"x")
+    _empty(peer)
+    with fail_after(5):
+        await getattr(registration, way)()
+
+
+async def test_closing_wakes_both_waiters(poller: Poller | Fallback, opened: ExitStack) -> None:
+    _, ours = quiet_pair("unix", opened)
+    registration = poller.register(ours)
+    _fill(ours)
+    registration.may_read = registration.may_write = False
+    async with create_task_group() as tasks:
+        tasks.start_soon(_closed, registration, "readable")
+        tasks.start_soon(_closed, registration, "writable")
+        await wait_all_tasks_blocked()
+        await registration.aclose()
+
+
+async def _closed(registration: Registration, way: str) -> None:
+    with pytest.raises(ClosedResourceError):
+        await getattr(registration, way)()
+
+
+@needs_epoll
+async def test_events_for_an_old_socket_do_not_reach_the_new_one_of_its_number(
+    epoll: Poller, opened: ExitStack
+) -> None:
+    """Two events in one batch; what handles the first closes the second's socket and opens another."""
+    first_peer, first = quiet_pair("unix", opened)
+    second_peer, second = quiet_pair("unix", opened)
+    calls: list[str] = []
+    registrations: dict[str, PolledRegistration] = {}
+    handled = Event()
+
+    def replace(name: str, sock: socket.socket) -> None:
+        """Whichever of the two comes first replaces the other."""
+        if "new" in registrations:
+            calls.append(f"old {name}")
+            return
+
+        other_name, other = ("second", second) if name == "first" else ("first", first)
+        number = other.fileno()
+        registrations[other_name].close()
+        other.close()
+        sockets = [opened.enter_context(each) for each in socket.socketpair()]
+        new = next(each for each in sockets if each.fileno() == number)
+        registrations["new"] = epoll.register(new)
+        registrations["new"].on_event(lambda: calls.append("new"))
+        registrations[name].pause()
+        handled.set()
+
+    for name, sock in (("first", first), ("second", second)):
+        registrations[name] = epoll.register(sock)
+        registrations[name].on_event(partial(replace, name, sock))
+
+    first_peer.send(b"x")
+    second_peer.send(b"x")
+    with fail_after(5):
+        await handled.wait()
+        await wait_all_tasks_blocked()
+
+    assert calls == []
+
+
+@needs_epoll
+async def test_a_callback_is_called_while_there_is_something_to_read(epoll: Poller, opened: ExitStack) -> None:
+    peer, ours = quiet_pair("tcp", opened)
+    registration = epoll.register(ours)
+    got: list[bytes] = []
+    done = Event()
+
+    def take_one() -> None:
+        got.append(ours.recv(1))
+        if len(got) == 3:
+            done.set()
+
+    registration.on_event(take_one)
+    peer.send(b"abc")
+    with fail_after(5):
+        await done.wait()
+
+    assert got == [b"a", b"b", b"c"]
+    registration.close()
+
+
+@needs_epoll
+async def test_what_is_pending_is_reported_again_after_a_handover(epoll: Poller, opened: ExitStack) -> None:
+    peer, ours = quiet_pair("tcp", opened)
+    registration = epoll.register(ours)
+    peer.send(b"x")
+    await wait_all_tasks_blocked()  # the edge has been and gone
+    called = Event()
+
+    def once() -> None:
+        registration.pause()
+        called.set()
+
+    registration.on_event(once)
+    with fail_after(5):
+        await called.wait()
+
+
+@needs_epoll
+async def test_a_paused_registration_hears_nothing_until_it_resumes(epoll: Poller, opened: ExitStack) -> None:
+    """A mask of zero would not do: a hang-up is reported on that, and again, and again."""
+    peer, ours = quiet_pair("tcp", opened)
+    registration = epoll.register(ours)
+    calls = 0
+    called = Event()
+
+    def count() -> None:
+        nonlocal calls
+        calls += 1
+        called.set()
+        registration.pause()
+
+    registration.on_event(count)
+    registration.pause()
+    peer.send(b"x")
+    peer.close()
+    for _ in range(50):
+        await checkpoint()
+    assert calls == 0
+    registration.resume()
+    with fail_after(5):
+        await called.wait()
+    assert calls == 1
+
+
+@needs_epoll
+async def test_callbacks_that_take_long_let_tasks_run(
+    epoll: Poller, opened: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six callbacks in one batch, each longer than a slice: others have their turn before the last."""
+    order: list[str] = []
+    peers = [quiet_pair("unix", opened) for _ in range(6)]
+    registrations = []
+    for _, ours in peers:
+        registration = epoll.register(ours)
+
+        def busy(registration: PolledRegistration = registration) -> None:
+            order.append("callback")
+            registration.pause()
+            end = time.monotonic() + 0.003
+            while time.monotonic() < end:
+                pass
+
+        registration.on_event(busy)
+        registrations.append(registration)
+
+    async def other() -> None:
+        while order.count("callback") < 6:
+            await checkpoint()
+            order.append("task")
+
+    async with create_task_group() as tasks:
+        for peer, _ in peers:
+            peer.send(b"x")
+        tasks.start_soon(other)
+
+    assert "task" in order[: len(order) - order[::-1].index("callback")]
+
+
+@needs_epoll
+async def test_a_poller_that_stops_wakes_its_waiters(opened: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(poller_module, "HAVE_EPOLL", True)
+    _, ours = quiet_pair("unix", opened)
+    async with create_task_group() as tasks:
+        with fail_after(5):
+            async with open_poller() as poller:
+                registration = poller.register(ours)
+                registration.may_read = False
+                tasks.start_soon(_closed, registration, "readable")
+                await wait_all_tasks_blocked()
+
+
+@needs_epoll
+async def test_a_poller_works_on_while_its_block_is_cancelled(
+    opened: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(poller_module, "HAVE_EPOLL", True)
+    peer, ours = quiet_pair("unix", opened)
+    with CancelScope() as outside:
+        async with open_poller() as poller:
+            registration = poller.register(ours)
+            outside.cancel()
+            with CancelScope(shield=True), fail_after(5):
+                registration.may_read = False
+                await wait_all_tasks_blocked()
+                peer.send(b"x")
+                await registration.readable()
+
+
+def _fill(sock: socket.socket) -> None:
+    with pytest.raises(BlockingIOError):
+        while True:
+            sock.send(bytes(65536))
+
+
+def _empty(sock: socket.socket) -> None:
+    sock.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        while True:
+            sock.recv(1 << 20)

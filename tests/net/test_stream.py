@@ -1,0 +1,291 @@
+"""What `PolledStream` does about the habits of kernels and peers that no contract mentions."""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+from anyio import (
+    BrokenResourceError,
+    ClosedResourceError,
+    EndOfStream,
+    create_task_group,
+    fail_after,
+    wait_all_tasks_blocked,
+)
+from anyio.abc import SocketAttribute
+from anyio.lowlevel import checkpoint
+
+from anyecho.net.poller import Fallback, Poller
+from anyecho.net.stream import PolledStream
+from tests.conformance import drain
+from tests.net.pairs import KINDS, raw_pair, reset, stream_over
+
+
+@pytest.fixture
+def opened() -> Iterator[ExitStack]:
+    with ExitStack() as opened:
+        yield opened
+
+
+async def test_data_and_end_in_one_event_are_both_seen(poller: Poller | Fallback, opened: ExitStack) -> None:
+    peer, ours = raw_pair("tcp")
+    opened.enter_context(ours)
+    stream = stream_over(ours, poller)
+    async with create_task_group() as tasks:
+        got: list[bytes] = []
+
+        async def read() -> None:
+            with fail_after(5):
+                got.extend([chunk async for chunk in stream])
+
+        tasks.start_soon(read)
+        await wait_all_tasks_blocked()
+        # No await in between: the Poller sees one event for both.
+        peer.send(b"last words")
+        peer.close()
+
+    assert got == [b"last words"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_short_read_is_not_the_last(kind: str, poller: Poller | Fallback, opened: ExitStack) -> None:
+    peer, ours = (opened.enter_context(sock) for sock in raw_pair(kind))
+    stream = stream_over(ours, poller)
+    async with create_task_group() as tasks:
+        tasks.start_soon(_expect, stream, b"first and second")
+        await wait_all_tasks_blocked()
+        peer.send(b"first ")
+        peer.send(b"and second")
+
+
+async def test_an_urgent_byte_is_received_in_its_place(poller: Poller | Fallback, opened: ExitStack) -> None:
+    peer, ours = (opened.enter_context(sock) for sock in raw_pair("tcp"))
+    stream = stream_over(ours, poller)
+    async with create_task_group() as tasks:
+        tasks.start_soon(_expect, stream, b"ab!cd")
+        await wait_all_tasks_blocked()
+        # The urgent mark cuts a read short, though there is more and no new event for it.
+        peer.send(b"ab")
+        peer.send(b"!", socket.MSG_OOB)
+        peer.send(b"cd")
+
+
+async def test_passed_descriptors_do_not_hide_what_follows(poller: Poller | Fallback, opened: ExitStack) -> None:
+    peer, ours = (opened.enter_context(sock) for sock in raw_pair("unix"))
+    stream = stream_over(ours, poller)
+    before = len(os.listdir("/proc/self/fd"))
+    async with create_task_group() as tasks:
+        tasks.start_soon(_expect, stream, b"one two three")
+        await wait_all_tasks_blocked()
+        # Each segment with descriptors ends a read, as if the queue were empty.
+        for part in (b"one ", b"two "):
+            peer.sendmsg([part], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0]))])
+        peer.send(b"three")
+
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def _expect(stream: PolledStream, expected: bytes) -> None:
+    received = b""
+    with fail_after(5):
+        while len(received) < len(expected):
+            received += await stream.receive()
+
+    assert received == expected
+
+
+async def test_a_reset_is_never_taken_for_the_end(poller: Poller | Fallback, opened: ExitStack) -> None:
+    peer, ours = raw_pair("tcp")
+    opened.enter_context(ours)
+    stream = stream_over(ours, poller)
+    reset(peer)
+    # The kernel tells of the reset once; from then on it says that the data has ended.
+    for _ in range(3):
+        with pytest.raises(BrokenResourceError) as caught:
+            await stream.receive()
+        assert isinstance(caught.value.__cause__, ConnectionResetError)
+    with pytest.raises(BrokenResourceError):
+        await stream.send(b"x")
+    with pytest.raises(BrokenResourceError):
+        await stream.send_eof()
+
+
+async def test_half_closing_a_reset_stream_is_broken(poller: Poller | Fallback, opened: ExitStack) -> None:
+    peer, ours = raw_pair("tcp")
+    opened.enter_context(ours)
+    stream = stream_over(ours, poller)
+    reset(peer)
+    with pytest.raises(BrokenResourceError):
+        await stream.send_eof()
+
+
+async def test_what_arrived_before_a_failed_send_can_still_be_read(
+    poller: Poller | Fallback, opened: ExitStack
+) -> None:
+    peer, ours = raw_pair("tcp")
+    opened.enter_context(ours)
+    stream = stream_over(ours, poller)
+    peer.send(b"before")
+    reset(peer)
+    with pytest.raises(BrokenResourceError):
+        for _ in range(100):
+            await stream.send(b"x")
+
+    assert await stream.receive() == b"before"
+    with pytest.raises(BrokenResourceError):
+        await stream.receive()
+
+
+async def test_a_failed_send_is_remembered_by_the_reader(
+    poller: Poller | Fallback, opened: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer, ours = (opened.enter_context(sock) for sock in raw_pair("unix"))
+    stream = stream_over(ours, poller)
+    peer.shutdown(socket.SHUT_RDWR)
+    with pytest.raises(BrokenResourceError):
+        await stream.send(b"x")
+    with pytest.raises(BrokenResourceError) as caught:
+        await stream.receive()
+    assert isinstance(caught.value.__cause__, BrokenPipeError)
+
+
+@pytest.mark.parametrize("budget", [1, 4])
+async def test_a_flooding_peer_lets_others_run(budget: int, poller: Poller | Fallback, opened: ExitStack) -> None:
+    """Every `budget` calls another task has a turn, though no call ever had to wait."""
+    peer, ours = (opened.enter_context(sock) for sock in raw_pair("unix"))
+    stream = stream_over(ours, poller, budget=budget)
+    peer.send(bytes(4000))
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            await checkpoint()
+            turns += 1
+
+    async with create_task_group() as tasks:
+        tasks.start_soon(take_turns)
+        await checkpoint()
+        turns = 0
+        for _ in range(200):
+            await stream.receive(10)
+            await stream.send(b"x")
+
+        assert turns >= 400 // budget - 1
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_megabyte_is_a_turn_however_few_the_calls(
+    poller: Poller | Fallback, opened: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer, ours = (opened.enter_context(sock) for sock in raw_pair("unix"))
+    stream = stream_over(ours, poller, budget=10_000)
+    yields = 0
+
+    async def counted() -> None:
+        nonlocal yields
+        yields += 1
+        await checkpoint()
+
+    monkeypatch.setattr("anyecho.net.stream.checkpoint", counted)
+    for _ in range(40):
+        peer.send(bytes(65536))
+        await stream.receive()
+
+    assert 2 <= yields <= 3
+
+
+async def test_totals_count_what_moved(poller: Poller | Fallback, opened: ExitStack) -> None:
+    peer, ours = (opened.enter_context(sock) for sock in raw_pair("tcp"))
+    stream = stream_over(ours, poller)
+    peer.send(b"12345")
+    await stream.receive()
+    await stream.send(b"123")
+    assert (stream.bytes_received, stream.bytes_sent) == (5, 3)
+
+
+async def test_a_stream_tells_its_addresses(poller: Poller | Fallback, opened: ExitStack) -> None:
+    peer, ours = raw_pair("tcp")
+    opened.enter_context(peer)
+    async with stream_over(ours, poller) as stream:
+        assert stream.extra(SocketAttribute.family) == socket.AF_INET
+        assert stream.extra(SocketAttribute.raw_socket) is ours
+        assert stream.extra(SocketAttribute.local_address) == ours.getsockname()
+        assert stream.extra(SocketAttribute.local_port) == ours.getsockname()[1]
+        assert stream.extra(SocketAttribute.remote_address) == peer.getsockname()
+        assert stream.extra(SocketAttribute.remote_port) == peer.getsockname()[1]
+
+    assert stream.extra(SocketAttribute.local_address, None) is None
+
+
+async def test_a_unix_stream_has_no_ports(poller: Poller | Fallback, opened: ExitStack) -> None:
+    peer, ours = raw_pair("unix")
+    opened.enter_context(peer)
+    async with stream_over(ours, poller) as stream:
+        assert stream.extra(SocketAttribute.local_port, None) is None
+        assert stream.extra(SocketAttribute.remote_address) == ""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_number_used_again_at_once_finds_its_new_waiter(
+    kind: str, poller: Poller | Fallback, opened: ExitStack
+) -> None:
+    """Closing under a waiter and reusing the descriptor in one turn of the loop made asyncio forget the new one."""
+    for _ in range(3):
+        peer, ours = raw_pair(kind)
+        stream = stream_over(ours, poller)
+        number = ours.fileno()
+        async with create_task_group() as tasks:
+            tasks.start_soon(_until_closed, stream)
+            await wait_all_tasks_blocked()
+            await stream.aclose()
+            peer.close()
+            first, second = raw_pair(kind)
+            sockets = {sock.fileno(): sock for sock in (first, second)}
+            assert number in sockets
+            again = stream_over(sockets.pop(number), poller)
+            other = sockets.popitem()[1]
+            tasks.start_soon(_expect, again, b"for the new one")
+            await wait_all_tasks_blocked()
+            other.send(b"for the new one")
+
+        await again.aclose()
+        other.close()
+
+
+async def _until_closed(stream: PolledStream) -> None:
+    with pytest.raises(ClosedResourceError):
+        await stream.receive()
+
+
+async def test_the_end_is_seen_by_one_who_was_not_waiting(poller: Poller | Fallback, opened: ExitStack) -> None:
+    peer, ours = raw_pair("tcp")
+    opened.enter_context(ours)
+    stream = stream_over(ours, poller)
+    peer.close()
+    await wait_all_tasks_blocked()
+    with fail_after(5), pytest.raises(EndOfStream):
+        await stream.receive()
+
+
+async def test_a_send_goes_on_when_the_peer_reads(poller: Poller | Fallback, opened: ExitStack) -> None:
+    for kind in KINDS:
+        peer, ours = (opened.enter_context(sock) for sock in raw_pair(kind))
+        stream = stream_over(ours, poller)
+        other = stream_over(peer, poller)
+        async with create_task_group() as tasks:
+            payload = os.urandom(8 << 20)
+
+            async def send(stream: PolledStream = stream, payload: bytes = payload) -> None:
+                await stream.send(payload)
+                await stream.send_eof()
+
+            tasks.start_soon(send)
+            await wait_all_tasks_blocked()
+            with fail_after(20):
+                assert await drain(other) == payload

@@ -1,0 +1,46 @@
+"""Peers that know nothing of anyecho, and how to wait for what a server does about them."""
+
+from __future__ import annotations
+
+__all__ = ("SOON", "dial", "receive_all", "until")
+
+import socket
+from collections.abc import Callable
+
+from anyio import fail_after, sleep
+
+from anyecho.address import Address, TCPAddress, UnixAddress
+
+#: How long anything may take that should happen at once, on a busy machine.
+SOON = 5.0
+
+
+def dial(address: Address) -> socket.socket:
+    """A blocking client socket, as any program would make it."""
+    target: str | tuple[str, int]
+    if isinstance(address, UnixAddress):
+        sock, target = socket.socket(socket.AF_UNIX), address.path
+    else:
+        assert isinstance(address, TCPAddress)
+        sock, target = socket.socket(), (address.host, address.port)
+
+    sock.settimeout(10)
+    try:
+        sock.connect(target)
+    except OSError:
+        sock.close()
+        raise
+
+    return sock
+
+
+def receive_all(sock: socket.socket) -> bytes:
+    """All that comes until the end."""
+    return b"".join(iter(lambda: sock.recv(65536), b""))
+
+
+async def until(condition: Callable[[], bool], seconds: float = SOON) -> None:
+    """Poll for what a server counts but announces to nobody."""
+    with fail_after(seconds):
+        while not condition():  # noqa: ASYNC110 - there is no event for it, by design
+            await sleep(0.001)

@@ -1,0 +1,282 @@
+"""Real ``anyecho`` processes, and what a test wants to know of them."""
+
+from __future__ import annotations
+
+__all__ = (
+    "PATIENCE",
+    "Process",
+    "Processes",
+    "accepts",
+    "connect",
+    "descriptors",
+    "echo",
+    "exchange",
+    "peer",
+    "port_of",
+    "processor_seconds",
+    "read_all",
+    "resident",
+    "round_trip",
+    "terminal",
+    "unwritable",
+    "wait_until",
+)
+
+import os
+import resource
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from threading import Thread
+from typing import IO, Any
+
+from anyecho.address import TCPAddress, UnixAddress, parse_address
+
+#: Generous: two cores, and a suite that runs on both.
+PATIENCE = 20.0
+
+_WITHOUT_EPOLL = "import anyecho.net.poller as poller; poller.HAVE_EPOLL = False; "
+_MAIN = "import sys; from anyecho.__main__ import main; sys.argv[0] = 'anyecho'; main()"
+
+
+class Process:
+    """One of them. `serve` has said where it listens before the test goes on."""
+
+    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
+        self.popen = popen
+        self.pid = popen.pid
+        self.addresses: list[str] = []
+
+    def read_lines(self, count: int) -> list[str]:
+        """So many lines of standard output, as they come."""
+        return self._read(self.popen.stdout, lambda text: text.count(b"\n") >= count).decode().splitlines()
+
+    def read_bytes(self, count: int) -> bytes:
+        """So many bytes of standard output at least, as they come."""
+        return self._read(self.popen.stdout, lambda text: len(text) >= count)
+
+    def read_errors(self, *, until: str) -> str:
+        """Standard error as it comes, until `until` is in it."""
+        text = self._read(self.popen.stderr, lambda text: until.encode() in text)
+        return text.decode(errors="replace")
+
+    def _read(self, pipe: IO[bytes] | None, is_enough: Callable[[bytes], bool]) -> bytes:
+        assert pipe is not None
+        descriptor = pipe.fileno()
+        text = b""
+        deadline = time.monotonic() + PATIENCE
+        with selectors.DefaultSelector() as selector:
+            selector.register(descriptor, selectors.EVENT_READ)
+            while not is_enough(text):
+                assert selector.select(deadline - time.monotonic()), f"only {text!r} within {PATIENCE} s"
+                chunk = os.read(descriptor, 65536)
+                assert chunk, f"it ended after {text!r}: {self.errors()}"
+                text += chunk
+
+        return text
+
+    def errors(self) -> str:
+        """All of standard error; waits for the end of the process."""
+        assert self.popen.stderr is not None
+        return self.popen.stderr.read().decode(errors="replace")
+
+    def signal(self, signum: int = signal.SIGTERM) -> None:
+        self.popen.send_signal(signum)
+
+    def wait(self, timeout: float = PATIENCE) -> int:
+        return self.popen.wait(timeout)
+
+
+class Processes:
+    def __init__(self, *, fallback: bool) -> None:
+        self._prelude = _WITHOUT_EPOLL if fallback else ""
+        self._started: list[Process] = []
+
+    def start(
+        self,
+        *arguments: str,
+        before: str = "",
+        descriptors: int | None = None,
+        closed: Iterable[int] = (),
+        **popen: Any,
+    ) -> Process:
+        """Start ``anyecho *arguments``; `before` is code to run first, `descriptors` a hard limit of them.
+
+        Descriptors in `closed` are not open when it starts, as after the shell's ``>&-``.
+        """
+
+        def limit() -> None:
+            if descriptors is not None:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
+            for descriptor in closed:
+                os.close(descriptor)
+
+        code = self._prelude + before + _MAIN
+        pipes: dict[str, Any] = {
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+        }
+        process = Process(
+            subprocess.Popen([sys.executable, "-c", code, *arguments], preexec_fn=limit, **(pipes | popen))
+        )
+        self._started.append(process)
+        return process
+
+    def serve(self, *arguments: str, listeners: int = 1, **options: Any) -> Process:
+        """Start ``anyecho serve *arguments``; return once it has reported as many addresses as `listeners`."""
+        process = self.start("serve", *arguments, **options)
+        process.addresses = process.read_lines(listeners)
+        return process
+
+    def run(self, *arguments: str, stdin: bytes = b"", **popen: Any) -> tuple[int, bytes, str]:
+        """Run ``anyecho *arguments`` to its end: exit status, standard output, standard error."""
+        process = self.start(*arguments, stdin=subprocess.PIPE, **popen)
+        output, errors = process.popen.communicate(stdin, timeout=PATIENCE)
+        return process.popen.returncode, output, errors.decode(errors="replace")
+
+    def close(self) -> None:
+        for process in self._started:
+            if process.popen.poll() is None:
+                process.popen.kill()
+            process.popen.wait()
+            for pipe in (process.popen.stdin, process.popen.stdout, process.popen.stderr):
+                if pipe is not None:
+                    pipe.close()
+
+
+def resident(pid: int | str = "self", *, peak: bool = False) -> int:
+    """Bytes of memory that process `pid` holds, or has held at most."""
+    field = "VmHWM:" if peak else "VmRSS:"
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def descriptors(pid: int | str = "self") -> int:
+    """How many descriptors process `pid` has open."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def wait_until(condition: Callable[[], bool], timeout: float = PATIENCE) -> None:
+    """For what another process does and nothing reports: poll it, within a limit."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.005)
+
+
+def processor_seconds(pid: int) -> float:
+    """User and system time that process `pid` has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    ticks = int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def port_of(address: str) -> int:
+    return int(address.rpartition(":")[2])
+
+
+def connect(address: str) -> socket.socket:
+    """A plain blocking socket, connected to what a server has reported."""
+    parsed = parse_address(address)
+    if isinstance(parsed, UnixAddress):
+        with ExitStack() as opened:
+            sock = opened.enter_context(socket.socket(socket.AF_UNIX))
+            sock.settimeout(PATIENCE)
+            sock.connect(os.fsencode(parsed.path))
+            opened.pop_all()
+
+        return sock
+
+    assert isinstance(parsed, TCPAddress)
+    return socket.create_connection((parsed.host, parsed.port), PATIENCE)
+
+
+def round_trip(address: str, payload: bytes) -> bytes:
+    """All that comes back from `address` for `payload` and a half-close."""
+    with connect(address) as sock:
+
+        def send() -> None:
+            sock.sendall(payload)
+            sock.shutdown(socket.SHUT_WR)
+
+        sending = Thread(target=send)
+        sending.start()
+        try:
+            return read_all(sock)
+        finally:
+            sending.join()
+
+
+def accepts(address: str) -> bool:
+    """Whether somebody listens at `address`, who is called once to find out."""
+    try:
+        connect(address).close()
+    except OSError:
+        return False
+
+    return True
+
+
+def exchange(sock: socket.socket, payload: bytes) -> bytes:
+    """As many bytes as `payload` has, from `sock`, which it is sent to first; it must fit the kernels' buffers."""
+    sock.sendall(payload)
+    return sock.recv(len(payload), socket.MSG_WAITALL)
+
+
+def read_all(sock: socket.socket) -> bytes:
+    """What comes from `sock` until its peer closes."""
+    return b"".join(iter(lambda: sock.recv(65536), b""))
+
+
+@contextmanager
+def terminal() -> Iterator[tuple[int, int]]:
+    """Both ends of a terminal: what types and what a process has for its standard input."""
+    keyboard, screen = os.openpty()
+    try:
+        yield keyboard, screen
+    finally:
+        os.close(keyboard)
+        os.close(screen)
+
+
+@contextmanager
+def peer(script: Callable[[socket.socket], None]) -> Iterator[str]:
+    """The address of a server in a thread, which does what `script` says with the one connection it accepts."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            listener.settimeout(PATIENCE)
+            with listener.accept()[0] as sock:
+                sock.settimeout(PATIENCE)
+                with suppress(ConnectionError):  # the client may give up first
+                    script(sock)
+
+        serving = Thread(target=serve)
+        serving.start()
+        try:
+            yield f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            serving.join(PATIENCE)
+
+
+def echo(sock: socket.socket) -> None:
+    """The script of an honest peer."""
+    while chunk := sock.recv(65536):
+        sock.sendall(chunk)
+
+
+def unwritable(kind: str) -> int:
+    """A descriptor of a disk that is full, or of a pipe whose reader is gone."""
+    if kind == "full":
+        return os.open("/dev/full", os.O_WRONLY)
+
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    return write_end
