@@ -1,0 +1,1 @@
+"""The server: keeping peers alive, and apart."""

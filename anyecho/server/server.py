@@ -1,0 +1,195 @@
+"""A server's lifetime: listen, serve, drain.
+
+Knows when connections begin and end, and in which order what they stand on may go; what one does is the
+engine's.
+"""
+
+from __future__ import annotations
+
+__all__ = ("DEFAULT_ADDRESS", "Server", "open_server", "serve")
+
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from anyio import TASK_STATUS_IGNORED, CancelScope, Event, create_task_group, move_on_after
+from anyio.abc import TaskGroup, TaskStatus
+
+from anyecho.address import Address, TCPAddress, parse_address
+from anyecho.errors import bare_errors
+from anyecho.net.accept import Acceptor
+from anyecho.net.listen import Listener, open_listeners
+from anyecho.net.poller import Fallback, Poller, open_poller
+from anyecho.server.limits import ConnectionLimit, Reaper, raise_descriptor_limit, within_descriptors
+from anyecho.server.options import ServeOptions
+from anyecho.server.stats import Stats
+from anyecho.server.tasks import Connection
+
+if TYPE_CHECKING:
+    import socket
+
+logger = logging.getLogger("anyecho.server")
+
+#: Where the original example listened.
+DEFAULT_ADDRESS = "tcp://localhost:10000"
+
+
+async def serve(
+    *addresses: str | Address,
+    options: ServeOptions | None = None,
+    task_status: TaskStatus[tuple[Address, ...]] = TASK_STATUS_IGNORED,
+) -> None:
+    """Echo on `addresses` (by default ``tcp://localhost:10000``) until cancelled.
+
+    `task_status` is told the addresses once they accept, with port 0 replaced by the port that was free. Raises
+    `BindError` when one cannot be listened on; then none is.
+    """
+    async with open_server(*addresses, options=options) as server:
+        task_status.started(server.addresses)
+        await server.wait_closed()
+
+
+@asynccontextmanager
+async def open_server(*addresses: str | Address, options: ServeOptions | None = None) -> AsyncIterator[Server]:
+    """A server that runs inside the block, and closes its connections politely when the block is left.
+
+    Raises as `serve` does, before the block.
+    """
+    options = options or ServeOptions()
+    wanted = [parse_address(text) if isinstance(text, str) else text for text in addresses or (DEFAULT_ADDRESS,)]
+    limit = within_descriptors(options.max_connections, raise_descriptor_limit())
+    with ExitStack() as opened, bare_errors():
+        listeners = await open_listeners(wanted, backlog=options.backlog, options=options.socket)
+        for listener in listeners:
+            opened.callback(listener.close)
+
+        async with open_poller() as poller, create_task_group() as tasks:
+            server = Server(listeners, ConnectionLimit(limit), options, poller, tasks)
+            server.start()
+            try:
+                yield server
+            finally:
+                tasks.cancel_scope.cancel()
+
+    logger.info("closing server")
+
+
+class Server:
+    """A running server, as `open_server` yields it."""
+
+    def __init__(
+        self,
+        listeners: Sequence[Listener],
+        limit: ConnectionLimit,
+        options: ServeOptions,
+        poller: Poller | Fallback,
+        tasks: TaskGroup,
+    ) -> None:
+        self.addresses: tuple[Address, ...] = tuple(listener.address for listener in listeners)
+        self.options = options
+        self.stats = Stats()
+        self._listeners = listeners
+        self._limit = limit
+        self._poller = poller
+        self._tasks = tasks
+        self._reaper = Reaper(options.idle_timeout)
+        self._connections: set[Connection] = set()
+        self._acceptors = [
+            Acceptor(sock=listener.sock, gate=limit, hand_over=self._begin, errors=self.stats.accept_errors)
+            for listener in listeners
+        ]
+        self._accepting = CancelScope()
+        self._accepting_ended = Event()
+        self._emptied = Event()
+        self._closed = Event()
+
+    def start(self) -> None:
+        for asked, listener in {listener.asked: listener for listener in self._listeners}.items():
+            logger.info("starting up on %s", _describe(asked, listener.address))
+
+        self._tasks.start_soon(self._accept)
+        self._tasks.start_soon(self._reaper.run)
+
+    async def drain(self, grace: float | None = None) -> None:
+        """Stop accepting; go on echoing for `grace` seconds (by default the option's) to whoever is connected;
+        then half-close, give the rest `linger` seconds to read what they are owed, and close.
+
+        Returns when no connection is left, at the latest after grace and linger. `wait_closed` returns then too.
+        """
+        self._accepting.cancel()
+        await self._accepting_ended.wait()
+        self._accept_the_rest()
+        with move_on_after(self.options.graceful_timeout if grace is None else grace):
+            await self._wait_emptied()
+        for connection in self._connections:
+            connection.end("drained")
+
+        await self._wait_emptied()
+        self._closed.set()
+
+    def abort(self) -> None:
+        """Close every connection now, polite or not; a drain that is under way ends with it."""
+        self._accepting.cancel()
+        for connection in self._connections:
+            connection.abort()
+
+    async def wait_closed(self) -> None:
+        """Return when a drain has ended."""
+        await self._closed.wait()
+
+    async def _accept(self) -> None:
+        try:
+            with self._accepting:
+                async with create_task_group() as acceptors:
+                    for acceptor in self._acceptors:
+                        acceptors.start_soon(acceptor.run, self._poller)
+        finally:
+            self._accepting_ended.set()
+
+    def _accept_the_rest(self) -> None:
+        # The kernel has told these peers that they are connected: closing the listener would reset them.
+        for acceptor, listener in zip(self._acceptors, self._listeners, strict=True):
+            if listener.sock.fileno() >= 0:
+                acceptor.accept_some(self.options.backlog)
+                listener.close()
+
+    def _begin(self, sock: socket.socket, sockaddr: Any) -> None:
+        connection = Connection(sock=sock, sockaddr=sockaddr, linger=self.options.linger)
+        self.stats.accepted += 1
+        self.stats.active += 1
+        self._limit.take()
+        self._connections.add(connection)
+        self._reaper.watch(connection)
+        self._tasks.start_soon(self._run, connection)
+
+    async def _run(self, connection: Connection) -> None:
+        try:
+            await connection.run(self._poller)
+        finally:
+            self._end(connection)
+
+    def _end(self, connection: Connection) -> None:
+        self._reaper.forget(connection)
+        self._connections.discard(connection)
+        self._limit.give_back()
+        self.stats.active -= 1
+        self.stats.closed[connection.reason] += 1
+        if connection.stream is not None:
+            self.stats.bytes_received += connection.stream.bytes_received
+            self.stats.bytes_sent += connection.stream.bytes_sent
+        if not self._connections:
+            self._emptied.set()
+            self._emptied = Event()
+
+    async def _wait_emptied(self) -> None:
+        if self._connections:
+            await self._emptied.wait()
+
+
+def _describe(asked: Address, bound: Address) -> str:
+    """``localhost port 10000``, as the original example said it; other addresses as they are written."""
+    if isinstance(asked, TCPAddress) and isinstance(bound, TCPAddress):
+        return f"{asked.host or '*'} port {bound.port}"
+
+    return str(bound)

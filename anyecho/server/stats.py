@@ -1,0 +1,26 @@
+"""Counters, with a reason for every close."""
+
+from __future__ import annotations
+
+__all__ = ("Stats",)
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass(eq=False)
+class Stats:
+    """What a server has done since it started.
+
+    `closed` counts by reason: ``eof`` (the peer was done and has all of its echo), ``broken`` (reset, or given
+    up by the kernel), ``idle``, ``drained`` (still open when a drain's grace was over), ``cancelled`` (the server
+    was), ``error`` (a bug of ours, logged with its traceback). `accept_errors` counts by errno name, ``shed``
+    being connections closed for want of a descriptor. The byte totals are of connections that have closed.
+    """
+
+    accepted: int = 0
+    active: int = 0
+    bytes_received: int = 0
+    bytes_sent: int = 0
+    closed: Counter[str] = field(default_factory=Counter)
+    accept_errors: Counter[str] = field(default_factory=Counter)

@@ -1,0 +1,271 @@
+"""What a server does for its peers, whoever they are and however they end."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import socket
+import struct
+import threading
+import time
+from typing import Any
+
+import anyio
+import pytest
+from anyio import (
+    create_task_group,
+    fail_after,
+    get_running_tasks,
+    move_on_after,
+    to_thread,
+    wait_all_tasks_blocked,
+)
+
+from anyecho.address import Address
+from anyecho.echo import echo
+from anyecho.errors import BindError
+from anyecho.measure.client import connect
+from anyecho.server import tasks as engine
+from anyecho.server.options import ServeOptions
+from anyecho.server.server import Server, open_server, serve
+from tests.peers import SOON, dial, receive_all, until
+
+
+async def until_closed(server: Server, count: int) -> None:
+    """Until the server has closed so many connections."""
+    await until(lambda: server.stats.closed.total() >= count)
+
+
+async def test_what_is_sent_comes_back(server: Server) -> None:
+    async with await connect(server.addresses[0]) as client:
+        assert await client.exchange(b"hello") == b"hello"
+
+
+async def test_a_peer_that_is_done_gets_the_rest_and_the_end(server: Server) -> None:
+    def converse() -> bytes:
+        with dial(server.addresses[0]) as sock:
+            sock.sendall(b"the end")
+            sock.shutdown(socket.SHUT_WR)
+            return b"".join(iter(lambda: sock.recv(100), b""))
+
+    assert await to_thread.run_sync(converse) == b"the end"
+    await until_closed(server, 1)
+    assert server.stats.closed == {"eof": 1}
+    assert (server.stats.bytes_received, server.stats.bytes_sent) == (7, 7)
+
+
+async def test_many_peers_are_served_side_by_side(server: Server) -> None:
+    async def one(number: int) -> None:
+        async with await connect(server.addresses[0]) as client:
+            for turn in range(20):
+                await client.exchange(f"{number}:{turn}".encode() * 100)
+
+    async with create_task_group() as tasks:
+        for number in range(50):
+            tasks.start_soon(one, number)
+
+    await until_closed(server, 50)
+    assert server.stats.accepted == 50
+    assert server.stats.active == 0
+    assert server.stats.closed == {"eof": 50}
+
+
+async def test_serve_reports_its_addresses_and_ends_when_cancelled(carrier: Address) -> None:
+    async with create_task_group() as tasks:
+        [address] = await tasks.start(serve, carrier)
+        async with await connect(address) as client:
+            await client.exchange(b"x")
+        tasks.cancel_scope.cancel()
+
+
+async def test_an_address_that_cannot_be_had_is_an_error_before_the_block(carrier: Address) -> None:
+    async with open_server(carrier) as server:
+        with pytest.raises(BindError):
+            async with open_server("tcp://127.0.0.1:0", server.addresses[0]):
+                pytest.fail("it opened")
+
+
+async def test_what_the_block_raises_comes_out_as_it_is(carrier: Address) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with open_server(carrier):
+            raise ZeroDivisionError
+
+
+async def test_a_server_leaves_nothing_behind(carrier: Address) -> None:
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd")), len(get_running_tasks())
+    async with open_server(carrier) as server, await connect(server.addresses[0]) as client:
+        await client.exchange(b"x")
+    gc.collect()
+    assert (len(os.listdir("/proc/self/fd")), len(get_running_tasks())) == before
+
+
+async def test_a_reset_is_counted_and_logged_nowhere(caplog: pytest.LogCaptureFixture) -> None:
+    async with open_server("tcp://127.0.0.1:0") as server:
+        sock = dial(server.addresses[0])
+        sock.sendall(b"x")
+        await to_thread.run_sync(sock.recv, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        sock.close()
+        await until_closed(server, 1)
+        assert server.stats.closed == {"broken": 1}
+
+    assert not [record for record in caplog.records if record.levelno > logging.INFO]
+
+
+class Bug(Exception):
+    """Raised on purpose."""
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["bare", "in a group"])
+async def test_a_bug_costs_one_connection_and_is_logged(
+    wrapped: bool, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def buggy(stream: Any) -> None:
+        if await stream.receive() == b"raise":
+            if not wrapped:
+                raise Bug
+            async with create_task_group():
+                raise Bug
+        await stream.send(b"x")
+        await echo(stream)
+
+    monkeypatch.setattr(engine, "echo", buggy)
+    neighbour = await connect(server.addresses[0])
+    async with neighbour, await connect(server.addresses[0]) as victim:
+        await neighbour.exchange(b"x")
+        await victim.stream.send(b"raise")
+        await until_closed(server, 1)
+        assert server.stats.closed == {"error": 1}
+        await neighbour.exchange(b"still here")
+
+    assert [record.getMessage() for record in caplog.records if record.exc_info] == ["connection failed"]
+
+
+async def test_a_bug_in_cleaning_up_during_a_drain_does_not_kill_the_server(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On trio it comes in one group with the cancellation, past any `except Exception`."""
+
+    async def messy(stream: Any) -> None:
+        async with create_task_group() as tasks:
+            tasks.start_soon(stream.receive)
+            try:
+                await anyio.sleep_forever()
+            finally:
+                raise Bug
+
+    monkeypatch.setattr(engine, "echo", messy)
+    async with await connect(server.addresses[0]) as client:
+        await client.stream.send(b"x")
+        await until(lambda: server.stats.active == 1)
+        await wait_all_tasks_blocked()
+        with fail_after(SOON):
+            await server.drain(0)
+
+    assert server.stats.closed.total() == 1
+
+
+async def test_no_more_than_the_limit_are_held_and_the_next_waits(carrier: Address) -> None:
+    async with open_server(carrier, options=ServeOptions(max_connections=2)) as server:
+        async with await connect(server.addresses[0]) as first, await connect(server.addresses[0]) as second:
+            for client in (first, second):
+                await client.exchange(b"x")
+            third = await connect(server.addresses[0])
+            async with third, create_task_group() as tasks:
+                tasks.start_soon(third.exchange, b"waiting")
+                await wait_all_tasks_blocked()
+                assert (server.stats.active, server.stats.accepted) == (2, 2)
+                await first.aclose()  # and the third has its turn
+
+        await until_closed(server, 3)
+        assert server.stats.accepted == 3
+
+
+async def test_one_limit_holds_for_all_addresses() -> None:
+    options = ServeOptions(max_connections=1)
+    async with open_server("tcp://127.0.0.1:0", "tcp://127.0.0.1:0", options=options) as server:
+        one, other = server.addresses
+        async with await connect(one) as client, await connect(other) as waiting:
+            await client.exchange(b"x")
+            with move_on_after(0.05) as scope:
+                await waiting.exchange(b"x")
+            assert scope.cancelled_caught
+
+
+async def test_a_silent_connection_is_closed_and_a_busy_one_is_not(carrier: Address) -> None:
+    options = ServeOptions(idle_timeout=0.4, linger=0.1)
+    async with open_server(carrier, options=options) as server:
+        async with await connect(server.addresses[0]) as silent, await connect(server.addresses[0]) as busy:
+            start = time.monotonic()
+            async with create_task_group() as tasks:
+
+                async def keep_busy() -> None:
+                    while True:
+                        await busy.exchange(b"x")
+                        await anyio.sleep(0.02)
+
+                tasks.start_soon(keep_busy)
+                with pytest.raises(anyio.EndOfStream), fail_after(SOON):
+                    await silent.stream.receive()
+                assert 0.4 <= time.monotonic() - start < 3 * 0.4
+                await until_closed(server, 1)
+                tasks.cancel_scope.cancel()
+
+        assert server.stats.closed["idle"] == 1
+
+
+async def test_a_peer_that_never_reads_is_idle(carrier: Address) -> None:
+    options = ServeOptions(idle_timeout=0.3, linger=0.1)
+    async with open_server(carrier, options=options) as server:
+        with dial(server.addresses[0]) as sock:
+            sock.setblocking(False)
+            async with create_task_group() as tasks:
+                tasks.start_soon(flood, sock)
+                await until_closed(server, 1)
+                tasks.cancel_scope.cancel()
+
+        assert server.stats.closed == {"idle": 1}
+
+
+async def flood(sock: socket.socket) -> None:
+    """Send, and never read."""
+    while True:
+        try:
+            sock.send(bytes(65536))
+        except BlockingIOError:
+            await anyio.sleep(0.001)
+        except OSError:
+            return
+
+
+async def test_an_echo_is_not_destroyed_when_the_server_closes_first(carrier: Address) -> None:
+    """Without lingering, what the peer still sends provokes a reset that wipes out what it has not read."""
+    async with open_server(carrier, options=ServeOptions(linger=2.0)) as server:
+        payload = os.urandom(200_000)
+        drained = threading.Event()
+
+        def converse() -> bytes:
+            with dial(server.addresses[0]) as sock:
+                sock.sendall(payload)
+                drained.wait(10)
+                for _ in range(20):
+                    sock.sendall(b"never echoed")
+                sock.shutdown(socket.SHUT_WR)
+                return receive_all(sock)
+
+        got: list[bytes] = []
+
+        async def client() -> None:
+            got.append(await to_thread.run_sync(converse))
+
+        async with create_task_group() as tasks:
+            tasks.start_soon(client)
+            await until(lambda: any(each.moved() == 2 * len(payload) for each in server._connections))
+            tasks.start_soon(server.drain, 0)
+            await wait_all_tasks_blocked()
+            drained.set()
+
+        assert got == [payload]
+        assert server.stats.closed == {"drained": 1}
