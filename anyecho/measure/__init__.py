@@ -1,0 +1,1 @@
+"""Numbers about somebody else's server, and the client that gets them."""

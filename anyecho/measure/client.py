@@ -1,0 +1,132 @@
+"""From an address to a live client of an echo server."""
+
+from __future__ import annotations
+
+__all__ = ("Client", "connect")
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from anyio import BrokenResourceError, BusyResourceError, ClosedResourceError, fail_after
+from anyio.abc import ByteStream
+
+from anyecho.address import Address, TCPAddress, parse_address
+from anyecho.errors import ConnectError
+from anyecho.measure.exchange import Exchange, Source
+from anyecho.measure.options import ConnectOptions
+from anyecho.net.connect import connect_stream
+from anyecho.units import format_duration
+
+if TYPE_CHECKING:
+    from anyecho.net.poller import Fallback, Poller
+
+logger = logging.getLogger("anyecho.client")
+
+
+async def connect(
+    address: str | Address,
+    *,
+    options: ConnectOptions | None = None,
+    poller: Poller | Fallback | None = None,
+) -> Client:
+    """A client connected to the echo server at `address`; whoever called closes it.
+
+    Raises `ConnectError` when no endpoint of `address` answers within `options.timeout`.
+    """
+    options = options or ConnectOptions()
+    address = parse_address(address) if isinstance(address, str) else address
+    logger.debug("connecting to %s", _describe(address))
+    try:
+        with fail_after(options.timeout):
+            stream = await connect_stream(address, family=options.family, options=options.socket, poller=poller)
+    except TimeoutError as exc:
+        raise ConnectError(
+            f"cannot connect to {address}: no answer within {format_duration(options.timeout)}"
+        ) from exc
+
+    return Client(stream, options)
+
+
+class Client:
+    """One connection to an echo server, for one exchange at a time. It owns `stream`.
+
+    An exchange that fails or is cancelled breaks the client for good: nobody can tell any more which of the bytes
+    still on their way belong to what.
+    """
+
+    def __init__(self, stream: ByteStream, options: ConnectOptions | None = None) -> None:
+        self.stream = stream
+        self._options = options or ConnectOptions()
+        self._busy = False
+        self._broken = False
+        self._closed = False
+
+    async def exchange(self, payload: bytes) -> bytes:
+        """Send `payload`; return what came back, which is equal.
+
+        Raises `EchoMismatch`, `EchoTruncated` or `EchoStalled` if it is not.
+        """
+        async with self._only(Exchange(self.stream, (payload,), total=len(payload))) as echo:
+            return b"".join([chunk async for chunk in echo])
+
+    @asynccontextmanager
+    async def send(self, source: Source) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Send every item of `source`, then half-close; yield the echo, to be iterated over as it returns.
+
+        ::
+
+            async with client.send([b"one", b"two"]) as echo:
+                async for chunk in echo:
+                    ...
+
+        It uses constant memory, however long the source. Raises as `exchange` does, and what `source` raises.
+        """
+        async with self._only(Exchange(self.stream, source)) as echo:
+            yield echo
+
+        self._broken = True  # half-closed: there is no second one
+
+    @asynccontextmanager
+    async def _only(self, exchange: Exchange) -> AsyncIterator[AsyncIterator[bytes]]:
+        if self._closed:
+            raise ClosedResourceError
+        if self._busy:
+            raise BusyResourceError("exchanging on")
+        if self._broken:
+            raise BrokenResourceError("an exchange on this client failed or half-closed it: connect anew")
+
+        self._busy = True
+        try:
+            async with exchange.open(timeout=self._options.timeout, deadline=self._options.deadline) as echo:
+                yield echo
+        finally:
+            self._busy = False
+            self._broken = not exchange.complete
+
+    async def aclose(self) -> None:
+        """Close the connection. Idempotent."""
+        if not self._closed:
+            logger.debug("closing")
+            self._closed = True
+        await self.stream.aclose()
+
+    async def __aenter__(self) -> Client:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+
+def _describe(address: Address) -> str:
+    if isinstance(address, TCPAddress):
+        return f"{address.host or 'localhost'} port {address.port}"
+
+    return str(address)

@@ -1,0 +1,206 @@
+"""One payload out and verified back, on any stream.
+
+Sending and receiving run side by side, always: a client that first sends all and then reads deadlocks on
+messages larger than the kernel's buffers. Every byte is compared as it returns, and the first wrong or missing
+one is named. How the stream was connected, and what is done with the echo, others know.
+"""
+
+from __future__ import annotations
+
+__all__ = ("Exchange", "Source")
+
+import logging
+import math
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
+from contextlib import aclosing, asynccontextmanager
+from typing import TypeAlias
+
+from anyio import (
+    BrokenResourceError,
+    CancelScope,
+    EndOfStream,
+    Event,
+    create_task_group,
+    current_time,
+    sleep,
+)
+from anyio.abc import ByteStream
+
+from anyecho.errors import EchoMismatch, EchoStalled, EchoTruncated, bare_errors
+from anyecho.transcript import shorten
+from anyecho.units import format_duration
+
+logger = logging.getLogger("anyecho.client")
+
+#: The bytes to send, each item a write of its own.
+Source: TypeAlias = Iterable[bytes] | AsyncIterable[bytes]
+
+#: Sent and not yet back, at most: it is kept for comparing. A slow reader of the echo would otherwise make the
+#: client keep all that both kernels can hold, which is tens of MiB.
+_WINDOW = 8 << 20
+#: Larger items go in several writes, so that it shows when they move.
+_WRITE = 1 << 18
+
+
+class Exchange:
+    """Sends a source and verifies its echo, once.
+
+    With a `total` it is over when so many bytes are back, and the stream can be used again. Without, the stream
+    is half-closed after the last item, and it is over when the peer has closed too.
+    """
+
+    def __init__(self, stream: ByteStream, source: Source, *, total: int | None = None) -> None:
+        self._stream = stream
+        self._source = source
+        self._total = total
+        #: What was sent and is not yet back, in order; of the first of them, `_head` bytes are.
+        self._owed: deque[bytes] = deque()
+        self._head = 0
+        self._room = Event()
+        self._sent_all = False
+        self._receiving = False
+        self._moved_at = 0.0
+        #: Whether every byte came back equal, and none besides.
+        self.complete = False
+        #: Bytes given to the stream so far, and those of them that came back equal.
+        self.sent = 0
+        self.returned = 0
+
+    @asynccontextmanager
+    async def open(
+        self, *, timeout: float = math.inf, deadline: float = math.inf
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Start sending; yield the verified echo, to be iterated over as it returns.
+
+        Raises `EchoMismatch`, `EchoTruncated`, or `EchoStalled`: bytes are owed and none has moved for `timeout`
+        seconds, or all of it has taken more than `deadline` seconds.
+        """
+        with bare_errors():
+            async with create_task_group() as tasks:
+                watching = CancelScope()
+                tasks.start_soon(self._watch, watching, timeout, deadline)
+                tasks.start_soon(self._send_source)
+                async with aclosing(self._receive()) as echo:
+                    yield echo
+                watching.cancel()
+                if not self.complete:
+                    tasks.cancel_scope.cancel()
+
+    async def _send_source(self) -> None:
+        try:
+            if isinstance(self._source, AsyncIterable):
+                async for item in self._source:
+                    await self._send(item)
+            else:
+                for item in self._source:
+                    await self._send(item)
+            if self._total is None:
+                await self._stream.send_eof()
+        except BrokenResourceError:
+            # Not reported here: what was echoed before it broke can still be read, and says more.
+            pass
+
+        self._sent_all = True
+        self._moved_at = current_time()
+        logger.debug("waiting for response")
+
+    async def _send(self, item: bytes) -> None:
+        _tell("sending", item)
+        for start in range(0, len(item), _WRITE):
+            part = item[start : start + _WRITE]
+            while self._total is None and self.sent - self.returned > _WINDOW - len(part):
+                await self._room.wait()
+            if not self._owed:
+                self._moved_at = current_time()
+
+            # Owed before it is sent: its echo may be back before send() returns.
+            self._owed.append(part)
+            self.sent += len(part)
+            await self._stream.send(part)
+            self._moved_at = current_time()
+
+    async def _receive(self) -> AsyncGenerator[bytes, None]:
+        while self._total is None or self.returned < self._total:
+            self._moved_at = current_time()
+            self._receiving = True
+            try:
+                chunk = await self._stream.receive()
+            except EndOfStream:
+                if self._owed or not self._sent_all:
+                    raise self._truncated("the server closed the connection") from None
+                break
+            except BrokenResourceError as exc:
+                raise self._truncated(f"the connection broke ({exc.__cause__ or exc})") from exc
+            finally:
+                self._receiving = False
+
+            _tell("received", chunk)
+            good = self._settle(chunk)
+            if good:
+                yield chunk[:good]
+            if good < len(chunk):
+                raise self._mismatch(chunk[good])
+
+        self.complete = True
+
+    def _settle(self, chunk: bytes) -> int:
+        """Take `chunk` off what is owed, as far as it is equal; return how far."""
+        good = 0
+        while good < len(chunk) and self._owed:
+            owed = self._owed[0][self._head : self._head + len(chunk) - good]
+            back = chunk[good : good + len(owed)]
+            equal = len(back) if back == owed else next(i for i, b in enumerate(back) if b != owed[i])
+            good += equal
+            self._head += equal
+            if self._head == len(self._owed[0]):
+                self._owed.popleft()
+                self._head = 0
+            if equal < len(back):
+                break
+
+        self.returned += good
+        self._room.set()
+        self._room = Event()
+        return good
+
+    def _mismatch(self, got: int) -> EchoMismatch:
+        offset = self.returned
+        if not self._owed:
+            return EchoMismatch(f"byte {offset} was never sent: got 0x{got:02x}", offset=offset)
+
+        sent = self._owed[0][self._head]
+        return EchoMismatch(f"byte {offset} is wrong: sent 0x{sent:02x}, got 0x{got:02x}", offset=offset)
+
+    def _truncated(self, why: str) -> EchoTruncated:
+        return EchoTruncated(f"{why}: {self._balance()}", offset=self.returned)
+
+    def _balance(self) -> str:
+        more = "" if self._sent_all else ", and more was to be sent"
+        return f"byte {self.returned} is missing, {self.sent} were sent{more}"
+
+    async def _watch(self, scope: CancelScope, timeout: float, deadline: float) -> None:
+        with scope:
+            over_at = current_time() + deadline
+            while True:
+                # Whoever does not read what came back owes it to himself; and while nothing is owed, as between
+                # two lines typed at a terminal, nobody is late.
+                late = self._receiving and (self._owed or self._sent_all)
+                now = current_time()
+                if now >= over_at:
+                    message = f"the deadline of {format_duration(deadline)} is over: {self._balance()}"
+                    raise EchoStalled(message, offset=self.returned)
+                if late and now - self._moved_at >= timeout:
+                    message = f"no byte has moved for {format_duration(timeout)}: {self._balance()}"
+                    raise EchoStalled(message, offset=self.returned)
+
+                look_at = min(over_at, (self._moved_at if late else now) + timeout)
+                if math.isinf(look_at):
+                    return
+
+                await sleep(max(look_at - now, 0.0))
+
+
+def _tell(what: str, chunk: bytes) -> None:
+    if logger.isEnabledFor(logging.DEBUG):
+        logger.debug("%s %s", what, shorten(chunk))

@@ -1,0 +1,33 @@
+"""The only copy of every default of the client, and of the line that explains it."""
+
+from __future__ import annotations
+
+__all__ = ("ConnectOptions",)
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from anyecho.errors import UsageError
+from anyecho.net.sockets import SocketOptions
+from anyecho.units import Seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConnectOptions:
+    """How a client connects and how long it waits. Times are seconds; infinite (``off``) is no limit."""
+
+    timeout: Seconds = field(
+        default=10.0, metadata={"help": "Give up after this long without progress: connecting, or a byte owed."}
+    )
+    deadline: Seconds = field(
+        default=math.inf, metadata={"help": "Give up after this long, whatever moves: each exchange as a whole."}
+    )
+    #: Use only IPv4 or IPv6; on the command line, -4 and -6.
+    family: Literal[4, 6] | None = None
+    socket: SocketOptions = field(default_factory=SocketOptions)
+
+    def __post_init__(self) -> None:
+        for name in ("timeout", "deadline"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"{name} must be more than 0 seconds, not {getattr(self, name)}")

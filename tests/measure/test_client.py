@@ -1,0 +1,78 @@
+"""A client connects, talks to one server, and does not pretend after a failure that nothing happened."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import ExitStack
+
+import pytest
+from anyio import (
+    BrokenResourceError,
+    BusyResourceError,
+    fail_after,
+    move_on_after,
+)
+
+from anyecho.errors import AddressError, ConnectError, UsageError
+from anyecho.measure.client import connect
+from anyecho.measure.options import ConnectOptions
+from anyecho.server.server import Server
+from tests.net.test_connect import fill, opened
+
+__all__ = ("opened",)  # a fixture
+
+
+async def test_it_connects_to_text_and_to_values(server: Server) -> None:
+    for address in (server.addresses[0], str(server.addresses[0])):
+        async with await connect(address) as client:
+            assert await client.exchange(b"x") == b"x"
+
+
+async def test_nobody_there_is_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    with pytest.raises(ConnectError, match=f"^cannot connect to tcp://127.0.0.1:{port}: Connection refused$"):
+        await connect(f"127.0.0.1:{port}")
+
+
+async def test_a_silent_host_is_given_up_after_the_timeout(opened: ExitStack) -> None:
+    listener = opened.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+    fill(listener, opened)
+    with fail_after(5), pytest.raises(ConnectError, match="no answer within 200ms"):
+        await connect(f"127.0.0.1:{listener.getsockname()[1]}", options=ConnectOptions(timeout=0.2))
+
+
+async def test_a_wrong_address_is_the_callers_fault() -> None:
+    with pytest.raises(AddressError):
+        await connect("localhost")
+
+
+async def test_a_timeout_of_nothing_is_refused() -> None:
+    with pytest.raises(UsageError):
+        ConnectOptions(timeout=0)
+
+
+async def test_a_cancelled_exchange_breaks_the_client_for_good(server: Server) -> None:
+    async with await connect(server.addresses[0]) as client:
+        await client.exchange(b"fine")
+        with move_on_after(0) as scope:
+            await client.exchange(b"cancelled")
+        assert scope.cancelled_caught
+        for _ in range(2):
+            with pytest.raises(BrokenResourceError, match="connect anew"):
+                await client.exchange(b"never")
+
+
+async def test_a_half_closed_client_is_done(server: Server) -> None:
+    async with await connect(server.addresses[0]) as client:
+        async with client.send([b"last"]) as back:
+            assert [chunk async for chunk in back] == [b"last"]
+        with pytest.raises(BrokenResourceError, match="half-closed"):
+            await client.exchange(b"more")
+
+
+async def test_a_second_exchange_at_a_time_is_refused_and_the_first_unharmed(server: Server) -> None:
+    async with await connect(server.addresses[0]) as client, client.send([b"first"]) as back:
+        with pytest.raises(BusyResourceError):
+            await client.exchange(b"second")
+        assert b"".join([chunk async for chunk in back]) == b"first"

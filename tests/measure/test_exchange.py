@@ -1,0 +1,302 @@
+"""An exchange proves its echo, or names the first byte that is not."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+
+import anyio
+import pytest
+from anyio import (
+    BrokenResourceError,
+    ClosedResourceError,
+    EndOfStream,
+    create_task_group,
+    fail_after,
+    move_on_after,
+    wait_all_tasks_blocked,
+)
+from anyio.abc import ByteStream
+
+from anyecho.echo import echo
+from anyecho.errors import EchoMismatch, EchoStalled, EchoTruncated
+from anyecho.measure.client import Client
+from anyecho.measure.exchange import Source
+from anyecho.measure.options import ConnectOptions
+from anyecho.net.poller import Fallback, Poller
+from tests.net.pairs import raw_pair, reset, stream_over, stream_pair
+from tests.peers import until
+
+Behaviour = Callable[[ByteStream], Awaitable[None]]
+
+
+@asynccontextmanager
+async def facing(
+    behaviour: Behaviour, poller: Poller | Fallback, *, timeout: float = 10.0, deadline: float = math.inf
+) -> AsyncIterator[Client]:
+    """A client whose peer does as `behaviour` says, and then closes."""
+    ours, theirs = stream_pair("tcp", poller)
+
+    async def behave() -> None:
+        with suppress(BrokenResourceError, EndOfStream):  # ours may close first
+            async with theirs:
+                await behaviour(theirs)
+
+    with fail_after(20):
+        async with create_task_group() as tasks:
+            tasks.start_soon(behave)
+            async with Client(ours, ConnectOptions(timeout=timeout, deadline=deadline)) as client:
+                yield client
+            tasks.cancel_scope.cancel()
+
+
+async def everything(client: Client, source: Source) -> bytes:
+    async with client.send(source) as back:
+        return b"".join([chunk async for chunk in back])
+
+
+@pytest.mark.parametrize("size", [0, 1, 65536, 20 << 20])
+async def test_what_comes_back_is_what_went_out(size: int, poller: Poller | Fallback) -> None:
+    payload = os.urandom(size)
+    async with facing(echo, poller) as client:
+        assert await client.exchange(payload) == payload
+        assert await client.exchange(payload[:100]) == payload[:100]
+
+
+async def test_messages_are_writes_of_their_own(poller: Poller | Fallback) -> None:
+    written: list[bytes] = []
+
+    async def listen(stream: ByteStream) -> None:
+        async for chunk in stream:
+            written.append(chunk)
+            await stream.send(chunk)
+
+    async def one_by_one() -> AsyncIterator[bytes]:
+        for number, word in enumerate((b"one", b"two", b"three")):
+            await until(partial(lambda count: len(written) == count, number))
+            yield word
+
+    async with facing(listen, poller) as client:
+        assert await everything(client, one_by_one()) == b"onetwothree"
+
+    assert written == [b"one", b"two", b"three"]
+
+
+@pytest.mark.parametrize("wrong", [0, 1, 70_000, 199_999])
+async def test_the_first_wrong_byte_is_named(wrong: int, poller: Poller | Fallback) -> None:
+    async def corrupt(stream: ByteStream) -> None:
+        seen = 0
+        async for chunk in stream:
+            bad = bytearray(chunk)
+            for index in (wrong, wrong + 3):
+                if seen <= index < seen + len(chunk):
+                    bad[index - seen] ^= 0xFF
+            seen += len(chunk)
+            await stream.send(bytes(bad))
+
+    async with facing(corrupt, poller) as client:
+        with pytest.raises(EchoMismatch, match=rf"^byte {wrong} is wrong: sent 0x00, got 0xff$") as caught:
+            await client.exchange(bytes(200_000))
+        assert caught.value.offset == wrong
+
+
+async def test_what_was_right_is_given_before_the_error(poller: Poller | Fallback) -> None:
+    async def corrupt(stream: ByteStream) -> None:
+        await stream.receive()
+        await stream.send(b"abcXef")
+        await stream.receive()
+
+    async with facing(corrupt, poller) as client:
+        got = b""
+        with pytest.raises(EchoMismatch, match="byte 3 is wrong: sent 0x64, got 0x58"):
+            async with client.send([b"abcdef"]) as back:
+                async for chunk in back:
+                    got += chunk
+        assert got == b"abc"
+
+
+async def test_surplus_bytes_are_a_mismatch(poller: Poller | Fallback) -> None:
+    async def generous(stream: ByteStream) -> None:
+        await stream.send(await stream.receive() + b"!")
+        await stream.receive()
+
+    async with facing(generous, poller) as client:
+        with pytest.raises(EchoMismatch, match="byte 5 was never sent: got 0x21"):
+            await everything(client, [b"hello"])
+
+
+async def test_surplus_that_comes_late_fails_the_next_exchange(poller: Poller | Fallback) -> None:
+    done = anyio.Event()
+
+    async def generous(stream: ByteStream) -> None:
+        await stream.send(await stream.receive())
+        await done.wait()
+        await stream.send(b"!")
+        await anyio.sleep_forever()
+
+    async with facing(generous, poller) as client:
+        await client.exchange(b"hello")
+        done.set()
+        with pytest.raises(EchoMismatch, match="byte 0 is wrong: sent 0x68, got 0x21"):
+            await client.exchange(b"hello")
+
+
+@pytest.mark.parametrize("kept", [0, 3])
+async def test_an_end_before_all_is_back_names_the_first_missing_byte(kept: int, poller: Poller | Fallback) -> None:
+    async def quit_early(stream: ByteStream) -> None:
+        await stream.send((await stream.receive())[:kept])
+
+    async with facing(quit_early, poller) as client:
+        with pytest.raises(EchoTruncated, match=f"byte {kept} is missing, 5 were sent") as caught:
+            await client.exchange(b"hello")
+        assert caught.value.offset == kept
+
+
+async def test_a_server_that_ends_while_nothing_is_owed_ends_the_exchange(poller: Poller | Fallback) -> None:
+    """As `send` does that waits on a terminal."""
+
+    async def quit_early(stream: ByteStream) -> None:
+        await stream.send(await stream.receive())
+
+    async def a_word_then_silence() -> AsyncIterator[bytes]:
+        yield b"word"
+        await anyio.sleep_forever()
+
+    async with facing(quit_early, poller) as client:
+        with pytest.raises(EchoTruncated, match="closed the connection: byte 4 is missing, 4 were sent, and more"):
+            await everything(client, a_word_then_silence())
+
+
+async def test_a_reset_is_a_truncation_that_says_so(poller: Poller | Fallback) -> None:
+    theirs, ours = raw_pair("tcp")
+    async with Client(stream_over(ours, poller)) as client, create_task_group() as tasks:
+
+        async def refused() -> None:
+            with pytest.raises(EchoTruncated, match=r"the connection broke \(.*reset by peer\): byte 0"):
+                await client.exchange(b"hello")
+
+        tasks.start_soon(refused)
+        await wait_all_tasks_blocked()
+        reset(theirs)
+
+
+async def test_what_was_echoed_before_a_failed_send_is_given(poller: Poller | Fallback) -> None:
+    """The peer has echoed, stopped reading and gone: sending fails, and the echo is there to be read."""
+
+    async def partly(stream: ByteStream) -> None:
+        await stream.send(await stream.receive(3))
+
+    async with facing(partly, poller) as client:
+        got = b""
+        with pytest.raises(EchoTruncated):
+            async with client.send([bytes(100)] * 100_000) as back:
+                async for chunk in back:
+                    got += chunk
+        assert got in (bytes(3), b"")  # a reset may have destroyed it in the kernel, but no more came
+
+
+async def test_a_silent_server_is_given_up_after_the_timeout(poller: Poller | Fallback) -> None:
+    async def silent(stream: ByteStream) -> None:
+        await anyio.sleep_forever()
+
+    async with facing(silent, poller, timeout=0.2) as client:
+        start = time.monotonic()
+        with pytest.raises(EchoStalled, match="no byte has moved for 200ms: byte 0 is missing, 5 were sent"):
+            await client.exchange(b"hello")
+        assert 0.2 <= time.monotonic() - start < 3 * 0.2
+
+
+async def test_a_server_that_does_not_close_is_given_up_too(poller: Poller | Fallback) -> None:
+    async def clinging(stream: ByteStream) -> None:
+        await echo(stream)
+        await anyio.sleep_forever()
+
+    async with facing(clinging, poller, timeout=0.2) as client:
+        with pytest.raises(EchoStalled):
+            await everything(client, [b"hello"])
+
+
+async def test_slow_progress_is_progress(poller: Poller | Fallback) -> None:
+    async def slow(stream: ByteStream) -> None:
+        for byte in await stream.receive():
+            await anyio.sleep(0.1)
+            await stream.send(bytes([byte]))
+        await stream.receive()
+
+    async with facing(slow, poller, timeout=0.3) as client:
+        assert await client.exchange(b"five!") == b"five!"
+
+
+async def test_the_deadline_is_for_the_whole(poller: Poller | Fallback) -> None:
+    async def slow(stream: ByteStream) -> None:
+        for byte in await stream.receive():
+            await anyio.sleep(0.1)
+            await stream.send(bytes([byte]))
+
+    async with facing(slow, poller, deadline=0.25) as client:
+        with pytest.raises(EchoStalled, match="the deadline of 250ms is over"):
+            await client.exchange(bytes(100))
+
+
+async def test_a_source_may_take_its_time(poller: Poller | Fallback) -> None:
+    async def slow_source() -> AsyncIterator[bytes]:
+        for _ in range(3):
+            await anyio.sleep(0.15)
+            yield b"x"
+
+    async with facing(echo, poller, timeout=0.1) as client:
+        assert await everything(client, slow_source()) == b"xxx"
+
+
+async def test_so_may_who_reads_the_echo(poller: Poller | Fallback) -> None:
+    async with facing(echo, poller, timeout=0.1) as client, client.send([bytes(1000)]) as back:
+        await anyio.sleep(0.3)
+        assert b"".join([chunk async for chunk in back]) == bytes(1000)
+
+
+async def test_a_slow_reader_does_not_make_the_client_keep_everything(poller: Poller | Fallback) -> None:
+    taken = 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal taken
+        while True:
+            taken += 65536
+            yield bytes(65536)
+
+    async with facing(echo, poller) as client:
+        with move_on_after(1):
+            async with client.send(endless()) as back:
+                await anext(back)
+                await anyio.sleep_forever()
+
+    assert taken <= (8 << 20) + 4 * 65536
+
+
+async def test_what_the_source_raises_comes_out_as_it_is(poller: Poller | Fallback) -> None:
+    def broken() -> Iterator[bytes]:
+        yield b"x"
+        raise ZeroDivisionError
+
+    async with facing(echo, poller) as client:
+        with pytest.raises(ZeroDivisionError):
+            await everything(client, broken())
+
+
+async def test_what_the_reader_raises_comes_out_as_it_is(poller: Poller | Fallback) -> None:
+    async with facing(echo, poller) as client:
+        with pytest.raises(ZeroDivisionError):
+            async with client.send([b"x"]) as back:
+                async for _ in back:
+                    raise ZeroDivisionError
+
+
+async def test_a_client_is_closed_once_and_for_all(poller: Poller | Fallback) -> None:
+    async with facing(echo, poller) as client:
+        await client.aclose()
+        await client.aclose()
+        with pytest.raises(ClosedResourceError):
+            await client.exchange(b"x")
