@@ -74,8 +74,14 @@ class UnixAddress:
             raise AddressError("the path is missing: unix:/path or unix:@abstract")
         if "\0" in self.path and not self.is_abstract:
             raise AddressError("a path cannot hold a NUL")
-        if (size := len(os.fsencode(name))) > _UNIX_PATH_MAX:
+        try:
+            size = len(os.fsencode(name))
+        except UnicodeEncodeError:
+            raise AddressError("the path cannot be encoded") from None
+        if size > _UNIX_PATH_MAX:
             raise AddressError(f"the path has {size} bytes; a Unix socket's can have {_UNIX_PATH_MAX}")
+        if self.is_abstract and self.mode is not None:
+            raise AddressError("an abstract name has no mode: it is no file")
         if self.mode is not None and not 0 <= self.mode <= 0o777:
             raise AddressError(f"mode {self.mode:o} is not in 0..777 (octal)")
 
@@ -121,6 +127,8 @@ def parse_address(text: str) -> Address:
         return _parse(text)
     except AddressError as exc:
         raise AddressError(f"bad address {text!r}: {exc}") from None
+    except UnicodeError:
+        raise AddressError(f"bad address {text!r}: what is percent-encoded is not UTF-8") from None
 
 
 def _parse(text: str) -> Address:
@@ -156,7 +164,7 @@ def _parse_settings(query: str) -> dict[str, str]:
             raise AddressError(f"the setting {part!r} is not name=value")
         if name in settings:
             raise AddressError(f"the setting {name!r} is given twice")
-        settings[name] = unquote(value)
+        settings[name] = unquote(value, errors="strict")
 
     return settings
 
@@ -177,7 +185,10 @@ def _parse_path(text: str) -> str:
     # unix:///path is how others write unix:/path.
     name = text[2:] if text.startswith("//") else text
     abstract = name.startswith("@")
-    path = os.fsdecode(unquote_to_bytes(name[1:] if abstract else name))
+    path = os.fsdecode(unquote_to_bytes(os.fsencode(name[1:] if abstract else name)))
+    if "\0" in path and not abstract:
+        raise AddressError("a path cannot hold a NUL")
+
     return "\0" + path if abstract else path
 
 
@@ -194,7 +205,7 @@ def _parse_authority(text: str, scheme: str) -> tuple[str, int]:
         host, colon, port = text.rpartition(":")
         if ":" in host:
             raise AddressError(f"an IPv6 address goes in brackets: {scheme}://[::1]:port")
-        host, tail = (unquote(host), colon + port) if colon else (text, "")
+        host, tail = (unquote(host, errors="strict"), colon + port) if colon else (text, "")
 
     if not tail.startswith(":"):
         raise AddressError(f"the port is missing: {hint}")
@@ -205,16 +216,16 @@ def _parse_authority(text: str, scheme: str) -> tuple[str, int]:
 def _parse_zone(text: str) -> str:
     address, percent, zone = text.partition("%")
     # RFC 6874 writes the % of a zone as %25; a bare % is what people copy from ip(8).
-    return address + percent + unquote(zone.removeprefix("25"))
+    return address + percent + unquote(zone.removeprefix("25"), errors="strict")
 
 
 def _digits(text: str, what: str, hint: str) -> int:
     if not text:
         raise AddressError(f"{what} is missing: {hint}")
-    if not re.fullmatch("[0-9]{1,10}", text, re.A):
+    if not re.fullmatch("[0-9]+", text, re.A):
         raise AddressError(f"{what} {text!r} is not a number: {hint}")
 
-    return int(text)
+    return int(text[-4000:])  # more digits than int() takes are out of range all the same
 
 
 def _check_host(host: str) -> None:

@@ -24,8 +24,9 @@ __all__ = (
     "bare_errors",
 )
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 
 class AnyechoError(Exception):
@@ -71,6 +72,9 @@ class EchoError(AnyechoError):
         super().__init__(message)
         self.offset = offset
 
+    def __reduce__(self) -> tuple[Callable[..., EchoError], tuple[object, ...]]:
+        return partial(type(self), offset=self.offset), self.args
+
 
 class EchoMismatch(EchoError):
     """A byte came back that is not the one that went out, or that nobody sent."""
@@ -94,10 +98,15 @@ def bare_errors() -> Iterator[None]:
         yield
     except BaseExceptionGroup as group:
         leaves = list(_leaves(group))
-        if len(leaves) == 1 or all(isinstance(leaf, AnyechoError) for leaf in leaves):
-            raise leaves[0] from leaves[0].__cause__
+        if len(leaves) > 1 and not all(isinstance(leaf, AnyechoError) for leaf in leaves):
+            raise
 
-        raise
+        first = leaves[0]
+        context = first.__context__
+        try:
+            raise first
+        finally:
+            first.__context__ = context  # its own history, not the group it was in
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

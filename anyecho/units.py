@@ -22,6 +22,7 @@ __all__ = (
 import math
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated, Any
@@ -29,7 +30,9 @@ from typing import Annotated, Any
 from anyecho.errors import UnitError
 
 #: The exponent is bounded because a Fraction of 1e999999999 would fill the memory before it failed.
-_QUANTITY = re.compile(r"(?P<number>(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d{1,3})?)\s*(?P<unit>[a-z]*)", re.I | re.A)
+_QUANTITY = re.compile(r"(?P<number>(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d{1,3})?) *(?P<unit>[a-z]*)", re.I | re.A)
+#: Nor does int() like more digits than 4300; the largest float has 309.
+_LENGTH_MAX = 1000
 
 _DURATIONS = {
     "us": Fraction(1, 10**6),
@@ -57,7 +60,7 @@ def parse_duration(text: str) -> float:
 
 def format_duration(seconds: float) -> str:
     """The shortest text that `parse_duration` reads back as exactly `seconds` (>= 0)."""
-    return _OFF if math.isinf(seconds) else _shortest(seconds, _DURATIONS, parse_duration)
+    return _OFF if seconds == math.inf else _shortest(seconds, _DURATIONS, parse_duration)
 
 
 def parse_size(text: str) -> int:
@@ -71,7 +74,10 @@ def parse_size(text: str) -> int:
 
 
 def format_size(size: int) -> str:
-    """The shortest text that `parse_size` reads back as exactly `size` (>= 0)."""
+    """The shortest text without a point that `parse_size` reads back as exactly `size` (>= 0)."""
+    if size < 0:
+        raise UnitError(f"{size} is not a size: it must be 0 or more")
+
     texts = [f"{size / scale}{unit}" for unit, scale in _SIZES.items() if (size / scale).denominator == 1]
     return min(texts, key=len)
 
@@ -82,22 +88,23 @@ def parse_rate(text: str) -> float:
         return math.inf
 
     count, slash, period = text.partition("/")
-    hint = "like 10k or 50/1s"
-    rate = _parse(count, "rate", _THOUSANDS, {}, hint)
-    if slash:
-        # "50/s" is "50/1s".
-        period = period if period[:1].isdigit() or period[:1] == "." else "1" + period
-        seconds = _parse(period, "rate", _DURATIONS, {"min": "m"}, hint)
-        if not seconds:
-            raise UnitError(f"{text!r} is not a rate: its period is 0")
-        rate /= seconds
+    try:
+        rate = _parse(count, "rate", _THOUSANDS, {}, "")
+        if slash:
+            # "50/s" is "50/1s".
+            period = period if period[:1].isdigit() or period[:1] == "." else "1" + period
+            rate /= _parse(period, "rate", _DURATIONS, {"min": "m"}, "")
+    except UnitError:
+        raise UnitError(f"{text[:40]!r} is not a rate: write like 10k or 50/1s") from None
+    except ZeroDivisionError:
+        raise UnitError(f"{text!r} is not a rate: its period is 0") from None
 
     return _to_float(text, rate)
 
 
 def format_rate(rate: float) -> str:
     """The shortest text that `parse_rate` reads back as exactly `rate` (>= 0)."""
-    return _OFF if math.isinf(rate) else _shortest(rate, _THOUSANDS, parse_rate)
+    return _OFF if rate == math.inf else _shortest(rate, _THOUSANDS, parse_rate)
 
 
 @dataclass(frozen=True)
@@ -115,12 +122,12 @@ Rate = Annotated[float, Unit("RATE", parse_rate, format_rate)]
 
 
 def _parse(text: str, what: str, scales: Mapping[str, Fraction], aliases: Mapping[str, str], hint: str) -> Fraction:
-    match = _QUANTITY.fullmatch(text)
+    match = _QUANTITY.fullmatch(text.strip()) if len(text) <= _LENGTH_MAX else None
     known = {unit.lower(): scale for unit, scale in scales.items()}
     unit = match["unit"].lower() if match else ""
     unit = aliases.get(unit, unit)
     if match is None or unit not in known:
-        raise UnitError(f"{text!r} is not a {what}: write {hint}")
+        raise UnitError(f"{text[:40]!r} is not a {what}: write {hint}")
 
     return Fraction(match["number"]) * known[unit]
 
@@ -136,7 +143,13 @@ def _shortest(value: float, scales: Mapping[str, Fraction], parse: Callable[[str
     if not value >= 0:
         raise UnitError(f"{value!r} is not a quantity: it must be 0 or more")
 
-    # Dividing rounds, so not every unit says the value exactly; the unit of scale 1 always does.
-    texts = [repr(value / float(scale)).removesuffix(".0") + unit for unit, scale in scales.items()]
-    exact = [text for text in texts if text[0] != "i" and parse(text) == value]
-    return min(exact, key=lambda text: len(text) + text.count("."))  # of two alike, the one without a point
+    exact = []
+    for unit, scale in scales.items():
+        # Dividing rounds, and may overflow, so not every unit says the value; the one of scale 1 always does.
+        with suppress(OverflowError, UnitError):
+            text = repr(float(Fraction(abs(value)) / scale)).removesuffix(".0") + unit
+            if parse(text) == value:
+                exact.append(text)
+
+    # 200ms rather than 0.2s.
+    return min(exact, key=lambda text: (len(text) + text.startswith("0."), text.startswith("0.")))
