@@ -13,6 +13,7 @@ from anyio import (
     BrokenResourceError,
     ClosedResourceError,
     EndOfStream,
+    Event,
     create_task_group,
     fail_after,
     wait_all_tasks_blocked,
@@ -235,27 +236,30 @@ async def test_a_unix_stream_has_no_ports(poller: Poller | Fallback, opened: Exi
 async def test_a_number_used_again_at_once_finds_its_new_waiter(
     kind: str, poller: Poller | Fallback, opened: ExitStack
 ) -> None:
-    """Closing under a waiter and reusing the descriptor in one turn of the loop made asyncio forget the new one."""
-    for _ in range(3):
-        peer, ours = raw_pair(kind)
-        stream = stream_over(ours, poller)
-        number = ours.fileno()
-        async with create_task_group() as tasks:
-            tasks.start_soon(_until_closed, stream)
-            await wait_all_tasks_blocked()
-            await stream.aclose()
-            peer.close()
-            first, second = raw_pair(kind)
-            sockets = {sock.fileno(): sock for sock in (first, second)}
-            assert number in sockets
-            again = stream_over(sockets.pop(number), poller)
-            other = sockets.popitem()[1]
-            tasks.start_soon(_expect, again, b"for the new one")
-            await wait_all_tasks_blocked()
-            other.send(b"for the new one")
+    """Closed under a waiter, and the number used again before that one has left: asyncio forgets the new waiter."""
+    peer, ours = raw_pair(kind)
+    opened.enter_context(peer)
+    stream = stream_over(ours, poller)
+    number = ours.fileno()
+    go = Event()
+    others: list[socket.socket] = []
 
-        await again.aclose()
-        other.close()
+    async def new_waiter() -> None:
+        await go.wait()
+        sockets = [opened.enter_context(sock) for sock in raw_pair(kind)]
+        # First the one with the old number, if that is free already; and no yield before it waits.
+        sockets.sort(key=lambda sock: sock.fileno() != number)
+        others.append(sockets[1])
+        await _expect(stream_over(sockets[0], poller, budget=100), b"for the new one")
+
+    async with create_task_group() as tasks:
+        tasks.start_soon(_until_closed, stream)
+        tasks.start_soon(new_waiter)
+        await wait_all_tasks_blocked()
+        go.set()
+        await stream.aclose()
+        await wait_all_tasks_blocked()
+        others[0].send(b"for the new one")
 
 
 async def _until_closed(stream: PolledStream) -> None:
