@@ -1,0 +1,28 @@
+"""``python -m anyecho``, and the console script."""
+
+from __future__ import annotations
+
+import os
+import sys
+from threading import enumerate as threads
+from threading import main_thread
+
+
+def main() -> None:
+    try:
+        from anyecho.cli.main import main as cli  # here, because Ctrl-C may come while it is being imported
+
+        status = cli()
+    except KeyboardInterrupt:
+        status = 130
+
+    # A read of a terminal cannot be cancelled, only abandoned; waiting for its thread would hang the exit.
+    if any(not thread.daemon for thread in threads() if thread is not main_thread()):
+        sys.stdout.flush()
+        os._exit(status)
+
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""``anyecho serve``: the addresses on standard output once they accept, everything else on standard error."""
+
+from __future__ import annotations
+
+__all__ = ("serve",)
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Annotated
+
+from anyio import create_task_group
+from cyclopts import Parameter
+
+from anyecho.address import Address
+from anyecho.backends import run
+from anyecho.cli.flags import BackendFlag
+from anyecho.cli.logs import LogOptions, log_to_stderr
+from anyecho.cli.signals import Signals, caught_signals
+from anyecho.errors import bare_errors
+from anyecho.server.options import ServeOptions
+from anyecho.server.server import DEFAULT_ADDRESS, Server, open_server
+
+logger = logging.getLogger("anyecho.server")
+
+
+def serve(
+    *,
+    bind: Annotated[
+        tuple[str, ...],
+        Parameter(
+            name=("--bind", "-b"), help="Listen on this address; repeatable.", negative=(), metavar="ADDRESS"
+        ),
+    ] = (DEFAULT_ADDRESS,),
+    backend: BackendFlag = "asyncio",
+    options: ServeOptions,
+    log: LogOptions,
+    access_log: Annotated[bool, Parameter(help="Log a line per closed connection, whatever the level.")] = False,
+) -> int:
+    """Echo whatever is sent, until SIGTERM or SIGINT.
+
+    Addresses: tcp://host:port (or host:port; no host is every interface), unix:/path, unix:@abstract, fd://3.
+    Each one bound is printed on a line once it accepts. The first signal lets connections finish, the second
+    closes them, a third ends a process that is stuck.
+    """
+    # Two are forgiven: one to drain, one to close at once.
+    with log_to_stderr(log, access=access_log), caught_signals(forgive=2) as signals:
+        run(_serve, bind, options, signals, backend=backend)
+
+    return 0
+
+
+async def _serve(bind: Sequence[str], options: ServeOptions, signals: Signals) -> None:
+    server: Server | None = None
+
+    async def stop_on_signals() -> None:
+        await signals.next()
+        if server is None:
+            tasks.cancel_scope.cancel()
+            return
+
+        tasks.start_soon(server.drain)
+        await signals.next()
+        server.abort()
+
+    with bare_errors():
+        async with create_task_group() as tasks:
+            tasks.start_soon(stop_on_signals)
+            async with open_server(*bind, options=options) as server:
+                _report(server.addresses)
+                await server.wait_closed()
+
+            tasks.cancel_scope.cancel()
+
+
+def _report(addresses: Sequence[Address]) -> None:
+    try:
+        for address in addresses:
+            os.write(1, f"{address}\n".encode())
+    except OSError as exc:
+        # Whoever started it does not want to know; its peers still want their echo.
+        logger.warning("cannot report the addresses: %s", exc.strerror)

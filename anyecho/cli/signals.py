@@ -1,0 +1,80 @@
+"""SIGINT and SIGTERM, handed to a task on any backend, and to the kernel again when enough have come.
+
+Not anyio's receiver, because that counts inside the event loop: a loop that is stuck would swallow every signal,
+and only SIGKILL would end it. Here Python itself counts, between two bytecodes of whatever is stuck.
+"""
+
+from __future__ import annotations
+
+__all__ = ("Signals", "caught_signals")
+
+import os
+import signal
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+from anyecho.net.poller import Fallback
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Signals:
+    """The signals that came, in order; `forgive` of them, after which the default action is restored."""
+
+    def __init__(self, forgive: int) -> None:
+        self._forgive = forgive
+        self._came: deque[int] = deque()
+        self._read_end, self._write_end = os.pipe()
+        os.set_blocking(self._read_end, False)
+        os.set_blocking(self._write_end, False)
+
+    async def next(self) -> int:
+        """Wait for a signal; return its number."""
+        self._wake_the_loop()
+        registration = Fallback().register(self._read_end)
+        try:
+            while not self._came:
+                registration.may_read = False
+                await registration.readable()
+                os.read(self._read_end, 64)
+        finally:
+            await registration.aclose()
+
+        return self._came.popleft()
+
+    def note(self, signum: int, _: FrameType | None) -> None:
+        self._came.append(signum)
+        self._forgive -= 1
+        if self._forgive <= 0:
+            for each in _SIGNALS:
+                signal.signal(each, signal.SIG_DFL)
+
+        with suppress(OSError):
+            os.write(self._write_end, b"\0")
+
+    def close(self) -> None:
+        signal.set_wakeup_fd(-1)
+        os.close(self._read_end)
+        os.close(self._write_end)
+
+    def _wake_the_loop(self) -> None:
+        # A signal that comes just before the loop begins to wait would else be noticed when something else wakes
+        # it. trio and uvloop have a descriptor for that; asyncio, unless told, has none.
+        others = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
+        if others not in (-1, self._write_end):
+            signal.set_wakeup_fd(others, warn_on_full_buffer=False)
+
+
+@contextmanager
+def caught_signals(*, forgive: int) -> Iterator[Signals]:
+    """Catch them within the block, in the main thread; enter it before the event loop starts."""
+    signals = Signals(forgive)
+    before = {each: signal.signal(each, signals.note) for each in _SIGNALS}
+    try:
+        yield signals
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        signals.close()
