@@ -188,8 +188,9 @@ def connect(address: str) -> socket.socket:
     if isinstance(parsed, UnixAddress):
         with ExitStack() as opened:
             sock = opened.enter_context(socket.socket(socket.AF_UNIX))
-            sock.settimeout(PATIENCE)
+            # Without a time limit yet: with one, a backlog that is full just now would be an error.
             sock.connect(os.fsencode(parsed.path))
+            sock.settimeout(PATIENCE)
             opened.pop_all()
 
         return sock

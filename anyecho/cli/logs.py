@@ -73,8 +73,20 @@ class _Patient(QueueHandler):
             self.dropped += 1
 
 
+class _Writer(QueueListener):
+    def __init__(self, lines: queue.Queue[logging.LogRecord | None], sink: logging.Handler) -> None:
+        super().__init__(lines, sink)
+        self._lines = lines
+
+    def enqueue_sentinel(self) -> None:
+        self._lines.put(None)  # waits for room, which only a thread does that nobody waits for
+
+
 class _Stderr(logging.Handler):
-    """Unbuffered: `sys.stderr` has a lock, on which the exit would wait for a write that blocks."""
+    """Unbuffered, and without a lock: the exit would wait for either, in vain while a write blocks."""
+
+    def createLock(self) -> None:
+        self.lock = None  # only the writer's thread is ever here
 
     def emit(self, record: logging.LogRecord) -> None:
         with suppress(OSError):  # standard error is closed, or its disk full: nobody to tell
@@ -86,8 +98,9 @@ def log_to_stderr(options: LogOptions, *, access: bool = False) -> Iterator[None
     """Log as `options` say within the block; with `access`, a line per closed connection, whatever the level."""
     sink = _Stderr()
     sink.setFormatter(JSONFormatter() if options.log_format == "json" else TextFormatter())
-    patient = _Patient(queue.Queue(_QUEUE_SIZE))
-    listener = QueueListener(patient.queue, sink)
+    lines: queue.Queue[logging.LogRecord | None] = queue.Queue(_QUEUE_SIZE)
+    patient = _Patient(lines)
+    listener = _Writer(lines, sink)
     root, ours, closes = (logging.getLogger(name) for name in (None, "anyecho", "anyecho.access"))
     levels = ours.level, closes.level
     ours.setLevel(options.log_level.upper())
@@ -106,8 +119,7 @@ def log_to_stderr(options: LogOptions, *, access: bool = False) -> Iterator[None
 
 
 def _flush(listener: QueueListener, patient: _Patient) -> None:
-    with suppress(queue.Full):
-        listener.stop()
+    listener.stop()
     if patient.dropped:
         with suppress(OSError):
             os.write(2, f"anyecho: {patient.dropped} log lines were dropped: nobody read them in time\n".encode())

@@ -69,12 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _open_standard_streams() -> None:
-    # Started with one of them closed, the next socket would get its number, and be written to.
-    for descriptor in (0, 1, 2):
+    # Started with one of them closed, the next socket would get its number, and be written to. Opened the wrong way
+    # round, it still fails for whoever needs it.
+    for descriptor, mode in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_RDONLY)):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)
+            os.open(os.devnull, mode)
 
 
 def _complain(exc: Exception) -> None:

@@ -207,7 +207,7 @@ async def test_a_silent_server_is_given_up_after_the_timeout(poller: Poller | Fa
         start = time.monotonic()
         with pytest.raises(EchoStalled, match="no byte has moved for 200ms: byte 0 is missing, 5 were sent"):
             await client.exchange(b"hello")
-        assert 0.2 <= time.monotonic() - start < 3 * 0.2
+        assert 0.19 <= time.monotonic() - start < 3 * 0.2
 
 
 async def test_a_server_that_does_not_close_is_given_up_too(poller: Poller | Fallback) -> None:

@@ -252,7 +252,7 @@ def test_nine_thousand_that_say_nothing_are_held_and_then_echoed(
 
 
 @pytest.mark.slow
-async def test_a_hundred_mebibytes_through_one_flooding_reader_starve_nobody(carrier: Address) -> None:
+async def test_one_that_floods_and_reads_starves_nobody(carrier: Address) -> None:
     """99 ping-pong peers keep a quarter of their messages beside one that floods and reads."""
     async with open_server(carrier) as server:
         address = server.addresses[0]

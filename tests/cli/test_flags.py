@@ -1,0 +1,219 @@
+"""Flags come from the fields of the options, each of them once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from inspect import signature
+from typing import Any, get_type_hints
+
+import pytest
+from cyclopts import CycloptsError
+
+from anyecho.cli.flags import flattened
+from anyecho.cli.logs import LogOptions
+from anyecho.cli.main import app, main
+from anyecho.measure.options import ConnectOptions
+from anyecho.net.sockets import SocketOptions
+from anyecho.server.options import ServeOptions
+from anyecho.units import Seconds, Size
+
+#: What each verb takes apart from options.
+OWN_FLAGS = {
+    "serve": {"--bind", "--backend", "--access-log"},
+    "send": {"--file", "--repeat", "-4", "-6", "--backend"},
+}
+OPTIONS = {"serve": (ServeOptions, LogOptions), "send": (ConnectOptions, LogOptions)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    depth: Size = field(default=1024, metadata={"help": "How deep."})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    wait: Seconds = field(default=1.5, metadata={"help": "How long."})
+    secret: str = "not a flag"
+    inner: Inner = field(default_factory=Inner)
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def explained(options: Any) -> Iterator[tuple[str, str]]:
+    """Name and help of every field that has one, those of nested options too."""
+    hints = get_type_hints(options)
+    for each in fields(options):
+        if is_dataclass(hints[each.name]):
+            yield from explained(hints[each.name])
+        elif "help" in each.metadata:
+            yield each.name, each.metadata["help"]
+
+
+def parse(*tokens: str) -> dict[str, Any]:
+    """What the command in `tokens` would be called with."""
+    _, bound, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
+    return bound.arguments
+
+
+@pytest.fixture
+def help_of(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[[str], str]:
+    """The help page of a verb, on so wide a terminal that nothing is wrapped."""
+    monkeypatch.setenv("COLUMNS", "300")
+
+    def page(verb: str) -> str:
+        assert main([verb, "--help"]) == 0
+        output, errors = capfd.readouterr()
+        assert not errors
+        return output
+
+    return page
+
+
+@pytest.fixture(params=["serve", "send"])
+def verb(request: pytest.FixtureRequest) -> str:
+    word: str = request.param
+    return word
+
+
+def test_every_explained_option_is_a_flag(verb: str, help_of: Callable[[str], str]) -> None:
+    page = help_of(verb)
+
+    for options in OPTIONS[verb]:
+        for name, text in explained(options):
+            assert re.search(rf"{flag(name)} .*{re.escape(text)}", page), name
+
+
+def test_no_flag_appears_twice_and_none_comes_from_elsewhere(verb: str, help_of: Callable[[str], str]) -> None:
+    expected = {flag(name) for options in OPTIONS[verb] for name, _ in explained(options)} | OWN_FLAGS[verb]
+    # The first word of each row of the table.
+    listed = re.findall(r"^│ (-\S+)", help_of(verb), re.M)
+
+    assert sorted(listed) == sorted(expected)
+
+
+def test_socket_options_are_flags_of_both_verbs(verb: str, help_of: Callable[[str], str]) -> None:
+    page = help_of(verb)
+
+    assert all(f"{flag(name)} " in page for name, _ in explained(SocketOptions))
+
+
+def test_every_option_of_the_server_and_of_its_sockets_is_explained() -> None:
+    hints = get_type_hints(ServeOptions) | get_type_hints(SocketOptions)
+    plain = {name for name, hint in hints.items() if not is_dataclass(hint)}
+
+    assert {name for name, _ in explained(ServeOptions)} == plain
+
+
+def test_every_default_is_shown_once(verb: str, help_of: Callable[[str], str]) -> None:
+    page = help_of(verb)
+
+    for options in OPTIONS[verb]:
+        for name, _ in explained(options):
+            [row] = re.findall(rf"^│ {flag(name)} .*", page, re.M)
+            assert row.count("[default: ") == 1, row
+
+
+@pytest.mark.parametrize(
+    ("name", "metavar", "default"),
+    [("--idle-timeout", "DURATION", "10m"), ("--linger", "DURATION", "2s"), ("--sndbuf", "SIZE", "0")],
+)
+def test_a_default_is_shown_in_its_unit(
+    help_of: Callable[[str], str], name: str, metavar: str, default: str
+) -> None:
+    assert re.search(rf"{name} {metavar} .*\[default: {default}\]", help_of("serve"))
+
+
+def test_a_limit_that_is_off_says_so(help_of: Callable[[str], str]) -> None:
+    assert re.search(r"--deadline DURATION .*\[default: off\]", help_of("send"))
+
+
+def test_each_flag_names_its_environment_variable(help_of: Callable[[str], str]) -> None:
+    assert re.search(r"--idle-timeout .*ANYECHO_IDLE_TIMEOUT", help_of("serve"))
+
+
+def test_a_flattened_command_takes_a_flag_per_field() -> None:
+    def command(name: str, *, options: Outer) -> str:
+        """What it does."""
+        raise NotImplementedError
+
+    flat = flattened(command)
+
+    assert list(signature(flat).parameters) == ["name", "wait", "depth"]
+    assert (flat.__name__, flat.__doc__) == ("command", "What it does.")
+
+
+def test_a_flattened_command_gets_its_nested_options_back() -> None:
+    def command(name: str, *, options: Outer) -> tuple[str, Outer]:
+        return name, options
+
+    given: Any = {"wait": 3.0, "depth": 7}
+
+    assert flattened(command)("x", **given) == ("x", Outer(wait=3.0, inner=Inner(depth=7)))
+
+
+def test_what_was_not_given_keeps_the_default_of_its_field() -> None:
+    def command(*, options: Outer) -> Outer:
+        return options
+
+    given: Any = {"depth": 7}
+
+    assert flattened(command)() == Outer()
+    assert flattened(command)(**given) == Outer(inner=Inner(depth=7))
+
+
+def test_two_groups_of_options_get_each_their_own() -> None:
+    def command(*, options: Outer, log: LogOptions) -> tuple[Outer, LogOptions]:
+        return options, log
+
+    given: Any = {"wait": 2.0, "log_level": "debug"}
+
+    assert flattened(command)(**given) == (Outer(wait=2.0), LogOptions(log_level="debug"))
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("250ms", 0.25), ("1.5s", 1.5), ("2m", 120.0), ("3", 3.0), ("off", float("inf"))]
+)
+def test_durations_are_read_with_their_unit(text: str, seconds: float) -> None:
+    assert parse("serve", "--idle-timeout", text) == {"idle_timeout": seconds}
+
+
+@pytest.mark.parametrize(("text", "size"), [("64", 64), ("1k", 1000), ("64KiB", 65536)])
+def test_sizes_are_read_with_their_unit(text: str, size: int) -> None:
+    assert parse("serve", "--sndbuf", text) == {"sndbuf": size}
+
+
+def test_a_wrong_duration_names_the_flag_and_how_one_is_written() -> None:
+    with pytest.raises(CycloptsError) as caught:
+        parse("serve", "--idle-timeout", "soon")
+
+    assert re.search("--idle-timeout.*'soon' is not a duration.*250ms", str(caught.value))
+
+
+def test_bind_is_repeatable_by_either_name() -> None:
+    assert parse("serve", "--bind", "a:1", "-b", "b:2") == {"bind": ("a:1", "b:2")}
+
+
+def test_an_environment_variable_sets_a_flag_and_the_command_line_overrides_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ANYECHO_IDLE_TIMEOUT", "7s")
+    monkeypatch.setenv("ANYECHO_ACCESS_LOG", "true")
+
+    assert parse("serve") == {"idle_timeout": 7.0, "access_log": True}
+    assert parse("serve", "--idle-timeout", "1m") == {"idle_timeout": 60.0, "access_log": True}
+
+
+def test_an_environment_variable_can_name_several_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANYECHO_BIND", "tcp://127.0.0.1:1 unix:/x")
+
+    assert parse("serve") == {"bind": ("tcp://127.0.0.1:1", "unix:/x")}
+
+
+def test_a_message_may_look_like_a_flag_after_two_dashes() -> None:
+    _, bound, _ = app.parse_args(["send", "a:1", "--", "-4", "--file"], exit_on_error=False, print_error=False)
+
+    assert bound.args == ("a:1", "-4", "--file")

@@ -1,0 +1,262 @@
+"""Log lines: their forms, who gets any, and what becomes of those that nobody reads."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from logging.handlers import QueueHandler
+from queue import Queue
+from threading import Event, Thread, active_count
+from time import monotonic, sleep
+from typing import Any
+
+import pytest
+
+from anyecho.cli import logs
+from anyecho.cli.logs import JSONFormatter, LogOptions, TextFormatter, log_to_stderr
+from tests.process import PATIENCE, wait_until
+
+PEER = {"peer": "::1_64624"}
+FACTS = PEER | {"reason": "eof", "bytes_received": 5, "bytes_sent": 4, "seconds": 0.25}
+
+
+def record(name: str, message: str, *args: object, **facts: Any) -> logging.LogRecord:
+    """A record as the logger `name` makes one, with `facts` as its ``extra``."""
+    return logging.getLogger(name).makeRecord(name, logging.INFO, "file", 1, message, args, None, extra=facts)
+
+
+@contextmanager
+def stderr_is(descriptor: int) -> Iterator[None]:
+    """What is written to standard error within the block goes to `descriptor`."""
+    kept = os.dup(2)
+    os.dup2(descriptor, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+@contextmanager
+def unread_pipe() -> Iterator[tuple[int, int]]:
+    """Both ends of a pipe in which there is room for no byte."""
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    try:
+        with pytest.raises(BlockingIOError):
+            while True:
+                os.write(write_end, b"\n" * 4096)
+        os.set_blocking(write_end, True)
+        yield read_end, write_end
+    finally:
+        os.close(read_end)
+        os.close(write_end)
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "line"),
+    [
+        ("anyecho.server", "starting up on localhost port 10000", "main: starting up on localhost port 10000"),
+        ("anyecho.client", "waiting for response", "echo_client: waiting for response"),
+        ("asyncio", "of somebody else", "asyncio: of somebody else"),
+    ],
+)
+def test_a_line_of_text_begins_with_who_speaks(name: str, message: str, line: str) -> None:
+    assert TextFormatter().format(record(name, message)) == line
+
+
+def test_a_line_about_a_connection_begins_with_its_peer() -> None:
+    line = TextFormatter().format(record("anyecho.server", "received %s", "b'hello'", **PEER))
+
+    assert line == "echo_::1_64624: received b'hello'"
+
+
+def test_a_line_of_the_access_log_tells_the_facts() -> None:
+    line = TextFormatter().format(record("anyecho.access", "closed", **FACTS))
+
+    assert line == "access: closed peer=::1_64624 reason=eof bytes_received=5 bytes_sent=4 seconds=0.25"
+
+
+def test_a_line_of_json_holds_the_same_as_values() -> None:
+    made = record("anyecho.access", "closed", **FACTS)
+    parsed = json.loads(JSONFormatter().format(made))
+
+    head = {"level": "info", "logger": "anyecho.access", "message": "closed"}
+    assert parsed.items() >= (head | FACTS).items()
+    assert parsed.keys() == {"time", *head, *FACTS}
+
+
+def test_the_time_of_a_json_line_is_utc() -> None:
+    made = record("anyecho.server", "closing server")
+    time = datetime.fromisoformat(json.loads(JSONFormatter().format(made))["time"])
+
+    assert time.tzinfo == UTC
+    assert abs(time.timestamp() - made.created) < 0.001
+
+
+def test_a_json_line_stays_one_line_whatever_the_message_holds() -> None:
+    message = 'a "quoted"\nsecond line \u2028 \udcff'
+    line = JSONFormatter().format(record("anyecho.server", message))
+
+    assert len(line.splitlines()) == 1
+    assert json.loads(line)["message"] == message
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_a_bug_is_logged_with_its_traceback(capfd: pytest.CaptureFixture[str], log_format: Any) -> None:
+    with log_to_stderr(LogOptions(log_format=log_format)):
+        try:
+            raise RuntimeError("a bug")
+        except RuntimeError:
+            logging.getLogger("anyecho.server").exception("connection failed", extra=PEER)
+
+    errors = capfd.readouterr().err
+    text = json.loads(errors)["message"] if log_format == "json" else errors
+    assert "connection failed\nTraceback (most recent call last):" in text
+    assert "RuntimeError: a bug" in text
+
+
+@pytest.mark.parametrize(
+    ("level", "shown"),
+    [
+        ("debug", "main: a\nmain: b\nmain: c\nmain: d\n"),
+        ("info", "main: b\nmain: c\nmain: d\n"),
+        ("warning", "main: c\nmain: d\n"),
+        ("error", "main: d\n"),
+    ],
+)
+def test_a_level_shows_itself_and_what_is_worse(capfd: pytest.CaptureFixture[str], level: Any, shown: str) -> None:
+    server = logging.getLogger("anyecho.server")
+    with log_to_stderr(LogOptions(log_level=level)):
+        server.debug("a")
+        server.info("b")
+        server.warning("c")
+        server.error("d")
+
+    assert capfd.readouterr() == ("", shown)
+
+
+@pytest.mark.parametrize(("access", "shown"), [(True, "access: closed\n"), (False, "")])
+@pytest.mark.parametrize("level", ["debug", "error"])
+def test_the_access_log_has_its_own_switch_whatever_the_level(
+    capfd: pytest.CaptureFixture[str], level: Any, access: bool, shown: str
+) -> None:
+    with log_to_stderr(LogOptions(log_level=level), access=access):
+        logging.getLogger("anyecho.access").info("closed")
+
+    assert capfd.readouterr().err == shown
+
+
+def test_levels_handlers_and_threads_are_as_before_after_the_block() -> None:
+    def state() -> tuple[Any, ...]:
+        loggers = [logging.getLogger(name) for name in (None, "anyecho", "anyecho.access", "anyecho.server")]
+        return [(each.level, list(each.handlers)) for each in loggers], active_count()
+
+    before = state()
+    with pytest.raises(RuntimeError), log_to_stderr(LogOptions(log_level="debug"), access=True):
+        assert state() != before
+        raise RuntimeError
+
+    assert state() == before
+
+
+def test_all_lines_are_out_when_the_block_ends(capfd: pytest.CaptureFixture[str]) -> None:
+    with log_to_stderr(LogOptions()):
+        for number in range(1000):
+            logging.getLogger("anyecho.server").warning("%d", number)
+
+    assert capfd.readouterr().err == "".join(f"main: {number}\n" for number in range(1000))
+
+
+def log(count: int) -> None:
+    for _ in range(count):
+        logging.getLogger("anyecho.server").warning("line")
+
+
+def flood(count: int) -> None:
+    """Log so many lines, of which the first is stuck on its way out when the others come."""
+    log(1)
+    [handler] = [each for each in logging.getLogger().handlers if isinstance(each, QueueHandler)]
+    assert isinstance(handler.queue, Queue)
+    wait_until(handler.queue.empty)
+    log(count - 1)
+
+
+def accounted(text: str) -> tuple[int, int]:
+    """How many lines of `log` were written, and how many dropped."""
+    dropped = re.search(r"^anyecho: (\d+) log lines were dropped: .*\n\Z", text, re.M)
+    return len(re.findall(r"^main: line$", text, re.M)), int(dropped[1]) if dropped else 0
+
+
+@contextmanager
+def reader(descriptor: int, begin: Event, *, late: float = 0) -> Iterator[list[bytes]]:
+    """What a thread reads from `descriptor`, once `begin` is set, until it reads of dropped lines."""
+    chunks: list[bytes] = []
+
+    def read() -> None:
+        assert begin.wait(PATIENCE)
+        sleep(late)
+        while b"dropped" not in b"".join(chunks[-2:]):
+            chunks.append(os.read(descriptor, 1 << 20))
+
+    reading = Thread(target=read)
+    reading.start()
+    try:
+        yield chunks
+    finally:
+        reading.join(PATIENCE)
+
+
+def test_what_nobody_reads_in_time_is_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "_QUEUE_SIZE", 5)
+    logged = Event()
+    with unread_pipe() as (read_end, write_end), stderr_is(write_end):
+        with reader(read_end, logged) as chunks, log_to_stderr(LogOptions()):
+            flood(100)
+            logged.set()
+            # Then the end of the block finds room in the queue.
+            wait_until(lambda: b"".join(chunks).count(b"main: line") >= 5)
+
+        assert accounted(b"".join(chunks).decode()) == (6, 94)
+
+
+def test_a_queue_that_is_full_at_the_end_is_waited_for_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "_QUEUE_SIZE", 5)
+    threads = active_count()
+    logged = Event()
+    with unread_pipe() as (read_end, write_end), stderr_is(write_end):
+        # Late enough for the block to be ending, and well within the time it gives its reader.
+        with reader(read_end, logged, late=0.1) as chunks, log_to_stderr(LogOptions()):
+            flood(100)
+            logged.set()
+
+        assert accounted(b"".join(chunks).decode()) == (6, 94)
+
+    wait_until(lambda: active_count() == threads, timeout=3)
+
+
+def test_the_end_waits_only_so_long_for_a_reader_that_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "_FLUSH_TIMEOUT", 0.2)
+    threads = active_count()
+    with unread_pipe() as (_, write_end), stderr_is(write_end), log_to_stderr(LogOptions()):
+        log(3)
+        began = monotonic()
+
+    assert 0.2 <= monotonic() - began < 3 * 0.2
+    # The pipe is closed, which lets go of the thread that wrote to it.
+    wait_until(lambda: active_count() == threads)
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_nobody_is_told_that_standard_error_is_full(log_format: Any) -> None:
+    with (
+        open("/dev/full", "wb") as full,
+        stderr_is(full.fileno()),
+        log_to_stderr(LogOptions(log_format=log_format)),
+    ):
+        log(3)

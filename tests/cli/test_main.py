@@ -1,0 +1,289 @@
+"""One line per mistake on standard error, nothing on standard output, and the exit status of its kind."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from anyecho import __main__ as entry
+from anyecho import backends
+from anyecho.cli.main import app, main
+from tests.process import PATIENCE, descriptors
+
+# By its name, because `anyecho.cli.main` is a module that holds a function of the same name.
+main_module = importlib.import_module("anyecho.cli.main")
+
+#: What a user sees: exit status, and the one line.
+Complaint = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def complaint(capfd: pytest.CaptureFixture[str]) -> Complaint:
+    """Runs the command in `arguments`, which must complain in one line and say nothing else."""
+
+    def run(*arguments: str) -> tuple[int, str]:
+        before = descriptors()
+        status = main(arguments)
+        output, errors = capfd.readouterr()
+        assert output == ""
+        assert re.fullmatch(r"anyecho: .+\n", errors), errors
+        assert descriptors() == before, "something is still open"
+        return status, errors.removeprefix("anyecho: ").rstrip("\n")
+
+    return run
+
+
+@pytest.fixture
+def taken() -> Iterator[str]:
+    """An address on which somebody listens already."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.fixture
+def dead() -> Iterator[str]:
+    """An address on which nobody listens, and nobody else can begin to."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        yield f"tcp://127.0.0.1:{sock.getsockname()[1]}"
+
+
+@pytest.fixture
+def nameless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resolver that knows no names."""
+
+    def look_up(*args: object, **kwargs: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ("nosuch", "nosuch"),
+        ("serve --nosuch", "--nosuch"),
+        ("serve stray", "stray"),
+        ("serve --idle-timeout", "--idle-timeout requires an argument"),
+        ("serve --idle-timeout soon", "'soon' is not a duration"),
+        ("serve --idle-timeout -1s", "--idle-timeout"),
+        ("serve --idle-timeout 0", "idle_timeout must be more than 0"),
+        ("serve --sndbuf 0.5", "'0.5' is not a size"),
+        ("serve --max-connections many", "--max-connections"),
+        ("serve --max-connections 0", "max_connections must be 1 or more"),
+        ("serve --backlog=-1", "backlog must be 0 or more"),
+        ("serve --backend nosuch", "asyncio.*uvloop.*trio"),
+        ("serve --log-level nosuch", "debug.*info.*warning.*error"),
+        ("serve --log-format xml", "text.*json"),
+        ("serve -b nonsense", "the port is missing"),
+        ("serve -b tcp://localhost:99999", "port 99999 is not in 0..65535"),
+        ("serve -b http://localhost:80", "no such scheme"),
+        ("serve -b tcp://127.0.0.1:0 -b nonsense", "'nonsense'"),
+        ("send", "ADDRESS requires an argument"),
+        ("send nonsense hello", "the port is missing"),
+        ("send localhost:1 --timeout 0 hello", "timeout must be more than 0"),
+        ("send localhost:1 --deadline soon hello", "'soon' is not a duration"),
+        ("send localhost:1 --file /proc/no-such-file", "/proc/no-such-file: No such file"),
+        ("send localhost:1 --file x hello", "exclude each other"),
+        ("send localhost:1 -4 -6 hello", "-4 and -6"),
+        ("send localhost:1 --repeat 0 hello", "--repeat must be 1 or more"),
+        ("send localhost:1 --repeat 2", "standard input can be read only once"),
+    ],
+)
+def test_a_mistake_in_usage_is_one_line_and_exit_2(complaint: Complaint, arguments: str, line: str) -> None:
+    status, text = complaint(*arguments.split())
+
+    assert re.search(line, text)
+    assert status == 2
+
+
+def test_a_wrong_environment_variable_is_named(complaint: Complaint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANYECHO_IDLE_TIMEOUT", "soon")
+    status, line = complaint("serve")
+
+    assert "ANYECHO_IDLE_TIMEOUT: 'soon' is not a duration" in line
+    assert status == 2
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("tcp://192.0.2.1:0", "no such address"),  # a documentation address (RFC 5737)
+        ("unix:/proc/echo", ""),
+        ("unix:/proc/no-such-directory/echo", "No such file or directory"),
+        ("unix:/dev/null/echo", "Not a directory"),
+        ("unix:/dev/null", "not a socket"),
+        ("fd://999999", "not an open socket"),
+    ],
+)
+def test_what_cannot_be_listened_on_is_named_with_the_reason_and_exit_3(
+    complaint: Complaint, address: str, why: str
+) -> None:
+    status, line = complaint("serve", "-b", address)
+
+    assert line.startswith(f"cannot listen on {address}: ")
+    assert why in line
+    assert status == 3
+
+
+@pytest.mark.parametrize("first", ["tcp://127.0.0.1:0", "unix:{path}"])
+def test_a_port_in_use_leaves_nothing_half_bound(
+    complaint: Complaint, taken: str, short_path: Path, first: str
+) -> None:
+    path = short_path / "echo"
+    status, line = complaint("serve", "-b", first.format(path=path), "-b", taken)
+
+    assert line == f"cannot listen on {taken}: it is in use already"
+    assert status == 3
+    assert not path.exists()
+
+
+def test_a_file_that_is_no_socket_is_left_alone(complaint: Complaint, short_path: Path) -> None:
+    path = short_path / "precious"
+    path.write_text("mine")
+    status, _ = complaint("serve", "-b", f"unix:{path}")
+
+    assert status == 3
+    assert path.read_text() == "mine"
+
+
+def test_a_server_that_is_not_there_is_exit_3(complaint: Complaint, dead: str) -> None:
+    status, line = complaint("send", dead, "hello")
+
+    assert line == f"cannot connect to {dead}: Connection refused"
+    assert status == 3
+
+
+@pytest.mark.usefixtures("nameless")
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [("serve -b tcp://nohost:7", "listen on"), ("send tcp://nohost:7 hello", "connect to")],
+)
+def test_a_host_that_is_not_there_is_exit_3(complaint: Complaint, arguments: str, what: str) -> None:
+    status, line = complaint(*arguments.split())
+
+    assert line == f"cannot {what} tcp://nohost:7: no such host (Name or service not known)"
+    assert status == 3
+
+
+def test_a_unix_socket_that_is_not_there_is_exit_3(complaint: Complaint, short_path: Path) -> None:
+    status, line = complaint("send", f"unix:{short_path}/echo", "hello")
+
+    assert line == f"cannot connect to unix:{short_path}/echo: No such file or directory"
+    assert status == 3
+
+
+@pytest.mark.parametrize(("family", "address"), [("-4", "tcp://[::1]:1"), ("-6", "tcp://127.0.0.1:1")])
+def test_an_address_of_the_other_family_is_exit_3(complaint: Complaint, family: str, address: str) -> None:
+    status, line = complaint("send", address, family, "hello")
+
+    assert line.startswith(f"cannot connect to {address}: ")
+    assert status == 3
+
+
+@pytest.mark.parametrize(
+    ("backend", "command"),
+    [("uvloop", "pip install 'anyecho[uvloop]'"), ("trio", "pip install trio")],
+)
+@pytest.mark.parametrize("arguments", ["serve -b tcp://127.0.0.1:0", "send localhost:1 hello"])
+def test_a_backend_that_is_not_installed_is_exit_3_and_the_command_that_installs_it(
+    complaint: Complaint, monkeypatch: pytest.MonkeyPatch, backend: str, command: str, arguments: str
+) -> None:
+    monkeypatch.setattr(backends, "find_spec", lambda name: None)
+    status, line = complaint(*arguments.split(), "--backend", backend)
+
+    assert line == f"{backend} is not installed: {command}"
+    assert status == 3
+
+
+def test_a_complaint_stays_one_line_whatever_the_mistake_held(complaint: Complaint) -> None:
+    _, line = complaint("serve", "-b", "two\nlines\x1b[31m")
+
+    assert "\x1b" not in line
+
+
+def test_a_complaint_can_name_what_is_no_text(complaint: Complaint) -> None:
+    status, _ = complaint("send", "localhost:1", "--file", "/proc/\udcff")
+
+    assert status == 2
+
+
+def test_the_version_names_all_that_matters_for_a_report(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+
+    output, errors = capfd.readouterr()
+    assert re.fullmatch(r"anyecho \S+ \(anyio [\d.]\S*, trio \d\S*, uvloop \d\S*, Python 3\.\S+\)\n", output)
+    assert errors == ""
+
+
+def test_the_version_says_what_is_not_installed(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version(name: str) -> str:
+        if name == "uvloop":
+            raise PackageNotFoundError(name)
+        return "1.0"
+
+    monkeypatch.setattr(main_module, "version", version)
+
+    assert main(["--version"]) == 0
+    assert "(anyio 1.0, trio 1.0, no uvloop, " in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_help_names_the_verbs(capfd: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    assert main(arguments) == 0
+
+    output, errors = capfd.readouterr()
+    assert re.search(r"\bserve\b.*Echo whatever is sent", output)
+    assert re.search(r"\bsend\b.*Send messages", output)
+    assert errors == ""
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_knows_the_verbs_and_their_flags(shell: Literal["bash", "zsh", "fish"]) -> None:
+    script = app.generate_completion(shell=shell)
+
+    for word in ("serve", "send", "idle-timeout", "access-log", "max-connections", "deadline", "repeat", "uvloop"):
+        assert re.search(rf"\b{word}\b", script), word
+
+
+def test_the_completion_of_bash_is_a_script_that_bash_can_read() -> None:
+    script = app.generate_completion(shell="bash").encode()
+
+    subprocess.run(["bash", "-n"], input=script, check=True, timeout=PATIENCE)
+
+
+def test_the_package_can_be_run() -> None:
+    done = subprocess.run([sys.executable, "-m", "anyecho", "--version"], capture_output=True, timeout=PATIENCE)
+
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith(b"anyecho ")
+
+
+def test_the_package_exits_with_the_status_of_its_command() -> None:
+    command = [sys.executable, "-m", "anyecho", "nosuch"]
+    done = subprocess.run(command, capture_output=True, timeout=PATIENCE)
+
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_ctrl_c_before_anything_is_set_up_is_exit_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main_module, "main", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        entry.main()
+
+    assert caught.value.code == 130

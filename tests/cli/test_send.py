@@ -1,0 +1,400 @@
+"""``anyecho send`` as its users meet it: a real process, at servers that are honest and at others."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+from ast import literal_eval
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from threading import Thread
+from time import monotonic
+from typing import IO, Any, TypeAlias
+
+import pytest
+
+from anyecho.cli.main import main
+from anyecho.units import format_duration
+from tests.process import (
+    Processes,
+    accepts,
+    echo,
+    peer,
+    port_of,
+    read_all,
+    resident,
+    terminal,
+    unwritable,
+    wait_until,
+)
+
+#: What a server in a thread does with the one connection it accepts.
+Script: TypeAlias = Callable[[socket.socket], None]
+#: Starts such a server; returns its address.
+Serve: TypeAlias = Callable[[Script], str]
+#: Runs ``anyecho send`` in this process, which is faster: exit status, standard output, standard error.
+Send: TypeAlias = Callable[..., tuple[int, bytes, bytes]]
+
+#: More than the kernels' buffers hold, and no multiple of any chunk.
+LARGE = os.urandom((8 << 20) + 12345)
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    with ExitStack() as opened:
+        yield lambda script: opened.enter_context(peer(script))
+
+
+@pytest.fixture
+def send(capfdbinary: pytest.CaptureFixture[bytes]) -> Send:
+    def run(*arguments: str) -> tuple[int, bytes, bytes]:
+        return main(["send", *arguments]), *capfdbinary.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """The address of a server that takes everything and says nothing: nobody ever accepts."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.fixture
+def absent() -> Iterator[str]:
+    """An address that answers nobody: its backlog is full."""
+    with ExitStack() as opened:
+        listener = opened.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):
+            sock = opened.enter_context(socket.socket())
+            sock.setblocking(False)
+            with suppress(BlockingIOError):
+                sock.connect(listener.getsockname())
+        yield f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def only(count: int) -> Script:
+    """Echo so many bytes, and close as if that were all."""
+
+    def script(sock: socket.socket) -> None:
+        sock.sendall(sock.recv(count, socket.MSG_WAITALL))
+        sock.shutdown(socket.SHUT_WR)
+        read_all(sock)
+
+    return script
+
+
+def wrong_at(offset: int) -> Script:
+    """Echo, with one bit of the byte at `offset` turned over."""
+
+    def script(sock: socket.socket) -> None:
+        at = 0
+        while chunk := bytearray(sock.recv(65536)):
+            if at <= offset < at + len(chunk):
+                chunk[offset - at] ^= 1
+            sock.sendall(chunk)
+            at += len(chunk)
+
+    return script
+
+
+def test_every_message_comes_back_on_standard_output(processes: Processes, backend: str, serve: Serve) -> None:
+    ended = processes.run("send", serve(echo), "--backend", backend, "This is the message. ", "In parts.")
+
+    assert ended == (0, b"This is the message. In parts.", "")
+
+
+def test_standard_input_of_any_size_is_sent(processes: Processes, backend: str, serve: Serve) -> None:
+    ended = processes.run("send", serve(echo), "--backend", backend, stdin=LARGE)
+
+    assert ended == (0, LARGE, "")
+
+
+def test_a_file_is_sent_as_often_as_asked(processes: Processes, backend: str, serve: Serve, tmp_path: Path) -> None:
+    file = tmp_path / "payload"
+    file.write_bytes(LARGE)
+    ended = processes.run("send", serve(echo), "--backend", backend, "--file", str(file), "--repeat", "2")
+
+    assert ended == (0, LARGE * 2, "")
+
+
+def test_messages_are_sent_as_often_as_asked(send: Send, serve: Serve) -> None:
+    assert send(serve(echo), "--repeat", "3", "a", "b") == (0, b"ababab", b"")
+
+
+def test_an_empty_message_is_fine(send: Send, serve: Serve) -> None:
+    assert send(serve(echo), "") == (0, b"", b"")
+
+
+def test_empty_standard_input_is_fine(processes: Processes, backend: str, serve: Serve) -> None:
+    assert processes.run("send", serve(echo), "--backend", backend) == (0, b"", "")
+
+
+def test_a_message_need_not_be_text(send: Send, serve: Serve) -> None:
+    message = b"\xff\xfe"
+
+    assert send(serve(echo), os.fsdecode(message)) == (0, message, b"")
+
+
+def test_each_message_is_a_write_of_its_own_and_then_half_closed(processes: Processes, serve: Serve) -> None:
+    told = (
+        "\nimport os, socket"
+        "\nsend, shutdown = socket.socket.send, socket.socket.shutdown"
+        "\ndef tell(what): os.write(2, what + b'\\n')"
+        "\nsocket.socket.send = lambda self, data: (tell(b'send ' + data), send(self, data))[1]"
+        "\nsocket.socket.shutdown = lambda self, how: (tell(b'shutdown %d' % how), shutdown(self, how))[1]\n"
+    )
+    status, output, errors = processes.run("send", serve(echo), "one", "two", "one", before=told)
+
+    # A loop may wake itself by a socket, with a byte that is 0.
+    calls = [line for line in errors.splitlines() if not line.endswith("\0")]
+    assert calls == ["send one", "send two", "send one", f"shutdown {socket.SHUT_WR}"]
+    assert (status, output) == (0, b"onetwoone")
+
+
+def test_messages_leave_standard_input_alone(processes: Processes, serve: Serve) -> None:
+    process = processes.start("send", serve(echo), "hello", stdin=subprocess.PIPE)
+
+    assert process.wait() == 0
+    assert process.read_bytes(5) == b"hello"
+
+
+def test_the_echo_is_written_as_it_returns(processes: Processes, backend: str, serve: Serve) -> None:
+    process = processes.start("send", serve(echo), "--backend", backend, stdin=subprocess.PIPE)
+    stdin = process.popen.stdin
+    assert stdin is not None
+    for line in (b"one\n", b"two\n"):
+        os.write(stdin.fileno(), line)
+        assert process.read_bytes(4) == line
+    stdin.close()
+
+    assert process.wait() == 0
+
+
+def test_a_stream_takes_constant_memory(processes: Processes, serve: Serve) -> None:
+    process = processes.start("send", serve(echo), stdin=subprocess.PIPE)
+    stdin, stdout = process.popen.stdin, process.popen.stdout
+    assert stdin is not None
+    assert stdout is not None
+
+    def pass_through(pipe: IO[bytes], mebibytes: int) -> None:
+        filling = Thread(target=lambda: [pipe.write(bytes(1 << 20)) for _ in range(mebibytes)])
+        filling.start()
+        left = mebibytes << 20
+        while left:
+            left -= len(os.read(stdout.fileno(), min(left, 1 << 18)))
+        filling.join()
+
+    pass_through(stdin, 16)
+    peak = resident(process.pid, peak=True)
+    pass_through(stdin, 64)
+    # What is on its way is kept for comparing, 8 MiB of it at most.
+    assert resident(process.pid, peak=True) - peak < 16 << 20
+    stdin.close()
+    assert process.wait() == 0
+
+
+@pytest.mark.parametrize("scheme", ["unix:{path}/echo", "unix:@{path}"])
+def test_a_unix_socket_is_an_address_too(processes: Processes, send: Send, short_path: Path, scheme: str) -> None:
+    address = scheme.format(path=short_path)
+    processes.serve("-b", address)
+
+    assert send(address, "hello") == (0, b"hello", b"")
+
+
+# Not ncat: what its --exec has not yet passed on when the client half-closes, it loses, whoever the client is.
+@pytest.mark.skipif(shutil.which("socat") is None, reason="socat is not installed")
+def test_other_peoples_servers_echo_as_well(processes: Processes, short_path: Path) -> None:
+    path = short_path / "echo"
+    with subprocess.Popen(["socat", "-t20", f"UNIX-LISTEN:{path},fork", "EXEC:/bin/cat"]) as socat:
+        try:
+            wait_until(lambda: accepts(f"unix:{path}"))
+            assert processes.run("send", f"unix:{path}", stdin=LARGE) == (0, LARGE, "")
+        finally:
+            socat.terminate()
+
+
+def test_a_family_can_be_chosen(processes: Processes, send: Send) -> None:
+    port = port_of(processes.serve("-b", "tcp://[::1]:0").addresses[0])
+
+    assert send(f"localhost:{port}", "-6", "hello") == (0, b"hello", b"")
+    assert send(f"localhost:{port}", "-4", "hello")[0] == 3
+
+
+def test_the_log_is_the_conversation_of_the_original_example(
+    processes: Processes, backend: str, serve: Serve
+) -> None:
+    address = f"localhost:{port_of(serve(echo))}"
+    messages = ["This is the message. ", "It will be sent ", "in parts."]
+    status, output, errors = processes.run("send", address, "--backend", backend, "--log-level", "debug", *messages)
+
+    lines = errors.splitlines()
+    prefix = "echo_client: received "
+    received = [literal_eval(line.removeprefix(prefix)) for line in lines if line.startswith(prefix)]
+    assert [line for line in lines if not line.startswith(prefix)] == [
+        f"echo_client: connecting to localhost port {port_of(address)}",
+        "echo_client: sending b'This is the message. '",
+        "echo_client: sending b'It will be sent '",
+        "echo_client: sending b'in parts.'",
+        "echo_client: waiting for response",
+        "echo_client: closing",
+    ]
+    assert b"".join(received) == output == "".join(messages).encode()
+    assert status == 0
+
+
+def test_the_log_escapes_bytes_and_shortens_long_chunks(send: Send, serve: Serve) -> None:
+    _, _, errors = send(serve(echo), "--log-level", "debug", "\x1b[31m\n" + "x" * 500)
+
+    shown = r"b'\x1b[31m\n" + "x" * 58 + "'... (506 bytes)"
+    assert f"echo_client: sending {shown}\n" in errors.decode()
+    assert f"echo_client: received {shown}\n" in errors.decode()
+
+
+def test_a_wrong_byte_is_exit_1_and_its_offset(send: Send, serve: Serve) -> None:
+    ended = send(serve(wrong_at(7)), "hello", "world")
+
+    assert ended == (1, b"hellowo", b"anyecho: byte 7 is wrong: sent 0x72, got 0x73\n")
+
+
+def test_the_first_wrong_byte_of_many_is_named(processes: Processes, backend: str, serve: Serve) -> None:
+    offset = 5_000_000
+    ended = processes.run("send", serve(wrong_at(offset)), "--backend", backend, stdin=LARGE)
+
+    sent = LARGE[offset]
+    line = f"anyecho: byte {offset} is wrong: sent 0x{sent:02x}, got 0x{sent ^ 1:02x}\n"
+    assert ended == (1, LARGE[:offset], line)
+
+
+def test_an_echo_cut_short_is_exit_1_and_the_offset(processes: Processes, backend: str, serve: Serve) -> None:
+    ended = processes.run("send", serve(only(4)), "--backend", backend, "hello", "world")
+
+    line = "anyecho: the server closed the connection: byte 4 is missing, 10 were sent\n"
+    assert ended == (1, b"hell", line)
+
+
+def test_more_than_was_sent_is_exit_1_and_the_offset(send: Send, serve: Serve) -> None:
+    def script(sock: socket.socket) -> None:
+        sock.sendall(read_all(sock) + b"!")
+
+    assert send(serve(script), "hello") == (1, b"hello", b"anyecho: byte 5 was never sent: got 0x21\n")
+
+
+def test_a_reset_is_exit_1_and_the_offset(send: Send, serve: Serve) -> None:
+    def script(sock: socket.socket) -> None:
+        sock.recv(5)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    status, output, errors = send(serve(script), "hello")
+
+    line = rb"anyecho: the connection broke \(.*reset.*\): byte 0 is missing, 5 were sent\n"
+    assert re.fullmatch(line, errors)
+    assert (status, output) == (1, b"")
+
+
+def test_an_echo_that_stalls_is_exit_1_after_the_timeout(processes: Processes, silent: str) -> None:
+    began = monotonic()
+    ended = processes.run("send", silent, "--timeout", "300ms", "hello")
+
+    assert ended == (
+        1,
+        b"",
+        f"anyecho: no byte has moved for {format_duration(0.3)}: byte 0 is missing, 5 were sent\n",
+    )
+    # Half a second to start and to end.
+    assert 0.3 <= monotonic() - began < 3 * 0.8
+
+
+def test_a_deadline_ends_what_is_still_going_on(processes: Processes, serve: Serve) -> None:
+    process = processes.start("send", serve(echo), "--deadline", "500ms", stdin=subprocess.PIPE)
+    assert process.popen.stdin is not None
+    os.write(process.popen.stdin.fileno(), b"hello")
+
+    # Half a second to start and to end.
+    assert process.wait(3 * 1.0) == 1
+    assert process.read_bytes(5) == b"hello"
+    line = (
+        f"the deadline of {format_duration(0.5)} is over: byte 5 is missing, 5 were sent, and more was to be sent"
+    )
+    assert process.errors() == f"anyecho: {line}\n"
+
+
+def test_no_answer_within_the_timeout_is_exit_3(processes: Processes, backend: str, absent: str) -> None:
+    began = monotonic()
+    ended = processes.run("send", absent, "--backend", backend, "--timeout", "300ms", "hello")
+
+    assert ended == (3, b"", f"anyecho: cannot connect to {absent}: no answer within {format_duration(0.3)}\n")
+    assert 0.3 <= monotonic() - began < 3 * 0.8
+
+
+def test_an_attempt_to_connect_can_be_interrupted(processes: Processes, absent: str) -> None:
+    process = processes.start("send", absent, "--log-level", "debug", "hello")
+    process.read_errors(until="connecting to")
+    process.signal(signal.SIGINT)
+
+    assert process.wait(3 * 0.5) == 130
+    assert process.errors() == ""
+
+
+def test_a_server_that_dies_ends_the_wait_for_a_terminal(processes: Processes, backend: str) -> None:
+    server = processes.serve("-b", "tcp://127.0.0.1:0")
+    with terminal() as (keyboard, screen):
+        process = processes.start("send", server.addresses[0], "--backend", backend, stdin=screen)
+        os.write(keyboard, b"hello\n")
+        assert process.read_bytes(6) == b"hello\n"
+        server.signal(signal.SIGKILL)
+
+        assert process.wait(3 * 0.5) == 1
+
+    line = r"anyecho: .*: byte 6 is missing, 6 were sent, and more was to be sent\n"
+    assert re.fullmatch(line, process.errors())
+
+
+def test_a_terminal_ends_its_input_by_ctrl_d(processes: Processes, serve: Serve) -> None:
+    with terminal() as (keyboard, screen):
+        process = processes.start("send", serve(echo), stdin=screen)
+        os.write(keyboard, b"hello\n\x04")
+
+        assert process.wait() == 0
+        assert process.read_bytes(6) == b"hello\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [("full", "No space left on device"), ("gone", "Broken pipe"), ("closed", "Bad file descriptor")],
+)
+def test_an_echo_that_cannot_be_written_is_exit_1_and_one_line(
+    processes: Processes, serve: Serve, kind: str, reason: str
+) -> None:
+    streams: dict[str, Any] = {"closed": [1]} if kind == "closed" else {"stdout": unwritable(kind)}
+    status, _, errors = processes.run("send", serve(echo), "hello", **streams)
+    if "stdout" in streams:
+        os.close(streams["stdout"])
+
+    assert errors == f"anyecho: cannot write the echo to standard output: {reason}\n"
+    assert status == 1
+
+
+@pytest.mark.parametrize("closed", [[2], [0, 2]])
+def test_the_exit_status_needs_no_standard_error(processes: Processes, serve: Serve, closed: list[int]) -> None:
+    ended = processes.run("send", serve(wrong_at(3)), "hello", closed=closed)
+
+    assert ended == (1, b"hel", "")
+
+
+def test_the_number_of_a_closed_standard_stream_is_not_taken_by_a_socket(
+    processes: Processes, serve: Serve
+) -> None:
+    assert processes.run("send", serve(echo), "hello", closed=[0]) == (0, b"hello", "")
+
+
+def test_a_file_that_cannot_be_read_is_exit_1_and_one_line(send: Send, serve: Serve, tmp_path: Path) -> None:
+    line = f"anyecho: cannot read {tmp_path}: Is a directory\n"
+
+    assert send(serve(echo), "--file", str(tmp_path)) == (1, b"", line.encode())

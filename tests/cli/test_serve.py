@@ -1,0 +1,312 @@
+"""``anyecho serve`` as its users meet it: a real process, called by all kinds of clients."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import pytest
+
+from tests.process import (
+    PATIENCE,
+    Process,
+    Processes,
+    accepts,
+    connect,
+    exchange,
+    port_of,
+    read_all,
+    round_trip,
+    unwritable,
+    wait_until,
+)
+
+TCP = "tcp://127.0.0.1:0"
+#: More than the kernels' buffers hold: whoever first reads all, or first sends all, hangs.
+LARGE = os.urandom(8 << 20)
+
+#: Other people's clients: how they call a port, and a path.
+CLIENTS: dict[str, tuple[list[str], list[str]]] = {
+    "nc": (["nc", "-N", "127.0.0.1", "{port}"], ["nc", "-N", "-U", "{path}"]),
+    "socat": (["socat", "-t20", "-", "TCP:127.0.0.1:{port}"], ["socat", "-t20", "-", "UNIX-CONNECT:{path}"]),
+    "ncat": (["ncat", "127.0.0.1", "{port}"], ["ncat", "-U", "{path}"]),
+}
+
+
+@pytest.fixture(params=list(CLIENTS))
+def client(request: pytest.FixtureRequest) -> str:
+    word: str = request.param
+    if shutil.which(word) is None:
+        pytest.skip(f"{word} is not installed")
+
+    return word
+
+
+def call(command: list[str], payload: bytes, **place: object) -> bytes:
+    """What `command`, called at `place`, prints of the echo of `payload`."""
+    words = [word.format(**place) for word in command]
+    return subprocess.run(words, input=payload, stdout=subprocess.PIPE, timeout=PATIENCE, check=True).stdout
+
+
+def stop(process: Process) -> list[str]:
+    """End it politely; return the lines of its standard error."""
+    process.signal()
+    assert process.wait() == 0
+    return process.errors().splitlines()
+
+
+def test_all_that_was_sent_comes_back(processes: Processes, backend: str) -> None:
+    [address] = processes.serve("-b", TCP, "--backend", backend).addresses
+
+    assert round_trip(address, LARGE) == LARGE
+    assert round_trip(address, b"") == b""
+
+
+def test_other_peoples_clients_get_their_echo(processes: Processes, client: str, short_path: Path) -> None:
+    path = short_path / "echo"
+    process = processes.serve("-b", TCP, "-b", f"unix:{path}", listeners=2)
+    to_port, to_path = CLIENTS[client]
+
+    assert call(to_port, LARGE, port=port_of(process.addresses[0])) == LARGE
+    assert call(to_path, LARGE, path=path) == LARGE
+
+
+def test_each_address_is_reported_on_a_line_once_it_accepts(
+    processes: Processes, backend: str, short_path: Path
+) -> None:
+    path, abstract = f"unix:{short_path}/echo", f"unix:@anyecho-{short_path.name}"
+    process = processes.serve("-b", TCP, "-b", path, "-b", abstract, "--backend", backend, listeners=3)
+
+    assert process.addresses == [f"tcp://127.0.0.1:{port_of(process.addresses[0])}", path, abstract]
+    assert port_of(process.addresses[0]) > 0
+    for address in process.addresses:
+        assert round_trip(address, b"hello") == b"hello"
+
+
+def test_localhost_is_both_loopback_addresses_on_one_port(processes: Processes) -> None:
+    process = processes.serve("-b", "localhost:0", listeners=2)
+    port = port_of(process.addresses[0])
+
+    assert process.addresses == [f"tcp://127.0.0.1:{port}", f"tcp://[::1]:{port}"]
+    assert [round_trip(address, b"hello") for address in process.addresses] == [b"hello"] * 2
+
+
+def test_an_inherited_socket_is_served_and_its_address_reported(processes: Processes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        descriptor = listener.fileno()
+        process = processes.serve("-b", f"fd://{descriptor}", pass_fds=[descriptor])
+
+        assert process.addresses == [f"tcp://127.0.0.1:{listener.getsockname()[1]}"]
+        assert round_trip(process.addresses[0], b"hello") == b"hello"
+
+
+def test_a_socket_file_is_gone_after_the_end(processes: Processes, short_path: Path) -> None:
+    path = short_path / "echo"
+    process = processes.serve("-b", f"unix:{path}")
+    assert path.is_socket()
+    stop(process)
+
+    assert not path.exists()
+
+
+def test_a_socket_file_that_a_killed_server_left_is_taken_over(processes: Processes, short_path: Path) -> None:
+    path = short_path / "echo"
+    killed = processes.serve("-b", f"unix:{path}")
+    killed.signal(signal.SIGKILL)
+    killed.wait()
+    assert path.is_socket()
+
+    assert round_trip(processes.serve("-b", f"unix:{path}").addresses[0], b"hello") == b"hello"
+
+
+def test_a_socket_file_of_a_living_server_is_not_stolen(processes: Processes, short_path: Path) -> None:
+    address = f"unix:{short_path}/echo"
+    processes.serve("-b", address)
+
+    assert processes.run("serve", "-b", address) == (
+        3,
+        b"",
+        f"anyecho: cannot listen on {address}: it is in use already\n",
+    )
+    assert round_trip(address, b"hello") == b"hello"
+
+
+def test_a_server_without_trouble_says_nothing_besides(processes: Processes) -> None:
+    process = processes.serve("-b", TCP)
+    round_trip(process.addresses[0], b"hello")
+
+    assert stop(process) == []
+    assert process.popen.stdout is not None
+    assert process.popen.stdout.read() == b""
+
+
+def test_the_log_is_the_conversation_of_the_original_example(processes: Processes, backend: str) -> None:
+    process = processes.serve("-b", "localhost:0", "--backend", backend, "--log-level", "debug", listeners=2)
+    with connect(process.addresses[1]) as sock:
+        peer = f"::1_{sock.getsockname()[1]}"
+        for message in (b"This is the message. ", b"It will be sent ", b"in parts."):
+            assert exchange(sock, message) == message
+        sock.shutdown(socket.SHUT_WR)
+        assert read_all(sock) == b""
+
+    assert stop(process) == [
+        f"main: starting up on localhost port {port_of(process.addresses[0])}",
+        f"echo_{peer}: connection accepted",
+        f"echo_{peer}: received b'This is the message. '",
+        f"echo_{peer}: sent b'This is the message. '",
+        f"echo_{peer}: received b'It will be sent '",
+        f"echo_{peer}: sent b'It will be sent '",
+        f"echo_{peer}: received b'in parts.'",
+        f"echo_{peer}: sent b'in parts.'",
+        f"echo_{peer}: closing",
+        "main: closing server",
+    ]
+
+
+def test_info_has_no_line_per_chunk(processes: Processes) -> None:
+    process = processes.serve("-b", TCP, "--log-level", "info")
+    with connect(process.addresses[0]) as sock:
+        peer = f"127.0.0.1_{sock.getsockname()[1]}"
+        assert exchange(sock, b"hello") == b"hello"
+        sock.shutdown(socket.SHUT_WR)
+        assert read_all(sock) == b""
+
+    assert stop(process)[1:-1] == [f"echo_{peer}: connection accepted", f"echo_{peer}: closing"]
+
+
+def test_bytes_of_the_network_are_escaped_and_long_chunks_shortened(processes: Processes) -> None:
+    process = processes.serve("-b", TCP, "--log-level", "debug")
+    payload = b"\x1b[31m\r\n\xff" + b"x" * 500
+    assert round_trip(process.addresses[0], payload) == payload
+
+    [line] = [line for line in stop(process) if ": received " in line]
+    assert line.partition(": ")[2] == r"received b'\x1b[31m\r\n\xff" + "x" * 56 + "'... (508 bytes)"
+
+
+def test_a_unix_peer_is_named_by_its_pid(processes: Processes, short_path: Path) -> None:
+    process = processes.serve("-b", f"unix:{short_path}/echo", "--log-level", "info")
+    round_trip(process.addresses[0], b"hello")
+
+    lines = stop(process)
+    assert lines[0] == f"main: starting up on unix:{short_path}/echo"
+    assert lines[1] == f"echo_unix_{os.getpid()}: connection accepted"
+
+
+def test_the_access_log_has_a_line_per_closed_connection(processes: Processes) -> None:
+    process = processes.serve("-b", TCP, "--access-log", "--log-format", "json")
+    with connect(process.addresses[0]) as sock:
+        peer = f"127.0.0.1_{sock.getsockname()[1]}"
+        assert exchange(sock, b"hello") == b"hello"
+        sock.shutdown(socket.SHUT_WR)
+        assert read_all(sock) == b""
+
+    [line] = stop(process)
+    facts = {"peer": peer, "reason": "eof", "bytes_received": 5, "bytes_sent": 5}
+    assert json.loads(line).items() >= ({"logger": "anyecho.access", "level": "info"} | facts).items()
+
+
+def test_every_line_is_json_if_asked_for(processes: Processes) -> None:
+    process = processes.serve("-b", TCP, "--log-level", "debug", "--log-format", "json")
+    round_trip(process.addresses[0], b'"\xff\n')
+
+    messages = [json.loads(line)["message"] for line in stop(process)]
+    assert messages[1:] == [
+        "connection accepted",
+        r"""received b'"\xff\n'""",
+        r"""sent b'"\xff\n'""",
+        "closing",
+        "closing server",
+    ]
+
+
+def test_an_idle_connection_is_closed_as_the_environment_says(processes: Processes) -> None:
+    environment = os.environ | {"ANYECHO_IDLE_TIMEOUT": "400ms", "ANYECHO_ACCESS_LOG": "true"}
+    process = processes.serve("-b", TCP, env=environment)
+    with connect(process.addresses[0]) as sock:
+        assert exchange(sock, b"hello") == b"hello"
+        began = monotonic()
+        assert read_all(sock) == b""
+        # An eighth late at most, because it is looked at eight times.
+        assert 0.3 < monotonic() - began < 3 * 0.45
+
+    assert "reason=idle" in stop(process)[0]
+
+
+def test_one_connection_too_many_waits_for_its_turn(processes: Processes) -> None:
+    process = processes.serve("-b", TCP, "--max-connections", "1", "--log-level", "info")
+    with connect(process.addresses[0]) as first:
+        assert exchange(first, b"hello") == b"hello"
+        with connect(process.addresses[0]) as second:
+            names = [f"echo_127.0.0.1_{sock.getsockname()[1]}" for sock in (first, second)]
+            second.sendall(b"patience")
+            assert exchange(first, b"still here") == b"still here"
+            first.close()
+            assert second.recv(8, socket.MSG_WAITALL) == b"patience"
+
+    lines = stop(process)[1:-1]
+    assert lines == [f"{name}: {what}" for name in names for what in ("connection accepted", "closing")]
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@pytest.mark.parametrize("kind", ["full", "gone"])
+def test_it_serves_on_when_it_can_write_no_line(
+    processes: Processes, short_path: Path, stream: str, kind: str
+) -> None:
+    path = short_path / "echo"
+    end = unwritable(kind)
+    streams: dict[str, Any] = {stream: end}
+    process = processes.start("serve", "-b", f"unix:{path}", "--log-level", "debug", **streams)
+    os.close(end)
+    wait_until(lambda: accepts(f"unix:{path}"))
+
+    assert round_trip(f"unix:{path}", b"hello") == b"hello"
+    process.signal()
+    assert process.wait() == 0
+
+
+@pytest.mark.parametrize("closed", [(1,), (2,), (0, 1, 2)])
+def test_it_serves_on_when_started_with_a_standard_stream_closed(
+    processes: Processes, short_path: Path, closed: tuple[int, ...]
+) -> None:
+    path = short_path / "echo"
+    process = processes.start("serve", "-b", f"unix:{path}", "--log-level", "debug", closed=closed)
+    wait_until(lambda: accepts(f"unix:{path}"))
+
+    assert round_trip(f"unix:{path}", b"hello") == b"hello"
+    process.signal()
+    assert process.wait() == 0
+
+
+def test_an_unreported_address_is_a_warning(processes: Processes) -> None:
+    with open("/dev/full", "wb") as full:
+        process = processes.start("serve", "-b", TCP, stdout=full)
+
+    line = "main: cannot report the addresses: No space left on device\n"
+    assert process.read_errors(until="\n") == line
+    process.signal()
+    assert process.wait() == 0
+
+
+def test_a_log_that_nobody_reads_holds_up_neither_the_echo_nor_the_end(processes: Processes) -> None:
+    process = processes.serve(
+        *("-b", TCP, "--log-level", "debug"),
+        before="import anyecho.cli.logs as logs; logs._QUEUE_SIZE = 100; ",
+    )
+    assert process.popen.stderr is not None
+    fcntl.fcntl(process.popen.stderr, fcntl.F_SETPIPE_SZ, 4096)
+    with connect(process.addresses[0]) as sock:
+        for _ in range(500):
+            assert exchange(sock, b"hello") == b"hello"
+
+    process.signal()
+    # Half a second to end, and one that is given to the reader.
+    assert process.wait(3 * 1.5) == 0
+    assert process.errors().count("\n") < 500

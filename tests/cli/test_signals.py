@@ -1,0 +1,292 @@
+"""Signals at real processes: the first ends politely, the second at once, the third even what is stuck."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import termios
+from array import array
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from threading import Thread
+from time import monotonic
+
+import pytest
+
+from tests.process import (
+    PATIENCE,
+    Processes,
+    accepts,
+    connect,
+    echo,
+    exchange,
+    peer,
+    read_all,
+    terminal,
+    wait_until,
+)
+
+TCP = "tcp://127.0.0.1:0"
+#: What a promised time may become on a busy machine.
+SLACK = 3
+#: What the end of a process may take besides the times that its options give.
+END = 0.5
+#: Longer than anybody waits here.
+LONG = "1h"
+
+#: The echo, for a server whose loop is stuck as soon as somebody has said something.
+STUCK = """
+import time
+import anyecho.server.tasks as tasks
+async def stuck(stream):
+    await stream.send(await stream.receive())
+    while True:
+        time.sleep(60)
+tasks.echo = stuck
+"""
+
+#: Says on standard error when a signal has been taken note of; two in quick succession are one to the kernel.
+TOLD = """
+import os
+from anyecho.cli.signals import Signals
+note = Signals.note
+def told(self, *args):
+    note(self, *args)
+    os.write(2, b"noted\\n")
+Signals.note = told
+"""
+
+
+@pytest.fixture(params=[signal.SIGTERM, signal.SIGINT], ids=lambda signum: signum.name)
+def signum(request: pytest.FixtureRequest) -> signal.Signals:
+    number: signal.Signals = request.param
+    return number
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    """The address of an honest server for one client, which costs no process."""
+    with peer(echo) as address:
+        yield address
+
+
+def test_an_idle_server_ends_at_once(processes: Processes, backend: str, signum: signal.Signals) -> None:
+    process = processes.serve("-b", TCP, "--backend", backend)
+    process.signal(signum)
+
+    assert process.wait(SLACK * END) == 0
+    assert process.errors() == ""
+
+
+def test_a_busy_server_echoes_for_the_grace_and_then_lingers(processes: Processes, backend: str) -> None:
+    grace, linger = 0.3, 0.2
+    times = ("--graceful-timeout", f"{grace}s", "--linger", f"{linger}s")
+    process = processes.serve("-b", TCP, "--backend", backend, *times)
+    with connect(process.addresses[0]) as sock:
+        assert exchange(sock, b"before") == b"before"
+        began = monotonic()
+        process.signal(signal.SIGTERM)
+        wait_until(lambda: not accepts(process.addresses[0]))
+        assert exchange(sock, b"after") == b"after"
+        # It closes its half, and waits for ours.
+        assert read_all(sock) == b""
+        assert monotonic() - began >= grace
+        assert process.wait(SLACK * (grace + linger + END)) == 0
+        assert grace + linger <= monotonic() - began < SLACK * (grace + linger + END)
+
+
+def test_a_drain_is_over_when_the_last_peer_is_done(processes: Processes, backend: str) -> None:
+    process = processes.serve("-b", TCP, "--backend", backend, "--graceful-timeout", LONG)
+    with connect(process.addresses[0]) as sock:
+        assert exchange(sock, b"before") == b"before"
+        process.signal(signal.SIGINT)
+        wait_until(lambda: not accepts(process.addresses[0]))
+        assert exchange(sock, b"after") == b"after"
+        sock.shutdown(socket.SHUT_WR)
+        assert read_all(sock) == b""
+
+    assert process.wait(SLACK * END) == 0
+
+
+def test_what_is_sent_half_before_and_half_after_is_echoed_whole(
+    processes: Processes, backend: str, signum: signal.Signals
+) -> None:
+    process = processes.serve("-b", TCP, "--backend", backend)
+    first, second = os.urandom(1 << 19), os.urandom(1 << 19)
+    echo: list[bytes] = []
+    with connect(process.addresses[0]) as sock:
+        reading = Thread(target=lambda: echo.append(read_all(sock)))
+        reading.start()
+        sock.sendall(first)
+        process.signal(signum)
+        wait_until(lambda: not accepts(process.addresses[0]))
+        sock.sendall(second)
+        sock.shutdown(socket.SHUT_WR)
+        reading.join(PATIENCE)
+
+    assert echo == [first + second]
+    assert process.wait(SLACK * END) == 0
+
+
+def test_a_peer_that_reads_nothing_holds_nobody_up_for_longer(processes: Processes) -> None:
+    times = ("--graceful-timeout", "200ms", "--linger", "200ms")
+    process = processes.serve("-b", TCP, *times)
+    with connect(process.addresses[0]) as sock:
+
+        def flood() -> None:
+            with suppress(ConnectionError):
+                sock.sendall(bytes(1 << 27))
+
+        flooding = Thread(target=flood)
+        flooding.start()
+        process.signal()
+
+        assert process.wait(SLACK * (0.4 + END)) == 0
+        flooding.join(PATIENCE)
+
+
+def test_the_second_signal_closes_at_once(processes: Processes, backend: str, signum: signal.Signals) -> None:
+    process = processes.serve("-b", TCP, "--backend", backend, "--graceful-timeout", LONG, "--linger", LONG)
+    with connect(process.addresses[0]) as sock:
+        assert exchange(sock, b"hello") == b"hello"
+        process.signal(signum)
+        wait_until(lambda: not accepts(process.addresses[0]))
+        process.signal(signum)
+
+        assert process.wait(SLACK * 1.0) == 0
+        assert sock.recv(1) == b""
+
+    assert process.errors() == ""
+
+
+def test_the_second_signal_ends_a_linger_too(processes: Processes, backend: str) -> None:
+    process = processes.serve("-b", TCP, "--backend", backend, "--graceful-timeout", "0", "--linger", LONG)
+    with connect(process.addresses[0]) as sock:
+        assert exchange(sock, b"hello") == b"hello"
+        process.signal(signal.SIGINT)
+        assert read_all(sock) == b""
+        process.signal(signal.SIGTERM)
+
+        assert process.wait(SLACK * 1.0) == 0
+
+
+def test_the_third_signal_ends_a_loop_that_is_stuck(
+    processes: Processes, backend: str, signum: signal.Signals
+) -> None:
+    process = processes.serve("-b", TCP, "--backend", backend, before=STUCK + TOLD)
+    with connect(process.addresses[0]) as sock:
+        assert exchange(sock, b"hello") == b"hello"
+        for _ in range(2):
+            process.signal(signum)
+            process.read_errors(until="noted\n")
+        assert process.popen.poll() is None
+        process.signal(signum)
+
+        assert process.wait(SLACK * END) == -signum
+
+
+def test_a_signal_before_it_listens_ends_it_as_well(processes: Processes, backend: str) -> None:
+    slow_names = """
+import os, anyio
+import anyecho.net.listen as listen
+async def resolve(*args):
+    os.write(2, b"resolving\\n")
+    await anyio.sleep_forever()
+listen.resolve = resolve
+"""
+    process = processes.start("serve", "-b", TCP, "--backend", backend, before=slow_names)
+    assert process.read_errors(until="\n") == "resolving\n"
+    process.signal(signal.SIGTERM)
+
+    assert process.wait(SLACK * END) == 0
+    assert process.errors() == ""
+
+
+def test_a_signal_before_the_loop_runs_is_not_lost(processes: Processes, backend: str) -> None:
+    early = f"""
+import os
+import anyecho.cli.serve as serve
+run = serve.run
+def late(*args, **options):
+    os.kill(os.getpid(), {int(signal.SIGINT)})
+    return run(*args, **options)
+serve.run = late
+"""
+    process = processes.start("serve", "-b", TCP, "--backend", backend, before=early)
+
+    assert process.wait() == 0
+    assert process.errors() == ""
+
+
+def test_an_interrupted_send_has_written_what_came_back(
+    processes: Processes, backend: str, signum: signal.Signals, server: str
+) -> None:
+    process = processes.start("send", server, "--backend", backend, stdin=subprocess.PIPE)
+    assert process.popen.stdin is not None
+    os.write(process.popen.stdin.fileno(), b"hello")
+    assert process.read_bytes(5) == b"hello"
+    process.signal(signum)
+
+    # 130 or 143, as a shell says it.
+    assert process.wait(SLACK * END) == 128 + signum
+    assert process.errors() == ""
+
+
+def test_ctrl_c_at_a_terminal_ends_send(processes: Processes, backend: str, server: str) -> None:
+    take_terminal = "import fcntl, os, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    with terminal() as (keyboard, screen):
+        process = processes.start("send", server, "--backend", backend, before=take_terminal, stdin=screen)
+        os.write(keyboard, b"hello\n")
+        assert process.read_bytes(6) == b"hello\n"
+        os.write(keyboard, b"\x03")
+
+        assert process.wait(SLACK * END) == 128 + signal.SIGINT
+        assert process.errors() == ""
+
+
+def test_send_can_be_interrupted_while_nobody_reads_the_echo(
+    processes: Processes, backend: str, server: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "payload"
+    file.write_bytes(bytes(1 << 22))
+    process = processes.start("send", server, "--backend", backend, "--file", str(file))
+    stdout = process.popen.stdout
+    assert stdout is not None
+    capacity = fcntl.fcntl(stdout, fcntl.F_SETPIPE_SZ, 4096)
+    wait_until(lambda: unread(stdout.fileno()) == capacity)
+    process.signal(signal.SIGINT)
+
+    assert process.wait(SLACK * END) == 128 + signal.SIGINT
+    assert process.errors() == ""
+
+
+def unread(descriptor: int) -> int:
+    """How many bytes wait in a pipe."""
+    count = array("i", [0])
+    fcntl.ioctl(descriptor, termios.FIONREAD, count)
+    return count[0]
+
+
+def test_a_second_signal_ends_a_send_that_is_stuck(
+    processes: Processes, signum: signal.Signals, server: str
+) -> None:
+    stuck = """
+import time
+from anyecho.measure.exchange import Exchange
+def settle(self, chunk):
+    os.write(2, b"stuck\\n")
+    while True:
+        time.sleep(60)
+Exchange._settle = settle
+"""
+    process = processes.start("send", server, "hello", before=TOLD + stuck)
+    process.read_errors(until="stuck\n")
+    process.signal(signum)
+    process.read_errors(until="noted\n")
+    process.signal(signum)
+
+    assert process.wait(SLACK * END) == -signum

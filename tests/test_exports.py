@@ -1,0 +1,127 @@
+"""What `anyecho` says it has, against what there is, and what importing it costs."""
+
+from __future__ import annotations
+
+import ast
+import pkgutil
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import anyecho
+
+MODULES = sorted(module.name for module in pkgutil.walk_packages(anyecho.__path__, "anyecho."))
+#: Nobody imports names from these.
+NAMELESS = {"anyecho.__main__", "anyecho._version"}
+#: Neither a backend nor the command line is for everybody.
+DEAR = {"cyclopts", "rich", "trio", "uvloop"}
+
+
+def run_fresh(code: str) -> list[str]:
+    """The words that `code` prints in an interpreter that has imported nothing yet."""
+    command = [sys.executable, "-W", "error", "-c", code]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout.split()
+
+
+def declared_homes() -> dict[str, str]:
+    """Name -> module, as a type checker reads them in ``anyecho/__init__.py``."""
+    [block] = [
+        node
+        for node in ast.parse(Path(anyecho.__file__).read_text()).body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    ]
+    homes: dict[str, str] = {}
+    for node in block.body:
+        assert isinstance(node, ast.ImportFrom)
+        for alias in node.names:
+            # Without "as", a strict type checker takes the name for a private one.
+            assert alias.asname == alias.name
+            homes[alias.name] = node.module or ""
+
+    return homes
+
+
+def test_all_is_a_sorted_tuple_without_repeats() -> None:
+    assert isinstance(anyecho.__all__, tuple)
+    assert list(anyecho.__all__) == sorted(set(anyecho.__all__))
+
+
+@pytest.mark.parametrize("name", anyecho.__all__)
+def test_a_public_name_is_that_of_its_home(name: str) -> None:
+    home = import_module(declared_homes().get(name, "anyecho.echo"))
+
+    assert getattr(anyecho, name) is getattr(home, name)
+    assert name in home.__all__
+
+
+def test_dir_shows_the_names_before_any_is_used() -> None:
+    shown = run_fresh("import anyecho; print(*dir(anyecho))")
+
+    assert set(anyecho.__all__) <= {*shown}
+    assert shown == sorted(shown)
+
+
+def test_a_type_checker_sees_the_names_that_there_are() -> None:
+    assert {*declared_homes(), "echo"} == set(anyecho.__all__)
+
+
+def test_a_star_imports_all_of_them() -> None:
+    names = run_fresh("from anyecho import *; print(*dir())")
+
+    assert set(anyecho.__all__) == {name for name in names if not name.startswith("__")}
+
+
+@pytest.mark.parametrize("name", ["nonsense", "__wrapped__", "Poller"])
+def test_a_name_that_there_is_not_is_named(name: str) -> None:
+    with pytest.raises(AttributeError, match=f"^module 'anyecho' has no attribute '{name}'$"):
+        getattr(anyecho, name)
+
+
+def test_the_version_is_there_though_not_among_the_names() -> None:
+    assert anyecho.__version__ == import_module("anyecho._version").__version__
+    assert "__version__" in dir(anyecho)
+    assert "__version__" not in anyecho.__all__
+
+
+@pytest.mark.parametrize("module_name", MODULES)
+def test_a_module_names_what_it_has(module_name: str) -> None:
+    module = import_module(module_name)
+    if module_name in NAMELESS or hasattr(module, "__path__"):
+        assert not hasattr(module, "__all__")
+        return
+
+    names = module.__all__
+    assert isinstance(names, tuple)
+    # Constants first, as ruff sorts them (RUF022).
+    assert list(names) == sorted(set(names), key=lambda name: (not name.isupper(), name))
+    assert [name for name in names if not hasattr(module, name)] == []
+
+
+def test_importing_anyecho_loads_no_backend_no_command_line_and_no_socket() -> None:
+    loaded = run_fresh("import sys; before = {*sys.modules}; import anyecho; print(*{*sys.modules} - before)")
+
+    assert "anyecho.echo" in loaded
+    assert {*loaded} & {*DEAR, "asyncio", "socket", "anyecho.net"} == set()
+
+
+def test_using_all_of_the_library_loads_no_backend_and_no_command_line() -> None:
+    loaded = run_fresh("import sys; from anyecho import *; print(*sys.modules)")
+
+    assert "anyecho.server.server" in loaded
+    assert {*loaded} & {*DEAR, "anyecho.cli"} == set()
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import anyecho.echo",
+        "from importlib import import_module; import_module('anyecho.echo')",
+        f"import anyecho, {', '.join(MODULES)}",
+    ],
+    ids=["its module", "its module by name", "every module"],
+)
+def test_echo_is_the_function_whatever_else_is_imported(imports: str) -> None:
+    assert run_fresh(f"{imports}; import anyecho; print(type(anyecho.echo).__name__)") == ["function"]

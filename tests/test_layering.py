@@ -1,0 +1,309 @@
+"""Who may import whom, and what only one room may touch: the law of the house, read off its source.
+
+Nothing is imported to find out. What stands under ``if TYPE_CHECKING:`` is exempt, because nobody runs it.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+from collections.abc import Iterator
+from importlib.util import resolve_name
+from pathlib import Path
+
+import pytest
+
+import anyecho
+
+HOUSE = Path(anyecho.__file__).parent
+
+#: A module imports from lower floors. "" is ``anyecho/__init__.py``.
+FLOORS = {
+    "errors": 0,
+    "_version": 0,
+    "units": 1,
+    "address": 1,
+    "backends": 1,
+    "echo": 1,
+    "transcript": 1,
+    "net": 2,
+    "faults": 3,
+    "server": 4,
+    "measure": 4,
+    "cli": 5,
+    "__main__": 6,
+    "": 7,
+}
+
+#: Within a folder, a module imports from what is listed before it.
+FOLDERS = {
+    "net": ("sockets", "poller", "stream", "listen", "accept", "connect"),
+    "faults": (),
+    "server": ("options", "stats", "limits", "tasks", "server"),
+    "measure": ("options", "exchange", "client"),
+    "cli": ("signals", "logs", "flags", "send", "serve", "main"),
+}
+
+#: What is touched in certain rooms only; a name stands for all that is in it.
+WALLS = {
+    "asyncio": (),
+    "trio": (),
+    "uvloop": (),
+    "socket": ("net",),
+    "ssl": ("net",),
+    "select": ("net",),
+    "anyio.wait_readable": ("net.poller",),
+    "anyio.wait_writable": ("net.poller",),
+    "cyclopts": ("cli",),
+    "rich": ("cli",),
+    "signal": ("cli",),
+    "anyio.open_signal_receiver": ("cli",),
+    "print": ("cli",),
+    "sys.exit": ("cli", "__main__"),
+}
+
+#: The names are lazy here; and Ctrl-C may come there while the command line is being imported.
+MAY_IMPORT_LATE = ("", "__main__")
+
+
+def is_within(name: str, outer: str) -> bool:
+    return f"{name}.".startswith(f"{outer}.")
+
+
+def place_of(module: str) -> tuple[int, str, int] | None:
+    """Floor, folder, and place in the folder; ``__init__`` comes first in it, and so imports none of the others."""
+    folder, _, name = module.partition(".")
+    if folder not in FLOORS or (name and name not in FOLDERS.get(folder, ())):
+        return None
+
+    return FLOORS[folder], folder, FOLDERS[folder].index(name) + 1 if name else 0
+
+
+def module_of(name: str) -> str | None:
+    """The module that `name` is in, or is, if it is one of ours: "net.poller" for ``anyecho.net.poller.Poller``."""
+    package, *path = name.split(".")
+    if package != "anyecho":
+        return None
+
+    while path and place_of(".".join(path)) is None:
+        path.pop()
+
+    return ".".join(path)
+
+
+def may_import(module: str, other: str) -> bool:
+    place, lower = place_of(module), place_of(other)
+    assert place is not None
+    assert lower is not None
+    return lower[0] < place[0] or (lower[1] == place[1] and lower[2] < place[2])
+
+
+class Reader(ast.NodeVisitor):
+    """Collects what a module `touched` when it ran, as full names: what it imported, and what it took out of that.
+
+    `late` is what it imported inside functions.
+    """
+
+    def __init__(self, package: str) -> None:
+        self.package = package
+        self.touched: set[str] = set()
+        self.late: set[str] = set()
+        self._depth = 0
+        self._meaning = {name: name for name in dir(builtins)}
+
+    def visit_If(self, node: ast.If) -> None:
+        exempt = ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+        for each in node.orelse if exempt else [node.test, *node.body, *node.orelse]:
+            self.visit(each)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
+        self._depth += 1
+        self.generic_visit(node)
+        self._depth -= 1
+
+    visit_AsyncFunctionDef = visit_FunctionDef
+
+    def visit_Import(self, node: ast.Import) -> None:
+        for alias in node.names:
+            # "import a.b" binds a, "import a.b as c" binds a.b.
+            bound = alias.name if alias.asname else alias.name.partition(".")[0]
+            self._note(alias.name)
+            self._meaning[alias.asname or bound] = bound
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        module = resolve_name("." * node.level + (node.module or ""), self.package)
+        for alias in node.names:
+            self._note(f"{module}.{alias.name}")
+            self._meaning[alias.asname or alias.name] = f"{module}.{alias.name}"
+
+    def visit_Attribute(self, node: ast.Attribute | ast.Name) -> None:
+        name = self._full_name(node)
+        if name is not None:
+            self.touched.add(name)
+
+        self.generic_visit(node)
+
+    visit_Name = visit_Attribute
+
+    def _note(self, name: str) -> None:
+        self.touched.add(name)
+        if self._depth:
+            self.late.add(name)
+
+    def _full_name(self, node: ast.expr) -> str | None:
+        if isinstance(node, ast.Attribute):
+            owner = self._full_name(node.value)
+            return owner and f"{owner}.{node.attr}"
+
+        # What has no meaning is a variable: one called "signal" touches no wall.
+        return self._meaning.get(node.id) if isinstance(node, ast.Name) else None
+
+
+def complaints(module: str, source: str) -> Iterator[str]:
+    """What there is in the `source` of a module, "net.poller", that the law forbids."""
+    if place_of(module) is None:
+        yield "is on no floor"
+        return
+
+    folder = module if module in FOLDERS else module.rpartition(".")[0]
+    reader = Reader(f"anyecho.{folder}".rstrip("."))
+    reader.visit(ast.parse(source))
+    for name in sorted(reader.touched):
+        other = module_of(name)
+        if other is not None and not may_import(module, other):
+            yield f"imports {name} from above or beside it"
+
+        # The functions of the module share one generator, which anybody may have seeded.
+        if name.startswith("random.") and not is_within(name, "random.Random"):
+            yield f"touches {name}"
+
+        for wall, rooms in WALLS.items():
+            if is_within(name, wall) and not any(is_within(module, room) for room in rooms):
+                yield f"touches {name}"
+
+    if module not in MAY_IMPORT_LATE:
+        yield from (f"imports {name} inside a function" for name in sorted(reader.late))
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the house, by its name without "anyecho"."""
+    paths = {path.relative_to(HOUSE).with_suffix(""): path for path in HOUSE.rglob("*.py")}
+    return {".".join(part for part in name.parts if part != "__init__"): path for name, path in paths.items()}
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_a_module_keeps_the_law(module: str) -> None:
+    assert list(complaints(module, modules()[module].read_text())) == []
+
+
+def test_no_module_is_overlooked() -> None:
+    assert {"", "__main__", "errors", "net", "net.poller", "server.server", "cli.main"} <= set(modules())
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "complaint"),
+    [
+        # Floors.
+        ("utils", "", "is on no floor"),
+        ("net.helpers", "", "is on no floor"),
+        ("utils.text", "", "is on no floor"),
+        ("errors", "from anyecho.units import Unit", "imports anyecho.units.Unit from above or beside it"),
+        ("units", "import anyecho.address", "imports anyecho.address from above or beside it"),
+        ("net.poller", "from anyecho.server import tasks", "imports anyecho.server.tasks from above or beside it"),
+        ("server.tasks", "from anyecho.cli import main", "imports anyecho.cli.main from above or beside it"),
+        ("server.tasks", "import anyecho", "imports anyecho from above or beside it"),
+        ("cli.main", "from anyecho import serve", "imports anyecho.serve from above or beside it"),
+        ("cli.main", "import anyecho.__main__", "imports anyecho.__main__ from above or beside it"),
+        # Folders.
+        ("net.sockets", "from anyecho.net.poller import x", "imports anyecho.net.poller.x from above or beside it"),
+        ("net.sockets", "from anyecho.net import poller", "imports anyecho.net.poller from above or beside it"),
+        ("net.sockets", "from .poller import x", "imports anyecho.net.poller.x from above or beside it"),
+        ("net.sockets", "from . import poller", "imports anyecho.net.poller from above or beside it"),
+        ("net.sockets", "from ..cli.main import x", "imports anyecho.cli.main.x from above or beside it"),
+        ("net", "from anyecho.net.poller import x", "imports anyecho.net.poller.x from above or beside it"),
+        ("net", "from .poller import x", "imports anyecho.net.poller.x from above or beside it"),
+        ("errors", "from .units import x", "imports anyecho.units.x from above or beside it"),
+        (
+            "net.sockets",
+            "from anyecho import net\nnet.poller",
+            "imports anyecho.net.poller from above or beside it",
+        ),
+        # Neighbours.
+        (
+            "server.server",
+            "from anyecho.measure.options import x",
+            "imports anyecho.measure.options.x from above or beside it",
+        ),
+        (
+            "measure.client",
+            "from anyecho.server import options",
+            "imports anyecho.server.options from above or beside it",
+        ),
+        ("measure.client", "from anyecho import server", "imports anyecho.server from above or beside it"),
+        # Walls.
+        ("backends", "import asyncio", "touches asyncio"),
+        ("net.poller", "import asyncio.events", "touches asyncio.events"),
+        ("net.poller", "from trio.lowlevel import checkpoint", "touches trio.lowlevel.checkpoint"),
+        ("cli.main", "import uvloop as fast", "touches uvloop"),
+        ("server.tasks", "import socket", "touches socket"),
+        ("server.tasks", "from socket import AF_INET", "touches socket.AF_INET"),
+        ("cli.main", "import ssl", "touches ssl"),
+        ("measure.client", "import select", "touches select"),
+        ("server.server", "import cyclopts", "touches cyclopts"),
+        ("units", "from rich.console import Console", "touches rich.console.Console"),
+        ("server.server", "import signal", "touches signal"),
+        ("server.server", "from anyio import open_signal_receiver", "touches anyio.open_signal_receiver"),
+        ("server.server", "import anyio\nanyio.open_signal_receiver", "touches anyio.open_signal_receiver"),
+        ("net.accept", "from anyio import wait_readable", "touches anyio.wait_readable"),
+        ("net.stream", "import anyio as io\nio.wait_writable(1)", "touches anyio.wait_writable"),
+        ("server.stats", "print(1)", "touches print"),
+        ("__main__", "print(1)", "touches print"),
+        ("server.stats", "write = print", "touches print"),
+        ("server.stats", "import sys\nsys.exit(1)", "touches sys.exit"),
+        ("server.stats", "from sys import exit as leave", "touches sys.exit"),
+        ("net.connect", "import random\nrandom.random()", "touches random.random"),
+        ("cli.main", "from random import choice", "touches random.choice"),
+        ("cli.main", "import random\ndef f(): return random.choice", "touches random.choice"),
+        # When.
+        ("cli.main", "def f():\n    import json", "imports json inside a function"),
+        (
+            "cli.main",
+            "class A:\n    async def f(self):\n        from os import path",
+            "imports os.path inside a function",
+        ),
+        ("errors", "try:\n    import ssl\nexcept ImportError:\n    pass", "touches ssl"),
+        ("errors", "if TYPE_CHECKING:\n    pass\nelse:\n    import ssl", "touches ssl"),
+        ("errors", "if not TYPE_CHECKING:\n    import ssl", "touches ssl"),
+    ],
+)
+def test_what_the_law_forbids_is_found(module: str, source: str, complaint: str) -> None:
+    assert set(complaints(module, source)) == {complaint}
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("units", "from anyecho.errors import UnitError"),
+        ("net.connect", "from anyecho.net.stream import PolledStream\nfrom .sockets import resolve"),
+        ("net.stream", "import anyecho.net.poller"),
+        ("net.sockets", "from .. import address"),
+        (
+            "server.server",
+            "from anyecho.net.accept import x\nfrom anyecho.server.tasks import y\nfrom anyecho.echo import echo",
+        ),
+        ("cli.main", "from anyecho.server.server import x\nfrom anyecho.measure.client import y"),
+        ("net.poller", "import select, socket, ssl\nfrom anyio import wait_readable, wait_writable"),
+        ("cli.main", "import cyclopts, rich, signal, sys\nprint(1)\nsys.exit(1)"),
+        ("__main__", "import sys\ndef f():\n    from anyecho.cli.main import main\n    sys.exit(1)"),
+        ("", "def f():\n    from importlib import import_module"),
+        ("server.tasks", "if TYPE_CHECKING:\n    import socket\ndef f(sock: socket.socket) -> None: ..."),
+        ("errors", "import typing\nif typing.TYPE_CHECKING:\n    from anyecho.cli.main import app"),
+        ("server.stats", "def f(signal, select):\n    return signal.socket, select.print"),
+        ("server.stats", "import sys\nsys.stdout"),
+        ("server.stats", "import selectors, socketserver"),
+        ("server.stats", "import random\nrandom.Random(7).choice"),
+        ("server.stats", "from random import Random\nRandom(7)"),
+    ],
+)
+def test_what_the_law_allows_is_not_complained_about(module: str, source: str) -> None:
+    assert list(complaints(module, source)) == []

@@ -1,0 +1,49 @@
+"""What the README shows works as it is written, but for the port and the path."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.peers import SOON
+from tests.process import Processes, wait_until
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+SERVER, CLIENT, BOTH = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def run(code: str) -> str:
+    command = [sys.executable, "-W", "error", "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+
+
+def test_the_server_and_the_client_talk_to_each_other(short_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+
+    def here(code: str) -> str:
+        return code.replace("localhost:10000", f"127.0.0.1:{port}").replace("/tmp", str(short_path))
+
+    path = short_path / "echo.sock"
+    with subprocess.Popen([sys.executable, "-W", "error", "-c", here(SERVER)]) as server:
+        try:
+            wait_until(path.exists)
+            assert run(here(CLIENT)) == "b'in parts'\n"
+        finally:
+            server.terminate()
+            server.wait(SOON)
+
+
+def test_the_example_of_both_in_one_runs() -> None:
+    assert "bytes_sent=100000000" in run(BOTH)
+
+
+@pytest.mark.parametrize("flag", sorted(set(re.findall(r"anyecho (?:serve|send)[^\n`]*?(--[a-z-]+)", README))))
+def test_every_flag_it_names_exists(flag: str, processes: Processes) -> None:
+    helps = [processes.run(verb, "--help")[1].decode() for verb in ("serve", "send")]
+    assert any(re.search(rf"{flag}\b", text) for text in helps)
