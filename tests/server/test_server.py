@@ -212,24 +212,26 @@ async def test_one_limit_holds_for_all_addresses() -> None:
 
 async def test_a_silent_connection_is_closed_and_a_busy_one_is_not(carrier: Address) -> None:
     options = ServeOptions(idle_timeout=0.4, linger=0.1)
-    async with open_server(carrier, options=options) as server:
+    async with open_server(carrier, options=options) as server, create_task_group() as tasks:
         start = time.monotonic()
-        async with await connect(server.addresses[0]) as silent, await connect(server.addresses[0]) as busy:
-            async with create_task_group() as tasks:
+        busy = await connect(server.addresses[0])
+        silent = await connect(server.addresses[0])
 
-                async def keep_busy() -> None:
-                    while True:
-                        await busy.exchange(b"x")
-                        await anyio.sleep(0.02)
+        async def keep_busy() -> None:
+            async with busy:
+                while True:
+                    await busy.exchange(b"x")
+                    await anyio.sleep(0.02)
 
-                tasks.start_soon(keep_busy)
-                with pytest.raises(anyio.EndOfStream), fail_after(SOON):
-                    await silent.stream.receive()
-                assert 0.39 <= time.monotonic() - start < 3 * 0.4
-                await until_closed(server, 1)
-                tasks.cancel_scope.cancel()
+        tasks.start_soon(keep_busy)
+        async with silent:
+            with pytest.raises(anyio.EndOfStream), fail_after(SOON):
+                await silent.stream.receive()
+            assert 0.39 <= time.monotonic() - start < 3 * 0.4
 
-        assert server.stats.closed["idle"] == 1
+        await until_closed(server, 1)
+        assert server.stats.closed == {"idle": 1}
+        tasks.cancel_scope.cancel()
 
 
 async def test_a_peer_that_never_reads_is_idle(carrier: Address) -> None:
