@@ -24,7 +24,7 @@ __all__ = (
     "bare_errors",
 )
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -89,15 +89,17 @@ class EchoStalled(EchoError):
 
 
 @contextmanager
-def bare_errors() -> Iterator[None]:
+def bare_errors() -> Iterator[list[BaseException]]:
     """Let the one error inside a task group's exception group out bare, so that callers can name it.
 
-    A group of several is left as it is, unless all of them are anyecho's own: then the first says enough.
+    A group of several is left as it is, unless all of them are anyecho's own: then the first says enough. So is a
+    group that the caller's own block raised, if it was put on the list.
     """
+    whole: list[BaseException] = []
     try:
-        yield
+        yield whole
     except BaseExceptionGroup as group:
-        leaves = list(_leaves(group))
+        leaves = list(_leaves(group, whole))
         if len(leaves) > 1 and not all(isinstance(leaf, AnyechoError) for leaf in leaves):
             raise
 
@@ -109,9 +111,18 @@ def bare_errors() -> Iterator[None]:
             first.__context__ = context  # its own history, not the group it was in
 
 
-def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
-        else:
-            yield error
+def _leaves(error: BaseException, whole: Sequence[BaseException] = ()) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup) and not any(_are_same(error, each) for each in whole):
+        for inner in error.exceptions:
+            yield from _leaves(inner, whole)
+    else:
+        yield error
+
+
+def _are_same(group: BaseExceptionGroup[BaseException], other: BaseException) -> bool:
+    # Not by identity: on its way through a nursery, trio takes a group apart and makes another like it.
+    return (
+        isinstance(other, BaseExceptionGroup)
+        and group.message == other.message
+        and [*map(id, _leaves(group))] == [*map(id, _leaves(other))]
+    )

@@ -35,10 +35,11 @@ PEERS = (
 )
 BACKENDS = ("asyncio", "uvloop", "trio")
 SERVERS = {name: [sys.executable, str(HERE / "peers.py"), name] for name in PEERS} | {
-    f"anyecho-{backend}": [
+    f"anyecho-{engine}-{backend}": [
         *(sys.executable, "-m", "anyecho", "serve", "-b", "tcp://127.0.0.1:0"),
-        *("--backend", backend),
+        *("--backend", backend, "--engine", engine),
     ]
+    for engine in ("events", "tasks")
     for backend in BACKENDS
 }
 MESSAGE = bytes(range(64))
@@ -160,12 +161,12 @@ def main() -> None:
             if name in kept:
                 kept[name].append(measure_fairness(name, seconds))
 
-    print(f"{'100 x 64 B':18} {'us of CPU an echo':24} thousand messages/s")
+    print(f"{'100 x 64 B':22} {'us of CPU an echo':24} thousand messages/s")
     for name in SERVERS:
-        print(f"{name:18} {spread(costs[name]):24} {spread(rates[name])}")
-    print(f"\n{'99 x 64 B':18} per cent kept beside one that floods")
+        print(f"{name:22} {spread(costs[name]):24} {spread(rates[name])}")
+    print(f"\n{'99 x 64 B':22} per cent kept beside one that floods")
     for name, values in kept.items():
-        print(f"{name:18} {spread(values)}")
+        print(f"{name:22} {spread(values)}")
 
 
 if __name__ == "__main__":

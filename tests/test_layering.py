@@ -39,7 +39,7 @@ FLOORS = {
 FOLDERS = {
     "net": ("sockets", "poller", "stream", "listen", "accept", "connect"),
     "faults": (),
-    "server": ("options", "stats", "limits", "tasks", "server"),
+    "server": ("options", "stats", "limits", "connection", "tasks", "events", "server"),
     "measure": ("options", "exchange", "client"),
     "cli": ("signals", "logs", "flags", "send", "serve", "main"),
 }

@@ -91,6 +91,8 @@ class _WaitRegistration(Registration):
             self.may_write = True
 
     async def _wait(self, action: str, wait: Callable[[socket.socket | int], Awaitable[None]]) -> None:
+        if self._closed:
+            raise ClosedResourceError
         if action in self._waiting:
             raise BusyResourceError(action)
 
@@ -122,10 +124,12 @@ class Poller:
         self.registered: dict[int, PolledRegistration] = {}
         #: Counts the batches of events taken, so that a batch is not taken for one that came later.
         self.batch = 0
+        #: Callbacks that come batch after batch must not keep the loop to themselves either.
+        self._yielded_at = 0.0
 
-    def register(self, sock: socket.socket) -> PolledRegistration:
-        """Watch `sock`, edge-triggered, for one reader and one writer, until the registration is closed."""
-        return PolledRegistration(self, sock.fileno())
+    def register(self, sock: socket.socket, callback: Callable[[], None] | None = None) -> PolledRegistration:
+        """Watch `sock` until the registration is closed: for waiters, or with a `callback` as `on_event` does."""
+        return PolledRegistration(self, sock.fileno(), callback)
 
     async def run(self, scope: CancelScope) -> None:
         """Dispatch events until `scope` is cancelled; then wake every waiter with `ClosedResourceError`."""
@@ -137,6 +141,7 @@ class Poller:
                         await self._dispatch(events)
                     else:
                         await wait_readable(self.epoll.fileno())
+                        self._yielded_at = monotonic()
         finally:
             for registration in list(self.registered.values()):
                 registration.close()
@@ -144,43 +149,46 @@ class Poller:
 
     async def _dispatch(self, events: list[tuple[int, int]]) -> None:
         woken = False
-        began = monotonic()
         for descriptor, mask in events:
             registration = self.registered.get(descriptor)
             # Numbers are reused at once: one registered since this batch was taken is somebody else, to whom
             # these events never happened. What happened to *it* the next batch will say.
             if registration is None or registration.batch == self.batch:
                 continue
-            if registration.callback is None:
+            if (callback := registration.callback) is None:
                 woken |= registration.wake(mask)
                 continue
 
-            registration.callback()
-            if monotonic() - began > _SLICE:
-                await checkpoint()
-                began = monotonic()
+            callback()
+            if monotonic() - self._yielded_at > _SLICE:
+                await self._yield()
 
         if woken:
-            await checkpoint()
+            await self._yield()
+
+    async def _yield(self) -> None:
+        await checkpoint()
+        self._yielded_at = monotonic()
 
 
 class PolledRegistration(Registration):
     """Edge-triggered for a waiter, once for its life: no epoll_ctl(2) a message. Level-triggered for a callback."""
 
-    __slots__ = ("_closed", "_descriptor", "_poller", "_reader", "_writer", "batch", "callback")
+    __slots__ = ("_closed", "_descriptor", "_mask", "_poller", "_reader", "_writer", "batch", "callback")
 
-    def __init__(self, poller: Poller, descriptor: int) -> None:
+    def __init__(self, poller: Poller, descriptor: int, callback: Callable[[], None] | None) -> None:
         super().__init__()
         self._poller = poller
         self._descriptor = descriptor
         self._reader: Event | None = None
         self._writer: Event | None = None
         self._closed = False
-        self.callback: Callable[[], None] | None = None
+        self._mask = _WAITER if callback is None else select.EPOLLIN
+        self.callback = callback
         self.resume()
 
     async def readable(self) -> None:
-        if not self.may_read:
+        if not self.may_read and not self._closed:
             if self._reader is not None:
                 raise BusyResourceError("reading from")
 
@@ -194,7 +202,7 @@ class PolledRegistration(Registration):
             raise ClosedResourceError
 
     async def writable(self) -> None:
-        if not self.may_write:
+        if not self.may_write and not self._closed:
             if self._writer is not None:
                 raise BusyResourceError("writing to")
 
@@ -223,11 +231,26 @@ class PolledRegistration(Registration):
 
         return woken
 
-    def on_event(self, callback: Callable[[], None]) -> None:
-        """From now on call `callback` while there is something to read; it must not raise."""
-        self.pause()
+    def on_event(self, callback: Callable[[], None], *, writable: bool = False) -> None:
+        """From now on call `callback` while there is something to read, or room to write; it must not raise.
+
+        What is pending is reported again. So it is by `wait`.
+        """
         self.callback = callback
-        self.resume()
+        self._set_mask(select.EPOLLOUT if writable else select.EPOLLIN)
+
+    def wait(self) -> None:
+        """From now on wake waiters, edge-triggered, and call nobody."""
+        self.callback = None
+        self.may_read = self.may_write = True
+        self._set_mask(_WAITER)
+
+    def _set_mask(self, mask: int) -> None:
+        self._mask = mask
+        if self._poller.registered.get(self._descriptor) is self:
+            self._poller.epoll.modify(self._descriptor, mask)
+        else:
+            self.resume()
 
     def pause(self) -> None:
         """Report nothing until `resume`. Not a mask of zero: a hang-up is reported on that too, for ever."""
@@ -239,7 +262,7 @@ class PolledRegistration(Registration):
     def resume(self) -> None:
         """Report again, beginning with all that is pending."""
         self.batch = self._poller.batch
-        self._poller.epoll.register(self._descriptor, _WAITER if self.callback is None else select.EPOLLIN)
+        self._poller.epoll.register(self._descriptor, self._mask)
         self._poller.registered[self._descriptor] = self
 
     def close(self) -> None:

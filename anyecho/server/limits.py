@@ -6,9 +6,8 @@ __all__ = ("ConnectionLimit", "Reaper", "raise_descriptor_limit", "within_descri
 
 import math
 import resource
-from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from time import monotonic
 from typing import Protocol
 
 from anyio import Event, sleep
@@ -16,8 +15,10 @@ from anyio.lowlevel import checkpoint
 
 #: Descriptors kept for all that is no connection: listeners, the event loop's own, log files, a resolver.
 _RESERVE = 64
-#: A connection is looked at this often in the time that it may be idle, so it is closed at most 1/8 late.
+#: A connection is looked at this often in the time that it may be idle.
 _LOOKS = 8
+#: More often than this would cost more than the limit is worth.
+_LEAST_INTERVAL = 0.01
 #: Connections looked at before other tasks have their turn.
 _STEP = 256
 
@@ -68,32 +69,28 @@ class ConnectionLimit:
 
 
 class Reapable(Protocol):
-    """What a reaper watches: it says how many bytes it has moved, and can be ended for a reason."""
+    """What a reaper looks at, and leaves its notes on."""
 
-    def moved(self) -> int: ...
+    reason: str
+    seen: int
+    still: int
+
+    @property
+    def totals(self) -> tuple[int, int]: ...
 
     def end(self, reason: str) -> None: ...
 
 
 class Reaper:
-    """Ends connections on which nothing has moved for `idle_timeout` seconds.
+    """Ends those of `connections` on which nothing has moved for `idle_timeout` seconds, at most 1/8 late.
 
-    It compares totals every now and then, so that an echo stamps no time. All are looked at in the same interval,
-    hence the one due first is the first in line, and a line will do for a heap.
+    It compares totals every now and then, so that an echo stamps no time. Looks are counted, not seconds: a process
+    that was stopped, or stuck, for longer than that finds the data that came meanwhile before it judges.
     """
 
-    def __init__(self, idle_timeout: float) -> None:
+    def __init__(self, connections: Collection[Reapable], idle_timeout: float) -> None:
+        self._connections = connections
         self._idle_timeout = idle_timeout
-        self._interval = idle_timeout / _LOOKS
-        #: connection -> (when to look next, bytes it had moved, since when it has not moved more)
-        self._line: OrderedDict[Reapable, tuple[float, int, float]] = OrderedDict()
-
-    def watch(self, connection: Reapable) -> None:
-        now = monotonic()
-        self._line[connection] = (now + self._interval, 0, now)
-
-    def forget(self, connection: Reapable) -> None:
-        self._line.pop(connection, None)
 
     async def run(self) -> None:
         """Reap until cancelled."""
@@ -101,26 +98,17 @@ class Reaper:
             return
 
         while True:
-            await sleep(min(self._interval, 1.0))
-            while self._look_at_some():
-                await checkpoint()
+            await sleep(max(self._idle_timeout / _LOOKS, _LEAST_INTERVAL))
+            for number, connection in enumerate(list(self._connections), start=1):
+                self._look_at(connection)
+                if number % _STEP == 0:
+                    await checkpoint()
 
-    def _look_at_some(self) -> bool:
-        """Look at those that are due; return whether there may be more of them."""
-        now = monotonic()
-        for _ in range(_STEP):
-            connection, (due, moved, since) = next(iter(self._line.items()), (None, (math.inf, 0, now)))
-            if connection is None or due > now:
-                return False
+    def _look_at(self, connection: Reapable) -> None:
+        if (moved := sum(connection.totals)) != connection.seen:
+            connection.seen, connection.still = moved, 0
+            return
 
-            if (total := connection.moved()) != moved:
-                moved, since = total, now
-            elif now - since >= self._idle_timeout:
-                self.forget(connection)
-                connection.end("idle")
-                continue
-
-            self._line[connection] = (now + self._interval, moved, since)
-            self._line.move_to_end(connection)
-
-        return True
+        connection.still += 1
+        if connection.still >= _LOOKS and not connection.reason:
+            connection.end("idle")

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ("ServeOptions",)
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from anyecho.errors import UsageError
 from anyecho.net.sockets import SocketOptions
@@ -15,6 +16,10 @@ from anyecho.units import Seconds
 class ServeOptions:
     """How a server treats its peers. Times are seconds; infinite (``off``) is no limit."""
 
+    engine: Literal["auto", "tasks", "events"] = field(
+        default="auto",
+        metadata={"help": "One task per connection, or all in one; auto takes events where nothing needs a task."},
+    )
     max_connections: int = field(
         default=10_000,
         metadata={

@@ -17,14 +17,16 @@ from anyio import TASK_STATUS_IGNORED, CancelScope, Event, create_task_group, mo
 from anyio.abc import TaskGroup, TaskStatus
 
 from anyecho.address import Address, TCPAddress, parse_address
-from anyecho.errors import bare_errors
+from anyecho.errors import StartError, bare_errors
 from anyecho.net.accept import Acceptor
 from anyecho.net.listen import Listener, open_listeners
 from anyecho.net.poller import Fallback, Poller, open_poller
+from anyecho.server.connection import Connection
+from anyecho.server.events import EventConnection, EventsEngine
 from anyecho.server.limits import ConnectionLimit, Reaper, raise_descriptor_limit, within_descriptors
 from anyecho.server.options import ServeOptions
 from anyecho.server.stats import Stats
-from anyecho.server.tasks import Connection
+from anyecho.server.tasks import TaskConnection
 
 if TYPE_CHECKING:
     import socket
@@ -59,7 +61,7 @@ async def open_server(*addresses: str | Address, options: ServeOptions | None = 
     options = options or ServeOptions()
     wanted = [parse_address(text) if isinstance(text, str) else text for text in addresses or (DEFAULT_ADDRESS,)]
     limit = within_descriptors(options.max_connections, raise_descriptor_limit())
-    with ExitStack() as opened, bare_errors():
+    with ExitStack() as opened, bare_errors() as whole:
         listeners = await open_listeners(wanted, backlog=options.backlog, options=options.socket)
         for listener in listeners:
             opened.callback(listener.close)
@@ -69,7 +71,11 @@ async def open_server(*addresses: str | Address, options: ServeOptions | None = 
             server.start()
             try:
                 yield server
+            except BaseException as exc:
+                whole.append(exc)
+                raise
             finally:
+                server.end_all("cancelled")
                 tasks.cancel_scope.cancel()
 
     logger.info("closing server")
@@ -93,12 +99,16 @@ class Server:
         self._limit = limit
         self._poller = poller
         self._tasks = tasks
-        self._reaper = Reaper(options.idle_timeout)
+        self._events = EventsEngine(poller, tasks, self._end) if isinstance(poller, Poller) else None
+        if options.engine == "events" and self._events is None:
+            raise StartError("the events engine needs epoll, which this system does not have")
         self._connections: set[Connection] = set()
+        self._reaper = Reaper(self._connections, options.idle_timeout)
         self._acceptors = [
             Acceptor(sock=listener.sock, gate=limit, hand_over=self._begin, errors=self.stats.accept_errors)
             for listener in listeners
         ]
+        self._aborted = False
         self._accepting = CancelScope()
         self._accepting_ended = Event()
         self._emptied = Event()
@@ -112,27 +122,30 @@ class Server:
         self._tasks.start_soon(self._reaper.run)
 
     async def drain(self, grace: float | None = None) -> None:
-        """Stop accepting; go on echoing for `grace` seconds (by default the option's) to whoever is connected;
-        then half-close, give the rest `linger` seconds to read what they are owed, and close.
+        """Stop accepting, after those whom the kernel has told that they are connected; go on echoing for `grace`
+        seconds (by default the option's); then half-close, give the rest `linger` seconds to read what they are
+        owed, and close.
 
         Returns when no connection is left, at the latest after grace and linger. `wait_closed` returns then too.
         """
         self._accepting.cancel()
         await self._accepting_ended.wait()
-        self._accept_the_rest()
         with move_on_after(self.options.graceful_timeout if grace is None else grace):
             await self._wait_emptied()
-        for connection in self._connections:
-            connection.end("drained")
-
+        self.end_all("drained")
         await self._wait_emptied()
         self._closed.set()
 
     def abort(self) -> None:
         """Close every connection now, polite or not; a drain that is under way ends with it."""
-        self._accepting.cancel()
-        for connection in self._connections:
+        self._aborted = True
+        self._tasks.start_soon(self.drain, 0)
+        for connection in list(self._connections):
             connection.abort()
+
+    def end_all(self, reason: str) -> None:
+        for connection in list(self._connections):
+            connection.end(reason)
 
     async def wait_closed(self) -> None:
         """Return when a drain has ended."""
@@ -144,40 +157,54 @@ class Server:
                 async with create_task_group() as acceptors:
                     for acceptor in self._acceptors:
                         acceptors.start_soon(acceptor.run, self._poller)
+
+            # Only a drain comes here; the kernel has told these peers that they are connected. One more than the
+            # backlog, because that is how many it lets wait.
+            for acceptor in self._acceptors:
+                acceptor.accept_some(self.options.backlog + 1)
         finally:
+            for listener in self._listeners:
+                listener.close()
             self._accepting_ended.set()
 
-    def _accept_the_rest(self) -> None:
-        # The kernel has told these peers that they are connected: closing the listener would reset them.
-        for acceptor, listener in zip(self._acceptors, self._listeners, strict=True):
-            if listener.sock.fileno() >= 0:
-                acceptor.accept_some(self.options.backlog)
-                listener.close()
-
     def _begin(self, sock: socket.socket, sockaddr: Any) -> None:
-        connection = Connection(sock=sock, sockaddr=sockaddr, linger=self.options.linger)
+        if self._aborted:
+            sock.close()
+            return
+
         self.stats.accepted += 1
         self.stats.active += 1
         self._limit.take()
-        self._connections.add(connection)
-        self._reaper.watch(connection)
-        self._tasks.start_soon(self._run, connection)
+        if self._events is None or self._needs_task():
+            connection = TaskConnection(sock, sockaddr, linger=self.options.linger)
+            self._connections.add(connection)
+            self._tasks.start_soon(self._run, connection)
+        else:
+            plain = EventConnection(sock, sockaddr, linger=self.options.linger, engine=self._events)
+            self._connections.add(plain)
+            plain.start()
 
-    async def _run(self, connection: Connection) -> None:
+    def _needs_task(self) -> bool:
+        """Whether something has to wrap the stream: today, only the lines of a debug log."""
+        if self.options.engine == "auto":
+            return logger.isEnabledFor(logging.DEBUG)
+
+        return self.options.engine == "tasks"
+
+    async def _run(self, connection: TaskConnection) -> None:
         try:
             await connection.run(self._poller)
         finally:
             self._end(connection)
 
     def _end(self, connection: Connection) -> None:
-        self._reaper.forget(connection)
         self._connections.discard(connection)
         self._limit.give_back()
         self.stats.active -= 1
         self.stats.closed[connection.reason] += 1
-        if connection.stream is not None:
-            self.stats.bytes_received += connection.stream.bytes_received
-            self.stats.bytes_sent += connection.stream.bytes_sent
+        received, sent = connection.totals
+        self.stats.bytes_received += received
+        self.stats.bytes_sent += sent
         if not self._connections:
             self._emptied.set()
             self._emptied = Event()

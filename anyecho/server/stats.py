@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 class Stats:
     """What a server has done since it started.
 
-    `closed` counts by reason: ``eof`` (the peer was done and has all of its echo), ``broken`` (reset, or given
-    up by the kernel), ``idle``, ``drained`` (still open when a drain's grace was over), ``cancelled`` (the server
-    was), ``error`` (a bug of ours, logged with its traceback). `accept_errors` counts by errno name, ``shed``
-    being connections closed for want of a descriptor. The byte totals are of connections that have closed.
+    `closed` counts by reason: ``eof`` (the peer was done, and the kernel has taken all of its echo), ``broken``
+    (reset, or given up by the kernel), ``idle``, ``drained`` (still open when a drain's grace was over),
+    ``cancelled`` (the server was), ``error`` (a bug of ours, logged with its traceback). `accept_errors` counts by
+    errno name, ``shed`` being connections closed for want of a descriptor. The byte totals are of connections that
+    have closed.
     """
 
     accepted: int = 0

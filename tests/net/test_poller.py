@@ -302,6 +302,53 @@ async def test_a_poller_works_on_while_its_block_is_cancelled(
                 await registration.readable()
 
 
+@needs_epoll
+async def test_callbacks_without_end_let_tasks_run_too(epoll: Poller, opened: ExitStack) -> None:
+    """Batch after batch, each shorter than a slice: nothing but the clock ends them."""
+    peer, ours = quiet_pair("unix", opened)
+    registration = epoll.register(ours)
+    registration.on_event(lambda: None)  # reads nothing, so it is called again and again
+    peer.send(b"x")
+    turns = 0
+    end = time.monotonic() + 0.2
+    while time.monotonic() < end:
+        await checkpoint()
+        turns += 1
+
+    assert turns > 40
+    registration.close()
+
+
+@needs_epoll
+@pytest.mark.parametrize("way", ["readable", "writable"])
+async def test_a_call_after_the_poller_has_stopped_is_refused(
+    way: str, opened: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(poller_module, "HAVE_EPOLL", True)
+    _, ours = quiet_pair("unix", opened)
+    async with open_poller() as poller:
+        registration = poller.register(ours)
+
+    registration.may_read = registration.may_write = False
+    with fail_after(5):
+        await _closed(registration, way)
+
+
+async def test_nobody_waits_for_a_socket_that_is_being_closed(opened: ExitStack) -> None:
+    """One is still leaving, so it is not closed yet; another comes: it must not be closed under that one."""
+    _, ours = quiet_pair("unix", opened)
+    _fill(ours)
+    registration = Fallback().register(ours)
+    registration.may_read = registration.may_write = False
+    async with create_task_group() as tasks:
+        tasks.start_soon(_closed, registration, "readable")
+        await wait_all_tasks_blocked()
+        tasks.start_soon(registration.aclose)
+        await checkpoint()
+        with fail_after(5):
+            await _closed(registration, "writable")
+
+
 def _fill(sock: socket.socket) -> None:
     with pytest.raises(BlockingIOError):
         while True:

@@ -24,7 +24,7 @@ from anyio.abc import ByteStream
 from anyecho.address import Address, TCPAddress, UnixAddress, parse_address
 from anyecho.echo import echo
 from anyecho.measure.client import connect
-from anyecho.server import tasks as engine
+from anyecho.server import tasks as task_engine
 from anyecho.server.server import Server, open_server
 from tests.peers import dial, until
 from tests.process import Process, Processes, descriptors, processor_seconds, resident, wait_until
@@ -149,7 +149,7 @@ class Watched:
 
 @pytest.mark.slow
 async def test_resets_and_bugs_leave_the_neighbours_alone(
-    carrier: Address, monkeypatch: pytest.MonkeyPatch
+    engine: str, carrier: Address, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """500 connections reset at random moments, 50 bugs, and 200 neighbours with a numbered mebibyte each."""
 
@@ -158,8 +158,8 @@ async def test_resets_and_bugs_leave_the_neighbours_alone(
     async def sometimes_buggy(stream: ByteStream) -> None:
         await echo(Watched(stream))
 
-    monkeypatch.setattr(engine, "echo", sometimes_buggy)
-    monkeypatch.setattr(engine.logger, "disabled", True)
+    monkeypatch.setattr(task_engine, "echo", sometimes_buggy)
+    monkeypatch.setattr(task_engine.logger, "disabled", True)
     gc.collect()
     before = descriptors(), len(get_running_tasks())
     async with open_server(carrier) as server:
@@ -192,7 +192,8 @@ async def test_resets_and_bugs_leave_the_neighbours_alone(
 
         await until(lambda: server.stats.active == 0)
         assert server.stats.closed.total() == server.stats.accepted == 750
-        assert server.stats.closed["error"] == 50
+        # Only a task runs what has the bug; for the events engine it is a word like any other.
+        assert server.stats.closed["error"] == (50 if engine == "tasks" else 0)
 
     gc.collect()
     assert (descriptors(), len(get_running_tasks())) == before

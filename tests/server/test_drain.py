@@ -153,3 +153,53 @@ async def test_leaving_the_block_closes_a_rude_peer_within_the_linger(carrier: A
     assert 0.29 <= time.monotonic() - start < 0.3 + 3 * 0.5
     assert rude.recv(1) == b""
     rude.close()
+
+
+async def test_aborting_a_drain_that_is_just_beginning_forces_it(carrier: Address) -> None:
+    """Also those who are still in the backlog then: they are not given a grace of their own."""
+    async with open_server(carrier, options=ServeOptions(linger=10)) as server:
+        waiting = [dial(server.addresses[0]) for _ in range(3)]
+        async with create_task_group() as tasks:
+            tasks.start_soon(server.drain, 10)
+            tasks.start_soon(server.drain, 10)
+            server.abort()
+            with fail_after(SOON):
+                await server.wait_closed()
+        for sock in waiting:
+            sock.close()
+
+
+async def test_an_aborted_server_is_closed(server: Server) -> None:
+    with dial(server.addresses[0]):
+        await until(lambda: server.stats.active == 1)
+        server.abort()
+        with fail_after(SOON):
+            await server.wait_closed()
+        with pytest.raises(OSError, match=r"refused|No such file"):
+            await to_thread.run_sync(dial, server.addresses[0])
+
+    assert server.stats.closed == {"cancelled": 1}
+
+
+async def test_a_server_that_is_left_listens_no_more_while_it_lingers(carrier: Address) -> None:
+    async def newcomer(address: Address) -> None:
+        async def refused() -> bool:
+            try:
+                (await to_thread.run_sync(dial, address)).close()
+            except OSError:
+                return True
+            return False
+
+        with fail_after(SOON):
+            while not await refused():
+                pass
+        rude.close()
+
+    async with create_task_group() as tasks:
+        start = time.monotonic()
+        async with open_server(carrier, options=ServeOptions(linger=30)) as server:
+            rude = dial(server.addresses[0])
+            await until(lambda: server.stats.active == 1)
+            tasks.start_soon(newcomer, server.addresses[0])
+
+        assert time.monotonic() - start < 20

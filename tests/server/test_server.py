@@ -28,7 +28,7 @@ from anyecho.address import Address
 from anyecho.echo import echo
 from anyecho.errors import BindError
 from anyecho.measure.client import connect
-from anyecho.server import tasks as engine
+from anyecho.server import tasks as task_engine
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server, serve
 from tests.peers import SOON, dial, receive_all, until
@@ -117,10 +117,17 @@ async def test_a_reset_is_counted_and_logged_nowhere(caplog: pytest.LogCaptureFi
 
 
 class Bug(Exception):
-    """Raised on purpose."""
+    """Raised on purpose, in what only a task runs."""
+
+
+@pytest.fixture
+def only_tasks(engine: str) -> None:
+    if engine != "tasks":
+        pytest.skip("in the events engine no code of anybody else's runs")
 
 
 @pytest.mark.parametrize("wrapped", [False, True], ids=["bare", "in a group"])
+@pytest.mark.usefixtures("only_tasks")
 async def test_a_bug_costs_one_connection_and_is_logged(
     wrapped: bool, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -133,7 +140,7 @@ async def test_a_bug_costs_one_connection_and_is_logged(
         await stream.send(b"x")
         await echo(stream)
 
-    monkeypatch.setattr(engine, "echo", buggy)
+    monkeypatch.setattr(task_engine, "echo", buggy)
     neighbour = await connect(server.addresses[0])
     async with neighbour, await connect(server.addresses[0]) as victim:
         await neighbour.exchange(b"x")
@@ -155,8 +162,9 @@ async def messy(stream: ByteStream) -> None:
             raise Bug
 
 
+@pytest.mark.usefixtures("only_tasks")
 async def test_a_bug_in_cleaning_up_does_not_stop_a_drain(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "echo", messy)
+    monkeypatch.setattr(task_engine, "echo", messy)
     async with await connect(server.addresses[0]):
         await until(lambda: server.stats.active == 1)
         await wait_all_tasks_blocked()
@@ -166,10 +174,11 @@ async def test_a_bug_in_cleaning_up_does_not_stop_a_drain(server: Server, monkey
     assert server.stats.closed.total() == 1
 
 
+@pytest.mark.usefixtures("only_tasks")
 async def test_nor_does_it_come_out_of_a_server_that_is_cancelled(
     carrier: Address, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "echo", messy)
+    monkeypatch.setattr(task_engine, "echo", messy)
     with CancelScope() as outside:
         async with open_server(carrier, options=ServeOptions(linger=0.1)) as server:
             client = await connect(server.addresses[0])
@@ -280,10 +289,46 @@ async def test_an_echo_is_not_destroyed_when_the_server_closes_first(carrier: Ad
 
         async with create_task_group() as tasks:
             tasks.start_soon(client)
-            await until(lambda: any(each.moved() == 2 * len(payload) for each in server._connections))
+            await until(lambda: any(sum(each.totals) == 2 * len(payload) for each in server._connections))
             tasks.start_soon(server.drain, 0)
             await wait_all_tasks_blocked()
             drained.set()
 
         assert got == [payload]
         assert server.stats.closed == {"drained": 1}
+
+
+async def test_data_that_came_while_the_process_was_stuck_is_echoed_first(carrier: Address) -> None:
+    """Then the connection was silent for longer than it may be, but not by its own fault."""
+    async with open_server(carrier, options=ServeOptions(idle_timeout=0.3, linger=0.1)) as server:
+        with dial(server.addresses[0]) as sock:
+            await until(lambda: server.stats.active == 1)
+            sock.sendall(b"patience")
+            time.sleep(0.7)  # noqa: ASYNC251 - a loop that is stuck
+            assert await to_thread.run_sync(sock.recv, 8) == b"patience"
+
+
+async def test_a_busy_address_does_not_starve_another_at_the_limit() -> None:
+    options = ServeOptions(max_connections=1)
+    async with open_server("tcp://127.0.0.1:0", "tcp://127.0.0.1:0", options=options) as server:
+        busy, other = server.addresses
+
+        async def reconnect() -> None:
+            while True:
+                async with await connect(busy) as client:
+                    await client.exchange(b"x")
+
+        async with create_task_group() as tasks:
+            for _ in range(10):
+                tasks.start_soon(reconnect)
+            await until(lambda: server.stats.accepted > 10)
+            async with await connect(other) as client:
+                with fail_after(3):
+                    await client.exchange(b"mine")
+            tasks.cancel_scope.cancel()
+
+
+async def test_a_group_that_the_block_raises_comes_out_whole(carrier: Address) -> None:
+    with pytest.raises(ExceptionGroup, match="mine"):
+        async with open_server(carrier):
+            raise ExceptionGroup("mine", [ZeroDivisionError()])

@@ -1,0 +1,135 @@
+"""One accepted connection, as the server sees it: how it is named, told of, ended and closed.
+
+How it echoes is an engine's business.
+"""
+
+from __future__ import annotations
+
+__all__ = ("EXPECTED", "Connection")
+
+import logging
+import math
+from abc import ABC, abstractmethod
+from contextlib import suppress
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from anyio import BrokenResourceError, CancelScope, ClosedResourceError, EndOfStream, current_time
+
+from anyecho.net.sockets import peer_name
+from anyecho.net.stream import PolledStream
+
+if TYPE_CHECKING:
+    import socket
+
+logger = logging.getLogger("anyecho.server")
+access_logger = logging.getLogger("anyecho.access")
+
+#: What peers and networks do. `ClosedResourceError` is a poller that stopped under a connection.
+EXPECTED = (BrokenResourceError, ClosedResourceError, EndOfStream, OSError)
+#: Ended by the peer, or by the network: there is nobody left to be polite to.
+_ENDED_BY_PEER = frozenset({"eof", "broken"})
+
+
+class Connection(ABC):
+    """Owns `sock` from the first byte to the last. Thousands are held at a time, hence the slots."""
+
+    __slots__ = (
+        "_began",
+        "_closing",
+        "_linger_until",
+        "_name",
+        "linger",
+        "reason",
+        "seen",
+        "sock",
+        "sockaddr",
+        "still",
+    )
+
+    def __init__(self, sock: socket.socket, sockaddr: Any, *, linger: float) -> None:
+        self.sock = sock
+        self.sockaddr = sockaddr
+        self.linger = linger
+        #: Why it ended, as `Stats.closed` counts it; empty while it runs.
+        self.reason = ""
+        #: The reaper's: what had moved when it last looked, and how often it has found no more.
+        self.seen = -1
+        self.still = 0
+        self._name = ""
+        self._began = 0.0
+        self._closing: CancelScope | None = None
+        self._linger_until = math.inf
+
+    @property
+    @abstractmethod
+    def totals(self) -> tuple[int, int]:
+        """Bytes received and sent so far."""
+
+    def end(self, reason: str) -> None:
+        """Stop echoing and close, lingering for a peer that still sends: `linger` seconds from now."""
+        if not self.reason:
+            self.reason = reason
+            self._linger_until = current_time() + self.linger
+            self.stop()
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Echo no more; see to it that `close` is called. Called once."""
+
+    def abort(self) -> None:
+        """Close now."""
+        self.linger = 0
+        self.end("cancelled")
+        if self._closing is not None:
+            self._closing.cancel()
+
+    @property
+    def name(self) -> str:
+        """What logs call the peer. Worked out when first asked for: most connections are never named."""
+        self._learn_name()
+        return self._name
+
+    def _learn_name(self) -> None:
+        if not self._name:
+            self._name = peer_name(self.sock, self.sockaddr)
+
+    def tell_start(self) -> None:
+        if logger.isEnabledFor(logging.INFO):
+            logger.info("connection accepted", extra={"peer": self.name})
+        if access_logger.isEnabledFor(logging.INFO):
+            self._learn_name()  # while the socket can still tell it
+            self._began = monotonic()
+
+    def tell_end(self) -> None:
+        if logger.isEnabledFor(logging.INFO):
+            logger.info("closing", extra={"peer": self.name})
+        if access_logger.isEnabledFor(logging.INFO):
+            received, sent = self.totals
+            facts = {
+                "peer": self.name,
+                "reason": self.reason,
+                "bytes_received": received,
+                "bytes_sent": sent,
+                "seconds": round(monotonic() - self._began, 6),
+            }
+            access_logger.info("closed", extra=facts)
+
+    async def close(self, stream: PolledStream, *, owed: bytes = b"") -> None:
+        """Send what is `owed` and close, within `linger` seconds and whatever is cancelled outside.
+
+        Closing on a peer that still sends is answered with a reset, which destroys echo it has not read yet: so
+        half-close, and read on until it has understood.
+        """
+        polite = self.reason not in _ENDED_BY_PEER and self.linger > 0
+        deadline = min(self._linger_until, current_time() + self.linger)
+        with CancelScope(shield=True, deadline=deadline) as self._closing:
+            if polite:
+                with suppress(*EXPECTED):
+                    await stream.send(owed)
+                    await stream.send_eof()
+                    while True:
+                        await stream.receive()
+
+        with CancelScope(shield=True):
+            await stream.aclose()

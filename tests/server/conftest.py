@@ -1,0 +1,23 @@
+"""The server's suite runs against both engines: a user must not be able to tell them apart, except by speed."""
+
+from __future__ import annotations
+
+import pytest
+
+from anyecho.net import poller
+from anyecho.server.options import ServeOptions
+
+ENGINES = ("tasks", "events")
+
+
+@pytest.fixture(autouse=True, params=ENGINES)
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The engine of every server in these tests that does not ask for one itself, real processes included."""
+    name: str = request.param
+    if name == "events" and not poller.HAVE_EPOLL:
+        pytest.skip("there is no events engine without epoll")
+    defaults = ServeOptions.__init__.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "engine", name)
+    monkeypatch.setenv("ANYECHO_ENGINE", name)
+    return name
