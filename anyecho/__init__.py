@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from anyecho.address import UnixAddress as UnixAddress
     from anyecho.address import parse_address as parse_address
     from anyecho.backends import BACKENDS as BACKENDS
+    from anyecho.backends import Backend as Backend
     from anyecho.backends import run as run
     from anyecho.errors import AddressError as AddressError
     from anyecho.errors import AnyechoError as AnyechoError
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from anyecho.errors import UsageError as UsageError
     from anyecho.measure.client import Client as Client
     from anyecho.measure.client import connect as connect
+    from anyecho.measure.exchange import Source as Source
     from anyecho.measure.options import ConnectOptions as ConnectOptions
     from anyecho.net.sockets import SocketOptions as SocketOptions
     from anyecho.server.options import ServeOptions as ServeOptions
@@ -46,12 +48,13 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "anyecho.address": "Address FDAddress TCPAddress UDPAddress UnixAddress parse_address",
-    "anyecho.backends": "BACKENDS run",
+    "anyecho.backends": "BACKENDS Backend run",
     "anyecho.errors": (
         "AddressError AnyechoError BackendError BindError ConnectError EchoError EchoMismatch EchoStalled "
         "EchoTruncated StartError UnitError UsageError"
     ),
     "anyecho.measure.client": "Client connect",
+    "anyecho.measure.exchange": "Source",
     "anyecho.measure.options": "ConnectOptions",
     "anyecho.net.sockets": "SocketOptions",
     "anyecho.server.options": "ServeOptions",

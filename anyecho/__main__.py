@@ -18,8 +18,7 @@ def main() -> None:
 
     # A read of a terminal cannot be cancelled, only abandoned; waiting for its thread would hang the exit.
     if any(not thread.daemon for thread in threads() if thread is not main_thread()):
-        sys.stdout.flush()
-        os._exit(status)
+        os._exit(status)  # nothing is left to flush: what matters is written with os.write
 
     sys.exit(status)
 

@@ -79,7 +79,7 @@ def format_size(size: int) -> str:
         raise UnitError(f"{size} is not a size: it must be 0 or more")
 
     texts = [f"{size / scale}{unit}" for unit, scale in _SIZES.items() if (size / scale).denominator == 1]
-    return min(texts, key=len)
+    return min(texts, key=lambda text: (len(text), text.isdigit()))  # 128KiB rather than 131072
 
 
 def parse_rate(text: str) -> float:

@@ -42,7 +42,7 @@ def flattened(command: Callable[..., T]) -> Callable[..., T]:
 
     wrapper.__name__ = command.__name__
     wrapper.__doc__ = command.__doc__
-    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapper.__dict__["__signature__"] = inspect.Signature(parameters)
     return wrapper
 
 

@@ -83,10 +83,11 @@ class _Writer(QueueListener):
 
 
 class _Stderr(logging.Handler):
-    """Unbuffered, and without a lock: the exit would wait for either, in vain while a write blocks."""
+    """Unbuffered, and without its lock: the exit would wait for either, in vain while a write blocks."""
 
-    def createLock(self) -> None:
-        self.lock = None  # only the writer's thread is ever here
+    def handle(self, record: logging.LogRecord) -> bool:
+        self.emit(record)  # only the writer's thread is ever here
+        return True
 
     def emit(self, record: logging.LogRecord) -> None:
         with suppress(OSError):  # standard error is closed, or its disk full: nobody to tell

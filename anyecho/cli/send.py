@@ -5,13 +5,15 @@ from __future__ import annotations
 __all__ = ("send",)
 
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from time import sleep
+from typing import Annotated, TypeVar, TypeVarTuple
 
-from anyio import create_task_group, to_thread
+from anyio import create_task_group, current_time, fail_after, to_thread
 from cyclopts import Parameter
 
 from anyecho.backends import run
@@ -23,8 +25,13 @@ from anyecho.measure.client import connect
 from anyecho.measure.exchange import Source
 from anyecho.measure.options import ConnectOptions
 
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
 _CHUNK = 65536
 _STDIN = 0
+#: How often to ask a descriptor again that is not ready; in a thread, which nobody else needs.
+_PATIENCE = 0.005
 
 
 def send(
@@ -54,14 +61,13 @@ def send(
         raise UsageError("--repeat needs messages or --file: standard input can be read only once")
 
     options = replace(options, family=4 if ipv4 else 6 if ipv6 else None)
-    source: Source = [os.fsencode(message) for message in messages] * repeat
-    if not messages:
-        source = _read(_STDIN, 1, "standard input") if file is None else _read(_open(file), repeat, str(file))
     with log_to_stderr(log), caught_signals(forgive=1) as signals:
-        return run(_send, address, source, options, signals, backend=backend)
+        job = partial(_send, address, messages, file, repeat, options)
+        return run(_interruptible, job, signals, backend=backend)
 
 
-async def _send(address: str, source: Source, options: ConnectOptions, signals: Signals) -> int:
+async def _interruptible(job: Callable[[], Awaitable[None]], signals: Signals) -> int:
+    """Run `job`, or what of it can be run until a signal comes; return the exit status."""
     status = 0
 
     async def stop_on_signal() -> None:
@@ -72,41 +78,76 @@ async def _send(address: str, source: Source, options: ConnectOptions, signals: 
     with bare_errors():
         async with create_task_group() as tasks:
             tasks.start_soon(stop_on_signal)
-            async with AsyncExitStack() as opened:
-                if isinstance(source, AsyncGenerator):
-                    await opened.enter_async_context(aclosing(source))
-                client = await opened.enter_async_context(await connect(address, options=options))
-                async for chunk in await opened.enter_async_context(client.send(source)):
-                    await to_thread.run_sync(_write, chunk, abandon_on_cancel=True)
-
+            await job()
             tasks.cancel_scope.cancel()
 
     return status
 
 
-def _open(file: Path) -> int:
+async def _send(
+    address: str, messages: Sequence[str], file: Path | None, repeat: int, options: ConnectOptions
+) -> None:
+    began = current_time()
+    async with AsyncExitStack() as opened:
+        source: Source = _encoded(messages, repeat)
+        if not messages:
+            descriptor = _STDIN if file is None else await _open(file, options.deadline)
+            if file is not None:
+                opened.callback(os.close, descriptor)
+            source = await opened.enter_async_context(aclosing(_read(descriptor, repeat, file)))
+
+        client = await opened.enter_async_context(await connect(address, options=options))
+        left = max(options.deadline - (current_time() - began), 0.0)
+        async for chunk in await opened.enter_async_context(client.send(source, deadline=left)):
+            await _in_thread(_write, chunk)
+
+
+def _encoded(messages: Sequence[str], repeat: int) -> Iterator[bytes]:
+    encoded = [os.fsencode(message) for message in messages]
+    for _ in range(repeat):
+        yield from encoded
+
+
+async def _open(file: Path, deadline: float) -> int:
+    """Open `file`, if it can be before the `deadline`: a FIFO waits for somebody to write to it."""
     try:
-        return os.open(file, os.O_RDONLY)
+        with fail_after(deadline):
+            return await _in_thread(os.open, file, os.O_RDONLY)
+    except TimeoutError as exc:
+        raise LocalError(f"cannot read {file}: nobody writes to it") from exc
     except OSError as exc:
         raise UsageError(f"cannot read {file}: {exc.strerror}") from exc
 
 
-async def _read(descriptor: int, repeat: int, name: str) -> AsyncGenerator[bytes, None]:
+async def _read(descriptor: int, repeat: int, file: Path | None) -> AsyncGenerator[bytes, None]:
     try:
         for again in range(repeat):
             if again:
                 os.lseek(descriptor, 0, os.SEEK_SET)
-            # In a thread that is abandoned when cancelled: a terminal says nothing for as long as it likes.
-            while chunk := await to_thread.run_sync(os.read, descriptor, _CHUNK, abandon_on_cancel=True):
+            while chunk := await _in_thread(_patiently, os.read, descriptor, _CHUNK):
                 yield chunk
     except OSError as exc:
-        raise LocalError(f"cannot read {name}: {exc.strerror}") from exc
+        raise LocalError(f"cannot read {file or 'standard input'}: {exc.strerror}") from exc
 
 
 def _write(chunk: bytes) -> None:
     rest = memoryview(chunk)
     try:
         while rest:
-            rest = rest[os.write(1, rest) :]
+            rest = rest[_patiently(os.write, 1, rest) :]
     except OSError as exc:
         raise LocalError(f"cannot write the echo to standard output: {exc.strerror}") from exc
+
+
+async def _in_thread(call: Callable[[*Ts], T], *args: *Ts) -> T:
+    # Abandoned when cancelled: a terminal says nothing for as long as it likes.
+    return await to_thread.run_sync(call, *args, abandon_on_cancel=True)
+
+
+def _patiently(call: Callable[[*Ts], T], *args: *Ts) -> T:
+    """Make a system call on a descriptor that somebody else may have made non-blocking: they share the setting."""
+    while True:
+        try:
+            return call(*args)
+        except BlockingIOError:
+            sleep(_PATIENCE)

@@ -40,11 +40,12 @@ async def connect(
     address = parse_address(address) if isinstance(address, str) else address
     logger.debug("connecting to %s", _describe(address))
     try:
-        with fail_after(options.timeout):
+        with fail_after(min(options.timeout, options.deadline)):
             stream = await connect_stream(address, family=options.family, options=options.socket, poller=poller)
     except TimeoutError as exc:
         raise ConnectError(
-            f"cannot connect to {address}: no answer within {format_duration(options.timeout)}"
+            f"cannot connect to {address}: no answer within "
+            f"{format_duration(min(options.timeout, options.deadline))}"
         ) from exc
 
     return Client(stream, options)
@@ -69,11 +70,12 @@ class Client:
 
         Raises `EchoMismatch`, `EchoTruncated` or `EchoStalled` if it is not.
         """
-        async with self._only(Exchange(self.stream, (payload,), total=len(payload))) as echo:
+        exchange = Exchange(self.stream, (payload,), total=len(payload))
+        async with self._only(exchange, self._options.deadline) as echo:
             return b"".join([chunk async for chunk in echo])
 
     @asynccontextmanager
-    async def send(self, source: Source) -> AsyncIterator[AsyncIterator[bytes]]:
+    async def send(self, source: Source, *, deadline: float | None = None) -> AsyncIterator[AsyncIterator[bytes]]:
         """Send every item of `source`, then half-close; yield the echo, to be iterated over as it returns.
 
         ::
@@ -82,15 +84,16 @@ class Client:
                 async for chunk in echo:
                     ...
 
-        It uses constant memory, however long the source. Raises as `exchange` does, and what `source` raises.
+        It uses constant memory, however long the source, and sends no more while 8 MiB are not back. `deadline` is
+        for this one instead of the options'. Raises as `exchange` does, and what `source` raises. Only what was
+        iterated over is verified: a block that is left early proves nothing. Who made `source` closes it.
         """
-        async with self._only(Exchange(self.stream, source)) as echo:
+        exchange = Exchange(self.stream, source)
+        async with self._only(exchange, self._options.deadline if deadline is None else deadline) as echo:
             yield echo
 
-        self._broken = True  # half-closed: there is no second one
-
     @asynccontextmanager
-    async def _only(self, exchange: Exchange) -> AsyncIterator[AsyncIterator[bytes]]:
+    async def _only(self, exchange: Exchange, deadline: float) -> AsyncIterator[AsyncIterator[bytes]]:
         if self._closed:
             raise ClosedResourceError
         if self._busy:
@@ -100,11 +103,11 @@ class Client:
 
         self._busy = True
         try:
-            async with exchange.open(timeout=self._options.timeout, deadline=self._options.deadline) as echo:
+            async with exchange.open(timeout=self._options.timeout, deadline=deadline) as echo:
                 yield echo
         finally:
             self._busy = False
-            self._broken = not exchange.complete
+            self._broken = not exchange.leaves_usable
 
     async def aclose(self) -> None:
         """Close the connection. Idempotent."""

@@ -12,13 +12,14 @@ __all__ = ("Exchange", "Source")
 import logging
 import math
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Iterable
 from contextlib import aclosing, asynccontextmanager
 from typing import TypeAlias
 
 from anyio import (
     BrokenResourceError,
     CancelScope,
+    ClosedResourceError,
     EndOfStream,
     Event,
     create_task_group,
@@ -26,10 +27,11 @@ from anyio import (
     sleep,
 )
 from anyio.abc import ByteStream
+from anyio.lowlevel import checkpoint
 
 from anyecho.errors import EchoMismatch, EchoStalled, EchoTruncated, bare_errors
 from anyecho.transcript import shorten
-from anyecho.units import format_duration
+from anyecho.units import format_duration, format_size
 
 logger = logging.getLogger("anyecho.client")
 
@@ -39,8 +41,8 @@ Source: TypeAlias = Iterable[bytes] | AsyncIterable[bytes]
 #: Sent and not yet back, at most: it is kept for comparing. A slow reader of the echo would otherwise make the
 #: client keep all that both kernels can hold, which is tens of MiB.
 _WINDOW = 8 << 20
-#: Larger items go in several writes, so that it shows when they move.
-_WRITE = 1 << 18
+#: Larger items go in several writes, so that it shows when they move, also to a slow reader.
+_WRITE = 1 << 14
 
 
 class Exchange:
@@ -59,6 +61,7 @@ class Exchange:
         self._head = 0
         self._room = Event()
         self._sent_all = False
+        self._send_failed = False
         self._receiving = False
         self._moved_at = 0.0
         #: Whether every byte came back equal, and none besides.
@@ -66,6 +69,11 @@ class Exchange:
         #: Bytes given to the stream so far, and those of them that came back equal.
         self.sent = 0
         self.returned = 0
+
+    @property
+    def leaves_usable(self) -> bool:
+        """Whether the stream can be used for another exchange."""
+        return self.complete and self._total is not None
 
     @asynccontextmanager
     async def open(
@@ -76,40 +84,46 @@ class Exchange:
         Raises `EchoMismatch`, `EchoTruncated`, or `EchoStalled`: bytes are owed and none has moved for `timeout`
         seconds, or all of it has taken more than `deadline` seconds.
         """
-        with bare_errors():
+        with bare_errors() as whole:
             async with create_task_group() as tasks:
                 watching = CancelScope()
                 tasks.start_soon(self._watch, watching, timeout, deadline)
                 tasks.start_soon(self._send_source)
-                async with aclosing(self._receive()) as echo:
-                    yield echo
+                try:
+                    async with aclosing(self._receive()) as echo:
+                        yield echo
+                except BaseException as exc:
+                    whole.append(exc)
+                    raise
                 watching.cancel()
                 if not self.complete:
                     tasks.cancel_scope.cancel()
 
     async def _send_source(self) -> None:
-        try:
-            if isinstance(self._source, AsyncIterable):
-                async for item in self._source:
-                    await self._send(item)
-            else:
-                for item in self._source:
-                    await self._send(item)
-            if self._total is None:
-                await self._stream.send_eof()
-        except BrokenResourceError:
-            # Not reported here: what was echoed before it broke can still be read, and says more.
-            pass
+        if isinstance(self._source, AsyncIterable):
+            async for item in self._source:
+                await self._send(item)
+                if self._send_failed:
+                    return
+        else:
+            for item in self._source:
+                await self._send(item)
+                if self._send_failed:
+                    return
 
         self._sent_all = True
         self._moved_at = current_time()
+        if self._total is None:
+            await self._try(self._stream.send_eof())
         logger.debug("waiting for response")
 
     async def _send(self, item: bytes) -> None:
         _tell("sending", item)
+        if not item:
+            await checkpoint()  # a source of nothing but these must not keep the loop to itself
         for start in range(0, len(item), _WRITE):
             part = item[start : start + _WRITE]
-            while self._total is None and self.sent - self.returned > _WINDOW - len(part):
+            while self._is_window_full(len(part)):
                 await self._room.wait()
             if not self._owed:
                 self._moved_at = current_time()
@@ -117,8 +131,20 @@ class Exchange:
             # Owed before it is sent: its echo may be back before send() returns.
             self._owed.append(part)
             self.sent += len(part)
-            await self._stream.send(part)
+            await self._try(self._stream.send(part))
             self._moved_at = current_time()
+            if self._send_failed:
+                return
+
+    def _is_window_full(self, more: int) -> bool:
+        return self._total is None and self.sent - self.returned + more > _WINDOW
+
+    async def _try(self, sending: Awaitable[None]) -> None:
+        # Not reported here: what was echoed before it broke can still be read, and says more.
+        try:
+            await sending
+        except (BrokenResourceError, ClosedResourceError):
+            self._send_failed = True
 
     async def _receive(self) -> AsyncGenerator[bytes, None]:
         while self._total is None or self.returned < self._total:
@@ -176,7 +202,14 @@ class Exchange:
         return EchoTruncated(f"{why}: {self._balance()}", offset=self.returned)
 
     def _balance(self) -> str:
+        if not self._owed:
+            return f"all {self.returned} bytes are back, but " + (
+                "it did not end the connection" if self._sent_all else "more was to be sent"
+            )
+
         more = "" if self._sent_all else ", and more was to be sent"
+        if self._is_window_full(_WRITE):
+            more += f" once some of these {format_size(_WINDOW)} are back"
         return f"byte {self.returned} is missing, {self.sent} were sent{more}"
 
     async def _watch(self, scope: CancelScope, timeout: float, deadline: float) -> None:
@@ -188,8 +221,7 @@ class Exchange:
                 late = self._receiving and (self._owed or self._sent_all)
                 now = current_time()
                 if now >= over_at:
-                    message = f"the deadline of {format_duration(deadline)} is over: {self._balance()}"
-                    raise EchoStalled(message, offset=self.returned)
+                    raise EchoStalled(f"the deadline is over: {self._balance()}", offset=self.returned)
                 if late and now - self._moved_at >= timeout:
                     message = f"no byte has moved for {format_duration(timeout)}: {self._balance()}"
                     raise EchoStalled(message, offset=self.returned)

@@ -20,6 +20,7 @@ from time import monotonic
 from typing import Any, Protocol
 
 from anyio import Event, sleep
+from anyio.lowlevel import checkpoint
 
 from anyecho.net.poller import Fallback, PolledRegistration, Poller
 
@@ -62,6 +63,7 @@ class Acceptor:
     hand_over: Callable[[socket.socket, Any], None]
     errors: Counter[str]
     _spare: int = field(init=False, default=-1)
+    _took: bool = field(init=False, default=False)
     _exhausted: bool = field(init=False, default=False)
     _failure: OSError | None = field(init=False, default=None)
     _logged_at: float = field(init=False, default=-_LOG_EVERY)
@@ -103,6 +105,7 @@ class Acceptor:
 
     def accept_some(self, at_most: int = _BATCH) -> bool:
         """Accept what is pending; return whether to go on when there is more, or to pause first."""
+        survived = 0
         for _ in range(at_most):
             if not self.gate.is_open():
                 return False
@@ -113,11 +116,15 @@ class Acceptor:
             except OSError as exc:
                 if not self._survives(exc):
                     return False
+                survived += 1
             else:
                 sock.setblocking(False)
+                self._took = True
                 self.hand_over(sock, peer)
 
-        return True
+        # Nothing but errors, and no end of them: whatever it is, it does not go away by asking again at once.
+        self._exhausted = survived == at_most
+        return not self._exhausted
 
     def _survives(self, exc: OSError) -> bool:
         self.errors[errno.errorcode.get(exc.errno or 0, str(exc.errno))] += 1
@@ -167,6 +174,10 @@ class Acceptor:
                 self._spare = _open_spare()
         else:
             await self.gate.opened()
+            if self._took:
+                # Whoever took the last slot lets the other listeners come first this time.
+                self._took = False
+                await checkpoint()
 
     def _log(self, exc: OSError) -> None:
         self._unlogged += 1

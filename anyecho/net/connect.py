@@ -93,17 +93,20 @@ async def _race(endpoints: Sequence[Endpoint], options: SocketOptions, poller: P
                         await failed.wait()
     except BaseException:
         # One may have won in the turn of the loop in which we were cancelled: nobody will own it.
-        with CancelScope(shield=True):
-            for stream in winners:
-                await stream.aclose()
+        await _close_all(winners)
         raise
 
     if not winners:
         raise failures[0]
-    for loser in winners[1:]:  # two may win in one turn
-        await loser.aclose()
 
+    await _close_all(winners[1:])  # two may win in one turn
     return winners[0]
+
+
+async def _close_all(streams: Sequence[PolledStream]) -> None:
+    with CancelScope(shield=True):
+        for stream in streams:
+            await stream.aclose()
 
 
 async def _connect(endpoint: Endpoint, options: SocketOptions, poller: Poller | Fallback) -> PolledStream:
@@ -113,7 +116,7 @@ async def _connect(endpoint: Endpoint, options: SocketOptions, poller: Poller | 
         sock.setblocking(False)
         options.apply(sock)
         code = sock.connect_ex(sockaddr)
-        while code == errno.EAGAIN:
+        while code == errno.EAGAIN and family == socket.AF_UNIX:
             # A Unix listener's backlog is full. There is no event for the moment it is not, hence a sleep.
             await sleep(_BACKLOG_DELAY)
             code = sock.connect_ex(sockaddr)

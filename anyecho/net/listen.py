@@ -62,7 +62,7 @@ async def open_listeners(addresses: Sequence[Address], *, backlog: int, options:
         listeners: list[Listener] = []
         for address in addresses:
             with _bind_errors(address):
-                for listener in await _open(address, options):
+                for listener in await _open(address, backlog, options):
                     opened.callback(listener.close)
                     listeners.append(listener)
 
@@ -75,13 +75,13 @@ async def open_listeners(addresses: Sequence[Address], *, backlog: int, options:
     return listeners
 
 
-async def _open(address: Address, options: SocketOptions) -> list[Listener]:
+async def _open(address: Address, backlog: int, options: SocketOptions) -> list[Listener]:
     if isinstance(address, UDPAddress) or address.tls:
         raise BindError(f"cannot listen on {address}: {str(address).partition(':')[0]} is not yet served")
     if isinstance(address, FDAddress):
-        return [_inherit(address)]
+        return [_inherit(address, options)]
     if isinstance(address, UnixAddress):
-        return [_bind_unix(address, options)]
+        return [_bind_unix(address, backlog, options)]
 
     sockets = await _bind_tcp(address, options)
     return [Listener(sock, address_of(sock.family, sock.getsockname()), address) for sock in sockets]
@@ -152,7 +152,7 @@ def _prepare(sock: socket.socket, options: SocketOptions) -> None:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
 
 
-def _bind_unix(address: UnixAddress, options: SocketOptions) -> Listener:
+def _bind_unix(address: UnixAddress, backlog: int, options: SocketOptions) -> Listener:
     with ExitStack() as opened:
         sock = opened.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         _prepare(sock, options)
@@ -172,7 +172,7 @@ def _bind_unix(address: UnixAddress, options: SocketOptions) -> Listener:
                 file = (_identity(path), os.path.abspath(address.path))
                 listener = Listener(sock, address, address, file)
                 # Before the claim ends: a socket that is bound and not listening looks stale to the next one.
-                sock.listen(0)
+                sock.listen(backlog)
 
         opened.pop_all()
         return listener
@@ -185,10 +185,14 @@ def _claim(path: bytes) -> Iterator[None]:
     The claim is an abstract name: it goes with the process, leaves nothing behind, and waits for nobody.
     """
     directory, name = os.path.split(os.path.abspath(path))
-    device, inode = _identity(directory)
+    found = os.stat(directory)
     with socket.socket(socket.AF_UNIX) as claim:
-        with suppress(FileNotFoundError):  # where there are no abstract names, this is a path in no directory
-            claim.bind(f"\0anyecho/{device}/{inode}/".encode() + name[-64:])
+        try:
+            claim.bind(f"\0anyecho/{found.st_dev}/{found.st_ino}/".encode() + name[-64:])
+        except FileNotFoundError:
+            pass  # where there are no abstract names, this is a path in no directory
+        except OSError as exc:
+            raise OSError(errno.EBUSY, "another server is about to listen there") from exc
         yield
 
 
@@ -219,18 +223,25 @@ def _identity(path: str | bytes) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def _inherit(address: FDAddress) -> Listener:
-    """Listen on a duplicate: the descriptor itself stays open, and its giver's."""
+def _inherit(address: FDAddress, options: SocketOptions) -> Listener:
+    """Listen on a duplicate: the descriptor stays open, and its giver's; but it is non-blocking from now on."""
     try:
-        sock = socket.socket(fileno=os.dup(address.fd))
+        duplicate = os.dup(address.fd)
+        try:
+            sock = socket.socket(fileno=duplicate)
+        except BaseException:
+            os.close(duplicate)
+            raise
     except OSError as exc:
         raise OSError(exc.errno, f"descriptor {address.fd} is not an open socket") from exc
 
     try:
-        if sock.type != socket.SOCK_STREAM or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            raise OSError(errno.EINVAL, f"descriptor {address.fd} is not a listening stream socket")
+        listens = sock.type == socket.SOCK_STREAM and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        if not listens or sock.family not in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
+            raise OSError(errno.EINVAL, f"descriptor {address.fd} is not a listening TCP or Unix socket")
 
         sock.setblocking(False)
+        options.apply(sock)
         return Listener(sock, address_of(sock.family, sock.getsockname()), address)
     except BaseException:
         sock.close()

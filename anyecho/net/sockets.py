@@ -12,6 +12,7 @@ __all__ = (
     "resolve",
 )
 
+import math
 import os
 import socket
 import struct
@@ -23,6 +24,7 @@ from typing import Any, TypeAlias
 from anyio import to_thread
 
 from anyecho.address import Address, TCPAddress, UnixAddress
+from anyecho.errors import UsageError
 from anyecho.units import Seconds, Size
 
 #: (family, socket address), ready for bind(2) or connect(2).
@@ -33,7 +35,7 @@ _unix_peers = count(1)
 
 @dataclass(frozen=True, kw_only=True)
 class SocketOptions:
-    """What the kernel shall do for a stream socket; set on a listener, inherited by all it accepts.
+    """What the kernel shall do for a stream socket; set on a listener, and inherited by all it accepts.
 
     Options that a system does not know are left out there.
     """
@@ -53,6 +55,13 @@ class SocketOptions:
     )
     sndbuf: Size = field(default=0, metadata={"help": "Fixed send buffer (SO_SNDBUF); 0: the kernel tunes it."})
     rcvbuf: Size = field(default=0, metadata={"help": "Fixed receive buffer (SO_RCVBUF); 0: the kernel tunes it."})
+
+    def __post_init__(self) -> None:
+        for name in ("tcp_notsent_lowat", "sndbuf", "rcvbuf"):
+            if not 0 <= getattr(self, name) < 2**31:
+                raise UsageError(f"{name} must be 0 to {2**31 - 1} bytes, not {getattr(self, name)}")
+        if not self.tcp_user_timeout >= 0:
+            raise UsageError(f"tcp_user_timeout must be 0 or more seconds, not {self.tcp_user_timeout}")
 
     def apply(self, sock: socket.socket) -> None:
         """Set all of it on `sock`, a TCP or Unix stream socket."""
@@ -77,7 +86,7 @@ class SocketOptions:
             options["TCP_NOTSENT_LOWAT"] = self.tcp_notsent_lowat
         if self.tcp_user_timeout:
             # The kernel's limit is an int of milliseconds: 24 days, which "off" (infinite) shall mean too.
-            options["TCP_USER_TIMEOUT"] = round(min(self.tcp_user_timeout * 1000, 2**31 - 1))
+            options["TCP_USER_TIMEOUT"] = math.ceil(min(self.tcp_user_timeout * 1000, 2**31 - 1))
         if self.keepalive:
             options |= {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
 

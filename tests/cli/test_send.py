@@ -319,9 +319,7 @@ def test_a_deadline_ends_what_is_still_going_on(processes: Processes, serve: Ser
     # Half a second to start and to end.
     assert process.wait(3 * 1.0) == 1
     assert process.read_bytes(5) == b"hello"
-    line = (
-        f"the deadline of {format_duration(0.5)} is over: byte 5 is missing, 5 were sent, and more was to be sent"
-    )
+    line = "the deadline is over: all 5 bytes are back, but more was to be sent"
     assert process.errors() == f"anyecho: {line}\n"
 
 
@@ -352,7 +350,7 @@ def test_a_server_that_dies_ends_the_wait_for_a_terminal(processes: Processes, b
 
         assert process.wait(3 * 0.5) == 1
 
-    line = r"anyecho: .*: byte 6 is missing, 6 were sent, and more was to be sent\n"
+    line = r"anyecho: .*: all 6 bytes are back, but more was to be sent\n"
     assert re.fullmatch(line, process.errors())
 
 
@@ -398,3 +396,69 @@ def test_a_file_that_cannot_be_read_is_exit_1_and_one_line(send: Send, serve: Se
     line = f"anyecho: cannot read {tmp_path}: Is a directory\n"
 
     assert send(serve(echo), "--file", str(tmp_path)) == (1, b"", line.encode())
+
+
+def test_a_message_is_repeated_without_being_kept_as_often(processes: Processes, serve: Serve) -> None:
+    process = processes.start("send", serve(echo), "hello", "--repeat", "100000000000", "--deadline", "300ms")
+    process.popen.communicate(timeout=10)
+
+    assert process.wait() == 1
+
+
+def test_messages_of_nothing_leave_the_deadline_in_force(processes: Processes, serve: Serve) -> None:
+    began = monotonic()
+    status, _, errors = processes.run("send", serve(echo), "", "--repeat", "100000000", "--deadline", "300ms")
+
+    assert (status, errors) == (1, "anyecho: the deadline is over: all 0 bytes are back, but more was to be sent\n")
+    assert monotonic() - began < 5
+
+
+def test_the_deadline_is_for_connecting_too(processes: Processes) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as silent, ExitStack() as opened:
+        for _ in range(8):  # until the kernel answers no more
+            client = opened.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(silent.getsockname())
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        began = monotonic()
+        status, _, errors = processes.run("send", address, "hello", "--deadline", "300ms")
+
+    assert (status, errors) == (3, f"anyecho: cannot connect to tcp://{address}: no answer within 300ms\n")
+    assert monotonic() - began < 5
+
+
+def test_a_fifo_that_nobody_writes_to_is_waited_for_until_the_deadline(
+    processes: Processes, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    command = ("send", "localhost:1", "--file", str(tmp_path / "fifo"), "--deadline", "300ms")
+
+    assert processes.run(*command) == (1, b"", f"anyecho: cannot read {tmp_path}/fifo: nobody writes to it\n")
+
+
+def test_a_standard_output_that_somebody_made_non_blocking_gets_everything(
+    processes: Processes, serve: Serve
+) -> None:
+    payload = os.urandom(1 << 20)
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    with open(read_end, "rb") as reader:
+        process = processes.start("send", serve(echo), stdin=subprocess.PIPE, stdout=write_end)
+        os.close(write_end)
+        assert process.popen.stdin is not None
+        with process.popen.stdin as stdin:
+            stdin.write(payload)
+        assert reader.read() == payload
+
+    assert process.wait() == 0
+
+
+@pytest.mark.parametrize("name", ["asyncio", "uvloop", "trio"])
+def test_nothing_waits_for_a_read_that_was_given_up(name: str, processes: Processes, serve: Serve) -> None:
+    """With standard output closed, the echo cannot be written; and standard input says nothing more."""
+    process = processes.start("send", serve(echo), "--backend", name, stdin=subprocess.PIPE, closed=[1])
+    assert process.popen.stdin is not None
+    process.popen.stdin.write(b"hello")
+    process.popen.stdin.flush()
+
+    assert process.wait() == 1

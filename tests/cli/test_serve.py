@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -310,3 +311,23 @@ def test_a_log_that_nobody_reads_holds_up_neither_the_echo_nor_the_end(processes
     # Half a second to end, and one that is given to the reader.
     assert process.wait(3 * 1.5) == 0
     assert process.errors().count("\n") < 500
+
+
+def test_a_reader_of_the_addresses_who_does_not_read_holds_up_nobody(processes: Processes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as given:
+        read_end, write_end = os.pipe()
+        os.set_blocking(write_end, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(write_end, bytes(4096))
+        os.set_blocking(write_end, True)
+        with open(read_end, "rb"):
+            address = f"fd://{given.fileno()}"
+            process = processes.start("serve", "-b", address, stdout=write_end, pass_fds=[given.fileno()])
+            os.close(write_end)
+            with socket.create_connection(given.getsockname()) as sock:
+                sock.settimeout(PATIENCE)
+                assert exchange(sock, b"hello") == b"hello"
+
+            process.signal()
+            assert process.wait() == 0

@@ -28,6 +28,7 @@ from anyecho.measure.client import Client
 from anyecho.measure.exchange import Source
 from anyecho.measure.options import ConnectOptions
 from anyecho.net.poller import Fallback, Poller
+from anyecho.transcript import Transcript
 from tests.net.pairs import raw_pair, reset, stream_over, stream_pair
 from tests.peers import until
 
@@ -167,7 +168,7 @@ async def test_a_server_that_ends_while_nothing_is_owed_ends_the_exchange(poller
         await anyio.sleep_forever()
 
     async with facing(quit_early, poller) as client:
-        with pytest.raises(EchoTruncated, match="closed the connection: byte 4 is missing, 4 were sent, and more"):
+        with pytest.raises(EchoTruncated, match="closed the connection: all 4 bytes are back, but more"):
             await everything(client, a_word_then_silence())
 
 
@@ -238,7 +239,7 @@ async def test_the_deadline_is_for_the_whole(poller: Poller | Fallback) -> None:
             await stream.send(bytes([byte]))
 
     async with facing(slow, poller, deadline=0.25) as client:
-        with pytest.raises(EchoStalled, match="the deadline of 250ms is over"):
+        with pytest.raises(EchoStalled, match="the deadline is over"):
             await client.exchange(bytes(100))
 
 
@@ -292,6 +293,87 @@ async def test_what_the_reader_raises_comes_out_as_it_is(poller: Poller | Fallba
             async with client.send([b"x"]) as back:
                 async for _ in back:
                     raise ZeroDivisionError
+
+
+async def test_a_source_of_nothing_lets_others_run(poller: Poller | Fallback) -> None:
+    def nothing() -> Iterator[bytes]:
+        while True:
+            yield b""
+
+    async with facing(echo, poller, deadline=0.2) as client:
+        with pytest.raises(EchoStalled, match="the deadline is over"):
+            await everything(client, nothing())
+
+
+async def test_an_error_of_the_sources_own_stream_is_not_the_echos(poller: Poller | Fallback) -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        yield b"x"
+        raise BrokenResourceError("the source's")
+
+    async with facing(echo, poller) as client:
+        with pytest.raises(BrokenResourceError, match="the source's"):
+            await everything(client, broken())
+
+
+async def test_closing_the_client_ends_its_exchange_with_one_error(poller: Poller | Fallback) -> None:
+    async def silent(stream: ByteStream) -> None:
+        await anyio.sleep_forever()
+
+    async with facing(silent, poller) as client, create_task_group() as tasks:
+
+        async def refused() -> None:
+            with pytest.raises(ClosedResourceError):
+                await client.exchange(bytes(32 << 20))
+
+        tasks.start_soon(refused)
+        await wait_all_tasks_blocked()
+        await client.aclose()
+
+
+async def test_a_client_that_half_closed_is_done_whatever_its_block_raised(poller: Poller | Fallback) -> None:
+    async with facing(echo, poller) as client:
+        with pytest.raises(ZeroDivisionError):
+            async with client.send([b"x"]) as back:
+                assert [chunk async for chunk in back] == [b"x"]
+                raise ZeroDivisionError
+        with pytest.raises(BrokenResourceError, match="connect anew"):
+            await client.exchange(b"y")
+
+
+async def test_a_group_that_the_block_raises_comes_out_whole(poller: Poller | Fallback) -> None:
+    async with facing(echo, poller) as client:
+        with pytest.raises(ExceptionGroup, match="mine"):
+            async with client.send([b"x"]):
+                raise ExceptionGroup("mine", [ZeroDivisionError()])
+
+
+class Uphill(Transcript):
+    """A mebibyte a second, as a reader that takes its time allows."""
+
+    async def send(self, item: bytes) -> None:
+        await anyio.sleep(len(item) / (1 << 20))
+        await super().send(item)
+
+
+async def test_a_slow_reader_is_not_a_stalled_one(poller: Poller | Fallback) -> None:
+    """It echoes at the end: bytes move all the time, though none comes back."""
+
+    async def store_and_forward(stream: ByteStream) -> None:
+        await stream.send(b"".join([chunk async for chunk in stream]))
+
+    async with facing(store_and_forward, poller, timeout=0.15) as client:
+        client.stream = Uphill(client.stream, lambda what, chunk: None)
+        assert len(await everything(client, [bytes(1 << 19)])) == 1 << 19
+
+
+async def test_who_keeps_more_than_the_window_is_told_why_no_more_was_sent(poller: Poller | Fallback) -> None:
+    async def hoard(stream: ByteStream) -> None:
+        async for _ in stream:
+            pass
+
+    async with facing(hoard, poller, timeout=0.3) as client:
+        with pytest.raises(EchoStalled, match="and more was to be sent once some of these 8MiB are back"):
+            await everything(client, [bytes(9 << 20)])
 
 
 async def test_a_client_is_closed_once_and_for_all(poller: Poller | Fallback) -> None:

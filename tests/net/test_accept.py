@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
-from anyio import CancelScope, Event, create_task_group, fail_after, wait_all_tasks_blocked
+from anyio import CancelScope, Event, create_task_group, fail_after, move_on_after, wait_all_tasks_blocked
 
 from anyecho.net.accept import Acceptor
 from anyecho.net.poller import Fallback, Poller
@@ -212,3 +212,14 @@ async def test_accepting_leaves_no_descriptor_behind(poller: Poller | Fallback, 
             tasks.cancel_scope.cancel()
 
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_an_error_that_does_not_go_away_is_not_asked_about_without_pause(
+    poller: Poller | Fallback, door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_accept(monkeypatch, *["EPERM"] * 1_000_000)
+    door.knock()
+    with move_on_after(0.35):
+        await door.acceptor.run(poller)
+
+    assert 64 <= door.acceptor.errors["EPERM"] <= 64 * 5

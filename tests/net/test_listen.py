@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from anyecho.address import FDAddress, TCPAddress, UnixAddress, parse_address
-from anyecho.errors import BindError
+from anyecho.errors import BindError, UsageError
 from anyecho.net import listen
 from anyecho.net.listen import Listener, open_listeners
 from anyecho.net.sockets import SocketOptions
@@ -235,7 +235,7 @@ async def test_two_cannot_take_over_one_stale_path_at_once(
         """The rival has its turn after we found the path stale and before we removed it."""
         monkeypatch.setattr(os, "unlink", unlink)
         try:
-            listen._bind_unix(UnixAddress(path=str(path)), SocketOptions()).close()
+            listen._bind_unix(UnixAddress(path=str(path)), 16, SocketOptions()).close()
             rivals.append("stole it")
         except OSError as exc:
             rivals.append(errno.errorcode[exc.errno or 0])
@@ -243,7 +243,7 @@ async def test_two_cannot_take_over_one_stale_path_at_once(
 
     monkeypatch.setattr(os, "unlink", unlink_while_a_rival_comes)
     async with listening(f"unix:{path}"):
-        assert rivals == ["EADDRINUSE"]
+        assert rivals == ["EBUSY"]
 
 
 async def test_only_our_own_file_is_removed(short_path: Path) -> None:
@@ -293,4 +293,43 @@ async def test_an_inherited_descriptor_stays_its_givers() -> None:
 
 async def test_a_descriptor_that_does_not_listen_is_refused() -> None:
     with socket.socket() as deaf:
-        assert "is not a listening stream socket" in await refused(f"fd://{deaf.fileno()}")
+        assert "is not a listening TCP or Unix socket" in await refused(f"fd://{deaf.fileno()}")
+
+
+async def test_an_inherited_listener_gets_the_options_too() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as given:
+        async with listening(f"fd://{given.fileno()}") as [listener]:
+            assert listener.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == 131072
+            assert listener.sock.getsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE) == 1
+
+
+async def test_a_descriptor_that_is_no_socket_is_not_kept() -> None:
+    read_end, write_end = os.pipe()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        assert "is not an open socket" in await refused(f"fd://{read_end}")
+    assert len(os.listdir("/proc/self/fd")) == before
+    os.close(read_end)
+    os.close(write_end)
+
+
+@pytest.mark.parametrize("size", [-1, 2**31])
+def test_a_size_that_no_kernel_takes_is_the_callers_fault(size: int) -> None:
+    with pytest.raises(UsageError, match="tcp_notsent_lowat"):
+        SocketOptions(tcp_notsent_lowat=size)
+    with pytest.raises(UsageError, match="sndbuf"):
+        SocketOptions(sndbuf=size)
+    with pytest.raises(UsageError, match="rcvbuf"):
+        SocketOptions(rcvbuf=size)
+
+
+@pytest.mark.parametrize("seconds", [-1.0, float("nan")])
+def test_so_is_a_time_that_is_none(seconds: float) -> None:
+    with pytest.raises(UsageError, match="tcp_user_timeout"):
+        SocketOptions(tcp_user_timeout=seconds)
+
+
+def test_a_very_short_time_is_not_for_ever() -> None:
+    with socket.socket() as sock:
+        SocketOptions(tcp_user_timeout=0.0001).apply(sock)
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 1
