@@ -206,9 +206,9 @@ def test_a_backend_that_is_not_installed_is_exit_3_and_the_command_that_installs
 
 
 def test_a_complaint_stays_one_line_whatever_the_mistake_held(complaint: Complaint) -> None:
-    _, line = complaint("serve", "-b", "two\nlines\x1b[31m")
+    _, line = complaint("send", "localhost:1", "--file", "/proc/two\nlines")
 
-    assert "\x1b" not in line
+    assert line == "cannot read /proc/two lines: No such file or directory"
 
 
 def test_a_complaint_can_name_what_is_no_text(complaint: Complaint) -> None:

@@ -386,10 +386,10 @@ def test_the_exit_status_needs_no_standard_error(processes: Processes, serve: Se
     assert ended == (1, b"hel", "")
 
 
-def test_the_number_of_a_closed_standard_stream_is_not_taken_by_a_socket(
-    processes: Processes, serve: Serve
-) -> None:
-    assert processes.run("send", serve(echo), "hello", closed=[0]) == (0, b"hello", "")
+def test_standard_input_that_is_closed_is_exit_1_and_one_line(processes: Processes, serve: Serve) -> None:
+    line = "anyecho: cannot read standard input: Bad file descriptor\n"
+
+    assert processes.run("send", serve(echo), closed=[0]) == (1, b"", line)
 
 
 def test_a_file_that_cannot_be_read_is_exit_1_and_one_line(send: Send, serve: Serve, tmp_path: Path) -> None:
