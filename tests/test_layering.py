@@ -37,7 +37,7 @@ FLOORS = {
 
 #: Within a folder, a module imports from what is listed before it.
 FOLDERS = {
-    "net": ("sockets", "poller", "stream", "listen", "accept", "connect"),
+    "net": ("sockets", "fallback", "poller", "stream", "listen", "accept", "connect"),
     "faults": (),
     "server": ("options", "stats", "limits", "connection", "tasks", "events", "server"),
     "measure": ("options", "exchange", "client"),
@@ -52,8 +52,8 @@ WALLS = {
     "socket": ("net",),
     "ssl": ("net",),
     "select": ("net",),
-    "anyio.wait_readable": ("net.poller",),
-    "anyio.wait_writable": ("net.poller",),
+    "anyio.wait_readable": ("net.fallback", "net.poller"),
+    "anyio.wait_writable": ("net.fallback",),
     "cyclopts": ("cli",),
     "rich": ("cli",),
     "signal": ("cli",),
@@ -292,7 +292,7 @@ def test_what_the_law_forbids_is_found(module: str, source: str, complaint: str)
             "from anyecho.net.accept import x\nfrom anyecho.server.tasks import y\nfrom anyecho.echo import echo",
         ),
         ("cli.main", "from anyecho.server.server import x\nfrom anyecho.measure.client import y"),
-        ("net.poller", "import select, socket, ssl\nfrom anyio import wait_readable, wait_writable"),
+        ("net.fallback", "import select, socket, ssl\nfrom anyio import wait_readable, wait_writable"),
         ("cli.main", "import cyclopts, rich, signal, sys\nprint(1)\nsys.exit(1)"),
         ("__main__", "import sys\ndef f():\n    from anyecho.cli.main import main\n    sys.exit(1)"),
         ("", "def f():\n    from importlib import import_module"),

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from anyecho.net.poller import Fallback
+from anyecho.net.fallback import Fallback
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

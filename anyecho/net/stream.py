@@ -23,7 +23,7 @@ from anyio import BrokenResourceError, BusyResourceError, ClosedResourceError, E
 from anyio.abc import ByteStream, SocketAttribute
 from anyio.lowlevel import checkpoint
 
-from anyecho.net.poller import Registration
+from anyecho.net.fallback import Registration
 
 #: However small the calls' number, a stream that moved this much yields: 16 reads of the default size.
 _BUDGET_BYTES = 1 << 20

@@ -23,7 +23,8 @@ from anyio import (
 from anyio.lowlevel import checkpoint
 
 from anyecho.net import poller as poller_module
-from anyecho.net.poller import Fallback, PolledRegistration, Poller, Registration, open_poller
+from anyecho.net.fallback import Fallback, Registration
+from anyecho.net.poller import PolledRegistration, Poller, open_poller
 from tests.net.pairs import KINDS, raw_pair
 
 needs_epoll = pytest.mark.skipif(not hasattr(select, "epoll"), reason="this system has no epoll")
