@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import shutil
 import signal
@@ -198,6 +199,37 @@ def test_a_stream_takes_constant_memory(processes: Processes, serve: Serve) -> N
     assert resident(process.pid, peak=True) - peak < 16 << 20
     stdin.close()
     assert process.wait() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["tasks", "auto"])
+@pytest.mark.parametrize("scheme", ["tcp://127.0.0.1:0", "unix:{path}/echo"])
+def test_a_hundred_mebibytes_come_back_equal_and_neither_side_keeps_them(
+    scheme: str, engine: str, backend: str, processes: Processes, short_path: Path
+) -> None:
+    bind = scheme.format(path=short_path)
+    server = processes.serve("-b", bind, "--backend", backend, "--engine", engine)
+    payload = random.Random(100).randbytes(100 << 20)
+
+    def sent(count: int) -> int:
+        """Send so many bytes, have them back, and return the most memory that the client held."""
+        client = processes.start("send", server.addresses[0], "--backend", backend, stdin=subprocess.PIPE)
+        stdin, stdout = client.popen.stdin, client.popen.stdout
+        assert stdin is not None
+        assert stdout is not None
+        writing = Thread(target=lambda: stdin.write(payload[:count]))
+        writing.start()
+        assert stdout.read(count) == payload[:count]
+        peak = resident(client.pid, peak=True)
+        writing.join()
+        stdin.close()
+        assert client.wait() == 0
+        return peak
+
+    little = sent(1 << 20)
+    before = resident(server.pid, peak=True)
+    assert sent(100 << 20) - little < 16 << 20
+    assert resident(server.pid, peak=True) - before < 16 << 20
 
 
 @pytest.mark.parametrize("scheme", ["unix:{path}/echo", "unix:@{path}"])
