@@ -169,6 +169,8 @@ class PolledRegistration(Registration):
 
     def _set_mask(self, mask: int) -> None:
         self._mask = mask
+        if self._closed:
+            return
         if self._poller.registered.get(self._descriptor) is self:
             self._poller.epoll.modify(self._descriptor, mask)
         else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 __all__ = ("EventConnection", "EventsEngine")
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ from anyecho.server.connection import Connection
 
 if TYPE_CHECKING:
     import socket
+
+logger = logging.getLogger("anyecho.server")
 
 #: What one turn may move: as much as amortises two system calls, as little as keeps others waiting 0.1 ms.
 _BUFFER_SIZE = 256 * 1024
@@ -76,26 +79,30 @@ class EventConnection(Connection):
         buffer = self._engine.buffer
         try:
             count = self.sock.recv_into(buffer)
-        except BlockingIOError:
-            return
-        except OSError:
-            count = -1
-        if count <= 0:
-            self._finish("broken" if count else "eof")
-            return
+            if not count:
+                self._finish("eof")
+                return
 
-        self._received += count
-        try:
-            sent = self.sock.send(buffer[:count])
+            self._received += count
+            self._send(buffer[:count])
         except BlockingIOError:
-            sent = 0
+            return
         except OSError:
             self._finish("broken")
-            return
+        except Exception:
+            # The Poller calls this for everybody: whatever it is, it costs this connection only.
+            logger.exception("connection failed", extra={"peer": self.name})
+            self._finish("error")
+
+    def _send(self, chunk: memoryview) -> None:
+        try:
+            sent = self.sock.send(chunk)
+        except BlockingIOError:
+            sent = 0
 
         self._sent += sent
-        if sent < count:
-            self._pending = bytes(buffer[sent:count])
+        if sent < len(chunk):
+            self._pending = bytes(chunk[sent:])
             assert self._registration is not None
             self._registration.on_event(self._flush, writable=True)
 

@@ -75,7 +75,7 @@ async def open_server(*addresses: str | Address, options: ServeOptions | None = 
                 whole.append(exc)
                 raise
             finally:
-                server.end_all("cancelled")
+                server.close()
                 tasks.cancel_scope.cancel()
 
     logger.info("closing server")
@@ -108,7 +108,7 @@ class Server:
             Acceptor(sock=listener.sock, gate=limit, hand_over=self._begin, errors=self.stats.accept_errors)
             for listener in listeners
         ]
-        self._aborted = False
+        self._refusing = False
         self._accepting = CancelScope()
         self._accepting_ended = Event()
         self._emptied = Event()
@@ -132,18 +132,23 @@ class Server:
         await self._accepting_ended.wait()
         with move_on_after(self.options.graceful_timeout if grace is None else grace):
             await self._wait_emptied()
-        self.end_all("drained")
+        self._end_all("drained")
         await self._wait_emptied()
         self._closed.set()
 
     def abort(self) -> None:
         """Close every connection now, polite or not; a drain that is under way ends with it."""
-        self._aborted = True
+        self._refusing = True
         self._tasks.start_soon(self.drain, 0)
         for connection in list(self._connections):
             connection.abort()
 
-    def end_all(self, reason: str) -> None:
+    def close(self) -> None:
+        """End every connection, politely. Whoever is accepted before the acceptors have noticed is refused."""
+        self._refusing = True
+        self._end_all("cancelled")
+
+    def _end_all(self, reason: str) -> None:
         for connection in list(self._connections):
             connection.end(reason)
 
@@ -168,7 +173,7 @@ class Server:
             self._accepting_ended.set()
 
     def _begin(self, sock: socket.socket, sockaddr: Any) -> None:
-        if self._aborted:
+        if self._refusing:
             sock.close()
             return
 

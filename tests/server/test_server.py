@@ -9,6 +9,7 @@ import socket
 import struct
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -303,6 +304,7 @@ async def test_data_that_came_while_the_process_was_stuck_is_echoed_first(carrie
     async with open_server(carrier, options=ServeOptions(idle_timeout=0.3, linger=0.1)) as server:
         with dial(server.addresses[0]) as sock:
             await until(lambda: server.stats.active == 1)
+            await anyio.sleep(0.15)  # half of what it is allowed
             sock.sendall(b"patience")
             time.sleep(0.7)  # noqa: ASYNC251 - a loop that is stuck
             assert await to_thread.run_sync(sock.recv, 8) == b"patience"
@@ -332,3 +334,49 @@ async def test_a_group_that_the_block_raises_comes_out_whole(carrier: Address) -
     with pytest.raises(ExceptionGroup, match="mine"):
         async with open_server(carrier):
             raise ExceptionGroup("mine", [ZeroDivisionError()])
+
+
+async def test_a_bug_in_a_turn_costs_one_connection_and_is_logged(
+    server: Server, engine: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if engine != "events":
+        pytest.skip("a task has a guard of its own")
+    recv_into = socket.socket.recv_into
+
+    def buggy(sock: socket.socket, buffer: memoryview) -> int:
+        count = recv_into(sock, buffer)
+        if bytes(buffer[:count]) == b"raise":
+            raise Bug
+        return count
+
+    monkeypatch.setattr(socket.socket, "recv_into", buggy)
+    async with await connect(server.addresses[0]) as neighbour, await connect(server.addresses[0]) as victim:
+        await neighbour.exchange(b"x")
+        await victim.stream.send(b"raise")
+        await until_closed(server, 1)
+        assert server.stats.closed == {"error": 1}
+        await neighbour.exchange(b"still here")
+
+    assert [record.getMessage() for record in caplog.records if record.exc_info] == ["connection failed"]
+
+
+@pytest.mark.parametrize("turn", range(5))
+async def test_who_comes_while_the_server_is_left_is_not_forgotten(turn: int, carrier: Address) -> None:
+    """Accepted by a callback after the last look at who has to be closed: nobody would ever close it."""
+    before = len(os.listdir("/proc/self/fd"))
+    left = threading.Event()
+
+    def hammer(address: Address) -> None:
+        with suppress(OSError):
+            while not left.is_set():
+                dial(address).close()
+
+    async with create_task_group() as tasks:
+        async with open_server(carrier, options=ServeOptions(linger=0.1)) as server:
+            tasks.start_soon(to_thread.run_sync, hammer, server.addresses[0])
+            await until(lambda: server.stats.accepted > 10)
+        left.set()
+
+    assert server.stats.active == 0
+    assert server.stats.closed.total() == server.stats.accepted
+    assert len(os.listdir("/proc/self/fd")) == before
