@@ -235,7 +235,7 @@ def test_one_that_floods_and_never_reads_costs_no_memory(
 
 @pytest.mark.slow
 def test_nine_thousand_that_say_nothing_are_held_and_then_echoed(
-    backend: str, processes: Processes, opened: ExitStack, capsys: pytest.CaptureFixture[str]
+    engine: str, backend: str, processes: Processes, opened: ExitStack, capsys: pytest.CaptureFixture[str]
 ) -> None:
     count = 9_000
     server = processes.serve("-b", "tcp://127.0.0.1:0", "--backend", backend)
@@ -247,7 +247,7 @@ def test_nine_thousand_that_say_nothing_are_held_and_then_echoed(
     wait_until(lambda: descriptors(server.pid) >= had + count - 1)
     each = (resident(server.pid) - before) / count
     with capsys.disabled():
-        print(f"\n{backend}: {each / 1024:.2f} KiB an idle connection, {count} held")
+        print(f"\n{engine} on {backend}: {each / 1024:.2f} KiB an idle connection, {count} held")
     assert all(echoes(client) for client in clients)
     assert each <= 12 * 1024
 
