@@ -177,7 +177,9 @@ def test_the_second_signal_ends_a_linger_too(processes: Processes, backend: str)
 def test_the_third_signal_ends_a_loop_that_is_stuck(
     processes: Processes, backend: str, signum: signal.Signals
 ) -> None:
-    process = processes.serve("-b", TCP, "--backend", backend, before=STUCK + TOLD)
+    # Only a task runs what can get stuck.
+    arguments = ("-b", TCP, "--backend", backend, "--engine", "tasks")
+    process = processes.serve(*arguments, before=STUCK + TOLD)
     with connect(process.addresses[0]) as sock:
         assert exchange(sock, b"hello") == b"hello"
         for _ in range(2):
