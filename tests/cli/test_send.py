@@ -202,8 +202,7 @@ def test_a_stream_takes_constant_memory(processes: Processes, serve: Serve) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["tasks", "auto"])
-@pytest.mark.parametrize("scheme", ["tcp://127.0.0.1:0", "unix:{path}/echo"])
+@pytest.mark.parametrize(("scheme", "engine"), [("tcp://127.0.0.1:0", "tasks"), ("unix:{path}/echo", "auto")])
 def test_a_hundred_mebibytes_come_back_equal_and_neither_side_keeps_them(
     scheme: str, engine: str, backend: str, processes: Processes, short_path: Path
 ) -> None:

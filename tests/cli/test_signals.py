@@ -38,15 +38,15 @@ END = 0.5
 #: Longer than anybody waits here.
 LONG = "1h"
 
-#: The echo, for a server whose loop is stuck as soon as somebody has said something.
+#: A server whose loop is stuck as soon as somebody connects, and which says so.
 STUCK = """
-import time
-import anyecho.server.tasks as tasks
-async def stuck(stream):
-    await stream.send(await stream.receive())
+import os, time
+from anyecho.server.server import Server
+def stuck(self, *args):
+    os.write(2, b"stuck\\n")
     while True:
         time.sleep(60)
-tasks.echo = stuck
+Server._begin = stuck
 """
 
 #: Says on standard error when a signal has been taken note of; two in quick succession are one to the kernel.
@@ -177,11 +177,9 @@ def test_the_second_signal_ends_a_linger_too(processes: Processes, backend: str)
 def test_the_third_signal_ends_a_loop_that_is_stuck(
     processes: Processes, backend: str, signum: signal.Signals
 ) -> None:
-    # Only a task runs what can get stuck.
-    arguments = ("-b", TCP, "--backend", backend, "--engine", "tasks")
-    process = processes.serve(*arguments, before=STUCK + TOLD)
-    with connect(process.addresses[0]) as sock:
-        assert exchange(sock, b"hello") == b"hello"
+    process = processes.serve("-b", TCP, "--backend", backend, before=STUCK + TOLD)
+    with connect(process.addresses[0]):
+        process.read_errors(until="stuck\n")
         for _ in range(2):
             process.signal(signum)
             process.read_errors(until="noted\n")
