@@ -184,11 +184,13 @@ async def test_an_aborted_server_is_closed(server: Server) -> None:
 
 async def test_a_server_that_is_left_listens_no_more_while_it_lingers(carrier: Address) -> None:
     async def leave_when_nobody_listens(address: Address) -> None:
-        with fail_after(SOON), suppress(ConnectionRefusedError, FileNotFoundError):
-            while True:
-                (await to_thread.run_sync(dial, address)).close()
-                await anyio.sleep(0.01)
-        rude.close()
+        try:
+            with fail_after(SOON), suppress(ConnectionRefusedError, FileNotFoundError):
+                while True:
+                    (await to_thread.run_sync(dial, address)).close()
+                    await anyio.sleep(0.01)
+        finally:
+            rude.close()
 
     async with create_task_group() as tasks, open_server(carrier, options=ServeOptions(linger=30)) as server:
         rude = dial(server.addresses[0])
