@@ -22,7 +22,7 @@ from typing import Any, Protocol
 from anyio import Event, sleep
 from anyio.lowlevel import checkpoint
 
-from anyecho.net.poller import Fallback, PolledRegistration, Poller
+from anyecho.net.poller import Fallback, Poller
 
 logger = logging.getLogger("anyecho.server")
 
@@ -71,16 +71,13 @@ class Acceptor:
 
     async def run(self, poller: Poller | Fallback) -> None:
         """Accept until cancelled. Raises the `OSError` of a listener that can accept no more."""
-        registration = poller.register(self.sock)
         self._spare = _open_spare()
         try:
             while True:
-                if isinstance(registration, PolledRegistration):
-                    await self._accept_by_callback(registration)
+                if isinstance(poller, Poller):
+                    await self._accept_by_callback(poller)
                 else:
-                    while self.accept_some():
-                        registration.may_read = False
-                        await registration.readable()
+                    await self._accept_by_waiting(poller)
                 if self._failure is not None:
                     raise self._failure
 
@@ -89,19 +86,30 @@ class Acceptor:
             if self._spare >= 0:
                 os.close(self._spare)
                 self._spare = -1
-            await registration.aclose()
 
-    async def _accept_by_callback(self, registration: PolledRegistration) -> None:
-        """Return when accepting has to pause; unregistered until then, or the loop would spin."""
+    async def _accept_by_callback(self, poller: Poller) -> None:
+        """Return when accepting has to pause; watched no more until then, or the loop would spin."""
         paused = Event()
 
         def on_event() -> None:
             if not self.accept_some():
-                registration.pause()
+                watch.pause()
                 paused.set()
 
-        registration.on_event(on_event)
-        await paused.wait()
+        watch = poller.watch(self.sock, on_event)
+        try:
+            await paused.wait()
+        finally:
+            watch.pause()
+
+    async def _accept_by_waiting(self, fallback: Fallback) -> None:
+        registration = fallback.register(self.sock)
+        try:
+            while self.accept_some():
+                registration.may_read = False
+                await registration.readable()
+        finally:
+            await registration.aclose()
 
     def accept_some(self, at_most: int = _BATCH) -> bool:
         """Accept what is pending; return whether to go on when there is more, or to pause first."""

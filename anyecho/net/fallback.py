@@ -28,11 +28,13 @@ from anyio import (
 class Registration(ABC):
     """One socket's readiness. One reader and one writer may wait at a time."""
 
-    __slots__ = ("may_read", "may_write")
+    __slots__ = ("may_read", "may_write", "short_read_empties")
 
     def __init__(self) -> None:
         self.may_read = True
         self.may_write = True
+        #: Whether a read that got less than it asked for has left nothing, so that it clears `may_read` too.
+        self.short_read_empties = False
 
     @abstractmethod
     async def readable(self) -> None:

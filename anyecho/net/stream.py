@@ -75,70 +75,61 @@ class PolledStream(ByteStream):
         if self._receiving:
             raise BusyResourceError("receiving from")
 
+        registration = self._registration
         self._receiving = True
         try:
-            if self._registration.may_read:
-                await self._spend_call()
-            # Nothing is awaited between recv(2) and return: a cancelled call has not taken any bytes.
-            data = await self._recv(max_bytes)
+            if registration.may_read and self._is_spent():
+                await self._yield()
+            while True:
+                if not registration.may_read:
+                    await registration.readable()
+                    self._refill()
+                try:
+                    # Nothing is awaited between recv(2) and return: a cancelled call has not taken any bytes.
+                    data = self._sock.recv(max_bytes)
+                    break
+                except BlockingIOError:
+                    registration.may_read = False
+        except OSError as exc:
+            raise self._translate(exc) from exc
         finally:
             self._receiving = False
 
         if not data:
-            if self._broken is not None:
-                raise BrokenResourceError from self._broken
-            raise EndOfStream
+            raise EndOfStream if self._broken is None else BrokenResourceError from self._broken
 
+        if len(data) < max_bytes and registration.short_read_empties:
+            registration.may_read = False
         self.bytes_received += len(data)
         self._bytes_left -= len(data)
         return data
 
-    async def _recv(self, max_bytes: int) -> bytes:
-        while True:
-            if not self._registration.may_read:
-                await self._registration.readable()
-                self._refill()
-            try:
-                return self._sock.recv(max_bytes)
-            except BlockingIOError:
-                self._registration.may_read = False
-            except OSError as exc:
-                raise self._translate(exc) from exc
-
     async def send(self, item: bytes) -> None:
         self._check_sendable()
+        registration = self._registration
+        rest: bytes | memoryview = item
         self._sending = True
         try:
-            if not item:
-                await checkpoint()
-                return
-            if self._registration.may_write:
-                await self._spend_call()
-            await self._send_all(item)
+            if not item or (registration.may_write and self._is_spent()):
+                await self._yield()
+            while rest:
+                if not registration.may_write:
+                    await registration.writable()
+                    self._refill()
+                elif self._bytes_left <= 0:
+                    await self._yield()
+                try:
+                    sent = self._sock.send(rest)
+                except BlockingIOError:
+                    registration.may_write = False
+                else:
+                    self.bytes_sent += sent
+                    self._bytes_left -= sent
+                    rest = memoryview(rest)[sent:] if sent < len(rest) else b""
+        except OSError as exc:
+            raise self._translate(exc) from exc
         finally:
             self._sending = False
-
-    async def _send_all(self, item: bytes | memoryview) -> None:
-        while True:
-            if not self._registration.may_write:
-                await self._registration.writable()
-                self._refill()
-            elif self._bytes_left <= 0:
-                await self._yield()
-            try:
-                sent = self._sock.send(item)
-            except BlockingIOError:
-                self._registration.may_write = False
-                continue
-            except OSError as exc:
-                raise self._translate(exc) from exc
-
-            self.bytes_sent += sent
-            self._bytes_left -= sent
-            if sent == len(item):
-                return
-
-            item = memoryview(item)[sent:]
 
     async def send_eof(self) -> None:
         if self._eof_sent and not self._closed:
@@ -181,11 +172,9 @@ class PolledStream(ByteStream):
         self._broken = self._broken or OSError(exc.errno, exc.strerror)
         return BrokenResourceError()
 
-    async def _spend_call(self) -> None:
-        if self._calls_left <= 0 or self._bytes_left <= 0:
-            await self._yield()
-        else:
-            self._calls_left -= 1
+    def _is_spent(self) -> bool:
+        self._calls_left -= 1
+        return self._calls_left < 0 or self._bytes_left <= 0
 
     async def _yield(self) -> None:
         await checkpoint()

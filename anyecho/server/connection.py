@@ -5,17 +5,21 @@ How it echoes is an engine's business.
 
 from __future__ import annotations
 
-__all__ = ("EXPECTED", "Connection")
+__all__ = ("EXPECTED", "Connection", "Engine")
 
 import logging
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from anyio import BrokenResourceError, CancelScope, ClosedResourceError, EndOfStream, current_time
+from anyio.abc import TaskGroup
 
+from anyecho.net.poller import Fallback, Poller
 from anyecho.net.sockets import peer_name
 from anyecho.net.stream import PolledStream
 
@@ -31,26 +35,28 @@ EXPECTED = (BrokenResourceError, ClosedResourceError, EndOfStream, OSError)
 _ENDED_BY_PEER = frozenset({"eof", "broken"})
 
 
+@dataclass(eq=False, kw_only=True)
+class Engine:
+    """What the connections of a server share."""
+
+    poller: Poller | Fallback
+    tasks: TaskGroup
+    #: Seconds that a close may take because the peer still sends.
+    linger: float
+    #: Called once for each, when it is closed.
+    ended: Callable[[Connection], None]
+
+
 class Connection(ABC):
     """Owns `sock` from the first byte to the last. Thousands are held at a time, hence the slots."""
 
-    __slots__ = (
-        "_began",
-        "_closing",
-        "_linger_until",
-        "_name",
-        "linger",
-        "reason",
-        "seen",
-        "sock",
-        "sockaddr",
-        "still",
-    )
+    __slots__ = ("_began", "_closing", "_linger_until", "_name", "reason", "seen", "sock", "still")
 
-    def __init__(self, sock: socket.socket, sockaddr: Any, *, linger: float) -> None:
+    #: Overridden with what each engine shares besides.
+    engine: Engine
+
+    def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
-        self.sockaddr = sockaddr
-        self.linger = linger
         #: Why it ended, as `Stats.closed` counts it; empty while it runs.
         self.reason = ""
         #: The reaper's: what had moved when it last looked, and how often it has found no more.
@@ -66,11 +72,15 @@ class Connection(ABC):
     def totals(self) -> tuple[int, int]:
         """Bytes received and sent so far."""
 
+    @abstractmethod
+    def start(self, sockaddr: Any) -> None:
+        """Echo until the peer, who called from `sockaddr`, is done or `end` is called. Never raises."""
+
     def end(self, reason: str) -> None:
         """Stop echoing and close, lingering for a peer that still sends: `linger` seconds from now."""
         if not self.reason:
             self.reason = reason
-            self._linger_until = current_time() + self.linger
+            self._linger_until = current_time() + self.engine.linger
             self.stop()
 
     @abstractmethod
@@ -79,26 +89,31 @@ class Connection(ABC):
 
     def abort(self) -> None:
         """Close now."""
-        self.linger = 0
         self.end("cancelled")
+        self._linger_until = -math.inf
         if self._closing is not None:
             self._closing.cancel()
 
     @property
     def name(self) -> str:
         """What logs call the peer. Worked out when first asked for: most connections are never named."""
-        self._learn_name()
+        if not self._name:
+            try:
+                self._learn_name(self.sock.getpeername())
+            except OSError:
+                self._name = "unknown"
+
         return self._name
 
-    def _learn_name(self) -> None:
-        if not self._name:
-            self._name = peer_name(self.sock, self.sockaddr)
+    def _learn_name(self, sockaddr: Any) -> None:
+        self._name = self._name or peer_name(self.sock, sockaddr)
 
-    def tell_start(self) -> None:
+    def tell_start(self, sockaddr: Any) -> None:
         if logger.isEnabledFor(logging.INFO):
-            logger.info("connection accepted", extra={"peer": self.name})
+            self._learn_name(sockaddr)
+            logger.info("connection accepted", extra={"peer": self._name})
         if access_logger.isEnabledFor(logging.INFO):
-            self._learn_name()  # while the socket can still tell it
+            self._learn_name(sockaddr)
             self._began = monotonic()
 
     def tell_end(self) -> None:
@@ -121,10 +136,9 @@ class Connection(ABC):
         Closing on a peer that still sends is answered with a reset, which destroys echo it has not read yet: so
         half-close, and read on until it has understood.
         """
-        polite = self.reason not in _ENDED_BY_PEER and self.linger > 0
-        deadline = min(self._linger_until, current_time() + self.linger)
+        deadline = min(self._linger_until, current_time() + self.engine.linger)
         with CancelScope(shield=True, deadline=deadline) as self._closing:
-            if polite:
+            if self.reason not in _ENDED_BY_PEER and deadline > current_time():
                 with suppress(*EXPECTED):
                     await stream.send(owed)
                     await stream.send_eof()

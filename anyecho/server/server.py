@@ -21,7 +21,7 @@ from anyecho.errors import StartError, bare_errors
 from anyecho.net.accept import Acceptor
 from anyecho.net.listen import Listener, open_listeners
 from anyecho.net.poller import Fallback, Poller, open_poller
-from anyecho.server.connection import Connection
+from anyecho.server.connection import Connection, Engine
 from anyecho.server.events import EventConnection, EventsEngine
 from anyecho.server.limits import ConnectionLimit, Reaper, raise_descriptor_limit, within_descriptors
 from anyecho.server.options import ServeOptions
@@ -99,7 +99,12 @@ class Server:
         self._limit = limit
         self._poller = poller
         self._tasks = tasks
-        self._events = EventsEngine(poller, tasks, self._end) if isinstance(poller, Poller) else None
+        self._engine = Engine(poller=poller, tasks=tasks, linger=options.linger, ended=self._end)
+        self._events = (
+            EventsEngine(poller=poller, tasks=tasks, linger=options.linger, ended=self._end)
+            if isinstance(poller, Poller)
+            else None
+        )
         if options.engine == "events" and self._events is None:
             raise StartError("the events engine needs epoll, which this system does not have")
         self._connections: set[Connection] = set()
@@ -180,14 +185,13 @@ class Server:
         self.stats.accepted += 1
         self.stats.active += 1
         self._limit.take()
-        if self._events is None or self._needs_task():
-            connection = TaskConnection(sock, sockaddr, linger=self.options.linger)
-            self._connections.add(connection)
-            self._tasks.start_soon(self._run, connection)
-        else:
-            plain = EventConnection(sock, sockaddr, linger=self.options.linger, engine=self._events)
-            self._connections.add(plain)
-            plain.start()
+        connection = (
+            TaskConnection(sock, self._engine)
+            if self._events is None or self._needs_task()
+            else EventConnection(sock, self._events)
+        )
+        self._connections.add(connection)
+        connection.start(sockaddr)
 
     def _needs_task(self) -> bool:
         """Whether something has to wrap the stream: today, only the lines of a debug log."""
@@ -195,12 +199,6 @@ class Server:
             return logger.isEnabledFor(logging.DEBUG)
 
         return self.options.engine == "tasks"
-
-    async def _run(self, connection: TaskConnection) -> None:
-        try:
-            await connection.run(self._poller)
-        finally:
-            self._end(connection)
 
     def _end(self, connection: Connection) -> None:
         self._connections.discard(connection)

@@ -14,13 +14,12 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from anyio import CancelScope
+from anyio import TaskHandle
 from anyio.abc import ByteStream
 
 from anyecho.echo import echo
-from anyecho.net.poller import Fallback, Poller
 from anyecho.net.stream import PolledStream
-from anyecho.server.connection import EXPECTED, Connection
+from anyecho.server.connection import EXPECTED, Connection, Engine
 from anyecho.transcript import Transcript, shorten
 
 if TYPE_CHECKING:
@@ -34,21 +33,23 @@ _BUDGET = 16
 
 
 class TaskConnection(Connection):
-    __slots__ = ("_echoing", "_stream")
+    __slots__ = ("_stream", "_task", "engine")
 
-    def __init__(self, sock: socket.socket, sockaddr: Any, *, linger: float) -> None:
-        super().__init__(sock, sockaddr, linger=linger)
+    def __init__(self, sock: socket.socket, engine: Engine) -> None:
+        super().__init__(sock)
+        self.engine = engine
         self._stream: PolledStream | None = None
-        self._echoing = CancelScope()
+        self._task: TaskHandle[None] | None = None
 
-    async def run(self, poller: Poller | Fallback) -> None:
-        """Echo until the peer is done or `end` is called; then close. Raises nothing but a cancellation."""
+    def start(self, sockaddr: Any) -> None:
+        self.tell_start(sockaddr)
+        self._task = self.engine.tasks.start_soon(self._run)
+
+    async def _run(self) -> None:
         try:
-            with self._echoing:
-                self._stream = PolledStream(self.sock, poller.register(self.sock), budget=_BUDGET)
-                self.tell_start()
-                await echo(self._transcribed(self._stream))
-                self.reason = self.reason or "eof"
+            self._stream = PolledStream(self.sock, self.engine.poller.register(self.sock), budget=_BUDGET)
+            await echo(self._transcribed(self._stream))
+            self.reason = self.reason or "eof"
         except* EXPECTED:
             self.reason = self.reason or "broken"
         except* Exception:
@@ -61,9 +62,13 @@ class TaskConnection(Connection):
             else:
                 await self.close(self._stream)
             self.tell_end()
+            # The handle keeps the exception that ended us, and that this frame: a cycle.
+            self._task = None
+            self.engine.ended(self)
 
     def stop(self) -> None:
-        self._echoing.cancel()
+        if self._task is not None:
+            self._task.cancel()
 
     @property
     def totals(self) -> tuple[int, int]:

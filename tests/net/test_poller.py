@@ -24,7 +24,8 @@ from anyio.lowlevel import checkpoint
 
 from anyecho.net import poller as poller_module
 from anyecho.net.fallback import Fallback, Registration
-from anyecho.net.poller import PolledRegistration, Poller, open_poller
+from anyecho.net.poller import Poller, open_poller
+from anyecho.net.registration import PolledRegistration, Watch
 from tests.net.pairs import KINDS, raw_pair
 
 needs_epoll = pytest.mark.skipif(not hasattr(select, "epoll"), reason="this system has no epoll")
@@ -116,6 +117,50 @@ async def test_a_cancelled_wait_leaves_the_place_free(
         await getattr(registration, way)()
 
 
+@pytest.mark.parametrize("way", ["readable", "writable"])
+async def test_a_wakeup_that_nobody_took_is_not_taken_for_the_next(
+    way: str, poller: Poller | Fallback, opened: ExitStack
+) -> None:
+    """Two events wake one wait; the next has to wait all the same."""
+    peer, ours = quiet_pair("unix", opened)
+    registration = poller.register(ours)
+    for _ in range(3):
+        _fill(ours)
+        registration.may_read = registration.may_write = False
+        async with create_task_group() as tasks:
+            tasks.start_soon(getattr(registration, way))
+            await wait_all_tasks_blocked()
+            peer.send(b"x")
+            _empty(peer)
+            if isinstance(registration, PolledRegistration):
+                registration.dispatch(select.EPOLLIN | select.EPOLLOUT)
+                registration.dispatch(select.EPOLLIN | select.EPOLLOUT)
+        ours.recv(1)
+
+    await wait_all_tasks_blocked()
+    _fill(ours)
+    registration.may_read = registration.may_write = False
+    with move_on_after(0.05) as scope:
+        await getattr(registration, way)()
+    assert scope.cancelled_caught
+
+
+@needs_epoll
+async def test_a_socket_that_a_stranger_closed_does_not_keep_its_number(epoll: Poller, opened: ExitStack) -> None:
+    _, forgotten = quiet_pair("unix", opened)
+    number = forgotten.fileno()
+    epoll.register(forgotten)
+    forgotten.close()
+    sockets = [opened.enter_context(each) for each in socket.socketpair()]
+    sockets.sort(key=lambda each: each.fileno() != number)
+    assert sockets[0].fileno() == number
+    registration = epoll.register(sockets[0])
+    registration.may_read = False
+    sockets[1].send(b"x")
+    with fail_after(5):
+        await registration.readable()
+
+
 async def test_closing_wakes_both_waiters(poller: Poller | Fallback, opened: ExitStack) -> None:
     _, ours = quiet_pair("unix", opened)
     registration = poller.register(ours)
@@ -141,29 +186,27 @@ async def test_events_for_an_old_socket_do_not_reach_the_new_one_of_its_number(
     first_peer, first = quiet_pair("unix", opened)
     second_peer, second = quiet_pair("unix", opened)
     calls: list[str] = []
-    registrations: dict[str, PolledRegistration] = {}
+    watches: dict[str, Watch] = {}
     handled = Event()
 
     def replace(name: str, sock: socket.socket) -> None:
         """Whichever of the two comes first replaces the other."""
-        if "new" in registrations:
+        if "new" in watches:
             calls.append(f"old {name}")
             return
 
         other_name, other = ("second", second) if name == "first" else ("first", first)
         number = other.fileno()
-        registrations[other_name].close()
+        watches[other_name].pause()
         other.close()
         sockets = [opened.enter_context(each) for each in socket.socketpair()]
         new = next(each for each in sockets if each.fileno() == number)
-        registrations["new"] = epoll.register(new)
-        registrations["new"].on_event(lambda: calls.append("new"))
-        registrations[name].pause()
+        watches["new"] = epoll.watch(new, lambda: calls.append("new"))
+        watches[name].pause()
         handled.set()
 
     for name, sock in (("first", first), ("second", second)):
-        registrations[name] = epoll.register(sock)
-        registrations[name].on_event(partial(replace, name, sock))
+        watches[name] = epoll.watch(sock, partial(replace, name, sock))
 
     first_peer.send(b"x")
     second_peer.send(b"x")
@@ -177,7 +220,6 @@ async def test_events_for_an_old_socket_do_not_reach_the_new_one_of_its_number(
 @needs_epoll
 async def test_a_callback_is_called_while_there_is_something_to_read(epoll: Poller, opened: ExitStack) -> None:
     peer, ours = quiet_pair("tcp", opened)
-    registration = epoll.register(ours)
     got: list[bytes] = []
     done = Event()
 
@@ -186,37 +228,36 @@ async def test_a_callback_is_called_while_there_is_something_to_read(epoll: Poll
         if len(got) == 3:
             done.set()
 
-    registration.on_event(take_one)
+    watch = epoll.watch(ours, take_one)
     peer.send(b"abc")
     with fail_after(5):
         await done.wait()
 
     assert got == [b"a", b"b", b"c"]
-    registration.close()
+    watch.pause()
 
 
 @needs_epoll
 async def test_what_is_pending_is_reported_again_after_a_handover(epoll: Poller, opened: ExitStack) -> None:
     peer, ours = quiet_pair("tcp", opened)
-    registration = epoll.register(ours)
+    epoll.register(ours)
     peer.send(b"x")
     await wait_all_tasks_blocked()  # the edge has been and gone
     called = Event()
 
     def once() -> None:
-        registration.pause()
+        watch.pause()
         called.set()
 
-    registration.on_event(once)
+    watch = epoll.watch(ours, once)
     with fail_after(5):
         await called.wait()
 
 
 @needs_epoll
-async def test_a_paused_registration_hears_nothing_until_it_resumes(epoll: Poller, opened: ExitStack) -> None:
+async def test_a_paused_watch_hears_nothing_until_it_resumes(epoll: Poller, opened: ExitStack) -> None:
     """A mask of zero would not do: a hang-up is reported on that, and again, and again."""
     peer, ours = quiet_pair("tcp", opened)
-    registration = epoll.register(ours)
     calls = 0
     called = Event()
 
@@ -224,16 +265,16 @@ async def test_a_paused_registration_hears_nothing_until_it_resumes(epoll: Polle
         nonlocal calls
         calls += 1
         called.set()
-        registration.pause()
+        watch.pause()
 
-    registration.on_event(count)
-    registration.pause()
+    watch = epoll.watch(ours, count)
+    watch.pause()
     peer.send(b"x")
     peer.close()
     for _ in range(50):
         await checkpoint()
     assert calls == 0
-    registration.resume()
+    watch.resume()
     with fail_after(5):
         await called.wait()
     assert calls == 1
@@ -246,19 +287,17 @@ async def test_callbacks_that_take_long_let_tasks_run(
     """Six callbacks in one batch, each longer than a slice: others have their turn before the last."""
     order: list[str] = []
     peers = [quiet_pair("unix", opened) for _ in range(6)]
-    registrations = []
-    for _, ours in peers:
-        registration = epoll.register(ours)
+    watches: list[Watch] = []
+    for number, (_, ours) in enumerate(peers):
 
-        def busy(registration: PolledRegistration = registration) -> None:
+        def busy(number: int = number) -> None:
             order.append("callback")
-            registration.pause()
+            watches[number].pause()
             end = time.monotonic() + 0.003
             while time.monotonic() < end:
                 pass
 
-        registration.on_event(busy)
-        registrations.append(registration)
+        watches.append(epoll.watch(ours, busy))
 
     async def other() -> None:
         while order.count("callback") < 6:
@@ -307,8 +346,7 @@ async def test_a_poller_works_on_while_its_block_is_cancelled(
 async def test_callbacks_without_end_let_tasks_run_too(epoll: Poller, opened: ExitStack) -> None:
     """Batch after batch, each shorter than a slice: nothing but the clock ends them."""
     peer, ours = quiet_pair("unix", opened)
-    registration = epoll.register(ours)
-    registration.on_event(lambda: None)  # reads nothing, so it is called again and again
+    watch = epoll.watch(ours, lambda: None)  # reads nothing, so it is called again and again
     peer.send(b"x")
     turns = 0
     end = time.monotonic() + 0.2
@@ -317,7 +355,7 @@ async def test_callbacks_without_end_let_tasks_run_too(epoll: Poller, opened: Ex
         turns += 1
 
     assert turns > 40
-    registration.close()
+    watch.pause()
 
 
 @needs_epoll

@@ -1,0 +1,103 @@
+"""What a message costs on its way through an engine: what is called for it, and what is left of it."""
+
+from __future__ import annotations
+
+import gc
+import socket
+import sys
+import tracemalloc
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import pytest
+from anyio import to_thread, wait_all_tasks_blocked
+
+from anyecho.server.server import Server
+from tests.peers import dial
+
+MESSAGE = bytes(range(64))
+#: Whose code would tell of a message, time it, or make something anew for it.
+NEVER = ("CancelScope.", "Event.", "Logger.", "LoggerAdapter.", "Handler.", "Formatter.")
+
+
+def converse(sock: socket.socket, messages: int) -> None:
+    for _ in range(messages):
+        sock.sendall(MESSAGE)
+        assert sock.recv(1024) == MESSAGE
+
+
+@contextmanager
+def profiled(look: Callable[[FrameType, str, Any], None]) -> Iterator[None]:
+    """Have `look` see every call that this thread makes."""
+    sys.setprofile(look)
+    try:
+        yield
+    finally:
+        sys.setprofile(None)
+
+
+async def test_ten_thousand_echoes_leave_nothing_behind(server: Server) -> None:
+    with dial(server.addresses[0]) as sock:
+        tracemalloc.start()
+        try:
+            await to_thread.run_sync(converse, sock, 500)  # what is made once is made now
+            before = await blocks()
+            await to_thread.run_sync(converse, sock, 10_000)
+            after = await blocks()
+        finally:
+            tracemalloc.stop()
+
+    print("BLK", after - before)
+    # Free lists keep a few for the next who asks. One block in a hundred echoes would be a hundred.
+    assert abs(after - before) < 30
+
+
+async def blocks() -> int:
+    """How many blocks of memory Python holds while all tasks wait; the snapshot's own do not count."""
+    await wait_all_tasks_blocked()
+    gc.collect()
+    snapshot = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(False, tracemalloc.__file__)])
+    return len(snapshot.traces)
+
+
+async def test_a_message_is_not_told_of_or_timed(server: Server) -> None:
+    called: Counter[str] = Counter()
+
+    def look(frame: FrameType, event: str, _: Any) -> None:
+        if event == "call":
+            called[frame.f_code.co_qualname] += 1
+
+    with dial(server.addresses[0]) as sock:
+        await to_thread.run_sync(converse, sock, 10)
+        with profiled(look):
+            await to_thread.run_sync(converse, sock, 100)
+
+    assert any(count >= 100 for count in called.values())
+    assert [name for name, count in called.items() if count >= 50 and name.startswith(NEVER)] == []
+
+
+@pytest.mark.parametrize("engine", ["events"], indirect=True)
+async def test_a_turn_is_two_system_calls_and_nothing_else(server: Server) -> None:
+    called: Counter[str] = Counter()
+    inside = 0
+
+    def look(frame: FrameType, event: str, function: Any) -> None:
+        nonlocal inside
+        turning = frame.f_code.co_qualname == "EventConnection.dispatch"
+        if event == "call" and (turning or inside):
+            inside += 1
+            called[frame.f_code.co_name] += 1
+        elif event == "return" and inside:
+            inside -= 1
+        elif event == "c_call" and inside:
+            called[function.__name__] += 1
+
+    with dial(server.addresses[0]) as sock:
+        await to_thread.run_sync(converse, sock, 10)
+        with profiled(look):
+            await to_thread.run_sync(converse, sock, 100)
+
+    assert called == {"dispatch": 100, "_turn": 100, "recv_into": 100, "send": 100}
