@@ -86,11 +86,12 @@ class Poller:
 
     async def _dispatch(self, events: list[tuple[int, int]]) -> None:
         woken = False
+        batch, registered = self.batch, self.registered
         for descriptor, mask in events:
-            pollable = self.registered.get(descriptor)
+            pollable = registered.get(descriptor)
             # Numbers are reused at once: one registered since this batch was taken is somebody else, to whom
             # these events never happened. What happened to *it* the next batch will say.
-            if pollable is None or pollable.batch == self.batch:
+            if pollable is None or pollable.batch == batch:
                 continue
             if pollable.dispatch(mask):
                 woken = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("READ", "WRITE", "Pollable", "PolledRegistration", "Watch")
+__all__ = ("READ", "READ_ONCE", "WRITE", "Pollable", "PolledRegistration", "Watch", "short_read_empties")
 
 import select
 import socket
@@ -20,14 +20,20 @@ if hasattr(select, "epoll"):
     #: What may be asked of `Poller.report`, level-triggered. Errors and hang-ups are reported with either.
     READ = select.EPOLLIN
     WRITE = select.EPOLLOUT
-    _EDGES = READ | WRITE | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
+    #: Edge-triggered. If nothing but `READ` is reported, and `short_read_empties`, such a read has taken it all.
+    READ_ONCE = READ | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
     _MAY_WRITE = WRITE | select.EPOLLERR | select.EPOLLHUP
     _MAY_READ = ~WRITE
     #: After any of these a short read does not mean that there is no more.
     _ODD = ~(READ | WRITE)
 
-#: Where it does mean that, unless; descriptors passed along cut reads short on Unix sockets.
-_TCP = (socket.AF_INET, socket.AF_INET6)
+
+def short_read_empties(sock: socket.socket) -> bool:
+    """Whether a read that got less than it asked for has left nothing, if the kernel reported nothing odd.
+
+    On TCP it has; on Unix sockets, descriptors that are passed along cut reads short.
+    """
+    return sock.family in (socket.AF_INET, socket.AF_INET6)
 
 
 class Pollable(Protocol):
@@ -56,7 +62,7 @@ class PolledRegistration(Registration):
 
     def __init__(self, poller: Poller, sock: socket.socket) -> None:
         super().__init__()
-        self.short_read_empties = sock.family in _TCP
+        self.short_read_empties = short_read_empties(sock)
         self._poller = poller
         self._descriptor = sock.fileno()
         self._closed = False
@@ -64,7 +70,7 @@ class PolledRegistration(Registration):
         self._writer: Semaphore | None = None
         self._reading = False
         self._writing = False
-        poller.report(self._descriptor, _EDGES, self)
+        poller.report(self._descriptor, READ_ONCE | WRITE, self)
 
     async def readable(self) -> None:
         # Not "if": two events, or a wait that was cancelled as it was woken, leave a wake-up to the next wait.

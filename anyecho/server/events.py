@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from anyecho.net.poller import Poller
-from anyecho.net.registration import READ, WRITE
+from anyecho.net.registration import READ, READ_ONCE, WRITE, short_read_empties
 from anyecho.net.stream import PolledStream
 from anyecho.server.connection import Connection, Engine
 
@@ -36,7 +36,7 @@ class EventsEngine(Engine):
 class EventConnection(Connection):
     """Is told by the Poller itself, and waits in no task: 9,000 idle ones are 9,000 of these and their sockets."""
 
-    __slots__ = ("_pending", "_received", "_sent", "batch", "engine")
+    __slots__ = ("_mask", "_pending", "_received", "_sent", "batch", "engine")
 
     engine: EventsEngine
     batch: int
@@ -48,10 +48,12 @@ class EventConnection(Connection):
         self._sent = 0
         #: What the kernel did not take; while there is any, nothing is read.
         self._pending: bytes | memoryview = b""
+        #: How reading is waited for. A level makes the kernel look twice for every event, 0.2 us of an echo.
+        self._mask = READ_ONCE if short_read_empties(sock) else READ
 
     def start(self, sockaddr: Any) -> None:
         try:
-            self.engine.poller.report(self.sock.fileno(), READ, self)
+            self._wait()
         except OSError:
             self._finish("broken")
         else:
@@ -77,6 +79,8 @@ class EventConnection(Connection):
 
     def dispatch(self, mask: int) -> bool:
         try:
+            if mask != READ != self._mask:
+                self._distrust_short_reads()
             if self._pending:
                 self._flush()
             else:
@@ -92,7 +96,7 @@ class EventConnection(Connection):
 
     def _turn(self) -> None:
         buffer = self.engine.buffer
-        count = 0
+        sent = count = 0
         try:
             count = self.sock.recv_into(buffer)
             if not count:
@@ -102,12 +106,20 @@ class EventConnection(Connection):
             self._received += count
             sent = self.sock.send(buffer[:count])
         except BlockingIOError:
-            sent = 0
+            pass
 
         self._sent += sent
-        if sent < count:
-            self._pending = bytes(buffer[sent:count])
-            self.engine.poller.report(self.sock.fileno(), WRITE, self)
+        if sent < count or count == _BUFFER_SIZE:
+            self._keep(buffer[sent:count])
+
+    def _distrust_short_reads(self) -> None:
+        self._mask = READ
+        self._wait()
+
+    def _keep(self, rest: memoryview) -> None:
+        """Keep what the kernel did not take; if it took all, there may be more to read."""
+        self._pending = bytes(rest)
+        self._wait()
 
     def _flush(self) -> None:
         """Send what is pending; read on once it is gone."""
@@ -120,7 +132,11 @@ class EventConnection(Connection):
         self._pending = memoryview(self._pending)[sent:]
         if not self._pending:
             self._pending = b""
-            self.engine.poller.report(self.sock.fileno(), READ, self)
+            self._wait()
+
+    def _wait(self) -> None:
+        mask = WRITE if self._pending else self._mask
+        self.engine.poller.report(self.sock.fileno(), mask, self)
 
     def _finish(self, reason: str) -> None:
         self.reason = reason
