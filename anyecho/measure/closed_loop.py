@@ -65,7 +65,7 @@ class ClosedLoop(ABC):
 
     __slots__ = ("_course", "_message", "_sent", "_sent_at", "_size", "_sock", "_whole", "name", "returned")
 
-    def __init__(self, sock: socket.socket, message: memoryview, *, name: str, course: Course) -> None:
+    def __init__(self, sock: socket.socket, message: memoryview, name: str, course: Course) -> None:
         self.name = name
         self._sock = sock
         self._message = message
@@ -119,10 +119,11 @@ class ClosedLoop(ABC):
     def _take(self, count: int) -> bool:
         """Compare the next `count` bytes of a reply; return whether they complete it."""
         buffer, offset = self._course.buffer, self.returned
-        owed = self._message[offset : min(offset + count, self._sent)]
         if not count:
             self._fail_truncated("the server closed the connection")
             return False
+
+        owed = self._message[offset : min(offset + count, self._sent)]
         if count > len(owed) or not buffer.startswith(owed):
             good = next((i for i, byte in enumerate(owed) if byte != buffer[i]), len(owed))
             self._fail_mismatch(offset + good, buffer[good])
@@ -183,10 +184,8 @@ class PolledLoop(ClosedLoop):
 
     __slots__ = ("_poller", "_reading", "_twin", "_writing")
 
-    def __init__(
-        self, sock: socket.socket, message: memoryview, *, name: str, course: Course, poller: Poller
-    ) -> None:
-        super().__init__(sock, message, name=name, course=course)
+    def __init__(self, sock: socket.socket, message: memoryview, name: str, course: Course, poller: Poller) -> None:
+        super().__init__(sock, message, name, course)
         self._poller = poller
         self._reading = poller.register(sock, self._turn)
         self._writing: PolledRegistration | None = None
@@ -218,24 +217,25 @@ class PolledLoop(ClosedLoop):
 class WaitingLoop(ClosedLoop):
     """Turns in a task of its own, where there is no epoll."""
 
-    __slots__ = ("_registration", "_tasks")
+    __slots__ = ("_registration", "_stopped", "_tasks")
 
     def __init__(
-        self, sock: socket.socket, message: memoryview, *, name: str, course: Course, registration: Registration
+        self, sock: socket.socket, message: memoryview, name: str, course: Course, registration: Registration
     ) -> None:
-        super().__init__(sock, message, name=name, course=course)
+        super().__init__(sock, message, name, course)
         self._registration = registration
+        self._stopped = False
 
     def stop(self) -> None:
-        """Nothing is left to be done when its task is cancelled."""
+        self._stopped = True
 
     def follow(self, tasks: TaskGroup) -> None:
-        """Take turns until `tasks` are cancelled."""
+        """Take turns in one of `tasks`, until it is cancelled."""
         self._tasks = tasks
         tasks.start_soon(self._read)
 
     async def _read(self) -> None:
-        while True:
+        while not self._stopped:
             self._registration.may_read = False
             await self._registration.readable()
             self._turn()

@@ -60,8 +60,14 @@ async def open_load(
     Loads that shall run side by side share a `poller`. Raises `ConnectError`.
     """
     if poller is None:
-        async with open_poller() as own, open_load(address, options, poller=own) as load:
-            yield load
+        with bare_errors() as whole:
+            async with open_poller() as poller:
+                try:
+                    async with open_load(address, options, poller=poller) as load:
+                        yield load
+                except BaseException as exc:
+                    whole.append(exc)
+                    raise
         return
 
     options = options or LoadOptions()
@@ -120,10 +126,9 @@ class Load:
     def _loop(self, client: Client, message: memoryview, name: str) -> PolledLoop | WaitingLoop:
         sock = client.stream.extra(SocketAttribute.raw_socket)
         if isinstance(self._poller, Poller):
-            return PolledLoop(sock, message, name=name, course=self._course, poller=self._poller)
+            return PolledLoop(sock, message, name, self._course, self._poller)
 
-        registration = self._poller.register(sock)
-        return WaitingLoop(sock, message, name=name, course=self._course, registration=registration)
+        return WaitingLoop(sock, message, name, self._course, self._poller.register(sock))
 
     async def run(self, *, seconds: float) -> LoadResult:
         """Echo on all connections for so long, and until what is on its way then is back.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from typing import cast
@@ -81,7 +81,7 @@ async def anyio_listener() -> None:
     await listener.serve(handle)
 
 
-def on_uvloop(serve: Callable[[], object]) -> None:
+def on_uvloop(serve: Callable[[], Awaitable[None]]) -> None:
     anyio.run(serve, backend_options={"use_uvloop": True})
 
 
