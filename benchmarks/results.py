@@ -7,7 +7,6 @@ __all__ = ("Results",)
 import json
 import os
 import platform
-import statistics
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,13 +36,12 @@ class Results:
         self.failures[workload, server] = why
         self.values.get(workload, {}).pop(server, None)
 
+    def has_failed(self, workload: str, server: str) -> bool:
+        return (workload, server) in self.failures
+
     def of(self, workload: str, server: str, key: str) -> list[float]:
         """The values of all rounds; none, if it was not measured."""
         return self.values.get(workload, {}).get(server, {}).get(key, [])
-
-    def median(self, workload: str, server: str, key: str) -> float | None:
-        values = self.of(workload, server, key)
-        return statistics.median(values) if values else None
 
     def save(self, path: Path, targets: list[dict[str, Any]]) -> None:
         document = {

@@ -14,19 +14,16 @@ import tempfile
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeVar
 
 from anyecho.backends import Backend
 from echoes import check
 from plot import draw
 from process import ServerFailed, running
 from results import Results
-from servers import Server, catalogue
+from servers import NAMES, Server, find
 from table import render
 from targets import TARGETS, judge
 from workloads import QUICK, WORKLOADS, Workload
-
-T = TypeVar("T", Server, Workload)
 
 #: The load's own loop: the one that gets round to a reply soonest.
 LOAD_BACKEND: Backend = "uvloop" if find_spec("uvloop") else "asyncio"
@@ -39,15 +36,15 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     cores = sorted(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="anyecho-bench-") as folder:
-        everybody = catalogue(Path(folder))
-        servers = choose(arguments.only, everybody)
-        workloads = choose(arguments.workload, WORKLOADS)
+        servers = [find(name, Path(folder)) for name in choose(arguments.only, NAMES)]
+        names = choose(arguments.workload, [workload.name for workload in WORKLOADS])
+        workloads = [workload for workload in WORKLOADS if workload.name in names]
         results = Results(
             servers=servers,
             settings={
                 "rounds": arguments.rounds,
                 "seconds": arguments.seconds,
-                "workloads": [workload.name for workload in workloads],
+                "workloads": names,
                 "load_backend": LOAD_BACKEND,
                 "placement": "another" if len(cores) > 1 else "the same, there being only one",
             },
@@ -55,7 +52,7 @@ def main() -> int:
         os.sched_setaffinity(0, {cores[-1]})
         try:
             measure(results, workloads, arguments.rounds, arguments.seconds, core=cores[0])
-            status = 0
+            status = 1 if results.failures else 0
         except KeyboardInterrupt:
             say("interrupted; this is what there is")
             status = 130
@@ -67,7 +64,7 @@ def main() -> int:
 
 
 def measure(results: Results, workloads: Sequence[Workload], rounds: int, seconds: float, *, core: int) -> None:
-    """Each server under each workload, in every round in the order that the round before did not have.
+    """Each server under each workload, round after round, each round in the reverse order of the one before.
 
     Those who are compared have their turn within the same half minute: a machine is seldom the same for longer.
     """
@@ -77,12 +74,13 @@ def measure(results: Results, workloads: Sequence[Workload], rounds: int, second
                 continue
             for server in results.servers[:: -1 if turn % 2 else 1]:
                 if (
-                    server.command
-                    and workload.takes(server.name)
-                    and (workload.name, server.name) not in results.failures
+                    server.absent
+                    or not workload.takes(server.name)
+                    or results.has_failed(workload.name, server.name)
                 ):
-                    say(f"round {turn + 1}/{rounds}  {workload.name}  {server.name}")
-                    measure_one(results, workload, server, seconds, core=core)
+                    continue
+                say(f"round {turn + 1}/{rounds}  {workload.name}  {server.name}")
+                measure_one(results, workload, server, seconds, core=core)
 
 
 def measure_one(results: Results, workload: Workload, server: Server, seconds: float, *, core: int) -> None:
@@ -117,8 +115,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help=f"1 round of 0.2 s of {', '.join(QUICK)}")
     parser.add_argument("--rounds", type=int, help="how often each is measured (7)")
     parser.add_argument("--seconds", type=float, help="of each measurement (0.5)")
-    parser.add_argument("--only", metavar="NAME,...", help="these servers; the beginning of a name is enough")
-    parser.add_argument("--workload", metavar="NAME,...", help=", ".join(each.name for each in WORKLOADS))
+    parser.add_argument(
+        "--only", default="", metavar="NAME,...", help="these servers; the beginning of a name is enough"
+    )
+    parser.add_argument(
+        "--workload", default="", metavar="NAME,...", help=", ".join(each.name for each in WORKLOADS)
+    )
     parser.add_argument("--output", type=Path, metavar="DIR", help="save results.json, table.md and plot.svg here")
     arguments = parser.parse_args()
     arguments.rounds = arguments.rounds or (1 if arguments.quick else 7)
@@ -127,14 +129,16 @@ def parse() -> argparse.Namespace:
     return arguments
 
 
-def choose(wanted: str | None, among: Sequence[T]) -> list[T]:
-    """Those whose name is wanted, or begins with what is; all of them, if nothing is wanted."""
-    words = [word for word in (wanted or "").split(",") if word]
-    chosen = [each for each in among if not words or each.name in words or each.name.startswith(tuple(words))]
-    if unknown := [word for word in words if not any(each.name.startswith(word) for each in among)]:
-        raise SystemExit(f"no {', '.join(unknown)}; there are {', '.join(each.name for each in among)}")
+def choose(wanted: str, names: Sequence[str]) -> list[str]:
+    """Those that are wanted, or begin with what is; all of them, if nothing is wanted."""
+    chosen: set[str] = set()
+    for word in filter(None, wanted.split(",")):
+        found = [name for name in names if name == word] or [name for name in names if name.startswith(word)]
+        if not found:
+            sys.exit(f"no {word}; there are {', '.join(names)}")
+        chosen.update(found)
 
-    return chosen
+    return [name for name in names if name in chosen or not chosen]
 
 
 def say(line: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("Server", "catalogue")
+__all__ = ("NAMES", "Server", "find")
 
 import os
 import platform
@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
+import anyecho
 from process import PORT
 
 PEERS = Path(__file__).parent / "peers"
@@ -31,18 +32,6 @@ class Server:
     absent: str = ""
 
 
-def catalogue(folder: Path) -> list[Server]:
-    """All of them, in the order of the tables. What has to be compiled is compiled into `folder`."""
-    return [
-        *(_anyecho(engine, backend) for engine in ENGINES for backend in BACKENDS),
-        _c(folder),
-        _go(folder),
-        _node(),
-        _socat(),
-        *(_python(name, *packages) for name, packages in PYTHON.items()),
-    ]
-
-
 #: The names in ``peers/echo.py``, and what each needs besides Python.
 PYTHON = {
     "uvloop-protocol": ("uvloop",),
@@ -55,17 +44,30 @@ PYTHON = {
     "anyio-uvloop": ("anyio", "uvloop"),
     "anyio-trio": ("anyio", "trio"),
 }
+ANYECHO = {f"anyecho-{engine}-{backend}": (engine, backend) for engine in ENGINES for backend in BACKENDS}
+#: All of them, in the order of the tables.
+NAMES = (*ANYECHO, "c-epoll", "go", "node", "socat", *PYTHON)
 
 
-def _anyecho(engine: str, backend: str) -> Server:
+def find(name: str, folder: Path) -> Server:
+    """The server of that name. If it has to be compiled, it is, into `folder`."""
+    if name in ANYECHO:
+        return _anyecho(name, *ANYECHO[name])
+    if name in PYTHON:
+        return _of_packages(name, PYTHON[name], (str(PEERS / "echo.py"), name))
+    if name == "c-epoll":
+        return _compiled(name, ("cc", "-O2", "-o"), "echo.c", folder, version=("cc", "--version"))
+    if name == "go":
+        return _compiled(name, ("go", "build", "-o"), "echo.go", folder, version=("go", "version"))
+
+    return _node() if name == "node" else _socat()
+
+
+def _anyecho(name: str, engine: str, backend: str) -> Server:
     packages = ("anyecho", "anyio", *([] if backend == "asyncio" else [backend]))
     # With -P it is the same anyecho as that of the load, not the one of the folder that we happen to be in.
-    command = ("-P", "-m", "anyecho", "serve", "-b", "tcp://127.0.0.1:0", "--backend", backend, "--engine", engine)
-    return _of_packages(f"anyecho-{engine}-{backend}", packages, command)
-
-
-def _python(name: str, *packages: str) -> Server:
-    return _of_packages(name, packages, (str(PEERS / "echo.py"), name))
+    serve = ("-P", "-m", "anyecho", "serve", "-b", "tcp://127.0.0.1:0")
+    return _of_packages(name, packages, (*serve, "--backend", backend, "--engine", engine))
 
 
 def _of_packages(name: str, packages: tuple[str, ...], arguments: tuple[str, ...]) -> Server:
@@ -79,21 +81,11 @@ def _of_packages(name: str, packages: tuple[str, ...], arguments: tuple[str, ...
 
 def _version(package: str) -> str:
     if package == "anyecho":
-        from anyecho import __version__  # the checkout's, installed or not
-
-        return __version__
+        return anyecho.__version__  # of the checkout, installed or not
     try:
         return version(package)
     except PackageNotFoundError:
         return "of unknown version"
-
-
-def _c(folder: Path) -> Server:
-    return _compiled("c-epoll", ("cc", "-O2", "-o"), "echo.c", folder, version=("cc", "--version"))
-
-
-def _go(folder: Path) -> Server:
-    return _compiled("go", ("go", "build", "-o"), "echo.go", folder, version=("go", "version"))
 
 
 def _compiled(
