@@ -119,11 +119,12 @@ def _socat() -> Server:
     if shutil.which("socat") is None:
         return Server(name="socat", absent="socat is not installed")
 
+    # In blocks of 8 KiB, its default: with larger ones it blocks for ever on its own pipe, now and then.
     listen = f"TCP4-LISTEN:{PORT},bind=127.0.0.1,reuseaddr,fork,nodelay,backlog=4096"
     return Server(
         name="socat",
         version=" ".join(_first_line("socat", "-V", line=1).split()[:3]),
-        command=("socat", "-b65536", listen, "PIPE"),
+        command=("socat", listen, "PIPE"),
     )
 
 

@@ -104,4 +104,4 @@ WORKLOADS = (
 )
 
 #: What ``--quick`` measures.
-QUICK = ("100x64", "10x64KiB", "accept")
+QUICK = ("1x64", "100x64", "10x64KiB", "accept")
