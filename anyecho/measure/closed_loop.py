@@ -6,71 +6,51 @@ that are connected already, and a `Course`, which says when to stop and is told 
 
 from __future__ import annotations
 
-__all__ = ("ClosedLoop", "Course", "PolledLoop", "WaitingLoop")
+__all__ = ("ClosedLoop", "PolledLoop", "WaitingLoop")
 
 from abc import ABC, abstractmethod
-from array import array
 from time import perf_counter_ns
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
-from anyio import Event
 from anyio.abc import TaskGroup
 
 from anyecho.errors import EchoError, EchoMismatch, EchoTruncated
+from anyecho.measure.course import Course
 from anyecho.net.fallback import Registration
 from anyecho.net.poller import PolledRegistration, Poller
 
 if TYPE_CHECKING:
     import socket
 
-#: What one turn may take in: as much as amortises the system call.
-_BUFFER_SIZE = 256 * 1024
-
-
-class Course:
-    """What the connections of a load share. Times are nanoseconds, of `perf_counter_ns`."""
-
-    def __init__(self) -> None:
-        self.buffer = bytearray(_BUFFER_SIZE)
-        self.failure: EchoError | None = None
-        self.begin(0, deadline=0)
-
-    def begin(self, owing: int, *, deadline: int) -> array[int]:
-        """Begin anew; return where the latencies will be."""
-        latencies = array("q")
-        self.keep = latencies.append
-        #: How many wait for a reply. Whoever gets it at `deadline` or later waits for no other.
-        self.owing = owing
-        self.deadline = deadline
-        #: Set when the last reply is there, or once something failed.
-        self.over = Event()
-        self.over_at = 0
-        return latencies
-
-    def arrive(self, now: int) -> None:
-        """One has its last reply."""
-        self.owing -= 1
-        if not self.owing:
-            self.over_at = now
-            self.over.set()
-
-    def fail(self, failure: EchoError) -> None:
-        """One got what is no echo. The first to say so is believed."""
-        self.failure = self.failure or failure
-        self.over.set()
+#: Of one size.
+Messages: TypeAlias = tuple[memoryview, memoryview]
 
 
 class ClosedLoop(ABC):
-    """`sock`, connected and non-blocking. Who owns it closes it, after `stop`."""
+    """`sock`, connected and non-blocking. Who owns it closes it, after `stop`.
 
-    __slots__ = ("_course", "_message", "_sent", "_sent_at", "_size", "_sock", "_whole", "name", "returned")
+    It sends its two `messages` by turns, so that the reply before is not equal.
+    """
 
-    def __init__(self, sock: socket.socket, message: memoryview, name: str, course: Course) -> None:
+    __slots__ = (
+        "_course",
+        "_message",
+        "_next",
+        "_sent",
+        "_sent_at",
+        "_size",
+        "_sock",
+        "_whole",
+        "name",
+        "returned",
+    )
+
+    def __init__(self, sock: socket.socket, messages: Messages, name: str, course: Course) -> None:
         self.name = name
         self._sock = sock
-        self._message = message
+        self._message, self._next = messages
         self._course = course
-        self._size = len(message)
+        self._size = len(self._message)
         self._sent_at = 0
         #: Bytes of the message on its way that are back; and those that the kernel took.
         self.returned = self._size
@@ -134,6 +114,7 @@ class ClosedLoop(ABC):
         return self.returned == self._size
 
     def _send(self) -> None:
+        self._message, self._next = self._next, self._message
         self.returned = 0
         try:
             self._sent = self._sock.send(self._message)
@@ -184,8 +165,8 @@ class PolledLoop(ClosedLoop):
 
     __slots__ = ("_poller", "_reading", "_twin", "_writing")
 
-    def __init__(self, sock: socket.socket, message: memoryview, name: str, course: Course, poller: Poller) -> None:
-        super().__init__(sock, message, name, course)
+    def __init__(self, sock: socket.socket, messages: Messages, name: str, course: Course, poller: Poller) -> None:
+        super().__init__(sock, messages, name, course)
         self._poller = poller
         self._reading = poller.register(sock, self._turn)
         self._writing: PolledRegistration | None = None
@@ -220,9 +201,9 @@ class WaitingLoop(ClosedLoop):
     __slots__ = ("_registration", "_stopped", "_tasks")
 
     def __init__(
-        self, sock: socket.socket, message: memoryview, name: str, course: Course, registration: Registration
+        self, sock: socket.socket, messages: Messages, name: str, course: Course, registration: Registration
     ) -> None:
-        super().__init__(sock, message, name, course)
+        super().__init__(sock, messages, name, course)
         self._registration = registration
         self._stopped = False
 

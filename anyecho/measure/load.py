@@ -28,7 +28,8 @@ from anyio.abc import SocketAttribute, TaskGroup
 from anyecho.address import Address
 from anyecho.errors import EchoStalled, UsageError, bare_errors
 from anyecho.measure.client import Client, connect
-from anyecho.measure.closed_loop import Course, PolledLoop, WaitingLoop
+from anyecho.measure.closed_loop import PolledLoop, WaitingLoop
+from anyecho.measure.course import Course
 from anyecho.measure.options import LoadOptions
 from anyecho.net.poller import Fallback, Poller, open_poller
 from anyecho.units import format_duration
@@ -115,20 +116,20 @@ class Load:
         self._course = Course()
         self._running = False
         self._closed = False
-        # Each message is cut out of these bytes one further on than its neighbour's. So the echo of another
-        # connection is not equal, and a thousand messages of 1 MiB take no more memory than one.
-        stock = memoryview(Random(options.size).randbytes(options.size + len(clients)))
-        self._loops = [
-            self._loop(client, stock[number : number + options.size], f"connection {number}")
-            for number, client in enumerate(clients)
-        ]
+        # Each message is cut out of these bytes one further on than the one before. So the echo of another is not
+        # equal, and a thousand messages of 1 MiB take no more memory than one.
+        self._stock = memoryview(Random(options.size).randbytes(options.size + 2 * len(clients)))
+        self._loops = [self._loop(client, number) for number, client in enumerate(clients)]
 
-    def _loop(self, client: Client, message: memoryview, name: str) -> PolledLoop | WaitingLoop:
+    def _loop(self, client: Client, number: int) -> PolledLoop | WaitingLoop:
         sock = client.stream.extra(SocketAttribute.raw_socket)
+        size = self._options.size
+        one, other = (self._stock[start : start + size] for start in (2 * number, 2 * number + 1))
+        name = f"connection {number}"
         if isinstance(self._poller, Poller):
-            return PolledLoop(sock, message, name, self._course, self._poller)
+            return PolledLoop(sock, (one, other), name, self._course, self._poller)
 
-        return WaitingLoop(sock, message, name, self._course, self._poller.register(sock))
+        return WaitingLoop(sock, (one, other), name, self._course, self._poller.register(sock))
 
     async def run(self, *, seconds: float) -> LoadResult:
         """Echo on all connections for so long, and until what is on its way then is back.

@@ -21,8 +21,9 @@ from anyio import (
 )
 from anyio.abc import ByteStream, SocketAttribute
 
-from anyecho.errors import ConnectError, EchoMismatch, EchoStalled, EchoTruncated, UsageError
+from anyecho.errors import ConnectError, EchoError, EchoMismatch, EchoStalled, EchoTruncated, UsageError
 from anyecho.measure.client import Client, connect
+from anyecho.measure.course import Course
 from anyecho.measure.load import Load, open_load
 from anyecho.measure.options import ConnectOptions, LoadOptions
 from anyecho.net.poller import Fallback, Poller
@@ -169,22 +170,88 @@ async def test_surplus_bytes_are_a_mismatch() -> None:
         assert lie.value.offset == 8
 
 
-async def test_surplus_between_two_runs_fails_the_next() -> None:
-    go_on = anyio.Event()
+async def test_the_reply_before_is_a_lie() -> None:
+    async def repeat_one(stream: ByteStream) -> None:
+        chunk = b""
+        for number in range(1000):
+            before, chunk = chunk, await stream.receive()
+            await stream.send(before if number == 500 else chunk)
+
+    async with listening(repeat_one) as address, open_load(address, options()) as load:
+        with pytest.raises(EchoMismatch, match=r"^connection 0: byte 0 is wrong"):
+            await load.run(seconds=20)
+
+
+@pytest.mark.parametrize("surplus", [b"!", b"the last reply"])
+async def test_surplus_between_two_runs_fails_the_next(surplus: bytes) -> None:
+    run_is_over, is_sent = anyio.Event(), anyio.Event()
 
     async def generous(stream: ByteStream) -> None:
-        with move_on_after(0.1):
-            async for chunk in stream:
-                await stream.send(chunk)
-        await stream.send(b"!")
-        go_on.set()
-        await anyio.sleep_forever()
+        last = b""
+        async with create_task_group() as tasks:
+
+            async def repeat() -> None:
+                await run_is_over.wait()
+                await stream.send(surplus if surplus == b"!" else last)
+                is_sent.set()
+
+            tasks.start_soon(repeat)
+            async for last in stream:
+                await stream.send(last)
 
     async with listening(generous) as address, open_load(address, options()) as load:
         await load.run(seconds=0.01)
-        await go_on.wait()
-        with pytest.raises(EchoMismatch, match=r"got 0x21"):
+        run_is_over.set()
+        await is_sent.wait()
+        with fail_after(3), pytest.raises(EchoMismatch, match=r"^connection 0: byte \d (is wrong|was never sent)"):
             await load.run(seconds=5)
+
+
+async def test_an_echo_of_what_was_not_sent_yet_is_a_lie() -> None:
+    """Two messages by turns: who has seen both can know the next."""
+
+    async def clairvoyant(stream: ByteStream) -> None:
+        seen = bytearray()
+        while len(seen) < 16 * MIB:
+            chunk = await stream.receive()
+            seen += chunk
+            await stream.send(chunk)
+        await stream.receive(1)
+        await stream.send(bytes(seen))
+
+    async with listening(clairvoyant) as address, open_load(address, options(size=8 * MIB)) as load:
+        with pytest.raises(EchoMismatch, match=r"^connection 0: byte \d+ was never sent"):
+            await load.run(seconds=10)
+
+
+async def test_an_end_between_two_runs_is_noticed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel reports it for as long as anybody listens."""
+    failures: list[EchoError] = []
+
+    def fail(course: Course, failure: EchoError) -> None:
+        failures.append(failure)
+        real_fail(course, failure)
+
+    async def quit_early(stream: ByteStream) -> None:
+        with move_on_after(0.1):
+            async for chunk in stream:
+                await stream.send(chunk)
+        closing.set()
+
+    real_fail = Course.fail
+    monkeypatch.setattr(Course, "fail", fail)
+    closing = anyio.Event()
+    async with listening(quit_early) as address, open_load(address, options()) as load:
+        await load.run(seconds=0.01)
+        await closing.wait()
+        await anyio.sleep(0.05)
+        with (
+            fail_after(3),
+            pytest.raises(EchoTruncated, match=r"^connection 0: the "),
+        ):
+            await load.run(seconds=5)
+
+    assert len(failures) == 1
 
 
 @pytest.mark.parametrize("kept", [0, 3])
