@@ -124,8 +124,8 @@ def running(command: Sequence[str], *, core: int) -> Iterator[Running]:
             except (AnyechoError, OSError, ServerFailed) as exc:
                 raise ServerFailed(_explain(exc, process, errors)) from exc
             finally:
-                # Its session, that is its children too. Before it is waited for, or the number may be another's.
-                os.killpg(process.pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # it died, and has no children that live
+                    os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
 
 
