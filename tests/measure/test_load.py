@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Literal
 
@@ -30,14 +30,13 @@ from anyecho.net.poller import Fallback, Poller
 from anyecho.net.sockets import SocketOptions
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
+from tests.measure.liars import Behaviour, corrupting, quitting
 from tests.peers import until
 from tests.process import descriptors
 
 MIB = 1 << 20
 #: Buffers so small that nothing of a MiB goes through in one piece.
 TINY = SocketOptions(sndbuf=8192, rcvbuf=8192)
-
-Behaviour = Callable[[ByteStream], Awaitable[None]]
 
 
 @asynccontextmanager
@@ -117,17 +116,10 @@ async def test_a_warm_up_is_in_no_other_result(server: Server) -> None:
 
 @pytest.mark.parametrize("wrong", [0, 5, 63, 200_000, MIB - 1])
 async def test_the_first_wrong_byte_is_named(wrong: int) -> None:
-    async def corrupt(stream: ByteStream) -> None:
-        seen = 0
-        async for chunk in stream:
-            bad = bytearray(chunk)
-            for index in (wrong, wrong + 3):
-                if seen <= index < seen + len(chunk):
-                    bad[index - seen] ^= 0xFF
-            seen += len(chunk)
-            await stream.send(bytes(bad))
-
-    async with listening(corrupt) as address, open_load(address, options(size=64 if wrong < 64 else MIB)) as load:
+    async with (
+        listening(corrupting(wrong)) as address,
+        open_load(address, options(size=64 if wrong < 64 else MIB)) as load,
+    ):
         with pytest.raises(
             EchoMismatch, match=rf"^connection 0: byte {wrong} is wrong: sent 0x..?, got 0x..$"
         ) as lie:
@@ -256,10 +248,7 @@ async def test_an_end_between_two_runs_is_noticed_once(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("kept", [0, 3])
 async def test_an_early_end_names_the_first_missing_byte(kept: int) -> None:
-    async def quit_early(stream: ByteStream) -> None:
-        await stream.send((await stream.receive())[:kept])
-
-    async with listening(quit_early) as address, open_load(address, options()) as load:
+    async with listening(quitting(kept)) as address, open_load(address, options()) as load:
         with pytest.raises(
             EchoTruncated, match=rf"^connection 0: the server closed the connection: byte {kept} is missing$"
         ) as end:
