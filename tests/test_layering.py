@@ -40,7 +40,7 @@ FOLDERS = {
     "net": ("sockets", "fallback", "registration", "poller", "stream", "listen", "accept", "connect"),
     "faults": (),
     "server": ("options", "stats", "limits", "connection", "tasks", "events", "server"),
-    "measure": ("options", "exchange", "client"),
+    "measure": ("options", "exchange", "client", "course", "closed_loop", "load"),
     "cli": ("signals", "logs", "flags", "send", "serve", "main"),
 }
 

@@ -1,8 +1,8 @@
-"""The only copy of every default of the client, and of the line that explains it."""
+"""The only copy of every default of the client and the load, and of the line that explains it."""
 
 from __future__ import annotations
 
-__all__ = ("ConnectOptions",)
+__all__ = ("ConnectOptions", "LoadOptions")
 
 import math
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from typing import Literal
 
 from anyecho.errors import UsageError
 from anyecho.net.sockets import SocketOptions
-from anyecho.units import Seconds
+from anyecho.units import Seconds, Size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,3 +31,18 @@ class ConnectOptions:
         for name in ("timeout", "deadline"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name} must be more than 0 seconds, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """How heavy a load is."""
+
+    connections: int = field(default=100, metadata={"help": "Connections, each with one message on its way."})
+    size: Size = field(default=64, metadata={"help": "Bytes of a message."})
+    #: Its `timeout` is also how long the last replies are waited for; its `deadline` is for connecting alone.
+    connect: ConnectOptions = field(default_factory=ConnectOptions)
+
+    def __post_init__(self) -> None:
+        for name in ("connections", "size"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be 1 or more, not {getattr(self, name)}")

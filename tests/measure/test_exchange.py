@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 
@@ -29,10 +29,9 @@ from anyecho.measure.exchange import Source
 from anyecho.measure.options import ConnectOptions
 from anyecho.net.poller import Fallback, Poller
 from anyecho.transcript import Transcript
+from tests.measure.liars import Behaviour, corrupting, quitting
 from tests.net.pairs import raw_pair, reset, stream_over, stream_pair
 from tests.peers import until
-
-Behaviour = Callable[[ByteStream], Awaitable[None]]
 
 
 @asynccontextmanager
@@ -89,17 +88,7 @@ async def test_messages_are_writes_of_their_own(poller: Poller | Fallback) -> No
 
 @pytest.mark.parametrize("wrong", [0, 1, 70_000, 199_999])
 async def test_the_first_wrong_byte_is_named(wrong: int, poller: Poller | Fallback) -> None:
-    async def corrupt(stream: ByteStream) -> None:
-        seen = 0
-        async for chunk in stream:
-            bad = bytearray(chunk)
-            for index in (wrong, wrong + 3):
-                if seen <= index < seen + len(chunk):
-                    bad[index - seen] ^= 0xFF
-            seen += len(chunk)
-            await stream.send(bytes(bad))
-
-    async with facing(corrupt, poller) as client:
+    async with facing(corrupting(wrong), poller) as client:
         with pytest.raises(EchoMismatch, match=rf"^byte {wrong} is wrong: sent 0x00, got 0xff$") as caught:
             await client.exchange(bytes(200_000))
         assert caught.value.offset == wrong
@@ -148,10 +137,7 @@ async def test_surplus_that_comes_late_fails_the_next_exchange(poller: Poller | 
 
 @pytest.mark.parametrize("kept", [0, 3])
 async def test_an_end_before_all_is_back_names_the_first_missing_byte(kept: int, poller: Poller | Fallback) -> None:
-    async def quit_early(stream: ByteStream) -> None:
-        await stream.send((await stream.receive())[:kept])
-
-    async with facing(quit_early, poller) as client:
+    async with facing(quitting(kept), poller) as client:
         with pytest.raises(EchoTruncated, match=f"byte {kept} is missing, 5 were sent") as caught:
             await client.exchange(b"hello")
         assert caught.value.offset == kept

@@ -1,0 +1,232 @@
+"""One connection that sends its next message when the last is back and equal.
+
+A turn is one recv(2) into a buffer that all connections share, one comparison and one send(2). It knows sockets
+that are connected already, and a `Course`, which says when to stop and is told what was found.
+"""
+
+from __future__ import annotations
+
+__all__ = ("ClosedLoop", "PolledLoop", "WaitingLoop")
+
+from abc import ABC, abstractmethod
+from time import perf_counter_ns
+from typing import TYPE_CHECKING, TypeAlias
+
+from anyio.abc import TaskGroup
+
+from anyecho.errors import EchoError, EchoMismatch, EchoTruncated
+from anyecho.measure.course import Course
+from anyecho.net.fallback import Registration
+from anyecho.net.poller import PolledRegistration, Poller
+
+if TYPE_CHECKING:
+    import socket
+
+#: Of one size.
+Messages: TypeAlias = tuple[memoryview, memoryview]
+
+
+class ClosedLoop(ABC):
+    """`sock`, connected and non-blocking. Who owns it closes it, after `stop`.
+
+    It sends its two `messages` by turns, so that the reply before is not equal.
+    """
+
+    __slots__ = (
+        "_course",
+        "_message",
+        "_next",
+        "_sent",
+        "_sent_at",
+        "_size",
+        "_sock",
+        "_whole",
+        "name",
+        "returned",
+    )
+
+    def __init__(self, sock: socket.socket, messages: Messages, name: str, course: Course) -> None:
+        self.name = name
+        self._sock = sock
+        self._message, self._next = messages
+        self._course = course
+        self._size = len(self._message)
+        self._sent_at = 0
+        #: Bytes of the message on its way that are back; and those that the kernel took.
+        self.returned = self._size
+        self._sent = self._size
+        #: Whether it took them all at once and none is back.
+        self._whole = False
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Take no more turns. Idempotent."""
+
+    @abstractmethod
+    def _watch_room(self) -> None:
+        """Call `_flush` while there is room to send, until all is sent."""
+
+    def start(self) -> None:
+        """Send the first message; go on until the course's deadline."""
+        self._sent_at = perf_counter_ns()
+        self._send()
+
+    def _turn(self) -> None:
+        course = self._course
+        try:
+            count = self._sock.recv_into(course.buffer)
+        except BlockingIOError:
+            return
+        except OSError as exc:
+            self._break(exc)
+            return
+
+        # Nearly every reply is back in one piece and equal, which one comparison says.
+        whole = self._whole and count == self._size and course.buffer.startswith(self._message)
+        if not whole and not self._take(count):
+            return
+
+        now = perf_counter_ns()
+        course.keep(now - self._sent_at)
+        if now < course.deadline:
+            self._sent_at = now
+            self._send()
+        else:
+            self._whole = False
+            self.returned = self._size
+            course.arrive(now)
+
+    def _take(self, count: int) -> bool:
+        """Compare the next `count` bytes of a reply; return whether they complete it."""
+        buffer, offset = self._course.buffer, self.returned
+        if not count:
+            self._fail_truncated("the server closed the connection")
+            return False
+
+        owed = self._message[offset : min(offset + count, self._sent)]
+        if count > len(owed) or not buffer.startswith(owed):
+            good = next((i for i, byte in enumerate(owed) if byte != buffer[i]), len(owed))
+            self._fail_mismatch(offset + good, buffer[good])
+            return False
+
+        self._whole = False
+        self.returned += count
+        return self.returned == self._size
+
+    def _send(self) -> None:
+        self._message, self._next = self._next, self._message
+        self.returned = 0
+        try:
+            self._sent = self._sock.send(self._message)
+        except BlockingIOError:
+            self._sent = 0
+        except OSError as exc:
+            self._break(exc)
+            return
+
+        self._whole = self._sent == self._size
+        if not self._whole:
+            self._watch_room()
+
+    def _flush(self) -> bool:
+        """Send more of the message; return whether there is nothing left to be sent."""
+        try:
+            self._sent += self._sock.send(self._message[self._sent :])
+        except BlockingIOError:
+            return False
+        except OSError as exc:
+            self._break(exc)
+            return True
+
+        return self._sent == self._size
+
+    def _break(self, exc: OSError) -> None:
+        self._fail_truncated(f"the connection broke ({exc.strerror})")
+
+    def _fail_truncated(self, why: str) -> None:
+        missing = f": byte {self.returned} is missing" if self.returned < self._size else ""
+        self._fail(EchoTruncated(f"{self.name}: {why}{missing}", offset=self.returned))
+
+    def _fail_mismatch(self, offset: int, got: int) -> None:
+        if offset < self._sent:
+            what = f"byte {offset} is wrong: sent 0x{self._message[offset]:02x}, got 0x{got:02x}"
+        else:
+            what = f"byte {offset} was never sent: got 0x{got:02x}"
+        self._fail(EchoMismatch(f"{self.name}: {what}", offset=offset))
+
+    def _fail(self, failure: EchoError) -> None:
+        # An end is reported for as long as anybody listens.
+        self.stop()
+        self._course.fail(failure)
+
+
+class PolledLoop(ClosedLoop):
+    """Turns in the callbacks of a Poller."""
+
+    __slots__ = ("_poller", "_reading", "_twin", "_writing")
+
+    def __init__(self, sock: socket.socket, messages: Messages, name: str, course: Course, poller: Poller) -> None:
+        super().__init__(sock, messages, name, course)
+        self._poller = poller
+        self._reading = poller.register(sock, self._turn)
+        self._writing: PolledRegistration | None = None
+        self._twin: socket.socket | None = None
+
+    def stop(self) -> None:
+        self._reading.close()
+        if self._writing is not None:
+            self._writing.close()
+        if self._twin is not None:
+            self._twin.close()
+
+    def _watch_room(self) -> None:
+        if self._writing is not None:
+            self._writing.resume()
+            return
+
+        # A callback is for reading or for writing. Who waits to write must read meanwhile, or a server that waits
+        # for that before it reads on waits for ever. So the socket has a second descriptor, which is for writing.
+        self._twin = self._sock.dup()
+        self._writing = self._poller.register(self._twin, self._write)
+        self._writing.on_event(self._write, writable=True)
+
+    def _write(self) -> None:
+        if self._flush() and self._writing is not None:
+            self._writing.pause()
+
+
+class WaitingLoop(ClosedLoop):
+    """Turns in a task of its own, where there is no epoll."""
+
+    __slots__ = ("_registration", "_stopped", "_tasks")
+
+    def __init__(
+        self, sock: socket.socket, messages: Messages, name: str, course: Course, registration: Registration
+    ) -> None:
+        super().__init__(sock, messages, name, course)
+        self._registration = registration
+        self._stopped = False
+
+    def stop(self) -> None:
+        self._stopped = True
+
+    def follow(self, tasks: TaskGroup) -> None:
+        """Take turns in one of `tasks`, until it is cancelled."""
+        self._tasks = tasks
+        tasks.start_soon(self._read)
+
+    async def _read(self) -> None:
+        while not self._stopped:
+            self._registration.may_read = False
+            await self._registration.readable()
+            self._turn()
+
+    def _watch_room(self) -> None:
+        self._tasks.start_soon(self._write)
+
+    async def _write(self) -> None:
+        while True:
+            self._registration.may_write = False
+            await self._registration.writable()
+            if self._flush():
+                return

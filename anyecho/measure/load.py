@@ -1,0 +1,197 @@
+"""Load: many connections, each of which sends its next message when the last is back and equal.
+
+A closed loop, turned in the Poller's callbacks. A server that gets slower is asked less, so a latency is what an
+echo took, not what somebody who wanted one at a certain time would have waited. Every reply is compared byte for
+byte and every latency is kept; what is made of them, others know.
+"""
+
+from __future__ import annotations
+
+__all__ = ("Load", "LoadResult", "open_load")
+
+from array import array
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from random import Random
+from time import perf_counter_ns
+
+from anyio import (
+    BusyResourceError,
+    CancelScope,
+    ClosedResourceError,
+    create_task_group,
+    move_on_after,
+)
+from anyio.abc import SocketAttribute, TaskGroup
+
+from anyecho.address import Address
+from anyecho.errors import EchoStalled, UsageError, bare_errors
+from anyecho.measure.client import Client, connect
+from anyecho.measure.closed_loop import PolledLoop, WaitingLoop
+from anyecho.measure.course import Course
+from anyecho.measure.options import LoadOptions
+from anyecho.net.poller import Fallback, Poller, open_poller
+from anyecho.units import format_duration
+
+#: Connections being made at a time; more would only wait together for a place in the server's backlog.
+_CONNECTING = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadResult:
+    """What one run measured: `echoes` replies, each of them complete and equal."""
+
+    echoes: int
+    #: Of payload, one way.
+    bytes: int
+    #: From the first send to the last reply, which comes a little later than the time asked for.
+    seconds: float
+    #: Nanoseconds of every echo in the order they came back: from before its send(2) to after its comparison. That
+    #: a reply waits while the load takes in those before it is part of them.
+    latencies: array[int]
+
+
+@asynccontextmanager
+async def open_load(
+    address: str | Address, options: LoadOptions | None = None, *, poller: Poller | Fallback | None = None
+) -> AsyncIterator[Load]:
+    """All connections of a load to `address`, made before the block begins and closed after it.
+
+    Loads that shall run side by side share a `poller`. Raises `ConnectError`.
+    """
+    if poller is None:
+        with bare_errors() as whole:
+            async with open_poller() as poller:
+                try:
+                    async with open_load(address, options, poller=poller) as load:
+                        yield load
+                except BaseException as exc:
+                    whole.append(exc)
+                    raise
+        return
+
+    options = options or LoadOptions()
+    load = Load(await _connect_all(address, options), options, poller)
+    try:
+        yield load
+    finally:
+        await load.aclose()
+
+
+async def _connect_all(address: str | Address, options: LoadOptions) -> list[Client]:
+    clients: list[Client] = []
+    numbers = iter(range(options.connections))
+
+    async def connect_some() -> None:
+        for _ in numbers:
+            # Not with the load's poller, where a socket has one registration: it shall be the load's.
+            clients.append(await connect(address, options=options.connect))
+
+    try:
+        with bare_errors():
+            async with create_task_group() as tasks:
+                for _ in range(min(options.connections, _CONNECTING)):
+                    tasks.start_soon(connect_some)
+    except BaseException:
+        await _close_all(clients)
+        raise
+
+    return clients
+
+
+async def _close_all(clients: Sequence[Client]) -> None:
+    with CancelScope(shield=True):
+        for client in clients:
+            await client.aclose()
+
+
+class Load:
+    """Connections to one server, for one run at a time. Open it with `open_load`, which closes it."""
+
+    def __init__(self, clients: Sequence[Client], options: LoadOptions, poller: Poller | Fallback) -> None:
+        self._clients = clients
+        self._options = options
+        self._poller = poller
+        self._course = Course()
+        self._running = False
+        self._closed = False
+        # Each message is cut out of these bytes one further on than the one before. So the echo of another is not
+        # equal, and a thousand messages of 1 MiB take no more memory than one.
+        self._stock = memoryview(Random(options.size).randbytes(options.size + 2 * len(clients)))
+        self._loops = [self._loop(client, number) for number, client in enumerate(clients)]
+
+    def _loop(self, client: Client, number: int) -> PolledLoop | WaitingLoop:
+        sock = client.stream.extra(SocketAttribute.raw_socket)
+        size = self._options.size
+        one, other = (self._stock[start : start + size] for start in (2 * number, 2 * number + 1))
+        name = f"connection {number}"
+        if isinstance(self._poller, Poller):
+            return PolledLoop(sock, (one, other), name, self._course, self._poller)
+
+        return WaitingLoop(sock, (one, other), name, self._course, self._poller.register(sock))
+
+    async def run(self, *, seconds: float) -> LoadResult:
+        """Echo on all connections for so long, and until what is on its way then is back.
+
+        The first run is a warm-up, if its result is thrown away. Raises `EchoMismatch` or `EchoTruncated` as soon
+        as one reply is none, and `EchoStalled` if the last are not back in time. After that, or cancelled, the load
+        is closed.
+        """
+        if not seconds > 0:
+            raise UsageError(f"seconds must be more than 0, not {seconds}")
+        if self._running:
+            raise BusyResourceError("running")
+        if self._closed:
+            raise ClosedResourceError
+
+        self._running = True
+        try:
+            with bare_errors():
+                async with create_task_group() as tasks:
+                    result = await self._run(seconds, tasks)
+                    tasks.cancel_scope.cancel()
+        except BaseException:
+            await self.aclose()
+            raise
+        finally:
+            self._running = False
+
+        return result
+
+    async def _run(self, seconds: float, tasks: TaskGroup) -> LoadResult:
+        started_at = perf_counter_ns()
+        latencies = self._course.begin(len(self._loops), deadline=started_at + int(seconds * 1e9))
+        if self._course.failure is None:  # since the run before
+            for loop in self._loops:
+                if isinstance(loop, WaitingLoop):
+                    loop.follow(tasks)
+                loop.start()
+
+            with move_on_after(seconds + self._options.connect.timeout):
+                await self._course.over.wait()
+
+        if self._course.failure is not None:
+            raise self._course.failure
+        if self._course.owing:
+            raise self._stalled()
+
+        return LoadResult(
+            echoes=len(latencies),
+            bytes=len(latencies) * self._options.size,
+            seconds=(self._course.over_at - started_at) / 1e9,
+            latencies=latencies,
+        )
+
+    def _stalled(self) -> EchoStalled:
+        late = next(loop for loop in self._loops if loop.returned < self._options.size)
+        timeout = format_duration(self._options.connect.timeout)
+        message = f"{late.name}: byte {late.returned} is missing {timeout} after the last message could be sent"
+        return EchoStalled(message, offset=late.returned)
+
+    async def aclose(self) -> None:
+        """Close the connections, whatever is on its way. Idempotent."""
+        self._closed = True
+        for loop in self._loops:
+            loop.stop()
+        await _close_all(self._clients)

@@ -1,0 +1,94 @@
+"""Connections as such: what an idle one holds, and how fast they are accepted."""
+
+from __future__ import annotations
+
+__all__ = ("measure_accepting", "measure_idle")
+
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from time import perf_counter
+
+from anyecho.backends import Backend
+from echoes import Figures, measure_echoes
+from process import PATIENCE, Running, ServerFailed, wait_until
+
+IDLE = 9000
+#: Of connections made at a time. The backlog of every server holds more: 4096, which is also Linux' default limit.
+BURST = 2000
+BURSTS = 3
+#: A look at the server costs it nothing, but is taken no more often than the answer can matter.
+_LOOK_EVERY = 0.0002
+
+
+def measure_idle(server: Running, seconds: float, backend: Backend) -> Figures:
+    """Private memory of the server for each of 9000 connections that have echoed one byte and say no more."""
+    # What is made once, for the first connections, is not to be counted as theirs.
+    measure_echoes(server, min(seconds, 0.2), backend, connections=100, size=64)
+    wait_until(server.is_at_rest)
+    before = server.private_bytes()
+    with ExitStack() as opened:
+        for start in range(0, IDLE, BURST):
+            peers = opened.enter_context(_connected(server, min(BURST, IDLE - start)))
+            _echo_one_byte(peers)
+        wait_until(server.is_at_rest)
+        after = server.private_bytes()
+
+    return {"kib_per_connection": (after - before) / IDLE / 1024}
+
+
+def measure_accepting(server: Running, seconds: float, backend: Backend) -> Figures:
+    """How fast the server gets through a full backlog.
+
+    It is suspended while the kernel makes 2000 connections, and timed from when it may go on until none is left and
+    all its threads sleep: until each is not only accepted, but set up. Whoever connects has no part in that. Then
+    each connection has to echo a byte.
+    """
+    elapsed = 0.0
+    spent = 0
+    for number in range(BURSTS + 1):
+        wait_until(server.is_at_rest)
+        server.suspend()
+        try:
+            with _connected(server, BURST) as peers:
+                before, started_at = server.processor_ns(), perf_counter()
+                server.resume()
+                wait_until(server.is_at_rest, every=_LOOK_EVERY)
+                if number:  # the first is a warm-up
+                    elapsed += perf_counter() - started_at
+                    spent += server.processor_ns() - before
+                _echo_one_byte(peers)
+        finally:
+            server.resume()
+
+    accepted = BURST * BURSTS
+    return {"accepts_per_second": accepted / elapsed, "cpu_us_per_accept": spent / accepted / 1e3}
+
+
+@contextmanager
+def _connected(server: Running, count: int) -> Iterator[list[socket.socket]]:
+    """So many sockets, connected as far as the kernel does that for the server."""
+    peers: list[socket.socket] = []
+    try:
+        for _ in range(count):
+            sock = socket.socket()
+            peers.append(sock)
+            sock.setblocking(False)
+            code = sock.connect_ex(("127.0.0.1", server.port))
+            if code not in (0, errno.EINPROGRESS):
+                raise OSError(code, os.strerror(code))
+        yield peers
+    finally:
+        for sock in peers:
+            sock.close()
+
+
+def _echo_one_byte(peers: list[socket.socket]) -> None:
+    for sock in peers:
+        sock.settimeout(PATIENCE)
+        sock.send(b"x")
+    for number, sock in enumerate(peers):
+        if (got := sock.recv(2)) != b"x":
+            raise ServerFailed(f"connection {number} got {got!r} for b'x'")

@@ -1,0 +1,43 @@
+"""The benchmarks run. What they measure is nobody's business here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+#: They ask the kernel what a server costs, in /proc.
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the benchmarks need Linux")
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "benchmarks" / "run.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+
+
+@pytest.mark.parametrize("server", ["anyecho-events-asyncio", "asyncio-streams"])
+def test_a_second_of_them_measures_and_saves(server: str, tmp_path: Path) -> None:
+    chosen = ("--only", server, "--workload", "100x64", "--rounds", "2", "--seconds", "0.1")
+    run = bench(*chosen, "--output", str(tmp_path))
+
+    assert run.returncode == 0, run.stderr
+    assert "round 2/2  100x64" in run.stderr
+    saved = json.loads((tmp_path / "results.json").read_text())
+    figures = saved["values"]["100x64"][server]
+    assert {len(values) for values in figures.values()} == {2}
+    assert min(figures["messages_per_second"]) > 0
+    assert min(figures["cpu_us_per_echo"]) > 0
+    assert saved["failures"] == []
+    assert f"| {server} |" in run.stdout
+    assert run.stdout == (tmp_path / "table.md").read_text()
+
+
+def test_what_there_is_not_is_named() -> None:
+    run = bench("--only", "nonsense")
+
+    assert run.returncode == 1
+    assert run.stderr.startswith("no nonsense; there are anyecho-events-asyncio, ")
