@@ -17,7 +17,8 @@ from anyio.abc import TaskGroup
 from anyecho.errors import EchoError, EchoMismatch, EchoTruncated
 from anyecho.measure.course import Course
 from anyecho.net.fallback import Registration
-from anyecho.net.poller import PolledRegistration, Poller
+from anyecho.net.poller import Poller
+from anyecho.net.registration import READ, WRITE
 
 if TYPE_CHECKING:
     import socket
@@ -40,6 +41,7 @@ class ClosedLoop(ABC):
         "_sent_at",
         "_size",
         "_sock",
+        "_stopped",
         "_whole",
         "name",
         "returned",
@@ -51,6 +53,7 @@ class ClosedLoop(ABC):
         self._message, self._next = messages
         self._course = course
         self._size = len(self._message)
+        self._stopped = False
         self._sent_at = 0
         #: Bytes of the message on its way that are back; and those that the kernel took.
         self.returned = self._size
@@ -58,9 +61,9 @@ class ClosedLoop(ABC):
         #: Whether it took them all at once and none is back.
         self._whole = False
 
-    @abstractmethod
     def stop(self) -> None:
         """Take no more turns. Idempotent."""
+        self._stopped = True
 
     @abstractmethod
     def _watch_room(self) -> None:
@@ -129,14 +132,14 @@ class ClosedLoop(ABC):
             self._watch_room()
 
     def _flush(self) -> bool:
-        """Send more of the message; return whether there is nothing left to be sent."""
+        """Send more of the message; return whether all of it is sent now."""
         try:
             self._sent += self._sock.send(self._message[self._sent :])
         except BlockingIOError:
             return False
         except OSError as exc:
             self._break(exc)
-            return True
+            return False
 
         return self._sent == self._size
 
@@ -161,54 +164,48 @@ class ClosedLoop(ABC):
 
 
 class PolledLoop(ClosedLoop):
-    """Turns in the callbacks of a Poller."""
+    """Turns when a Poller tells it to."""
 
-    __slots__ = ("_poller", "_reading", "_twin", "_writing")
+    __slots__ = ("_descriptor", "_poller", "batch")
+
+    batch: int
 
     def __init__(self, sock: socket.socket, messages: Messages, name: str, course: Course, poller: Poller) -> None:
         super().__init__(sock, messages, name, course)
         self._poller = poller
-        self._reading = poller.register(sock, self._turn)
-        self._writing: PolledRegistration | None = None
-        self._twin: socket.socket | None = None
+        self._descriptor = sock.fileno()
+        poller.report(self._descriptor, READ, self)
+
+    def dispatch(self, mask: int) -> bool:
+        if mask & WRITE and self._flush():
+            self._poller.report(self._descriptor, READ, self)
+        if mask & ~WRITE and not self._stopped:
+            self._turn()
+
+        return False
+
+    def abandoned(self) -> None:
+        self.stop()
 
     def stop(self) -> None:
-        self._reading.close()
-        if self._writing is not None:
-            self._writing.close()
-        if self._twin is not None:
-            self._twin.close()
+        super().stop()
+        self._poller.forget(self._descriptor, self)
 
     def _watch_room(self) -> None:
-        if self._writing is not None:
-            self._writing.resume()
-            return
-
-        # A callback is for reading or for writing. Who waits to write must read meanwhile, or a server that waits
-        # for that before it reads on waits for ever. So the socket has a second descriptor, which is for writing.
-        self._twin = self._sock.dup()
-        self._writing = self._poller.register(self._twin, self._write)
-        self._writing.on_event(self._write, writable=True)
-
-    def _write(self) -> None:
-        if self._flush() and self._writing is not None:
-            self._writing.pause()
+        # Reading goes on: a server that waits for that before it reads on would else wait for ever.
+        self._poller.report(self._descriptor, READ | WRITE, self)
 
 
 class WaitingLoop(ClosedLoop):
     """Turns in a task of its own, where there is no epoll."""
 
-    __slots__ = ("_registration", "_stopped", "_tasks")
+    __slots__ = ("_registration", "_tasks")
 
     def __init__(
         self, sock: socket.socket, messages: Messages, name: str, course: Course, registration: Registration
     ) -> None:
         super().__init__(sock, messages, name, course)
         self._registration = registration
-        self._stopped = False
-
-    def stop(self) -> None:
-        self._stopped = True
 
     def follow(self, tasks: TaskGroup) -> None:
         """Take turns in one of `tasks`, until it is cancelled."""
@@ -225,7 +222,7 @@ class WaitingLoop(ClosedLoop):
         self._tasks.start_soon(self._write)
 
     async def _write(self) -> None:
-        while True:
+        while not self._stopped:
             self._registration.may_write = False
             await self._registration.writable()
             if self._flush():
