@@ -64,9 +64,17 @@ class JSONFormatter(logging.Formatter):
 class _Patient(QueueHandler):
     """Puts lines into a bounded queue, for a thread to write; drops and counts what does not fit."""
 
-    dropped = 0
+    def __init__(self, lines: queue.Queue[logging.LogRecord | None], listener: QueueListener) -> None:
+        super().__init__(lines)
+        self._listener = listener
+        self.started = False
+        self.dropped = 0
 
     def enqueue(self, record: logging.LogRecord) -> None:
+        # Not before there is a line: in a process of two threads every system call on a descriptor costs more.
+        if not self.started:
+            self.started = True
+            self._listener.start()
         try:
             self.queue.put_nowait(record)
         except queue.Full:
@@ -100,23 +108,23 @@ def log_to_stderr(options: LogOptions, *, access: bool = False) -> Iterator[None
     sink = _Stderr()
     sink.setFormatter(JSONFormatter() if options.log_format == "json" else TextFormatter())
     lines: queue.Queue[logging.LogRecord | None] = queue.Queue(_QUEUE_SIZE)
-    patient = _Patient(lines)
     listener = _Writer(lines, sink)
+    patient = _Patient(lines, listener)
     root, ours, closes = (logging.getLogger(name) for name in (None, "anyecho", "anyecho.access"))
     levels = ours.level, closes.level
     ours.setLevel(options.log_level.upper())
     closes.setLevel(logging.INFO if access else logging.CRITICAL)
     root.addHandler(patient)
-    listener.start()
     try:
         yield
     finally:
         root.removeHandler(patient)
         ours.setLevel(levels[0])
         closes.setLevel(levels[1])
-        flushing = Thread(target=_flush, args=(listener, patient), daemon=True)
-        flushing.start()
-        flushing.join(_FLUSH_TIMEOUT)
+        if patient.started:
+            flushing = Thread(target=_flush, args=(listener, patient), daemon=True)
+            flushing.start()
+            flushing.join(_FLUSH_TIMEOUT)
 
 
 def _flush(listener: QueueListener, patient: _Patient) -> None:

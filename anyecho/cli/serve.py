@@ -7,10 +7,10 @@ __all__ = ("serve",)
 import logging
 import os
 from collections.abc import Sequence
-from functools import partial
+from threading import Thread
 from typing import Annotated
 
-from anyio import create_task_group, to_thread
+from anyio import create_task_group
 from cyclopts import Parameter
 
 from anyecho.address import Address
@@ -68,8 +68,9 @@ async def _serve(bind: Sequence[str], options: ServeOptions, signals: Signals) -
         async with create_task_group() as tasks:
             tasks.start_soon(stop_on_signals)
             async with open_server(*bind, options=options) as server:
-                # In a thread: whoever reads standard output, or does not, holds up no echo.
-                tasks.start_soon(partial(to_thread.run_sync, _report, server.addresses, abandon_on_cancel=True))
+                # In a thread: whoever reads standard output, or does not, holds up no echo. In one that ends: with
+                # two of them, every system call on a descriptor costs more.
+                Thread(target=_report, args=(server.addresses,), daemon=True).start()
                 await server.wait_closed()
 
             tasks.cancel_scope.cancel()

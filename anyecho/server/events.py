@@ -31,6 +31,10 @@ _BUFFER_SIZE = 256 * 1024
 class EventsEngine(Engine):
     poller: Poller
     buffer: memoryview = field(init=False, default_factory=lambda: memoryview(bytearray(_BUFFER_SIZE)))
+    #: What was sent last, and its length: most messages are as long as the one before, and to cut the buffer anew
+    #: would cost 0.13 us.
+    chunk: memoryview = field(init=False, default_factory=lambda: memoryview(b""))
+    count: int = field(init=False, default=-1)
 
 
 class EventConnection(Connection):
@@ -95,22 +99,24 @@ class EventConnection(Connection):
         return False
 
     def _turn(self) -> None:
-        buffer = self.engine.buffer
+        engine = self.engine
         sent = count = 0
         try:
-            count = self.sock.recv_into(buffer)
-            if not count:
-                self._finish("eof")
-                return
+            count = self.sock.recv_into(engine.buffer)
+            if count != engine.count:
+                if not count:
+                    self._finish("eof")
+                    return
+                engine.count, engine.chunk = count, engine.buffer[:count]
 
             self._received += count
-            sent = self.sock.send(buffer[:count])
+            sent = self.sock.send(engine.chunk)
         except BlockingIOError:
             pass
 
         self._sent += sent
         if sent < count or count == _BUFFER_SIZE:
-            self._keep(buffer[sent:count])
+            self._keep(engine.buffer[sent:count])
 
     def _distrust_short_reads(self) -> None:
         self._mask = READ

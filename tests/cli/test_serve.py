@@ -256,6 +256,15 @@ def test_one_connection_too_many_waits_for_its_turn(processes: Processes) -> Non
     assert lines == [f"{name}: {what}" for name in names for what in ("connection accepted", "closing")]
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="this system does not list threads")
+@pytest.mark.parametrize("address", [TCP, "tcp://localhost:0"])
+def test_one_that_has_nothing_to_say_is_one_thread(backend: str, address: str, processes: Processes) -> None:
+    """With another, every system call on a descriptor would take and give back a reference to its file."""
+    process = processes.serve("-b", address, "--backend", backend)
+    assert round_trip(process.addresses[0], b"hello") == b"hello"
+    wait_until(lambda: len(os.listdir(f"/proc/{process.pid}/task")) == 1)
+
+
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 @pytest.mark.parametrize("kind", ["full", "gone"])
 def test_it_serves_on_when_it_can_write_no_line(

@@ -19,6 +19,7 @@ from anyio import (
     fail_after,
     move_on_after,
     wait_all_tasks_blocked,
+    wait_readable,
 )
 from anyio.lowlevel import checkpoint
 
@@ -310,6 +311,67 @@ async def test_callbacks_that_take_long_let_tasks_run(
         tasks.start_soon(other)
 
     assert "task" in order[: len(order) - order[::-1].index("callback")]
+
+
+class Parking:
+    """How often a Poller has parked, and whether it does now."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.now = False
+
+    async def park(self, descriptor: int) -> None:
+        self.count += 1
+        self.now = True
+        await wait_readable(descriptor)
+        self.now = False
+
+
+@pytest.fixture
+def parking(monkeypatch: pytest.MonkeyPatch) -> Parking:
+    parking = Parking()
+    monkeypatch.setattr(poller_module, "wait_readable", parking.park)
+    return parking
+
+
+@needs_epoll
+async def test_one_that_speaks_alone_is_waited_for_without_parking(
+    parking: Parking, epoll: Poller, opened: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(poller_module, "_PATIENCE", 5.0)
+    peer, ours = quiet_pair("tcp", opened)
+    heard = 0
+
+    def hear() -> None:
+        nonlocal heard
+        heard += len(ours.recv(1))
+
+    watch = epoll.watch(ours, hear)
+    for spoken in range(50):
+        peer.send(b"x")
+        while heard <= spoken:
+            await checkpoint()
+    watch.pause()
+
+    assert parking.count <= 3
+
+
+@needs_epoll
+async def test_silence_after_one_that_spoke_alone_parks_the_poller(
+    parking: Parking, epoll: Poller, opened: ExitStack
+) -> None:
+    peer, ours = quiet_pair("tcp", opened)
+    heard = bytearray()
+    watch = epoll.watch(ours, lambda: heard.extend(ours.recv(1)))
+    with fail_after(5):
+        for spoken in range(3):
+            peer.send(b"x")
+            while len(heard) <= spoken:
+                await checkpoint()
+            while not parking.now:
+                await checkpoint()
+
+    watch.pause()
 
 
 @needs_epoll

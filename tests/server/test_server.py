@@ -25,14 +25,17 @@ from anyio import (
 )
 from anyio.abc import ByteStream
 
-from anyecho.address import Address
+from anyecho.address import Address, UnixAddress
 from anyecho.echo import echo
 from anyecho.errors import BindError
 from anyecho.measure.client import connect
+from anyecho.server import events
 from anyecho.server import tasks as task_engine
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server, serve
 from tests.peers import SOON, dial, receive_all, until
+
+LARGE = os.urandom(5000)
 
 
 async def until_closed(server: Server, count: int) -> None:
@@ -43,6 +46,43 @@ async def until_closed(server: Server, count: int) -> None:
 async def test_what_is_sent_comes_back(server: Server) -> None:
     async with await connect(server.addresses[0]) as client:
         assert await client.exchange(b"hello") == b"hello"
+
+
+@pytest.mark.parametrize("engine", ["events"], indirect=True)
+async def test_more_than_a_turn_takes_is_taken_in_more_turns(
+    carrier: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing comes after it that would report it again."""
+    monkeypatch.setattr(events, "_BUFFER_SIZE", 1000)
+    async with open_server(carrier) as server:
+        with dial(server.addresses[0]) as sock:
+            await to_thread.run_sync(sock.sendall, LARGE[:5000])
+            with fail_after(SOON):
+                assert await to_thread.run_sync(receive, sock, 5000) == LARGE[:5000]
+
+
+async def test_what_cuts_a_read_short_hides_nothing_behind_it(carrier: Address) -> None:
+    """An urgent mark, or a descriptor that is passed along, amidst what is there when the server looks."""
+    async with open_server(carrier, options=ServeOptions(max_connections=1)) as server:
+        with dial(server.addresses[0]) as first:
+            await until(lambda: server.stats.active == 1)
+            with dial(server.addresses[0]) as sock:
+                sock.sendall(b"before")
+                if isinstance(carrier, UnixAddress):
+                    socket.send_fds(sock, [b"!"], [sock.fileno()])
+                else:
+                    sock.send(b"!", socket.MSG_OOB)
+                sock.sendall(b"after")
+                first.close()
+                with fail_after(SOON):
+                    assert await to_thread.run_sync(receive, sock, 12) == b"before!after"
+
+
+def receive(sock: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        data += sock.recv(count - len(data))
+    return data
 
 
 async def test_a_peer_that_is_done_gets_the_rest_and_the_end(server: Server) -> None:
