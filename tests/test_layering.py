@@ -37,10 +37,10 @@ FLOORS = {
 
 #: Within a folder, a module imports from what is listed before it.
 FOLDERS = {
-    "net": ("sockets", "fallback", "poller", "stream", "listen", "accept", "connect"),
+    "net": ("sockets", "fallback", "poller", "stream", "datagrams", "bind", "listen", "accept", "connect"),
     "faults": (),
-    "server": ("options", "stats", "limits", "connection", "tasks", "events", "server"),
-    "measure": ("options", "exchange", "client"),
+    "server": ("options", "stats", "limits", "connection", "tasks", "events", "udp", "server"),
+    "measure": ("options", "exchange", "datagrams", "client"),
     "cli": ("signals", "logs", "flags", "send", "serve", "main"),
 }
 
