@@ -58,24 +58,19 @@ _WHY = {
 
 
 class Bucket:
-    """`burst` tokens, refilled at `rate` a second; one is taken at a time.
-
-    Kept as one number, the time at which the bucket will be full again (the GCRA of ATM Forum TM 4.0).
-    """
+    """Holds `burst` tokens at most, and is refilled with `rate` a second."""
 
     def __init__(self, rate: float, burst: float) -> None:
-        self.period = 1 / rate
-        # A thousandth of a token forgives what adding up floats has lost.
-        self.slack = (burst - 0.999) * self.period
-        self._full_at = -math.inf
+        self._rate = rate
+        self._burst = burst
+        self._filled_at = -math.inf
+        #: Whoever finds one may take it away.
+        self.tokens = burst
 
-    def take(self, now: float) -> bool:
-        full_at = self._full_at if self._full_at > now else now
-        if full_at - now > self.slack:
-            return False
-
-        self._full_at = full_at + self.period
-        return True
+    def refill(self, now: float) -> None:
+        if now > self._filled_at:
+            self.tokens = min(self._burst, self.tokens + (now - self._filled_at) * self._rate)
+            self._filled_at = now
 
 
 class SourceGuard:
@@ -95,10 +90,12 @@ class SourceGuard:
         self._clock = clock
         self._now = clock()
         self._least_port = 1 if options.unsafe_udp else _PRIVILEGED
-        each = Bucket(options.udp_rate, options.udp_burst)
-        self._period, self._slack = each.period, each.slack
-        rate = math.inf if options.unsafe_udp else options.udp_rate * _SOURCES_AT_ONCE
-        self._all = Bucket(rate, options.udp_burst * _SOURCES_AT_ONCE)
+        # A source's bucket is one number: the time at which it will be full again (GCRA, ITU-T I.371). A thousandth
+        # of a token forgives what adding up floats loses.
+        self._period = 1 / options.udp_rate
+        self._slack = (options.udp_burst - 0.999) * self._period
+        at_once = math.inf if options.unsafe_udp else _SOURCES_AT_ONCE
+        self._all = Bucket(options.udp_rate * at_once, options.udp_burst * at_once)
         #: When the bucket of a network that was met will be full again.
         self._newer: dict[str | bytes, float] = {}
         self._older: dict[str | bytes, float] = {}
@@ -107,7 +104,8 @@ class SourceGuard:
         self._untold = 0
 
     def begin_turn(self) -> None:
-        self._now = self._clock()
+        self._now = now = self._clock()
+        self._all.refill(now)
 
     def admit(self, source: Source) -> bool:
         host: str = source[0]
@@ -117,20 +115,22 @@ class SourceGuard:
 
         # An IPv4 address has dots, and is its own network: no call for most.
         network = host if "." in host else network_of(host)
-        now = self._now
-        full_at = self._newer.get(network)
-        if full_at is None:
+        try:
+            full_at = self._newer[network]
+        except KeyError:
             if (reason := _judge_host(host)) is not None:
                 return self._drop(source, reason)
             full_at = self._meet(network)
 
+        now = self._now
         if full_at < now:
             full_at = now
         elif full_at - now > self._slack:
             return self._drop(source, "rate")
-        if not self._all.take(now):
+        if self._all.tokens < 1:
             return self._drop(source, "total_rate")
 
+        self._all.tokens -= 1
         self._newer[network] = full_at + self._period
         return True
 
@@ -162,10 +162,12 @@ class SourceGuard:
         return False
 
     def _tell(self, source: Source, reason: str) -> None:
-        if not self._lines.take(self._now):
+        self._lines.refill(self._now)
+        if self._lines.tokens < 1:
             self._untold += 1
             return
 
+        self._lines.tokens -= 1
         rate = self._options.udp_rate
         why = _WHY[reason].format(each=_per_second(rate), all=_per_second(rate * _SOURCES_AT_ONCE))
         others = f"; so from {self._untold} others, not logged" if self._untold else ""
