@@ -37,10 +37,21 @@ FLOORS = {
 
 #: Within a folder, a module imports from what is listed before it.
 FOLDERS = {
-    "net": ("sockets", "fallback", "poller", "stream", "datagrams", "bind", "listen", "accept", "connect"),
+    "net": (
+        "sockets",
+        "fallback",
+        "poller",
+        "stream",
+        "datagram_stream",
+        "datagrams",
+        "bind",
+        "listen",
+        "accept",
+        "connect",
+    ),
     "faults": (),
     "server": ("options", "stats", "limits", "connection", "tasks", "events", "udp", "server"),
-    "measure": ("options", "exchange", "datagrams", "client"),
+    "measure": ("options", "exchange", "ledger", "datagrams", "client"),
     "cli": ("signals", "logs", "flags", "send", "serve", "main"),
 }
 
