@@ -94,7 +94,7 @@ class SourceGuard:
         # of a token forgives what adding up floats loses.
         self._period = 1 / options.udp_rate
         self._slack = (options.udp_burst - 0.999) * self._period
-        at_once = math.inf if options.unsafe_udp else _SOURCES_AT_ONCE
+        at_once = math.inf if options.unsafe_udp or math.isinf(options.udp_rate) else _SOURCES_AT_ONCE
         self._all = Bucket(options.udp_rate * at_once, options.udp_burst * at_once)
         #: When the bucket of a network that was met will be full again.
         self._newer: dict[str | bytes, float] = {}
@@ -144,11 +144,13 @@ class SourceGuard:
         return "own_port" if port in self._own_ports else "port_below_1024"
 
     def _meet(self, network: str | bytes) -> float:
-        """Make room for `network`; return when its bucket will be full, if that is still known."""
+        """Take `network` among the newer ones; return when its bucket will be full, if that is still known."""
         if len(self._newer) >= _TABLE_SIZE // 2:
             self._older, self._newer = self._newer, {}
 
-        return self._older.get(network, -math.inf)
+        # At once, whether it is admitted or not: who only ever is dropped must not be forgotten for that.
+        full_at = self._newer[network] = self._older.get(network, -math.inf)
+        return full_at
 
     def _drop(self, source: Source, reason: str) -> bool:
         self._dropped[reason] += 1
