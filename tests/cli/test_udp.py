@@ -104,6 +104,16 @@ def test_what_no_datagram_holds_is_one_line(kind: str, processes: Processes, tmp
     assert errors.endswith(" is too large for a datagram, which holds at most 65507 bytes\n")
 
 
+@pytest.mark.parametrize("flags", [[], ["--file", "/dev/zero"]], ids=["line", "file"])
+def test_what_never_ends_is_not_read_for_ever(flags: list[str], processes: Processes) -> None:
+    [address] = processes.serve("-b", UDP).addresses
+    with open("/dev/zero", "rb") as endless:
+        process = processes.start("send", address, *flags, stdin=endless)
+
+    assert process.wait() == 2
+    assert "too large for a datagram" in process.errors()
+
+
 def test_a_loss_is_one_line_and_the_rest_is_written(processes: Processes, backend: str) -> None:
     [address] = processes.serve("-b", UDP, "--udp-burst", "2", "--udp-rate", "1/1h").addresses
     arguments = ["send", address, "--backend", backend, "--timeout", "500ms", "a", "b", "c"]

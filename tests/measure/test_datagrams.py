@@ -10,7 +10,15 @@ from threading import Thread
 from typing import TypeAlias
 
 import pytest
-from anyio import BrokenResourceError, ClosedResourceError, Event, create_task_group, fail_after, move_on_after
+from anyio import (
+    BrokenResourceError,
+    ClosedResourceError,
+    Event,
+    create_task_group,
+    fail_after,
+    move_on_after,
+    wait_all_tasks_blocked,
+)
 from anyio.lowlevel import checkpoint
 
 from anyecho.echo import echo
@@ -214,6 +222,24 @@ async def test_a_message_that_no_datagram_holds_is_one_line() -> None:
         async with await connect(address) as client:
             with pytest.raises(UsageError, match=r"^a message of 65508 bytes is too large for a datagram"):
                 await client.exchange(bytes(65508))
+
+
+async def test_a_source_may_end_when_all_is_back_already() -> None:
+    came = Event()
+
+    async def one() -> AsyncGenerator[bytes, None]:
+        yield b"one"
+        await came.wait()
+        # The client waits for what comes next, and then nothing does.
+        await wait_all_tasks_blocked()
+
+    with peer(honest) as address:
+        async with await connect(address) as client:
+            assert await send(client, []) == []
+            with fail_after(5):
+                async with client.send(one()) as replies:
+                    async for _ in replies:
+                        came.set()
 
 
 async def test_what_the_source_raises_comes_out() -> None:

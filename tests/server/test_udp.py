@@ -8,6 +8,7 @@ import math
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
 from typing import Any
@@ -18,6 +19,7 @@ from anyio import fail_after, move_on_after, to_thread
 from anyecho.address import TCPAddress, UDPAddress
 from anyecho.errors import BindError
 from anyecho.measure.client import connect
+from anyecho.net.datagrams import DatagramCounts, Reflector
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
 from anyecho.server.udp import SourceGuard
@@ -120,6 +122,21 @@ async def test_a_thousand_that_queued_up_all_come_back() -> None:
 
         assert came == sent
         assert server.stats.datagrams.errors == {}
+
+
+async def test_a_flood_is_taken_64_at_a_time() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.setblocking(False)
+        counts = DatagramCounts()
+        reflector = Reflector(sock, SourceGuard(ServeOptions(), [], Counter()), counts)
+        with caller(UDPAddress(host="127.0.0.1", port=sock.getsockname()[1])) as client:
+            for _ in range(100):
+                client.send(b"flood")
+            reflector.turn()
+            assert counts.received == 64
+            reflector.turn()
+            assert counts.received == 100
 
 
 @pytest.mark.parametrize(
