@@ -38,6 +38,8 @@ _PRIVILEGED = 1024
 _SOURCES_AT_ONCE = 100
 #: Sources remembered, in two halves: when the newer is full, the older goes. 3 MiB.
 _TABLE_SIZE = 16384
+#: Seconds between two tokens at most: an infinity would compare as no limit at all.
+_LONGEST = 1e9
 #: First numbers of IPv4 addresses that are groups (RFC 5771); behind them nobody lives either (RFC 1112).
 _MULTICAST = frozenset(map(str, range(224, 256)))
 #: Log lines at once, and seconds for one more: sources are free to whoever forges them.
@@ -92,7 +94,7 @@ class SourceGuard:
         self._least_port = 1 if options.unsafe_udp else _PRIVILEGED
         # A source's bucket is one number: the time at which it will be full again (GCRA, ITU-T I.371). A thousandth
         # of a token forgives what adding up floats loses.
-        self._period = 1 / options.udp_rate
+        self._period = min(1 / options.udp_rate, _LONGEST)
         self._slack = (options.udp_burst - 0.999) * self._period
         at_once = math.inf if options.unsafe_udp or math.isinf(options.udp_rate) else _SOURCES_AT_ONCE
         self._all = Bucket(options.udp_rate * at_once, options.udp_burst * at_once)

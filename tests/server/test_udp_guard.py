@@ -116,6 +116,10 @@ def test_never_more_and_never_less_than_a_bucket_of_tokens_has(rate: int, burst:
         tokens -= 1000 * (tokens >= 1000)
 
 
+def test_the_least_of_rates_is_not_none() -> None:
+    assert Gate(udp_rate=5e-324, udp_burst=2).admits_of(5) == 2
+
+
 def test_one_that_has_had_its_share_takes_nothing_from_its_neighbour() -> None:
     gate = Gate(udp_rate=1, udp_burst=2)
     assert gate.admits_of(10) == 2
