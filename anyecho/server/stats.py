@@ -7,7 +7,7 @@ __all__ = ("Stats",)
 from collections import Counter
 from dataclasses import dataclass, field
 
-from anyecho.net.datagrams import DatagramCounts
+from anyecho.net.datagram_counts import DatagramCounts
 
 
 @dataclass(eq=False)

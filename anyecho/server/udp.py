@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING
 
 from anyio import create_task_group
 
-from anyecho.net.datagrams import DatagramCounts, Reflector, Source, network_of
+from anyecho.net.datagram_counts import DatagramCounts, Source, network_of
+from anyecho.net.datagrams import Reflector
 from anyecho.net.poller import Fallback, Poller
 from anyecho.server.options import ServeOptions
 from anyecho.units import format_rate

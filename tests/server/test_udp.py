@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import logging
 import math
 import os
+import shutil
 import socket
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -19,7 +23,9 @@ from anyio import fail_after, move_on_after, to_thread
 from anyecho.address import TCPAddress, UDPAddress
 from anyecho.errors import BindError
 from anyecho.measure.client import connect
-from anyecho.net.datagrams import DatagramCounts, Reflector
+from anyecho.net import mmsg
+from anyecho.net.datagram_counts import DatagramCounts
+from anyecho.net.datagrams import Reflector
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
 from anyecho.server.udp import SourceGuard
@@ -35,6 +41,15 @@ has_ipv6 = pytest.mark.skipif(not socket.has_ipv6, reason="this machine has no I
 @pytest.fixture(autouse=True)
 def engine() -> None:
     """Once is enough: no engine is concerned."""
+
+
+@pytest.fixture(autouse=True, params=["batched", "singly"])
+def system_calls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways of echoing: nobody must be able to tell them apart, except by speed."""
+    if request.param == "singly":
+        monkeypatch.setattr(mmsg, "HAVE_MMSG", False)
+    elif not mmsg.HAVE_MMSG:
+        pytest.skip("this system has no recvmmsg")
 
 
 @pytest.fixture
@@ -122,6 +137,37 @@ async def test_a_thousand_that_queued_up_all_come_back() -> None:
 
         assert came == sent
         assert server.stats.datagrams.errors == {}
+
+
+async def test_those_between_others_that_are_dropped_come_back_in_order() -> None:
+    async with open_server("udp://127.0.0.1:0", options=ServeOptions(udp_rate=1e-6, udp_burst=20)) as server:
+        address = server.addresses[0]
+        with caller(address) as greedy, caller(address, source="127.0.0.2") as modest:
+            sent = [bytes(size) for size in range(20)]
+            for _ in range(20):
+                greedy.send(b"me")
+            for number, datagram in enumerate(sent):
+                for _ in range(number % 3):
+                    greedy.send(b"and me")
+                modest.send(datagram)
+            assert await to_thread.run_sync(lambda: [modest.recv(100) for _ in sent]) == sent
+
+        counts = server.stats.datagrams
+        assert (counts.echoed, counts.dropped, counts.bytes_echoed) == (40, {"rate": 19}, 40 + sum(range(20)))
+
+
+def test_on_a_link_of_its_own_a_neighbour_is_answered_and_a_group_is_not(
+    backend: str,
+) -> None:
+    """In a network namespace: real interfaces' traffic is nobody's business here."""
+    way = "batched" if mmsg.HAVE_MMSG else "singly"
+    unshare = shutil.which("unshare")
+    if unshare is None or subprocess.run([unshare, "-n", "true"], stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("no network namespace may be made here")
+    command = [unshare, "-n", sys.executable, "-m", "tests.server.link", backend, way]
+    ended = subprocess.run(command, stdout=subprocess.PIPE, timeout=20, check=True, text=True)
+
+    assert ended.stdout == "b'neighbour' fe80::1 {'broadcast': 2}\n"
 
 
 async def test_a_flood_is_taken_64_at_a_time() -> None:
@@ -236,28 +282,41 @@ async def test_a_client_that_is_gone_stops_nothing(server: Server) -> None:
     assert await is_alive(server)
 
 
-def fail(monkeypatch: pytest.MonkeyPatch, method: str, *names: str) -> None:
-    """Let a system call of every socket fail so, once each, then work again."""
-    work: Callable[..., Any] = getattr(socket.socket, method)
+def fail(monkeypatch: pytest.MonkeyPatch, direction: str, *names: str) -> None:
+    """Let what receives datagrams, or sends answers, fail so, once each, then work again."""
     failures = [getattr(errno, name) for name in names]
 
-    def failing(sock: socket.socket, *arguments: Any) -> Any:
-        if failures:
-            code = failures.pop(0)
-            raise OSError(code, os.strerror(code))
-        return work(sock, *arguments)
+    def one_by_one(work: Callable[..., Any]) -> Callable[..., Any]:
+        def failing(*arguments: Any) -> Any:
+            if failures:
+                code = failures.pop(0)
+                raise OSError(code, os.strerror(code))
+            return work(*arguments)
 
-    monkeypatch.setattr(socket.socket, method, failing)
+        return failing
+
+    def in_batches(work: Callable[..., Any]) -> Callable[..., Any]:
+        def failing(*arguments: Any) -> Any:
+            if failures:
+                ctypes.set_errno(failures.pop(0))
+                return -1
+            return work(*arguments)
+
+        return failing
+
+    for method in {"send": ("sendto", "sendmsg"), "recv": ("recvfrom_into", "recvmsg_into")}[direction]:
+        monkeypatch.setattr(socket.socket, method, one_by_one(getattr(socket.socket, method)))
+    if mmsg.HAVE_MMSG:
+        call = f"_{direction}mmsg"
+        monkeypatch.setattr(mmsg, call, in_batches(getattr(mmsg, call)))
 
 
 ERRORS = ("EAGAIN", "ECONNREFUSED", "EHOSTUNREACH", "EINVAL", "EMSGSIZE", "ENETUNREACH", "ENOBUFS", "EPERM")
 
 
-@pytest.mark.parametrize(("bind", "method"), [("udp://127.0.0.1:0", "sendto"), ("udp://:0", "sendmsg")])
-async def test_an_answer_that_cannot_be_sent_is_counted(
-    bind: str, method: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fail(monkeypatch, method, *ERRORS)
+@pytest.mark.parametrize("bind", ["udp://127.0.0.1:0", "udp://:0"])
+async def test_an_answer_that_cannot_be_sent_is_counted(bind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail(monkeypatch, "send", *ERRORS)
     async with open_server(bind) as server:
         with caller(server.addresses[0]) as sock:
             for _ in ERRORS:
@@ -269,11 +328,9 @@ async def test_an_answer_that_cannot_be_sent_is_counted(
         assert (counts.received, counts.echoed) == (len(ERRORS) + 1, 1)
 
 
-@pytest.mark.parametrize(("bind", "method"), [("udp://127.0.0.1:0", "recvfrom_into"), ("udp://:0", "recvmsg_into")])
-async def test_an_error_in_place_of_a_datagram_is_counted(
-    bind: str, method: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fail(monkeypatch, method, *ERRORS[1:])
+@pytest.mark.parametrize("bind", ["udp://127.0.0.1:0", "udp://:0"])
+async def test_an_error_in_place_of_a_datagram_is_counted(bind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail(monkeypatch, "recv", *ERRORS[1:])
     async with open_server(bind) as server:
         with caller(server.addresses[0]) as sock:
             assert await ask(sock, b"kept") == b"kept"
@@ -284,7 +341,7 @@ async def test_an_error_in_place_of_a_datagram_is_counted(
 async def test_an_error_that_does_not_go_away_is_not_asked_about_without_pause(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    fail(monkeypatch, "recvfrom_into", *["ENOMEM"] * 100_000)
+    fail(monkeypatch, "recv", *["ENOMEM"] * 100_000)
     async with open_server("udp://127.0.0.1:0") as server:
         with caller(server.addresses[0]) as sock:
             sock.send(b"x")
