@@ -24,6 +24,7 @@ link add link0 type veth peer name link1
 link set link0 up
 link set link1 up
 addr add fe80::1/64 dev link0 nodad
+addr add 2001:db8::1/64 dev link0 nodad
 """
 
 
@@ -34,6 +35,8 @@ async def main() -> None:
         index = socket.if_nametoindex("link0")
         with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
             sock.settimeout(5)
+            # Its address says nothing of a link, so that the answer to it has to.
+            sock.bind(("2001:db8::1", 0))
             sock.sendto(b"neighbour", ("fe80::1", address.port, 0, index))
             answer: tuple[bytes, Any] = await to_thread.run_sync(sock.recvfrom, 100)
             sock.sendto(b"anybody?", ("ff02::1", address.port, 0, index))
