@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from anyecho.errors import BindError as BindError
     from anyecho.errors import ConnectError as ConnectError
     from anyecho.errors import EchoError as EchoError
+    from anyecho.errors import EchoLost as EchoLost
     from anyecho.errors import EchoMismatch as EchoMismatch
     from anyecho.errors import EchoStalled as EchoStalled
     from anyecho.errors import EchoTruncated as EchoTruncated
@@ -50,7 +51,7 @@ _HOMES = {
     "anyecho.address": "Address FDAddress TCPAddress UDPAddress UnixAddress parse_address",
     "anyecho.backends": "BACKENDS Backend run",
     "anyecho.errors": (
-        "AddressError AnyechoError BackendError BindError ConnectError EchoError EchoMismatch EchoStalled "
+        "AddressError AnyechoError BackendError BindError ConnectError EchoError EchoLost EchoMismatch EchoStalled "
         "EchoTruncated StartError UnitError UsageError"
     ),
     "anyecho.measure.client": "Client connect",

@@ -14,6 +14,7 @@ __all__ = (
     "BindError",
     "ConnectError",
     "EchoError",
+    "EchoLost",
     "EchoMismatch",
     "EchoStalled",
     "EchoTruncated",
@@ -74,6 +75,10 @@ class EchoError(AnyechoError):
 
     def __reduce__(self) -> tuple[Callable[..., EchoError], tuple[object, ...]]:
         return partial(type(self), offset=self.offset), self.args
+
+
+class EchoLost(EchoError):
+    """Datagrams were not answered in time."""
 
 
 class EchoMismatch(EchoError):

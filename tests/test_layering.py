@@ -37,10 +37,25 @@ FLOORS = {
 
 #: Within a folder, a module imports from what is listed before it.
 FOLDERS = {
-    "net": ("sockets", "fallback", "registration", "poller", "stream", "listen", "accept", "connect"),
+    "net": (
+        "sockets",
+        "fallback",
+        "registration",
+        "poller",
+        "stream",
+        "datagram_stream",
+        "datagram_counts",
+        "singly",
+        "mmsg",
+        "datagrams",
+        "bind",
+        "listen",
+        "accept",
+        "connect",
+    ),
     "faults": (),
-    "server": ("options", "stats", "limits", "connection", "tasks", "events", "server"),
-    "measure": ("options", "exchange", "client", "course", "closed_loop", "load"),
+    "server": ("options", "stats", "limits", "connection", "tasks", "events", "udp", "server"),
+    "measure": ("options", "exchange", "ledger", "datagrams", "client", "course", "closed_loop", "load"),
     "cli": ("signals", "logs", "flags", "send", "serve", "main"),
 }
 

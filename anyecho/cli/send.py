@@ -16,6 +16,7 @@ from typing import Annotated, TypeVar, TypeVarTuple
 from anyio import create_task_group, current_time, fail_after, to_thread
 from cyclopts import Parameter
 
+from anyecho.address import UDPAddress, parse_address
 from anyecho.backends import run
 from anyecho.cli.flags import BackendFlag
 from anyecho.cli.logs import LogOptions, log_to_stderr
@@ -30,6 +31,8 @@ Ts = TypeVarTuple("Ts")
 
 _CHUNK = 65536
 _STDIN = 0
+#: What IPv4's length field leaves. (IPv6's leaves 65527, but its users send no larger ones either.)
+_DATAGRAM_MAX = 65507
 #: How often to ask a descriptor again that is not ready; in a thread, which nobody else needs.
 _PATIENCE = 0.005
 
@@ -49,7 +52,8 @@ def send(
     """Send messages to an echo server; write what comes back to standard output.
 
     Each MESSAGE is a write of its own; without any, and without --file, standard input is sent. Every byte is
-    compared as it returns. Exit status: 0 if all came back equal, 1 if not, 3 if there was no connection.
+    compared as it returns. To udp://, each MESSAGE is a datagram, or each line of standard input with its newline,
+    or the file. Exit status: 0 if all came back equal, 1 if not, 3 if there was no connection.
     """
     if ipv4 and ipv6:
         raise UsageError("-4 and -6 exclude each other")
@@ -94,7 +98,8 @@ async def _send(
             descriptor = _STDIN if file is None else await _open(file, options.deadline)
             if file is not None:
                 opened.callback(os.close, descriptor)
-            source = await opened.enter_async_context(aclosing(_read(descriptor, repeat, file)))
+            read = _read_datagrams if isinstance(parse_address(address), UDPAddress) else _read
+            source = await opened.enter_async_context(aclosing(read(descriptor, repeat, file)))
 
         client = await opened.enter_async_context(await connect(address, options=options))
         left = max(options.deadline - (current_time() - began), 0.0)
@@ -128,6 +133,23 @@ async def _read(descriptor: int, repeat: int, file: Path | None) -> AsyncGenerat
                 yield chunk
     except OSError as exc:
         raise LocalError(f"cannot read {file or 'standard input'}: {exc.strerror}") from exc
+
+
+async def _read_datagrams(descriptor: int, repeat: int, file: Path | None) -> AsyncGenerator[bytes, None]:
+    """Each line of standard input, with its newline, or the whole file: what one read(2) returns is chance."""
+    rest = b""
+    async with aclosing(_read(descriptor, 1, file)) as chunks:
+        async for chunk in chunks:
+            *lines, rest = (rest + chunk).split(b"\n") if file is None else [rest + chunk]
+            for line in lines:
+                yield line + b"\n"
+            if len(rest) > _DATAGRAM_MAX:
+                what = file or "a line of standard input"
+                raise UsageError(f"{what} is too large for a datagram, which holds at most {_DATAGRAM_MAX} bytes")
+
+    for _ in range(repeat):
+        if rest or file is not None:
+            yield rest
 
 
 def _write(chunk: bytes) -> None:

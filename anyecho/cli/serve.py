@@ -40,7 +40,8 @@ def serve(
 ) -> int:
     """Echo whatever is sent, until SIGTERM or SIGINT.
 
-    Addresses: tcp://host:port (or host:port; no host is every interface), unix:/path, unix:@abstract, fd://3.
+    Addresses: tcp://host:port (or host:port; no host is every interface), unix:/path, unix:@abstract, fd://3,
+    udp://host:port.
     Each one bound is printed on a line once it accepts. The first signal lets connections finish, the second
     closes them, a third ends a process that is stuck.
     """

@@ -8,20 +8,25 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from anyio import BrokenResourceError, BusyResourceError, ClosedResourceError, fail_after
 from anyio.abc import ByteStream
 
-from anyecho.address import Address, TCPAddress, parse_address
+from anyecho.address import Address, TCPAddress, UDPAddress, parse_address
 from anyecho.errors import ConnectError
+from anyecho.measure.datagrams import DatagramExchange
 from anyecho.measure.exchange import Exchange, Source
+from anyecho.measure.ledger import Settled
 from anyecho.measure.options import ConnectOptions
 from anyecho.net.connect import connect_stream
+from anyecho.net.datagram_stream import DatagramStream, connect_datagrams
 from anyecho.units import format_duration
 
 if TYPE_CHECKING:
     from anyecho.net.poller import Fallback, Poller
+
+_AnyExchange: TypeAlias = Exchange | DatagramExchange
 
 logger = logging.getLogger("anyecho.client")
 
@@ -39,9 +44,15 @@ async def connect(
     options = options or ConnectOptions()
     address = parse_address(address) if isinstance(address, str) else address
     logger.debug("connecting to %s", _describe(address))
+    stream: ByteStream | DatagramStream
     try:
         with fail_after(min(options.timeout, options.deadline)):
-            stream = await connect_stream(address, family=options.family, options=options.socket, poller=poller)
+            if isinstance(address, UDPAddress):
+                stream = await connect_datagrams(
+                    address, family=options.family, options=options.socket, poller=poller
+                )
+            else:
+                stream = await connect_stream(address, family=options.family, options=options.socket, poller=poller)
     except TimeoutError as exc:
         raise ConnectError(
             f"cannot connect to {address}: no answer within "
@@ -54,12 +65,15 @@ async def connect(
 class Client:
     """One connection to an echo server, for one exchange at a time. It owns `stream`.
 
+    Over UDP every item is a datagram, empty ones too, and what has no answer within the timeout is lost.
+
     An exchange that fails or is cancelled breaks the client for good: nobody can tell any more which of the bytes
     still on their way belong to what.
     """
 
-    def __init__(self, stream: ByteStream, options: ConnectOptions | None = None) -> None:
+    def __init__(self, stream: ByteStream | DatagramStream, options: ConnectOptions | None = None) -> None:
         self.stream = stream
+        self._settled = Settled()
         self._options = options or ConnectOptions()
         self._busy = False
         self._broken = False
@@ -68,9 +82,9 @@ class Client:
     async def exchange(self, payload: bytes) -> bytes:
         """Send `payload`; return what came back, which is equal.
 
-        Raises `EchoMismatch`, `EchoTruncated` or `EchoStalled` if it is not.
+        Raises `EchoMismatch`, `EchoTruncated`, `EchoStalled` or `EchoLost` if it is not.
         """
-        exchange = Exchange(self.stream, (payload,), total=len(payload))
+        exchange = self._exchange((payload,), total=len(payload))
         async with self._only(exchange, self._options.deadline) as echo:
             return b"".join([chunk async for chunk in echo])
 
@@ -88,12 +102,18 @@ class Client:
         for this one instead of the options'. Raises as `exchange` does, and what `source` raises. Only what was
         iterated over is verified: a block that is left early proves nothing. Who made `source` closes it.
         """
-        exchange = Exchange(self.stream, source)
+        exchange = self._exchange(source)
         async with self._only(exchange, self._options.deadline if deadline is None else deadline) as echo:
             yield echo
 
+    def _exchange(self, source: Source, *, total: int | None = None) -> _AnyExchange:
+        if isinstance(self.stream, DatagramStream):
+            return DatagramExchange(self.stream, source, self._settled)
+
+        return Exchange(self.stream, source, total=total)
+
     @asynccontextmanager
-    async def _only(self, exchange: Exchange, deadline: float) -> AsyncIterator[AsyncIterator[bytes]]:
+    async def _only(self, exchange: _AnyExchange, deadline: float) -> AsyncIterator[AsyncIterator[bytes]]:
         if self._closed:
             raise ClosedResourceError
         if self._busy:

@@ -7,7 +7,7 @@ one is named. How the stream was connected, and what is done with the echo, othe
 
 from __future__ import annotations
 
-__all__ = ("Exchange", "Source")
+__all__ = ("Exchange", "Source", "tell")
 
 import logging
 import math
@@ -118,7 +118,7 @@ class Exchange:
         logger.debug("waiting for response")
 
     async def _send(self, item: bytes) -> None:
-        _tell("sending", item)
+        tell("sending", item)
         if not item:
             await checkpoint()  # a source of nothing but these must not keep the loop to itself
         for start in range(0, len(item), _WRITE):
@@ -161,7 +161,7 @@ class Exchange:
             finally:
                 self._receiving = False
 
-            _tell("received", chunk)
+            tell("received", chunk)
             good = self._settle(chunk)
             if good:
                 yield chunk[:good]
@@ -233,6 +233,7 @@ class Exchange:
                 await sleep(max(look_at - now, 0.0))
 
 
-def _tell(what: str, chunk: bytes) -> None:
+def tell(what: str, chunk: bytes) -> None:
+    """A line of the conversation, for whoever wants to read it."""
     if logger.isEnabledFor(logging.DEBUG):
         logger.debug("%s %s", what, shorten(chunk))

@@ -15,18 +15,16 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from anyecho.address import Address, FDAddress, TCPAddress, UDPAddress, UnixAddress
+from anyecho.address import Address, FDAddress, UDPAddress, UnixAddress
 from anyecho.errors import BindError
-from anyecho.net.sockets import Endpoint, SocketOptions, address_of, resolve
+from anyecho.net.bind import bind_hosts
+from anyecho.net.sockets import SocketOptions, address_of, datagram_address_of
 
-#: How often a free port found for one family may be taken in the other before we give up.
-_PORT_TRIES = 64
 #: A socket file is for its owner unless the address says otherwise (``?mode=666``).
 _DEFAULT_MODE = 0o600
-#: What bind(2) says of a family that this machine does not have.
-_NO_SUCH_FAMILY = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT})
 _HINTS = {
     errno.EADDRINUSE: "it is in use already",
     errno.EADDRNOTAVAIL: "this machine has no such address",
@@ -36,7 +34,7 @@ _HINTS = {
 
 @dataclass(eq=False)
 class Listener:
-    """A listening, non-blocking stream socket, and the address it is bound to (never port 0)."""
+    """A listening, non-blocking stream socket, or a bound datagram one, and its address (never port 0)."""
 
     sock: socket.socket
     address: Address
@@ -68,7 +66,8 @@ async def open_listeners(addresses: Sequence[Address], *, backlog: int, options:
 
         for listener in listeners:
             with _bind_errors(listener.address):
-                listener.sock.listen(backlog)
+                if listener.sock.type == socket.SOCK_STREAM:
+                    listener.sock.listen(backlog)
 
         opened.pop_all()
 
@@ -76,63 +75,24 @@ async def open_listeners(addresses: Sequence[Address], *, backlog: int, options:
 
 
 async def _open(address: Address, backlog: int, options: SocketOptions) -> list[Listener]:
-    if isinstance(address, UDPAddress) or address.tls:
+    if isinstance(address, UDPAddress):
+        sockets = await bind_hosts(address, partial(_bind_one, options=options, kind=socket.SOCK_DGRAM))
+        return [Listener(sock, datagram_address_of(sock), address) for sock in sockets]
+    if address.tls:
         raise BindError(f"cannot listen on {address}: {str(address).partition(':')[0]} is not yet served")
     if isinstance(address, FDAddress):
         return [_inherit(address, options)]
     if isinstance(address, UnixAddress):
         return [_bind_unix(address, backlog, options)]
 
-    sockets = await _bind_tcp(address, options)
+    sockets = await bind_hosts(address, partial(_bind_one, options=options))
     return [Listener(sock, address_of(sock.family, sock.getsockname()), address) for sock in sockets]
 
 
-async def _bind_tcp(address: TCPAddress, options: SocketOptions) -> list[socket.socket]:
-    if address.host:
-        endpoints = sorted(await resolve(address.host, address.port), key=lambda endpoint: endpoint[0])
-    else:
-        port = address.port
-        endpoints = [(socket.AF_INET, ("0.0.0.0", port)), (socket.AF_INET6, ("::", port, 0, 0))]
-
-    for _ in range(_PORT_TRIES if address.port == 0 else 1):
-        try:
-            return _bind_each(endpoints, options)
-        except OSError as exc:
-            failure = exc
-            if exc.errno != errno.EADDRINUSE:
-                break
-
-    raise failure
-
-
-def _bind_each(endpoints: Sequence[Endpoint], options: SocketOptions) -> list[socket.socket]:
-    """One socket an endpoint, v4 first, all on the port that the first of them got."""
-    with ExitStack() as opened:
-        sockets: list[socket.socket] = []
-        absent: OSError | None = None
-        port = 0
-        for family, (host, wanted, *rest) in endpoints:
-            try:
-                sock = _bind_one(family, (host, wanted or port, *rest), options)
-            except OSError as exc:
-                if exc.errno not in _NO_SUCH_FAMILY:
-                    raise
-                absent = exc
-                continue
-
-            opened.callback(sock.close)
-            sockets.append(sock)
-            port = sock.getsockname()[1]
-
-        if absent is not None and not sockets:
-            raise absent
-
-        opened.pop_all()
-        return sockets
-
-
-def _bind_one(family: int, sockaddr: Any, options: SocketOptions) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM)
+def _bind_one(
+    family: int, sockaddr: Any, *, options: SocketOptions, kind: int = socket.SOCK_STREAM
+) -> socket.socket:
+    sock = socket.socket(family, kind)
     try:
         _prepare(sock, options)
         sock.bind(sockaddr)
@@ -146,7 +106,8 @@ def _bind_one(family: int, sockaddr: Any, options: SocketOptions) -> socket.sock
 def _prepare(sock: socket.socket, options: SocketOptions) -> None:
     sock.setblocking(False)
     options.apply(sock)
-    if sock.family != socket.AF_UNIX:
+    # Never for UDP: whoever asked for the same port next would take the datagrams, and nobody would be told.
+    if sock.family != socket.AF_UNIX and sock.type == socket.SOCK_STREAM:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if sock.family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 __all__ = (
     "SocketOptions",
     "address_of",
+    "datagram_address_of",
     "peer_name",
     "resolve",
 )
@@ -23,7 +24,7 @@ from typing import Any, TypeAlias
 
 from anyio import to_thread
 
-from anyecho.address import Address, TCPAddress, UnixAddress
+from anyecho.address import Address, TCPAddress, UDPAddress, UnixAddress
 from anyecho.errors import UsageError
 from anyecho.units import Seconds, Size
 
@@ -35,7 +36,7 @@ _unix_peers = count(1)
 
 @dataclass(frozen=True, kw_only=True)
 class SocketOptions:
-    """What the kernel shall do for a stream socket; set on a listener, and inherited by all it accepts.
+    """What the kernel shall do for a socket; set on a listener, and inherited by all it accepts.
 
     Options that a system does not know are left out there.
     """
@@ -64,12 +65,12 @@ class SocketOptions:
             raise UsageError(f"tcp_user_timeout must be 0 or more seconds, not {self.tcp_user_timeout}")
 
     def apply(self, sock: socket.socket) -> None:
-        """Set all of it on `sock`, a TCP or Unix stream socket."""
+        """Set on `sock` what its kind knows: on a Unix socket, or one for datagrams, the sizes of its buffers."""
         if self.sndbuf:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.sndbuf)
         if self.rcvbuf:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.rcvbuf)
-        if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        if sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_STREAM:
             return
 
         # An urgent byte is a byte the peer sent: it is echoed in its place (RFC 6093), not taken out of line.
@@ -120,11 +121,21 @@ def address_of(family: int, sockaddr: Any, *, tls: bool = False) -> Address:
     if family == socket.AF_UNIX:
         return UnixAddress(path=os.fsdecode(sockaddr), tls=tls)
 
-    host, port = sockaddr[:2]
+    return TCPAddress(host=_host_of(family, sockaddr), port=sockaddr[1], tls=tls)
+
+
+def datagram_address_of(sock: socket.socket) -> UDPAddress:
+    """The address that a UDP socket is bound to."""
+    sockaddr = sock.getsockname()
+    return UDPAddress(host=_host_of(sock.family, sockaddr), port=sockaddr[1])
+
+
+def _host_of(family: int, sockaddr: Any) -> str:
+    host: str = sockaddr[0]
     if family == socket.AF_INET6 and sockaddr[3] and "%" not in host:
         host += f"%{socket.if_indextoname(sockaddr[3])}"
 
-    return TCPAddress(host=host.removeprefix("::ffff:") if "." in host else host, port=port, tls=tls)
+    return host.removeprefix("::ffff:") if "." in host else host
 
 
 def peer_name(sock: socket.socket, sockaddr: Any) -> str:

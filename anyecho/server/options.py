@@ -9,7 +9,7 @@ from typing import Literal
 
 from anyecho.errors import UsageError
 from anyecho.net.sockets import SocketOptions
-from anyecho.units import Seconds
+from anyecho.units import Rate, Seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,17 @@ class ServeOptions:
         metadata={"help": "When closing on a peer that still sends, read on this long so that it gets its echo."},
     )
     backlog: int = field(default=4096, metadata={"help": "Connections the kernel may hold ready to be accepted."})
+    udp_rate: Rate = field(
+        default=100.0,
+        metadata={"help": "Datagrams per second answered to one source (IPv6: one /64); to all, 100 times that."},
+    )
+    udp_burst: int = field(
+        default=200, metadata={"help": "Datagrams answered to one source at once, before --udp-rate holds."}
+    )
+    unsafe_udp: bool = field(
+        default=False,
+        metadata={"help": "For labs: answer source ports below 1024 too, and to all together at any rate."},
+    )
     socket: SocketOptions = field(default_factory=SocketOptions)
 
     def __post_init__(self) -> None:
@@ -47,5 +58,9 @@ class ServeOptions:
         for name in ("idle_timeout", "graceful_timeout", "linger"):
             if not getattr(self, name) >= 0:
                 raise UsageError(f"{name} must be 0 or more seconds, not {getattr(self, name)}")
+        if not self.udp_rate > 0:
+            raise UsageError(f"udp_rate must be more than 0 per second, not {self.udp_rate}")
+        if self.udp_burst < 1:
+            raise UsageError(f"udp_burst must be 1 or more, not {self.udp_burst}")
         if self.idle_timeout == 0:
             raise UsageError("idle_timeout must be more than 0 seconds; off (infinite) is no limit")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from anyio import TASK_STATUS_IGNORED, CancelScope, Event, create_task_group, move_on_after
 from anyio.abc import TaskGroup, TaskStatus
 
-from anyecho.address import Address, TCPAddress, parse_address
+from anyecho.address import Address, TCPAddress, UDPAddress, parse_address
 from anyecho.errors import StartError, bare_errors
 from anyecho.net.accept import Acceptor
 from anyecho.net.listen import Listener, open_listeners
@@ -27,6 +27,7 @@ from anyecho.server.limits import ConnectionLimit, Reaper, raise_descriptor_limi
 from anyecho.server.options import ServeOptions
 from anyecho.server.stats import Stats
 from anyecho.server.tasks import TaskConnection
+from anyecho.server.udp import UDPEcho
 
 if TYPE_CHECKING:
     import socket
@@ -112,7 +113,10 @@ class Server:
         self._acceptors = [
             Acceptor(sock=listener.sock, gate=limit, hand_over=self._begin, errors=self.stats.accept_errors)
             for listener in listeners
+            if not isinstance(listener.address, UDPAddress)
         ]
+        datagrams = [listener.sock for listener in listeners if isinstance(listener.address, UDPAddress)]
+        self._udp = UDPEcho(datagrams, options, self.stats.datagrams)
         self._refusing = False
         self._accepting = CancelScope()
         self._accepting_ended = Event()
@@ -129,7 +133,8 @@ class Server:
     async def drain(self, grace: float | None = None) -> None:
         """Stop accepting, after those whom the kernel has told that they are connected; go on echoing for `grace`
         seconds (by default the option's); then half-close, give the rest `linger` seconds to read what they are
-        owed, and close.
+        owed, and close. Datagrams are echoed as far as they have come: who sends the next one is as well served by
+        whoever has the port then.
 
         Returns when no connection is left, at the latest after grace and linger. `wait_closed` returns then too.
         """
@@ -165,6 +170,7 @@ class Server:
         try:
             with self._accepting:
                 async with create_task_group() as acceptors:
+                    acceptors.start_soon(self._udp.run, self._poller)
                     for acceptor in self._acceptors:
                         acceptors.start_soon(acceptor.run, self._poller)
 
@@ -172,6 +178,7 @@ class Server:
             # backlog, because that is how many it lets wait.
             for acceptor in self._acceptors:
                 acceptor.accept_some(self.options.backlog + 1)
+            self._udp.finish()
         finally:
             for listener in self._listeners:
                 listener.close()
@@ -221,5 +228,7 @@ def _describe(asked: Address, bound: Address) -> str:
     """``localhost port 10000``, as the original example said it; other addresses as they are written."""
     if isinstance(asked, TCPAddress) and isinstance(bound, TCPAddress):
         return f"{asked.host or '*'} port {bound.port}"
+    if isinstance(asked, UDPAddress) and isinstance(bound, UDPAddress):
+        return f"{asked.host or '*'} port {bound.port} (UDP)"
 
     return str(bound)

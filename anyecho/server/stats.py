@@ -1,4 +1,4 @@
-"""Counters, with a reason for every close."""
+"""Counters, with a reason for every close and drop."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ __all__ = ("Stats",)
 
 from collections import Counter
 from dataclasses import dataclass, field
+
+from anyecho.net.datagram_counts import DatagramCounts
 
 
 @dataclass(eq=False)
@@ -16,7 +18,7 @@ class Stats:
     (reset, or given up by the kernel), ``idle``, ``drained`` (still open when a drain's grace was over),
     ``cancelled`` (the server was), ``error`` (a bug of ours, logged with its traceback). `accept_errors` counts by
     errno name, ``shed`` being connections closed for want of a descriptor. The byte totals are of connections that
-    have closed.
+    have closed. `datagrams` has its own of everything.
     """
 
     accepted: int = 0
@@ -25,3 +27,4 @@ class Stats:
     bytes_sent: int = 0
     closed: Counter[str] = field(default_factory=Counter)
     accept_errors: Counter[str] = field(default_factory=Counter)
+    datagrams: DatagramCounts = field(default_factory=DatagramCounts)

@@ -348,6 +348,7 @@ async def test_a_slow_reader_is_not_a_stalled_one(poller: Poller | Fallback) -> 
         await stream.send(b"".join([chunk async for chunk in stream]))
 
     async with facing(store_and_forward, poller, timeout=0.15) as client:
+        assert isinstance(client.stream, ByteStream)
         client.stream = Uphill(client.stream, lambda what, chunk: None)
         assert len(await everything(client, [bytes(1 << 19)])) == 1 << 19
 

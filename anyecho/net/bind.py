@@ -1,0 +1,70 @@
+"""From a host and a port to bound sockets: one a family, all on one port. What a socket is for, others know."""
+
+from __future__ import annotations
+
+__all__ = ("bind_hosts",)
+
+import errno
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any, TypeAlias
+
+from anyecho.address import TCPAddress, UDPAddress
+from anyecho.net.sockets import Endpoint, resolve
+
+#: Makes one socket of a family, bound to a socket address.
+BindOne: TypeAlias = Callable[[int, Any], socket.socket]
+
+#: How often a free port found for one family may be taken in the other before we give up.
+_PORT_TRIES = 64
+#: What bind(2) says of a family that this machine does not have.
+_NO_SUCH_FAMILY = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT})
+
+
+async def bind_hosts(address: TCPAddress | UDPAddress, bind_one: BindOne) -> list[socket.socket]:
+    """A socket for every endpoint of `address`, v4 first; no host is every interface of both families.
+
+    All or none. Raises the `OSError` of the first that could not be had, and `socket.gaierror`.
+    """
+    if address.host:
+        endpoints = sorted(await resolve(address.host, address.port), key=lambda endpoint: endpoint[0])
+    else:
+        port = address.port
+        endpoints = [(socket.AF_INET, ("0.0.0.0", port)), (socket.AF_INET6, ("::", port, 0, 0))]
+
+    for _ in range(_PORT_TRIES if address.port == 0 else 1):
+        try:
+            return _bind_each(endpoints, bind_one)
+        except OSError as exc:
+            failure = exc
+            if exc.errno != errno.EADDRINUSE:
+                break
+
+    raise failure
+
+
+def _bind_each(endpoints: Sequence[Endpoint], bind_one: BindOne) -> list[socket.socket]:
+    """One socket an endpoint, in their order, all on the port that the first of them got."""
+    with ExitStack() as opened:
+        sockets: list[socket.socket] = []
+        absent: OSError | None = None
+        port = 0
+        for family, (host, wanted, *rest) in endpoints:
+            try:
+                sock = bind_one(family, (host, wanted or port, *rest))
+            except OSError as exc:
+                if exc.errno not in _NO_SUCH_FAMILY:
+                    raise
+                absent = exc
+                continue
+
+            opened.callback(sock.close)
+            sockets.append(sock)
+            port = sock.getsockname()[1]
+
+        if absent is not None and not sockets:
+            raise absent
+
+        opened.pop_all()
+        return sockets

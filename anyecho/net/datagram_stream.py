@@ -1,0 +1,154 @@
+"""A UDP socket connected to one peer, as an anyio stream of datagrams: what a client sends on.
+
+Nothing is awaited between the system call and the return, so that a cancelled call loses no datagram. It knows
+sockets and errno; which datagram answers which, others find out.
+"""
+
+from __future__ import annotations
+
+__all__ = ("DatagramStream", "connect_datagrams")
+
+import errno
+import os
+import socket
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from anyio import BrokenResourceError, BusyResourceError, ClosedResourceError
+from anyio.abc import SocketAttribute, UnreliableObjectStream
+from anyio.lowlevel import checkpoint
+
+from anyecho.address import UDPAddress
+from anyecho.errors import ConnectError
+from anyecho.net.fallback import Registration
+from anyecho.net.poller import Fallback, Poller
+from anyecho.net.sockets import SocketOptions, resolve
+
+#: The largest datagram there is, headers included.
+_BUFFER_SIZE = 65536
+_FAMILIES = {None: socket.AF_UNSPEC, 4: socket.AF_INET, 6: socket.AF_INET6}
+
+
+async def connect_datagrams(
+    address: UDPAddress,
+    *,
+    family: Literal[4, 6] | None = None,
+    options: SocketOptions,
+    poller: Poller | Fallback | None = None,
+) -> DatagramStream:
+    """A stream to the first endpoint of `address` that there is a way to, v4 before v6.
+
+    That somebody is there, only an answer tells. Raises `ConnectError`, one line, when no datagram could be sent.
+    """
+    try:
+        endpoints = await resolve(address.host or "localhost", address.port, family=_FAMILIES[family])
+        failures: list[OSError] = []
+        # v4 first: of the two loopback addresses a server is most often on the older, and UDP does not try both.
+        for kind, sockaddr in sorted(endpoints, key=lambda endpoint: endpoint[0]):
+            try:
+                return _connect(kind, sockaddr, options, poller or Fallback())
+            except OSError as exc:
+                failures.append(exc)
+        raise failures[0]
+    except socket.gaierror as exc:
+        raise ConnectError(f"cannot connect to {address}: no such host ({exc.strerror})") from exc
+    except (OSError, UnicodeError) as exc:
+        raise ConnectError(f"cannot connect to {address}: {getattr(exc, 'strerror', exc)}") from exc
+
+
+def _connect(family: int, sockaddr: Any, options: SocketOptions, poller: Poller | Fallback) -> DatagramStream:
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    try:
+        sock.setblocking(False)
+        options.apply(sock)
+        sock.connect(sockaddr)
+        # A dead port among the ephemeral ones can be given to the very socket that calls it, which then talks to
+        # itself: no echo.
+        if sock.getsockname() == sock.getpeername():
+            raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+        return DatagramStream(sock, poller.register(sock))
+    except BaseException:
+        sock.close()
+        raise
+
+
+class DatagramStream(UnreliableObjectStream[bytes]):
+    """`sock`, connected and non-blocking, as a stream of datagrams that closes it.
+
+    An `OSError` is a `BrokenResourceError` with that as its cause. It may be about a datagram sent before
+    (ECONNREFUSED), and the stream goes on working.
+    """
+
+    def __init__(self, sock: socket.socket, registration: Registration) -> None:
+        self._sock = sock
+        self._registration = registration
+        self._closed = False
+        self._sending = False
+
+    def receive_nowait(self) -> bytes | None:
+        """The next datagram, or None while there is none."""
+        if self._closed:
+            raise ClosedResourceError
+        try:
+            return self._sock.recv(_BUFFER_SIZE)
+        except BlockingIOError:
+            self._registration.may_read = False
+            return None
+        except OSError as exc:
+            raise BrokenResourceError from exc
+
+    async def readable(self) -> None:
+        """Return once `receive_nowait` is worth a try."""
+        await self._registration.readable()
+
+    async def receive(self) -> bytes:
+        await checkpoint()
+        while (datagram := self.receive_nowait()) is None:
+            await self.readable()
+
+        return datagram
+
+    async def send(self, item: bytes) -> None:
+        if self._sending:
+            raise BusyResourceError("sending to")
+
+        self._sending = True
+        try:
+            await checkpoint()
+            while not self._try_to_send(item):
+                await self._registration.writable()
+        finally:
+            self._sending = False
+
+    def _try_to_send(self, item: bytes) -> bool:
+        if self._closed:
+            raise ClosedResourceError
+        try:
+            self._sock.send(item)
+        except BlockingIOError:
+            self._registration.may_write = False
+            return False
+        except OSError as exc:
+            raise BrokenResourceError from exc
+
+        return True
+
+    async def aclose(self) -> None:
+        if not self._closed:
+            self._closed = True
+            await self._registration.aclose()
+            self._sock.close()
+
+        await checkpoint()
+
+    @property
+    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        sock = self._sock
+        return {
+            SocketAttribute.family: lambda: sock.family,
+            SocketAttribute.raw_socket: lambda: sock,
+            SocketAttribute.local_address: lambda: sock.getsockname()[:2],
+            SocketAttribute.local_port: lambda: sock.getsockname()[1],
+            SocketAttribute.remote_address: lambda: sock.getpeername()[:2],
+            SocketAttribute.remote_port: lambda: sock.getpeername()[1],
+        }

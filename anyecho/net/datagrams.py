@@ -1,0 +1,110 @@
+"""Datagrams back to where they came from, on a bound UDP socket (RFC 862: empty ones too).
+
+It knows when there is something to do; how the kernel takes and gives datagrams, `mmsg` and `singly` do; whom to
+answer, a guard decides. What the network does to a UDP socket is counted by its errno name and stops nothing.
+"""
+
+from __future__ import annotations
+
+__all__ = ("Reflector",)
+
+import logging
+import socket
+import sys
+
+from anyio import Event, sleep
+
+from anyecho.net import mmsg
+from anyecho.net.datagram_counts import DatagramCounts, Guard
+from anyecho.net.mmsg import Batched
+from anyecho.net.poller import Fallback, Poller
+from anyecho.net.singly import Singly
+
+logger = logging.getLogger("anyecho.server")
+
+#: Asked of the kernel, which gives no more than net.core.rmem_max. Its default holds 256 small datagrams.
+_QUEUE_SIZE = 4 << 20
+#: How long to leave a socket alone that says nothing but errors.
+_BREATH = 0.1
+#: Batches answered by `finish` at most: more than a full queue of small datagrams.
+_LAST_BATCHES = 256
+
+_ANY = ("0.0.0.0", "::")
+#: Not in Python's socket module before 3.14.
+_IP_PKTINFO: int = getattr(socket, "IP_PKTINFO", 8 if sys.platform == "linux" else -1)
+_IPV6_PKTINFO: int = getattr(socket, "IPV6_PKTINFO", -1)
+
+
+class Reflector:
+    """Sends back what comes to `sock`, bound and non-blocking, as far as `guard` admits it. It closes nothing."""
+
+    def __init__(self, sock: socket.socket, guard: Guard, counts: DatagramCounts, *, tune: bool = True) -> None:
+        self.sock = sock
+        self._guard = guard
+        self._counts = counts
+        if tune:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _QUEUE_SIZE)
+        # The routing table would not always choose the address that was asked. With one address it must.
+        asked = sock.getsockname()[0] in _ANY and _learn_who_was_asked(sock)
+        self._echo: Batched | Singly = (Batched if mmsg.HAVE_MMSG else Singly)(sock, asked=asked)
+
+    async def run(self, poller: Poller | Fallback) -> None:
+        """Reflect until cancelled."""
+        while True:
+            if isinstance(poller, Poller):
+                await self._reflect_by_callback(poller)
+            else:
+                await self._reflect_by_waiting(poller)
+
+            await sleep(_BREATH)
+
+    async def _reflect_by_callback(self, poller: Poller) -> None:
+        """Return when only errors come; watched no more until then, or the loop would spin."""
+        paused = Event()
+
+        def on_event() -> None:
+            if not self.turn():
+                watch.pause()
+                paused.set()
+
+        watch = poller.watch(self.sock, on_event)
+        try:
+            await paused.wait()
+        finally:
+            watch.pause()
+
+    async def _reflect_by_waiting(self, fallback: Fallback) -> None:
+        registration = fallback.register(self.sock)
+        try:
+            while self.turn():
+                registration.may_read = False
+                await registration.readable()
+        finally:
+            await registration.aclose()
+
+    def finish(self) -> None:
+        """Answer what has come already."""
+        for _ in range(_LAST_BATCHES):
+            before = self._counts.received
+            if not self.turn() or self._counts.received == before:
+                return
+
+    def turn(self) -> bool:
+        """Reflect what has come, at most 64; return whether it makes sense to go on. Never raises."""
+        try:
+            self._guard.begin_turn()
+            return self._echo.turn(self._guard, self._counts)
+        except Exception:
+            logger.exception("error while echoing datagrams")
+            return False
+
+
+def _learn_who_was_asked(sock: socket.socket) -> bool:
+    if sock.family == socket.AF_INET and _IP_PKTINFO >= 0:
+        sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+        return True
+    if sock.family == socket.AF_INET6 and _IPV6_PKTINFO >= 0:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        return True
+
+    return False

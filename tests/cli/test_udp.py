@@ -1,0 +1,162 @@
+"""``anyecho serve`` and ``anyecho send`` over UDP, as their users meet them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from anyecho.cli.main import main
+from tests.datagrams import caller
+from tests.process import PATIENCE, Process, Processes, port_of
+
+UDP = "udp://127.0.0.1:0"
+#: How other people send a datagram; each waits a second for more before it ends.
+CLIENTS = {
+    "nc": ["nc", "-u", "-w1", "127.0.0.1", "{port}"],
+    "socat": ["socat", "-T1", "-", "UDP:127.0.0.1:{port}"],
+}
+
+
+@pytest.fixture
+def server(processes: Processes, backend: str) -> Process:
+    return processes.serve("-b", UDP, "--backend", backend)
+
+
+@pytest.fixture
+def lonely() -> str:
+    """The address of nobody."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"udp://127.0.0.1:{probe.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("client", list(CLIENTS))
+def test_other_peoples_clients_get_their_echo(client: str, processes: Processes) -> None:
+    if shutil.which(client) is None:
+        pytest.skip(f"{client} is not installed")
+    port = port_of(processes.serve("-b", UDP).addresses[0])
+    command = [word.format(port=port) for word in CLIENTS[client]]
+    ended = subprocess.run(
+        command, input=b"hello\n", stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=PATIENCE
+    )
+
+    assert ended.stdout == b"hello\n"
+
+
+def test_each_family_is_reported(processes: Processes) -> None:
+    process = processes.serve("-b", "udp://localhost:0", "--log-level", "info", listeners=2)
+    port = port_of(process.addresses[0])
+
+    assert process.addresses == [f"udp://127.0.0.1:{port}", f"udp://[::1]:{port}"]
+    process.signal()
+    assert process.wait() == 0
+    assert f"main: starting up on localhost port {port} (UDP)" in process.errors()
+
+
+def test_messages_come_back(processes: Processes, server: Process, backend: str) -> None:
+    arguments = ["send", server.addresses[0], "--backend", backend, "--repeat", "2", "one", "", "two"]
+
+    assert processes.run(*arguments) == (0, b"onetwoonetwo", "")
+
+
+def test_each_line_of_standard_input_is_a_datagram(processes: Processes, server: Process, backend: str) -> None:
+    lines = ["first\n", "\n", "x" * 65506 + "\n", "last"]
+    arguments = ["send", server.addresses[0], "--backend", backend, "--log-level", "debug"]
+    status, output, errors = processes.run(*arguments, stdin="".join(lines).encode())
+
+    assert (status, output) == (0, "".join(lines).encode())
+    assert errors.count("echo_client: sending ") == len(lines)
+
+
+def test_a_file_is_one_datagram(processes: Processes, server: Process, tmp_path: Path) -> None:
+    file = tmp_path / "packet"
+    file.write_bytes(b"with\nlines\n")
+    arguments = ["send", server.addresses[0], "--file", str(file), "--repeat", "2", "--log-level", "debug"]
+    status, output, errors = processes.run(*arguments)
+
+    assert (status, output) == (0, file.read_bytes() * 2)
+    assert errors.count("echo_client: sending b'with\\nlines\\n'") == 2
+
+
+def test_an_empty_file_is_an_empty_datagram(processes: Processes, server: Process) -> None:
+    status, output, errors = processes.run(
+        "send", server.addresses[0], "--file", os.devnull, "--log-level", "debug"
+    )
+
+    assert (status, output) == (0, b"")
+    assert "echo_client: received b''" in errors
+
+
+@pytest.mark.parametrize("kind", ["message", "file", "line"])
+def test_what_no_datagram_holds_is_one_line(kind: str, processes: Processes, tmp_path: Path) -> None:
+    [address] = processes.serve("-b", UDP).addresses
+    file = tmp_path / "large"
+    file.write_bytes(b"x" * 66_000)
+    given = {"message": ["x" * 66_000], "file": ["--file", str(file)], "line": []}[kind]
+    status, output, errors = processes.run("send", address, *given, stdin=b"x" * 200_000)
+
+    assert (status, output, errors.count("\n")) == (2, b"", 1)
+    assert errors.endswith(" is too large for a datagram, which holds at most 65507 bytes\n")
+
+
+@pytest.mark.parametrize("flags", [[], ["--file", "/dev/zero"]], ids=["line", "file"])
+def test_what_never_ends_is_not_read_for_ever(flags: list[str], processes: Processes) -> None:
+    [address] = processes.serve("-b", UDP).addresses
+    with open("/dev/zero", "rb") as endless:
+        process = processes.start("send", address, *flags, stdin=endless)
+
+    assert process.wait() == 2
+    assert "too large for a datagram" in process.errors()
+
+
+def test_a_loss_is_one_line_and_the_rest_is_written(processes: Processes, backend: str) -> None:
+    [address] = processes.serve("-b", UDP, "--udp-burst", "2", "--udp-rate", "1/1h").addresses
+    arguments = ["send", address, "--backend", backend, "--timeout", "500ms", "a", "b", "c"]
+
+    line = "anyecho: 1 of 3 datagrams were lost (no answer within 500ms)\n"
+    assert processes.run(*arguments) == (1, b"ab", line)
+
+
+def test_nobody_there_is_a_failure_to_start(lonely: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["send", lonely, "hello"]) == 3
+    assert capfd.readouterr() == ("", f"anyecho: cannot reach {lonely}: Connection refused\n")
+
+
+def test_the_flags_reach_the_guard_and_the_log_names_them(processes: Processes) -> None:
+    process = processes.serve("-b", UDP, "--udp-rate", "1/1h", "--udp-burst", "1")
+    with caller(process.addresses[0]) as sock:
+        for payload in (b"one", b"two"):
+            sock.send(payload)
+        assert sock.recv(100) == b"one"
+        where = f"127.0.0.1 port {sock.getsockname()[1]}"
+
+    line = process.read_errors(until="\n")
+    assert line.startswith(f"main: dropping datagrams from {where}: it sends more than ")
+    assert line.endswith("/s (--udp-rate, --udp-burst)\n")
+
+
+@pytest.mark.parametrize("flags", [[], ["--unsafe-udp"]])
+def test_a_privileged_port_is_for_labs(flags: list[str], processes: Processes) -> None:
+    process = processes.serve("-b", UDP, *flags)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.bind(("127.0.0.1", 1000))
+        except OSError as exc:
+            pytest.skip(f"port 1000 is not to be had: {exc.strerror}")
+        sock.settimeout(PATIENCE)
+        sock.sendto(b"hello", ("127.0.0.1", port_of(process.addresses[0])))
+        if flags:
+            assert sock.recv(100) == b"hello"
+        else:
+            assert "port 1000: no client's port is below 1024 (--unsafe-udp" in process.read_errors(until="\n")
+
+
+def test_a_signal_ends_it_at_once_and_frees_the_port(processes: Processes, server: Process) -> None:
+    server.signal()
+    assert server.wait(5) == 0
+    assert processes.serve("-b", server.addresses[0]).addresses == server.addresses

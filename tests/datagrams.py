@@ -1,0 +1,53 @@
+"""Peers of a UDP server that know nothing of anyecho, honest and otherwise."""
+
+from __future__ import annotations
+
+__all__ = ("caller", "forge", "forger")
+
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from anyecho.address import Address, UDPAddress
+
+
+@contextmanager
+def caller(address: Address | str, *, source: str = "", connected: bool = True) -> Iterator[socket.socket]:
+    """A blocking client socket; connected, it hears nobody but whom it calls."""
+    if isinstance(address, str):
+        host, _, port = address.removeprefix("udp://").rpartition(":")
+        address = UDPAddress(host=host.strip("[]"), port=int(port))
+    assert isinstance(address, UDPAddress)
+    with socket.socket(socket.AF_INET6 if ":" in address.host else socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(10)
+        if source:
+            sock.bind((source, 0))
+        if connected:
+            sock.connect((address.host, address.port))
+        yield sock
+
+
+@contextmanager
+def forger() -> Iterator[socket.socket]:
+    """A raw socket, on which `forge` sends."""
+    try:
+        raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+    except PermissionError:
+        pytest.skip("only root may forge a source")
+    with raw:
+        yield raw
+
+
+def forge(raw: socket.socket, source: tuple[str, int], address: Address, payload: bytes = b"forged") -> None:
+    """Send `payload` to `address` as if it came from `source` (RFC 791, RFC 768; no checksum)."""
+    assert isinstance(address, UDPAddress)
+    datagram = struct.pack("!4H", source[1], address.port, 8 + len(payload), 0) + payload
+    sender, receiver = (socket.inet_aton(host) for host in (source[0], address.host))
+    header = struct.pack(
+        *("!BBHHHBBH4s4s", 0x45, 0, 20 + len(datagram), 0, 0, 64, socket.IPPROTO_UDP, 0),
+        *(sender, receiver),
+    )
+    raw.sendto(header + datagram, (address.host, 0))

@@ -1,0 +1,397 @@
+"""Echoing datagrams, whatever the network and its forgers send; the loop outlives all of it."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import logging
+import math
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from anyio import fail_after, move_on_after, to_thread
+
+from anyecho.address import TCPAddress, UDPAddress
+from anyecho.errors import BindError
+from anyecho.measure.client import connect
+from anyecho.net import mmsg
+from anyecho.net.datagram_counts import DatagramCounts
+from anyecho.net.datagrams import Reflector
+from anyecho.server.options import ServeOptions
+from anyecho.server.server import Server, open_server
+from anyecho.server.udp import SourceGuard
+from tests.datagrams import caller, forge, forger
+from tests.peers import SOON, until
+
+#: What 64 bytes and less cost in the kernel's queue, on a 64-bit Linux.
+QUEUED = 832
+
+has_ipv6 = pytest.mark.skipif(not socket.has_ipv6, reason="this machine has no IPv6")
+
+
+@pytest.fixture(autouse=True)
+def engine() -> None:
+    """Once is enough: no engine is concerned."""
+
+
+@pytest.fixture(autouse=True, params=["batched", "singly"])
+def system_calls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways of echoing: nobody must be able to tell them apart, except by speed."""
+    if request.param == "singly":
+        monkeypatch.setattr(mmsg, "HAVE_MMSG", False)
+    elif not mmsg.HAVE_MMSG:
+        pytest.skip("this system has no recvmmsg")
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    async with open_server("udp://127.0.0.1:0") as server:
+        yield server
+
+
+async def ask(sock: socket.socket, datagram: bytes) -> bytes:
+    sock.send(datagram)
+    return await to_thread.run_sync(sock.recv, 65536)
+
+
+async def is_alive(server: Server) -> bool:
+    """Whether an honest client gets its echo, from an address that no test has used up."""
+    with caller(server.addresses[0], source="127.7.7.7") as sock:
+        return await ask(sock, b"alive") == b"alive"
+
+
+async def until_received(server: Server, count: int) -> None:
+    await until(lambda: server.stats.datagrams.received == count)
+
+
+@pytest.mark.parametrize("size", [0, 1, 1472, 1473, 65507])
+async def test_a_datagram_comes_back(size: int, server: Server) -> None:
+    payload = os.urandom(size)
+    with caller(server.addresses[0]) as sock:
+        assert await ask(sock, payload) == payload
+
+    counts = server.stats.datagrams
+    assert (counts.received, counts.echoed, counts.bytes_received, counts.bytes_echoed) == (1, 1, size, size)
+
+
+@has_ipv6
+async def test_localhost_is_both_loopback_addresses_on_one_port() -> None:
+    async with open_server("udp://localhost:0") as server:
+        first, second = server.addresses
+        assert isinstance(first, UDPAddress)
+        assert second == UDPAddress(host="::1", port=first.port)
+        for address in server.addresses:
+            with caller(address) as sock:
+                assert await ask(sock, b"hello") == b"hello"
+
+
+@has_ipv6
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1"])
+async def test_the_answer_comes_from_the_address_that_was_asked(host: str) -> None:
+    async with open_server("udp://:0") as server:
+        address = server.addresses[0]
+        assert isinstance(address, UDPAddress)
+        asked = UDPAddress(host=host, port=address.port)
+        with caller(asked, connected=False) as sock:
+            sock.sendto(b"who", (host, address.port))
+            answer, source = await to_thread.run_sync(sock.recvfrom, 100)
+
+        assert (answer, source[:2]) == (b"who", (host, address.port))
+
+
+async def test_tcp_and_udp_may_share_a_port() -> None:
+    async with open_server("tcp://127.0.0.1:0") as server:
+        [address] = server.addresses
+        assert isinstance(address, TCPAddress)
+        async with open_server(UDPAddress(host="127.0.0.1", port=address.port)) as other:
+            assert await is_alive(other)
+
+
+async def test_a_port_is_nobody_elses(server: Server) -> None:
+    with pytest.raises(BindError, match="it is in use already"):
+        async with open_server(server.addresses[0]):
+            pytest.fail("it opened")
+
+
+async def test_a_thousand_that_queued_up_all_come_back() -> None:
+    async with open_server("udp://127.0.0.1:0", options=ServeOptions(udp_burst=1000)) as server:
+        with caller(server.addresses[0]) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+            room = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // QUEUED
+            if room < 1000:
+                pytest.skip(f"net.core.rmem_max has room for {room} datagrams")
+            # Nothing is awaited between them, so that they all wait for the server.
+            sent = [b"%d" % number for number in range(1000)]
+            for datagram in sent:
+                sock.send(datagram)
+            came = await to_thread.run_sync(lambda: [sock.recv(100) for _ in sent])
+
+        assert came == sent
+        assert server.stats.datagrams.errors == {}
+
+
+async def test_those_between_others_that_are_dropped_come_back_in_order() -> None:
+    async with open_server("udp://127.0.0.1:0", options=ServeOptions(udp_rate=1e-6, udp_burst=20)) as server:
+        address = server.addresses[0]
+        with caller(address) as greedy, caller(address, source="127.0.0.2") as modest:
+            sent = [bytes(size) for size in range(20)]
+            for _ in range(20):
+                greedy.send(b"me")
+            for number, datagram in enumerate(sent):
+                for _ in range(number % 3):
+                    greedy.send(b"and me")
+                modest.send(datagram)
+            assert await to_thread.run_sync(lambda: [modest.recv(100) for _ in sent]) == sent
+
+        counts = server.stats.datagrams
+        assert (counts.echoed, counts.dropped, counts.bytes_echoed) == (40, {"rate": 19}, 40 + sum(range(20)))
+
+
+def test_on_a_link_of_its_own_a_neighbour_is_answered_and_a_group_is_not(
+    backend: str,
+) -> None:
+    """In a network namespace: real interfaces' traffic is nobody's business here."""
+    way = "batched" if mmsg.HAVE_MMSG else "singly"
+    unshare = shutil.which("unshare")
+    if unshare is None or subprocess.run([unshare, "-n", "true"], stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("no network namespace may be made here")
+    command = [unshare, "-n", sys.executable, "-m", "tests.server.link", backend, way]
+    ended = subprocess.run(command, stdout=subprocess.PIPE, timeout=20, check=True, text=True)
+
+    assert ended.stdout == "b'neighbour' fe80::1 {'broadcast': 2}\n"
+
+
+async def test_a_flood_is_taken_64_at_a_time() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.setblocking(False)
+        counts = DatagramCounts()
+        reflector = Reflector(sock, SourceGuard(ServeOptions(), [], Counter()), counts)
+        with caller(UDPAddress(host="127.0.0.1", port=sock.getsockname()[1])) as client:
+            for _ in range(100):
+                client.send(b"flood")
+            reflector.turn()
+            assert counts.received == 64
+            reflector.turn()
+            assert counts.received == 100
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (("127.0.0.1", 0), "port_0"),
+        (("127.0.0.1", 7), "port_below_1024"),
+        (("127.0.0.1", -1), "own_port"),
+        (("127.0.0.2", -1), "own_port"),
+        (("255.255.255.255", 5000), "broadcast"),
+        (("127.255.255.255", 5000), "broadcast"),
+        (("224.0.0.1", 5000), "multicast"),
+    ],
+)
+@pytest.mark.parametrize("bind", ["udp://127.0.0.1:0", "udp://:0"])
+async def test_a_forged_source_is_dropped_and_counted(source: tuple[str, int], reason: str, bind: str) -> None:
+    with forger() as raw:
+        async with open_server(bind) as server:
+            [address, *_] = server.addresses
+            assert isinstance(address, UDPAddress)
+            target = UDPAddress(host="127.0.0.1", port=address.port)
+            host, port = source
+            forge(raw, (host, address.port if port < 0 else port), target)
+            await until_received(server, 1)
+            assert await is_alive(server)
+            counts = server.stats.datagrams
+            assert (counts.dropped, counts.echoed, counts.errors) == ({reason: 1}, 1, {})
+
+
+async def test_a_datagram_to_many_is_answered_by_nobody() -> None:
+    async with open_server("udp://:0") as server:
+        address = server.addresses[0]
+        assert isinstance(address, UDPAddress)
+        with caller(address, connected=False) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            sock.sendto(b"anybody?", ("127.255.255.255", address.port))
+            await until_received(server, 1)
+
+        assert server.stats.datagrams.dropped == {"broadcast": 1}
+        assert await is_alive(server)
+
+
+async def test_two_servers_on_one_port_number_drop_the_first_datagram_of_a_loop() -> None:
+    with forger() as raw:
+        async with open_server("udp://127.0.0.1:0") as one:
+            address = one.addresses[0]
+            assert isinstance(address, UDPAddress)
+            async with open_server(UDPAddress(host="127.0.0.2", port=address.port)) as other:
+                forge(raw, ("127.0.0.2", address.port), address)
+                await until_received(one, 1)
+                assert one.stats.datagrams.dropped == {"own_port": 1}
+                assert await is_alive(other)
+                assert other.stats.datagrams.received == 1
+
+
+async def test_a_loop_of_two_servers_ends_when_a_bucket_is_empty() -> None:
+    with forger() as raw:
+        async with open_server("udp://127.0.0.1:0") as one, open_server("udp://127.0.0.2:0") as other:
+            first, second = one.stats.datagrams, other.stats.datagrams
+            address = other.addresses[0]
+            assert isinstance(address, UDPAddress)
+            forge(raw, (address.host, address.port), one.addresses[0])
+            await until(lambda: first.dropped["rate"] + second.dropped["rate"] == 1)
+            before = first.received + second.received
+            assert before < 2 * (200 + 100 * SOON)
+            with move_on_after(2) as quiet:
+                await until(lambda: first.received + second.received > before)
+
+            assert quiet.cancelled_caught
+            assert await is_alive(one)
+            assert await is_alive(other)
+
+
+async def test_who_sends_too_much_hurts_only_himself(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    began = time.monotonic()
+    counts = server.stats.datagrams
+    with caller(server.addresses[0]) as sock:
+        for number in range(600):
+            sock.send(b"%d" % number)
+            if number % 50 == 49:
+                await until_received(server, number + 1)
+
+    lasted = time.monotonic() - began
+    assert 200 <= counts.echoed <= 200 + 100 * lasted + 1
+    assert counts.dropped == {"rate": 600 - counts.echoed}
+    assert await is_alive(server)
+    [line] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert "--udp-rate" in line
+
+
+async def test_a_client_that_is_gone_stops_nothing(server: Server) -> None:
+    for _ in range(5):
+        with caller(server.addresses[0]) as sock:
+            sock.send(b"and gone")
+    await until_received(server, 5)
+
+    assert await is_alive(server)
+
+
+def fail(monkeypatch: pytest.MonkeyPatch, direction: str, *names: str) -> None:
+    """Let what receives datagrams, or sends answers, fail so, once each, then work again."""
+    failures = [getattr(errno, name) for name in names]
+
+    def one_by_one(work: Callable[..., Any]) -> Callable[..., Any]:
+        def failing(*arguments: Any) -> Any:
+            if failures:
+                code = failures.pop(0)
+                raise OSError(code, os.strerror(code))
+            return work(*arguments)
+
+        return failing
+
+    def in_batches(work: Callable[..., Any]) -> Callable[..., Any]:
+        def failing(*arguments: Any) -> Any:
+            if failures:
+                ctypes.set_errno(failures.pop(0))
+                return -1
+            return work(*arguments)
+
+        return failing
+
+    for method in {"send": ("sendto", "sendmsg"), "recv": ("recvfrom_into", "recvmsg_into")}[direction]:
+        monkeypatch.setattr(socket.socket, method, one_by_one(getattr(socket.socket, method)))
+    if mmsg.HAVE_MMSG:
+        call = f"_{direction}mmsg"
+        monkeypatch.setattr(mmsg, call, in_batches(getattr(mmsg, call)))
+
+
+ERRORS = ("EAGAIN", "ECONNREFUSED", "EHOSTUNREACH", "EINVAL", "EMSGSIZE", "ENETUNREACH", "ENOBUFS", "EPERM")
+
+
+@pytest.mark.parametrize("bind", ["udp://127.0.0.1:0", "udp://:0"])
+async def test_an_answer_that_cannot_be_sent_is_counted(bind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail(monkeypatch, "send", *ERRORS)
+    async with open_server(bind) as server:
+        with caller(server.addresses[0]) as sock:
+            for _ in ERRORS:
+                sock.send(b"lost")
+            assert await ask(sock, b"kept") == b"kept"
+
+        counts = server.stats.datagrams
+        assert counts.errors == dict.fromkeys(ERRORS, 1)
+        assert (counts.received, counts.echoed) == (len(ERRORS) + 1, 1)
+
+
+@pytest.mark.parametrize("bind", ["udp://127.0.0.1:0", "udp://:0"])
+async def test_an_error_in_place_of_a_datagram_is_counted(bind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail(monkeypatch, "recv", *ERRORS[1:])
+    async with open_server(bind) as server:
+        with caller(server.addresses[0]) as sock:
+            assert await ask(sock, b"kept") == b"kept"
+
+        assert server.stats.datagrams.errors == dict.fromkeys(ERRORS[1:], 1)
+
+
+async def test_an_error_that_does_not_go_away_is_not_asked_about_without_pause(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fail(monkeypatch, "recv", *["ENOMEM"] * 100_000)
+    async with open_server("udp://127.0.0.1:0") as server:
+        with caller(server.addresses[0]) as sock:
+            sock.send(b"x")
+            with move_on_after(0.35):
+                await until(lambda: server.stats.datagrams.errors["ENOMEM"] > 64 * 5)
+
+        assert 64 <= server.stats.datagrams.errors["ENOMEM"] <= 64 * 5
+
+
+async def test_a_bug_costs_its_datagram_and_is_logged(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    judge = SourceGuard.admit
+    with monkeypatch.context() as patch:
+        patch.setattr(SourceGuard, "admit", lambda *_: 1 / 0)
+        with caller(server.addresses[0]) as sock:
+            sock.send(b"bug")
+            await until_received(server, 1)
+
+    assert SourceGuard.admit is judge
+    assert await is_alive(server)
+    assert "error while echoing datagrams" in caplog.text
+
+
+async def test_draining_answers_what_has_come_and_frees_the_port() -> None:
+    async with open_server("udp://127.0.0.1:0", options=ServeOptions(udp_rate=math.inf)) as server:
+        with caller(server.addresses[0]) as sock:
+            sent = [b"%d" % number for number in range(150)]
+            for datagram in sent:
+                sock.send(datagram)
+            with fail_after(1):
+                await server.drain(10)
+            assert await to_thread.run_sync(lambda: [sock.recv(100) for _ in sent]) == sent
+
+        async with open_server(server.addresses[0]) as successor:
+            assert await is_alive(successor)
+
+
+async def test_a_server_leaves_nothing_behind() -> None:
+    with ExitStack() as opened:
+        opened.enter_context(socket.socket())  # an event loop of anyio's opens some of its own at first
+        async with open_server("udp://:0"):
+            pass
+        before = len(os.listdir("/proc/self/fd"))
+        async with open_server("udp://:0") as server, await connect(f"udp://127.0.0.1:{port_of(server)}") as client:
+            await client.exchange(b"x")
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+def port_of(server: Server) -> int:
+    [address, *_] = server.addresses
+    assert isinstance(address, UDPAddress)
+    return address.port

@@ -1,0 +1,234 @@
+"""Whose datagrams are answered, and how many of them: the guard alone, with a clock of the test's."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anyecho.errors import UsageError
+from anyecho.server import udp
+from anyecho.server.options import ServeOptions
+from anyecho.server.udp import SourceGuard
+
+OWN = 40_000
+CLIENT = ("192.0.2.1", 50_000)
+#: What is remembered of sources, at most.
+TABLE = 16_384
+
+
+@pytest.fixture(autouse=True)
+def engine() -> None:
+    """Once is enough: no engine is concerned."""
+
+
+class Gate:
+    """A guard, and the hands of its clock, in seconds since a boot long ago."""
+
+    def __init__(self, **options: Any) -> None:
+        self.now = 1e6
+        self.dropped: Counter[str] = Counter()
+        self.guard = SourceGuard(ServeOptions(**options), [OWN], self.dropped, clock=lambda: self.now)
+
+    def admits(self, source: tuple[Any, ...] = CLIENT) -> bool:
+        self.guard.begin_turn()
+        return self.guard.admit(source)
+
+    def admits_of(self, count: int, source: tuple[Any, ...] = CLIENT) -> int:
+        return sum(self.admits(source) for _ in range(count))
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (("192.0.2.1", 0), "port_0"),
+        (("192.0.2.1", 7), "port_below_1024"),
+        (("192.0.2.1", 1023), "port_below_1024"),
+        (("192.0.2.1", OWN), "own_port"),
+        (("224.0.0.1", 5000), "multicast"),
+        (("239.255.255.250", 5000), "multicast"),
+        (("240.0.0.1", 5000), "multicast"),
+        (("255.255.255.255", 5000), "broadcast"),
+        (("0.0.0.0", 5000), "unspecified"),
+        (("0.1.2.3", 5000), "unspecified"),
+        (("2001:db8::1", 0, 0, 0), "port_0"),
+        (("2001:db8::1", 7, 0, 0), "port_below_1024"),
+        (("::1", OWN, 0, 0), "own_port"),
+        (("ff02::1", 5000, 0, 0), "multicast"),
+        (("::", 5000, 0, 0), "unspecified"),
+    ],
+)
+@pytest.mark.parametrize("unsafe", [False, True])
+def test_where_no_client_lives_no_answer_goes(source: tuple[Any, ...], reason: str, unsafe: bool) -> None:
+    gate = Gate(unsafe_udp=unsafe)
+    # That of a laboratory may: it can only be dangerous, not impossible.
+    lifted = unsafe and reason == "port_below_1024"
+
+    assert [gate.admits(source), gate.admits(source)] == [lifted] * 2
+    assert gate.dropped == ({} if lifted else {reason: 2})
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        *(("127.0.0.1", 1024), ("192.0.2.1", 65535), ("223.255.255.255", OWN + 1), ("10.0.0.255", 5000)),
+        *(("::1", 1024, 0, 0), ("2001:db8::ff00", 5000, 0, 0), ("fe80::1", 5000, 0, 2)),
+    ],
+)
+def test_clients_are_admitted(source: tuple[Any, ...]) -> None:
+    assert Gate().admits(source)
+
+
+def test_a_source_has_its_burst_and_then_its_rate_to_the_datagram() -> None:
+    gate = Gate(udp_rate=10, udp_burst=3)
+    assert gate.admits_of(5) == 3
+
+    gate.now += 0.0998
+    assert gate.admits_of(2) == 0
+    gate.now += 0.0002
+    assert gate.admits_of(2) == 1
+    gate.now += 0.2
+    assert gate.admits_of(5) == 2
+    gate.now += 3600
+    assert gate.admits_of(5) == 3
+    assert gate.dropped == {"rate": 10}
+
+
+@given(
+    rate=st.integers(1, 1000),
+    burst=st.integers(1, 500),
+    pauses=st.lists(st.integers(0, 5000), min_size=1, max_size=200),
+)
+def test_never_more_and_never_less_than_a_bucket_of_tokens_has(rate: int, burst: int, pauses: list[int]) -> None:
+    """Beside a bucket that counts in whole thousandths of a token, at whole milliseconds."""
+    gate = Gate(udp_rate=rate, udp_burst=burst)
+    start, elapsed, tokens = gate.now, 0, burst * 1000
+    for pause in pauses:
+        elapsed += pause
+        gate.now = start + elapsed / 1000
+        tokens = min(burst * 1000, tokens + pause * rate)
+        assert gate.admits() == (tokens >= 1000)
+        tokens -= 1000 * (tokens >= 1000)
+
+
+def test_the_least_of_rates_is_not_none() -> None:
+    assert Gate(udp_rate=5e-324, udp_burst=2).admits_of(5) == 2
+
+
+def test_one_that_has_had_its_share_takes_nothing_from_its_neighbour() -> None:
+    gate = Gate(udp_rate=1, udp_burst=2)
+    assert gate.admits_of(10) == 2
+    assert gate.admits_of(10, ("192.0.2.2", 50_000)) == 2
+    # Another port is no other source.
+    assert not gate.admits((CLIENT[0], CLIENT[1] + 1))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ("2001:db8::1", "2001:db8::ffff:1", True),
+        ("2001:db8::1", "2001:db8:0:1::1", False),
+        ("::1", "::ffff:192.0.2.1", False),
+        ("fe80::1", "fe80::2", False),
+    ],
+)
+def test_an_ipv6_network_of_64_bits_is_one_source(first: str, second: str, same: bool) -> None:
+    gate = Gate(udp_rate=1, udp_burst=1)
+    assert gate.admits((first, 5000, 0, 0))
+    assert gate.admits((second, 5000, 0, 0)) != same
+
+
+def test_all_together_have_a_hundred_times_what_one_has() -> None:
+    gate = Gate(udp_rate=1, udp_burst=2)
+    assert sum(gate.admits_of(2, (f"10.0.0.{host}", 5000)) for host in range(256)) == 200
+    assert gate.dropped == {"total_rate": 312}
+
+    gate.now += 1
+    assert sum(gate.admits_of(2, (f"10.1.0.{host}", 5000)) for host in range(256)) == 100
+
+
+def test_a_laboratory_has_no_limit_for_all_together_but_each_its_own() -> None:
+    gate = Gate(udp_rate=1, udp_burst=2, unsafe_udp=True)
+    assert sum(gate.admits_of(3, (f"10.0.0.{host}", 5000)) for host in range(256)) == 512
+    assert gate.dropped == {"rate": 256}
+
+
+@pytest.mark.parametrize("unsafe", [False, True])
+def test_a_rate_that_is_off_limits_nobody(unsafe: bool) -> None:
+    gate = Gate(udp_rate=math.inf, udp_burst=1, unsafe_udp=unsafe)
+    assert gate.admits_of(1000) == 1000
+
+
+def test_the_table_of_sources_is_bounded() -> None:
+    gate = Gate(udp_rate=1e9)
+    for number in range(3 * TABLE):
+        gate.now += 1
+        assert gate.admits((f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", 5000))
+
+    guard = gate.guard
+    assert TABLE // 2 <= len(guard._newer) + len(guard._older) <= TABLE
+
+
+def test_others_do_not_make_it_forget_one_that_goes_on() -> None:
+    gate = Gate(udp_rate=1e-6, udp_burst=2 * TABLE, unsafe_udp=True)
+    admitted = 0
+    for number in range(3 * TABLE):
+        gate.admits((f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", 5000))
+        admitted += gate.admits()
+
+    assert admitted == 2 * TABLE
+
+
+def test_the_sources_that_were_told_of_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(udp, "_TABLE_SIZE", 10)
+    gate = Gate()
+    for number in range(256):
+        gate.admits((f"10.0.0.{number}", 7))
+        assert len(gate.guard._told) <= 10
+
+
+def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+
+@pytest.mark.parametrize(
+    ("source", "count", "line"),
+    [
+        (CLIENT, 3, "192.0.2.1 port 50000: it sends more than 5/s (--udp-rate, --udp-burst)"),
+        (("192.0.2.1", 53), 1, "192.0.2.1 port 53: no client's port is below 1024 (--unsafe-udp answers it)"),
+        (("192.0.2.1", 0), 1, "192.0.2.1 port 0: nobody could answer it"),
+    ],
+)
+def test_the_first_drop_of_a_source_is_one_line_that_names_the_flag(
+    source: tuple[str, int], count: int, line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = Gate(udp_rate=5, udp_burst=2)
+    gate.admits_of(count, source)
+    assert logged(caplog) == [f"dropping datagrams from {line}"]
+
+    gate.admits_of(100, source)
+    assert len(logged(caplog)) == 1
+
+
+def test_forged_sources_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    gate = Gate()
+    for number in range(200):
+        gate.admits((f"10.0.0.{number}", 7))
+    assert len(logged(caplog)) == 10
+
+    gate.now += 10
+    gate.admits(("10.0.1.1", 7))
+    assert len(logged(caplog)) == 11
+    assert logged(caplog)[-1].endswith("; so from 190 others, not logged")
+
+
+@pytest.mark.parametrize(("name", "value"), [("udp_rate", 0), ("udp_rate", math.nan), ("udp_burst", 0)])
+def test_a_limit_that_lets_nothing_through_is_a_mistake(name: str, value: float) -> None:
+    options: dict[str, Any] = {name: value}
+    with pytest.raises(UsageError, match=name):
+        ServeOptions(**options)
