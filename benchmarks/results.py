@@ -47,7 +47,7 @@ class Results:
         document = {
             "machine": self.machine,
             "settings": self.settings,
-            "servers": [asdict(server) for server in self.servers],
+            "servers": [_describe_server(server) for server in self.servers],
             "values": self.values,
             "failures": [
                 {"workload": workload, "server": server, "what": what}
@@ -56,6 +56,12 @@ class Results:
             "targets": targets,
         }
         path.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def _describe_server(server: Server) -> dict[str, Any]:
+    # Where its parts lie on this machine is nobody's business.
+    command = [Path(word).name if word.startswith("/") else word for word in server.command]
+    return asdict(server) | {"command": command}
 
 
 def describe_machine() -> dict[str, Any]:
