@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, Protocol
 
-from anyio import Event, sleep
+from anyio import sleep
 from anyio.lowlevel import checkpoint
 
-from anyecho.net.poller import Fallback, Poller
+from anyecho.net.poller import Fallback, Poller, call_while_readable
 
 logger = logging.getLogger("anyecho.server")
 
@@ -74,10 +74,7 @@ class Acceptor:
         self._spare = _open_spare()
         try:
             while True:
-                if isinstance(poller, Poller):
-                    await self._accept_by_callback(poller)
-                else:
-                    await self._accept_by_waiting(poller)
+                await call_while_readable(poller, self.sock, self.accept_some)
                 if self._failure is not None:
                     raise self._failure
 
@@ -86,30 +83,6 @@ class Acceptor:
             if self._spare >= 0:
                 os.close(self._spare)
                 self._spare = -1
-
-    async def _accept_by_callback(self, poller: Poller) -> None:
-        """Return when accepting has to pause; watched no more until then, or the loop would spin."""
-        paused = Event()
-
-        def on_event() -> None:
-            if not self.accept_some():
-                watch.pause()
-                paused.set()
-
-        watch = poller.watch(self.sock, on_event)
-        try:
-            await paused.wait()
-        finally:
-            watch.pause()
-
-    async def _accept_by_waiting(self, fallback: Fallback) -> None:
-        registration = fallback.register(self.sock)
-        try:
-            while self.accept_some():
-                registration.may_read = False
-                await registration.readable()
-        finally:
-            await registration.aclose()
 
     def accept_some(self, at_most: int = _BATCH) -> bool:
         """Accept what is pending; return whether to go on when there is more, or to pause first."""

@@ -12,12 +12,12 @@ import logging
 import socket
 import sys
 
-from anyio import Event, sleep
+from anyio import sleep
 
 from anyecho.net import mmsg
 from anyecho.net.datagram_counts import DatagramCounts, Guard
 from anyecho.net.mmsg import Batched
-from anyecho.net.poller import Fallback, Poller
+from anyecho.net.poller import Fallback, Poller, call_while_readable
 from anyecho.net.singly import Singly
 
 logger = logging.getLogger("anyecho.server")
@@ -51,36 +51,8 @@ class Reflector:
     async def run(self, poller: Poller | Fallback) -> None:
         """Reflect until cancelled."""
         while True:
-            if isinstance(poller, Poller):
-                await self._reflect_by_callback(poller)
-            else:
-                await self._reflect_by_waiting(poller)
-
+            await call_while_readable(poller, self.sock, self.turn)
             await sleep(_BREATH)
-
-    async def _reflect_by_callback(self, poller: Poller) -> None:
-        """Return when only errors come; watched no more until then, or the loop would spin."""
-        paused = Event()
-
-        def on_event() -> None:
-            if not self.turn():
-                watch.pause()
-                paused.set()
-
-        watch = poller.watch(self.sock, on_event)
-        try:
-            await paused.wait()
-        finally:
-            watch.pause()
-
-    async def _reflect_by_waiting(self, fallback: Fallback) -> None:
-        registration = fallback.register(self.sock)
-        try:
-            while self.turn():
-                registration.may_read = False
-                await registration.readable()
-        finally:
-            await registration.aclose()
 
     def finish(self) -> None:
         """Answer what has come already."""

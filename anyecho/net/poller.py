@@ -6,7 +6,7 @@ reads and writes no byte and closes no socket.
 
 from __future__ import annotations
 
-__all__ = ("HAVE_EPOLL", "Fallback", "Poller", "open_poller")
+__all__ = ("HAVE_EPOLL", "Fallback", "Poller", "call_while_readable", "open_poller")
 
 import select
 import socket
@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from time import monotonic
 
-from anyio import CancelScope, create_task_group, wait_readable
+from anyio import CancelScope, Event, create_task_group, wait_readable
 from anyio.lowlevel import checkpoint
 
 from anyecho.net.fallback import Fallback
@@ -127,6 +127,35 @@ class Poller:
     async def _yield(self) -> None:
         await checkpoint()
         self._yielded_at = monotonic()
+
+
+async def call_while_readable(poller: Poller | Fallback, sock: socket.socket, turn: Callable[[], bool]) -> None:
+    """Call `turn`, which must not raise, while there is something to read, until it says that it has to pause.
+
+    Nothing is watched any more then, or the loop would spin.
+    """
+    if isinstance(poller, Fallback):
+        registration = poller.register(sock)
+        try:
+            while turn():
+                registration.may_read = False
+                await registration.readable()
+        finally:
+            await registration.aclose()
+        return
+
+    paused = Event()
+
+    def on_event() -> None:
+        if not turn():
+            watch.pause()
+            paused.set()
+
+    watch = poller.watch(sock, on_event)
+    try:
+        await paused.wait()
+    finally:
+        watch.pause()
 
 
 @asynccontextmanager

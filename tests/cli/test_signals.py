@@ -192,11 +192,11 @@ def test_the_third_signal_ends_a_loop_that_is_stuck(
 def test_a_signal_before_it_listens_ends_it_as_well(processes: Processes, backend: str) -> None:
     slow_names = """
 import os, anyio
-import anyecho.net.listen as listen
+import anyecho.net.bind as bind
 async def resolve(*args):
     os.write(2, b"resolving\\n")
     await anyio.sleep_forever()
-listen.resolve = resolve
+bind.resolve = resolve
 """
     process = processes.start("serve", "-b", TCP, "--backend", backend, before=slow_names)
     assert process.read_errors(until="\n") == "resolving\n"
