@@ -25,7 +25,7 @@ from anyio import (
 )
 from anyio.abc import SocketAttribute, TaskGroup
 
-from anyecho.address import Address
+from anyecho.address import Address, UDPAddress, parse_address
 from anyecho.errors import EchoStalled, UsageError, bare_errors
 from anyecho.measure.client import Client, connect
 from anyecho.measure.closed_loop import PolledLoop, WaitingLoop
@@ -58,8 +58,12 @@ async def open_load(
 ) -> AsyncIterator[Load]:
     """All connections of a load to `address`, made before the block begins and closed after it.
 
-    Loads that shall run side by side share a `poller`. Raises `ConnectError`.
+    Loads that shall run side by side share a `poller`. Raises `ConnectError`, and `UsageError` for datagrams: each
+    may be lost, and its loop would never be closed.
     """
+    address = parse_address(address) if isinstance(address, str) else address
+    if isinstance(address, UDPAddress):
+        raise UsageError(f"a load needs a stream: {address} is none")
     if poller is None:
         with bare_errors() as whole:
             async with open_poller() as poller:

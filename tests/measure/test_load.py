@@ -382,6 +382,12 @@ async def test_a_second_run_at_a_time_is_refused_and_the_first_unharmed(server: 
         assert (await load.run(seconds=0.1)).echoes >= 1
 
 
+async def test_a_load_of_datagrams_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"needs a stream: udp://127\.0\.0\.1:7000 is none"):
+        async with open_load("udp://127.0.0.1:7000"):
+            pass
+
+
 @pytest.mark.parametrize("wrong", [{"connections": 0}, {"size": 0}, {"connections": -1}])
 async def test_a_load_of_nothing_is_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(UsageError, match=r"must be 1 or more, not"):
