@@ -73,8 +73,8 @@ class _Patient(QueueHandler):
     def enqueue(self, record: logging.LogRecord) -> None:
         # Not before there is a line: in a process of two threads every system call on a descriptor costs more.
         if not self.started:
-            self.started = True
             self._listener.start()
+            self.started = True
         try:
             self.queue.put_nowait(record)
         except queue.Full:

@@ -40,6 +40,8 @@ _IGNORABLE = {
     getattr(errno, "ENONET", errno.ENETDOWN),  # Linux only
 }
 _CAPACITY = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+#: What epoll_ctl(2) says when there are too many (fs.epoll.max_user_watches).
+_WATCH_CAPACITY = frozenset({errno.ENOSPC, errno.ENOMEM})
 
 
 class Gate(Protocol):
@@ -74,7 +76,13 @@ class Acceptor:
         self._spare = _open_spare()
         try:
             while True:
-                await call_while_readable(poller, self.sock, self.accept_some)
+                try:
+                    await call_while_readable(poller, self.sock, self.accept_some)
+                except OSError as exc:  # the kernel watches no more sockets, just now
+                    if exc.errno not in _WATCH_CAPACITY:
+                        raise
+                    self._count(exc)
+                    self._exhausted = True
                 if self._failure is not None:
                     raise self._failure
 
@@ -108,14 +116,13 @@ class Acceptor:
         return not self._exhausted
 
     def _survives(self, exc: OSError) -> bool:
-        self.errors[errno.errorcode.get(exc.errno or 0, str(exc.errno))] += 1
+        self._count(exc)
         if exc.errno in _IGNORABLE:
             return True
         if exc.errno not in _CAPACITY:
             self._failure = exc
             return False
 
-        self._log(exc)
         self._exhausted = not self._use_spare()
         return not self._exhausted
 
@@ -160,7 +167,11 @@ class Acceptor:
                 self._took = False
                 await checkpoint()
 
-    def _log(self, exc: OSError) -> None:
+    def _count(self, exc: OSError) -> None:
+        self.errors[errno.errorcode.get(exc.errno or 0, str(exc.errno))] += 1
+        if exc.errno not in _CAPACITY | _WATCH_CAPACITY:
+            return
+
         self._unlogged += 1
         if monotonic() - self._logged_at >= _LOG_EVERY:
             logger.warning("cannot accept: %s (%d times)", exc.strerror, self._unlogged)

@@ -114,9 +114,7 @@ class Poller:
             pollable = registered.get(descriptor)
             # Numbers are reused at once: one registered since this batch was taken is somebody else, to whom
             # these events never happened. What happened to *it* the next batch will say.
-            if pollable is None or pollable.batch == batch:
-                continue
-            if pollable.dispatch(mask):
+            if pollable is not None and pollable.batch != batch and pollable.dispatch(mask):
                 woken = True
             elif monotonic() - self._yielded_at > _SLICE:
                 await self._yield()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("READ", "READ_ONCE", "WRITE", "Pollable", "PolledRegistration", "Watch", "short_read_empties")
+__all__ = ("ODD", "READ", "READ_ONCE", "WRITE", "Pollable", "PolledRegistration", "Watch", "short_read_empties")
 
 import select
 import socket
@@ -20,12 +20,11 @@ if hasattr(select, "epoll"):
     #: What may be asked of `Poller.report`, level-triggered. Errors and hang-ups are reported with either.
     READ = select.EPOLLIN
     WRITE = select.EPOLLOUT
-    #: Edge-triggered. If nothing but `READ` is reported, and `short_read_empties`, such a read has taken it all.
+    #: Edge-triggered. Unless something `ODD` is reported, a short read has taken all, where `short_read_empties`.
     READ_ONCE = READ | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
     _MAY_WRITE = WRITE | select.EPOLLERR | select.EPOLLHUP
     _MAY_READ = ~WRITE
-    #: After any of these a short read does not mean that there is no more.
-    _ODD = ~(READ | WRITE)
+    ODD = ~(READ | WRITE)
 
 
 def short_read_empties(sock: socket.socket) -> bool:
@@ -105,7 +104,7 @@ class PolledRegistration(Registration):
 
     def dispatch(self, mask: int) -> bool:
         woken = False
-        if mask & _ODD:
+        if mask & ODD:
             self.short_read_empties = False
         if mask & _MAY_READ:
             woken = self._wake_reader()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from anyecho.net.poller import Poller
-from anyecho.net.registration import READ, READ_ONCE, WRITE, short_read_empties
+from anyecho.net.registration import ODD, READ, READ_ONCE, WRITE, short_read_empties
 from anyecho.net.stream import PolledStream
 from anyecho.server.connection import Connection, Engine
 
@@ -83,7 +83,7 @@ class EventConnection(Connection):
 
     def dispatch(self, mask: int) -> bool:
         try:
-            if mask != READ != self._mask:
+            if mask & ODD and self._mask != READ:
                 self._distrust_short_reads()
             if self._pending:
                 self._flush()

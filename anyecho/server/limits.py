@@ -99,10 +99,14 @@ class Reaper:
 
         while True:
             await sleep(max(self._idle_timeout / _LOOKS, _LEAST_INTERVAL))
-            for number, connection in enumerate(list(self._connections), start=1):
-                self._look_at(connection)
-                if number % _STEP == 0:
-                    await checkpoint()
+            await self._look_at_all()
+
+    async def _look_at_all(self) -> None:
+        # A function of its own, or the last connection would be kept until the next look.
+        for number, connection in enumerate(list(self._connections), start=1):
+            self._look_at(connection)
+            if number % _STEP == 0:
+                await checkpoint()
 
     def _look_at(self, connection: Reapable) -> None:
         if (moved := sum(connection.totals)) != connection.seen:

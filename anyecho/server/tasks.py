@@ -10,6 +10,7 @@ from __future__ import annotations
 __all__ = ("TaskConnection",)
 
 import logging
+import sys
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -62,8 +63,11 @@ class TaskConnection(Connection):
             else:
                 await self.close(self._stream)
             self.tell_end()
-            # The handle keeps the exception that ended us, and that this frame: a cycle.
+            # The handle keeps the exception that ended us, and that its frames, on trio also those of whoever
+            # cancelled us: cycles.
             self._task = None
+            if (ended_by := sys.exception()) is not None:
+                ended_by.__traceback__ = None
             self.engine.ended(self)
 
     def stop(self) -> None:

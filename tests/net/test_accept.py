@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import resource
+import select
 import socket
 from collections import Counter
 from collections.abc import Iterator
@@ -15,8 +16,9 @@ from typing import Any
 import pytest
 from anyio import CancelScope, Event, create_task_group, fail_after, move_on_after, wait_all_tasks_blocked
 
+from anyecho.net import poller as poller_module
 from anyecho.net.accept import Acceptor
-from anyecho.net.poller import Fallback, Poller
+from anyecho.net.poller import Fallback, Poller, open_poller
 
 CAPACITY = ("EMFILE", "ENFILE", "ENOBUFS", "ENOMEM")
 IGNORABLE = (
@@ -223,3 +225,29 @@ async def test_an_error_that_does_not_go_away_is_not_asked_about_without_pause(
         await door.acceptor.run(poller)
 
     assert 64 <= door.acceptor.errors["EPERM"] <= 64 * 5
+
+
+@pytest.mark.skipif(not hasattr(select, "epoll"), reason="this system has no epoll")
+async def test_a_kernel_that_watches_no_more_sockets_is_asked_again(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fs.epoll.max_user_watches, reached between a pause and the end of it."""
+    refusals = 2
+
+    def register(self: Any, descriptor: int, mask: int, pollable: Any) -> None:
+        nonlocal refusals
+        if refusals:
+            refusals -= 1
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        report(self, descriptor, mask, pollable)
+
+    report = Poller.report
+    monkeypatch.setattr(poller_module, "HAVE_EPOLL", True)
+    monkeypatch.setattr(Poller, "report", register)
+    async with open_poller() as poller, create_task_group() as tasks:
+        tasks.start_soon(door.acceptor.run, poller)
+        door.knock()
+        await door.wait_for(1)
+        tasks.cancel_scope.cancel()
+
+    assert door.acceptor.errors["ENOSPC"] == 2

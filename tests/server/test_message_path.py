@@ -8,15 +8,20 @@ import sys
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
 import pytest
 from anyio import to_thread, wait_all_tasks_blocked
+from anyio.lowlevel import checkpoint
 
-from anyecho.server.server import Server
-from tests.peers import dial
+from anyecho.address import Address
+from anyecho.net import poller
+from anyecho.net.registration import WRITE, Pollable
+from anyecho.server.events import EventConnection
+from anyecho.server.server import Server, open_server
+from tests.peers import dial, until
 
 MESSAGE = bytes(range(64))
 #: Whose code would tell of a message, time it, or make something anew for it.
@@ -64,6 +69,8 @@ async def blocks() -> int:
 
 
 async def test_a_message_is_not_told_of_or_timed(server: Server) -> None:
+    if not poller.HAVE_EPOLL:
+        pytest.skip("without epoll, every wait has an Event of its own")
     called: Counter[str] = Counter()
 
     def look(frame: FrameType, event: str, _: Any) -> None:
@@ -101,3 +108,44 @@ async def test_a_turn_is_two_system_calls_and_nothing_else(server: Server) -> No
             await to_thread.run_sync(converse, sock, 100)
 
     assert called == {"dispatch": 100, "_turn": 100, "recv_into": 100, "send": 100}
+
+
+@pytest.mark.parametrize("engine", ["events"], indirect=True)
+async def test_a_peer_that_did_not_read_for_a_while_costs_no_more_afterwards(
+    carrier: Address, reports: list[int]
+) -> None:
+    """Having waited for room once does not mean that the kernel is asked twice for every message from then on."""
+    async with open_server(carrier) as server:
+        with dial(server.addresses[0]) as sock:
+            await to_thread.run_sync(converse, sock, 1)
+            first = reports[0]
+            sock.setblocking(False)
+            sent = 0
+            while WRITE not in reports:
+                with suppress(BlockingIOError):
+                    sent += sock.send(bytes(65536))
+                await checkpoint()
+            sock.setblocking(True)
+            await to_thread.run_sync(receive, sock, sent)
+            await until(lambda: reports[-1] != WRITE)
+            assert reports[-1] == first
+
+
+@pytest.fixture
+def reports(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What a Poller is asked to report of connections, from the first of them on."""
+    reports: list[int] = []
+    report = poller.Poller.report
+
+    def note(self: poller.Poller, descriptor: int, mask: int, pollable: Pollable) -> None:
+        if isinstance(pollable, EventConnection):
+            reports.append(mask)
+        report(self, descriptor, mask, pollable)
+
+    monkeypatch.setattr(poller.Poller, "report", note)
+    return reports
+
+
+def receive(sock: socket.socket, count: int) -> None:
+    while count:
+        count -= len(sock.recv(min(count, 1 << 20)))

@@ -31,6 +31,7 @@ from anyecho.errors import BindError
 from anyecho.measure.client import connect
 from anyecho.server import events
 from anyecho.server import tasks as task_engine
+from anyecho.server.connection import Connection
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server, serve
 from tests.peers import SOON, dial, receive_all, until
@@ -420,3 +421,41 @@ async def test_who_comes_while_the_server_is_left_is_not_forgotten(turn: int, ca
     assert server.stats.active == 0
     assert server.stats.closed.total() == server.stats.accepted
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("how", ["eof", "idle", "drained", "aborted"])
+async def test_a_connection_that_ended_is_freed_without_the_garbage_collector(carrier: Address, how: str) -> None:
+    """However it ended: an exception that keeps the frames of who cancelled it keeps the connection too."""
+    idle = 0.1 if how == "idle" else 600.0
+    async with open_server(carrier, options=ServeOptions(idle_timeout=idle, linger=0.1)) as server:
+        gc.collect()
+        gc.disable()
+        try:
+            for number in range(5):
+                with dial(server.addresses[0]):
+                    await until(lambda: server.stats.active == 1)
+                    if how == "drained":
+                        end_all(server, "drained")
+                    elif how == "aborted":
+                        abort_all(server)
+                    elif how == "idle":
+                        await until_closed(server, number + 1)
+                await until_closed(server, number + 1)
+            # One more look of the reaper, or turn of the loop, may still hold the last one.
+            await until(lambda: held() == 0)
+        finally:
+            gc.enable()
+
+
+def end_all(server: Server, reason: str) -> None:
+    for connection in list(server._connections):
+        connection.end(reason)
+
+
+def abort_all(server: Server) -> None:
+    for connection in list(server._connections):
+        connection.abort()
+
+
+def held() -> int:
+    return sum(isinstance(each, Connection) for each in gc.get_objects())
