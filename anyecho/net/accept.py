@@ -15,6 +15,7 @@ import os
 import socket
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, Protocol
@@ -95,21 +96,22 @@ class Acceptor:
     def accept_some(self, at_most: int = _BATCH) -> bool:
         """Accept what is pending; return whether to go on when there is more, or to pause first."""
         survived = 0
-        for _ in range(at_most):
-            if not self.gate.is_open():
-                return False
-            try:
-                sock, peer = self.sock.accept()
-            except BlockingIOError:
-                break
-            except OSError as exc:
-                if not self._survives(exc):
+        with suppress(BlockingIOError):  # nobody is waiting any more
+            for _ in range(at_most):
+                if not self.gate.is_open():
                     return False
-                survived += 1
-            else:
-                sock.setblocking(False)
-                self._took = True
-                self.hand_over(sock, peer)
+                try:
+                    sock, peer = self.sock.accept()
+                except BlockingIOError:
+                    raise
+                except OSError as exc:
+                    if not self._survives(exc):
+                        return False
+                    survived += 1
+                else:
+                    sock.setblocking(False)
+                    self._took = True
+                    self.hand_over(sock, peer)
 
         # Nothing but errors, and no end of them: whatever it is, it does not go away by asking again at once.
         self._exhausted = survived == at_most
@@ -139,6 +141,10 @@ class Acceptor:
         self._spare = -1
         try:
             sock, peer = self.sock.accept()
+        except BlockingIOError:
+            # accept(2) wants a descriptor first, and looks whether anybody is there only then.
+            self._spare = _open_spare()
+            raise
         except OSError:
             self._spare = _open_spare()
             return False

@@ -180,6 +180,22 @@ async def test_who_cannot_be_held_is_told_and_the_others_are_kept(poller: Poller
             tasks.cancel_scope.cancel()
 
 
+async def test_nobody_is_looked_for_again_and_again_without_a_descriptor(
+    poller: Poller | Fallback, door: Door
+) -> None:
+    """accept(2) says EMFILE also when nobody is there: that is no reason to ask it ten times a second."""
+    with ExitStack() as clients:
+        async with create_task_group() as tasks:
+            tasks.start_soon(door.acceptor.run, poller)
+            await wait_all_tasks_blocked()
+            with descriptors_left(0):
+                assert door.acceptor.accept_some()
+                assert door.acceptor.errors["EMFILE"] == 1
+            clients.enter_context(door.knock())
+            await door.wait_for(1)
+            tasks.cancel_scope.cancel()
+
+
 async def test_a_gate_that_is_shut_leaves_them_in_the_backlog(poller: Poller | Fallback, door: Door) -> None:
     door.gate.open = False
     async with create_task_group() as tasks:
