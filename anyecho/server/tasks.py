@@ -64,10 +64,10 @@ class TaskConnection(Connection):
                 await self.close(self._stream)
             self.tell_end()
             # The handle keeps the exception that ended us, and that its frames, on trio also those of whoever
-            # cancelled us: cycles.
+            # cancelled us, and those of the exception trio waits within: cycles.
             self._task = None
             if (ended_by := sys.exception()) is not None:
-                ended_by.__traceback__ = None
+                ended_by.__traceback__ = ended_by.__context__ = None
             self.engine.ended(self)
 
     def stop(self) -> None:
