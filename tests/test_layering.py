@@ -37,7 +37,7 @@ FLOORS = {
 
 #: Within a folder, a module imports from what is listed before it.
 FOLDERS = {
-    "net": ("sockets", "fallback", "registration", "poller", "stream", "listen", "accept", "connect"),
+    "net": ("sockets", "fallback", "registration", "poller", "stream", "proxy_protocol", "proxied", "listen", "accept", "connect"),
     "faults": (),
     "server": ("options", "stats", "limits", "connection", "tasks", "events", "server"),
     "measure": ("options", "exchange", "client", "course", "closed_loop", "load"),
