@@ -41,7 +41,13 @@ async def connect(
     logger.debug("connecting to %s", _describe(address))
     try:
         with fail_after(min(options.timeout, options.deadline)):
-            stream = await connect_stream(address, family=options.family, options=options.socket, poller=poller)
+            stream = await connect_stream(
+                address,
+                family=options.family,
+                options=options.socket,
+                poller=poller,
+                proxy_header=options.proxy_header,
+            )
     except TimeoutError as exc:
         raise ConnectError(
             f"cannot connect to {address}: no answer within "
