@@ -37,9 +37,31 @@ FLOORS = {
 
 #: Within a folder, a module imports from what is listed before it.
 FOLDERS = {
-    "net": ("sockets", "fallback", "registration", "poller", "stream", "proxy_protocol", "proxied", "listen", "accept", "connect"),
+    "net": (
+        "sockets",
+        "fallback",
+        "registration",
+        "poller",
+        "stream",
+        "proxy_protocol",
+        "proxied",
+        "listen",
+        "accept",
+        "connect",
+    ),
     "faults": (),
-    "server": ("options", "stats", "limits", "connection", "tasks", "events", "server"),
+    "server": (
+        "options",
+        "stats",
+        "limits",
+        "connection",
+        "metered",
+        "tasks",
+        "events",
+        "opening",
+        "reception",
+        "server",
+    ),
     "measure": ("options", "exchange", "client", "course", "closed_loop", "load"),
     "cli": ("signals", "logs", "flags", "send", "serve", "main"),
 }

@@ -6,20 +6,22 @@ others decide.
 
 from __future__ import annotations
 
-__all__ = ("HeaderReader", "TrustedNetworks")
+__all__ = ("HeaderReader", "TrustedNetworks", "name_of", "remote_address")
 
+import os
 import re
 import socket
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any, Self
+from urllib.parse import quote_from_bytes
 
 from anyio import BrokenResourceError, EndOfStream
 
 from anyecho.errors import UsageError
 from anyecho.net.fallback import Registration
-from anyecho.net.proxy_protocol import HEADER_MAX, Header, Versions, parse_header
+from anyecho.net.proxy_protocol import HEADER_MAX, Header, SockAddr, Versions, parse_header
 
 #: Without masks written as addresses, of which ipaddress takes two kinds, and without zones.
 _CIDR = re.compile(r"[0-9A-Fa-f:.]+(/[0-9]+)?", re.A)
@@ -92,6 +94,28 @@ class TrustedNetworks:
             address = address.ipv4_mapped or address
 
         return any(address in network for network in self.networks)
+
+
+def name_of(source: SockAddr) -> str:
+    """What logs call whom a header named: as `peer_name` does, ``192.0.2.1_56324``, or ``unix_/run/app``.
+
+    Of a path, which may hold anything, what is odd is percent-encoded: a log line stays one, and so do its words.
+    """
+    if isinstance(source, tuple):
+        return f"{source[0]}_{source[1]}"
+
+    abstract = source.startswith("\0")
+    return f"unix_{'@' if abstract else ''}{quote_from_bytes(os.fsencode(source[abstract:]), safe='/:,+=~')}"
+
+
+def remote_address(sock: socket.socket) -> SockAddr:
+    """Who is at the other end of `sock`, as a header would name it. Raises the `OSError` of one that is gone."""
+    sockaddr = sock.getpeername()
+    if not isinstance(sockaddr, tuple):
+        return os.fsdecode(sockaddr)
+
+    host: str = sockaddr[0]
+    return host.removeprefix("::ffff:") if "." in host else host, sockaddr[1]
 
 
 def _parse_network(text: str) -> IPv4Network | IPv6Network:
