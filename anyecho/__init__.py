@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from anyecho.server.server import Server as Server
     from anyecho.server.server import open_server as open_server
     from anyecho.server.server import serve as serve
+    from anyecho.server.stats import Peer as Peer
     from anyecho.server.stats import Stats as Stats
 
 _HOMES = {
@@ -60,7 +61,7 @@ _HOMES = {
     "anyecho.net.sockets": "SocketOptions",
     "anyecho.server.options": "ServeOptions",
     "anyecho.server.server": "Server open_server serve",
-    "anyecho.server.stats": "Stats",
+    "anyecho.server.stats": "Peer Stats",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 

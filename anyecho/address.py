@@ -8,13 +8,13 @@ ids as in RFC 6874. Nothing here resolves a name or opens a socket.
 
 from __future__ import annotations
 
-__all__ = ("Address", "FDAddress", "TCPAddress", "UDPAddress", "UnixAddress", "parse_address")
+__all__ = ("Address", "FDAddress", "ProxyMode", "TCPAddress", "UDPAddress", "UnixAddress", "parse_address")
 
 import os
 import re
 from dataclasses import dataclass
 from ipaddress import IPv6Address
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 from urllib.parse import quote, quote_from_bytes, unquote, unquote_to_bytes
 
 from anyecho.errors import AddressError
@@ -22,6 +22,10 @@ from anyecho.errors import AddressError
 #: sun_path holds 108 bytes, of which the last is the NUL (unix(7)); an abstract name spends the first instead.
 _UNIX_PATH_MAX = 107
 _HOST_MAX = 253  # RFC 1035, section 2.3.4, as text
+
+#: Whether what a listener accepts begins with a header of the PROXY protocol; ``require`` is either version.
+ProxyMode: TypeAlias = Literal["off", "v1", "v2", "require"]
+_PROXY_MODES: tuple[ProxyMode, ...] = ("off", "v1", "v2", "require")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +45,16 @@ class _HostPort:
 
 @dataclass(frozen=True, kw_only=True)
 class TCPAddress(_HostPort):
-    """A host name, IPv4 or IPv6 address (with ``%zone``), or ``""`` for every interface; and a port."""
+    """A host name, IPv4 or IPv6 address (with ``%zone``), or ``""`` for every interface; and a port.
+
+    `proxy` is what a listener there expects instead of what the server expects elsewhere.
+    """
 
     tls: bool = False
+    proxy: ProxyMode | None = None
 
     def __str__(self) -> str:
-        return f"{'tls' if self.tls else 'tcp'}://{self._authority()}"
+        return f"{'tls' if self.tls else 'tcp'}://{self._authority()}{_format_settings(proxy=self.proxy)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +69,13 @@ class UDPAddress(_HostPort):
 class UnixAddress:
     """A path, or an abstract name after a leading NUL; undecodable bytes are surrogate-escaped (PEP 383).
 
-    `mode` is what the permissions of a listener's socket file shall be.
+    `mode` is what the permissions of a listener's socket file shall be; `proxy` as for TCP.
     """
 
     path: str
     tls: bool = False
     mode: int | None = None
+    proxy: ProxyMode | None = None
 
     def __post_init__(self) -> None:
         name = self.path.removeprefix("\0")
@@ -97,23 +106,24 @@ class UnixAddress:
         if text.startswith("//"):
             text = "/%2F" + text[2:]
 
-        query = "" if self.mode is None else f"?mode={self.mode:o}"
+        query = _format_settings(mode=None if self.mode is None else f"{self.mode:o}", proxy=self.proxy)
         return f"{'tls+' if self.tls else ''}unix:{prefix}{text}{query}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class FDAddress:
-    """An inherited descriptor: a socket that is bound and listening already."""
+    """An inherited descriptor: a socket that is bound and listening already. `proxy` as for TCP."""
 
     fd: int
     tls: bool = False
+    proxy: ProxyMode | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.fd < 2**31:
             raise AddressError(f"descriptor {self.fd} is not in 0..{2**31 - 1}")
 
     def __str__(self) -> str:
-        return f"{'tls+' if self.tls else ''}fd://{self.fd}"
+        return f"{'tls+' if self.tls else ''}fd://{self.fd}{_format_settings(proxy=self.proxy)}"
 
 
 Address: TypeAlias = TCPAddress | UDPAddress | UnixAddress | FDAddress
@@ -140,17 +150,23 @@ def _parse(text: str) -> Address:
     rest, query_mark, query = (text[match.end() :] if match else text).partition("?")
     settings = _parse_settings(query) if query_mark else {}
     tls = scheme.startswith("tls")
+    proxy = _parse_proxy(settings.pop("proxy", None)) if scheme != "udp" else None
+    known = "none" if scheme == "udp" else "proxy"
     address: Address
     if scheme.endswith("unix"):
-        address = UnixAddress(path=_parse_path(rest), tls=tls, mode=_parse_mode(settings.pop("mode", None)))
+        mode, known = _parse_mode(settings.pop("mode", None)), "mode, proxy"
+        address = UnixAddress(path=_parse_path(rest), tls=tls, mode=mode, proxy=proxy)
     elif scheme.endswith("fd"):
-        address = FDAddress(fd=_digits(rest, "the descriptor", "fd://3"), tls=tls)
+        address = FDAddress(fd=_digits(rest, "the descriptor", "fd://3"), tls=tls, proxy=proxy)
     else:
         host, port = _parse_authority(rest, scheme)
-        address = UDPAddress(host=host, port=port) if scheme == "udp" else TCPAddress(host=host, port=port, tls=tls)
+        address = (
+            UDPAddress(host=host, port=port)
+            if scheme == "udp"
+            else TCPAddress(host=host, port=port, tls=tls, proxy=proxy)
+        )
 
     if settings:
-        known = "mode" if isinstance(address, UnixAddress) else "none"
         raise AddressError(f"no setting {next(iter(settings))!r} here (known: {known})")
 
     return address
@@ -176,6 +192,21 @@ def _parse_mode(text: str | None) -> int | None:
         raise AddressError(f"mode {text!r} is not octal, like 660")
 
     return int(text, 8)
+
+
+def _parse_proxy(text: str | None) -> ProxyMode | None:
+    for mode in _PROXY_MODES:
+        if text == mode:
+            return mode
+    if text is not None:
+        raise AddressError(f"proxy is {', '.join(_PROXY_MODES)}, not {text!r}")
+
+    return None
+
+
+def _format_settings(**settings: str | None) -> str:
+    given = [f"{name}={value}" for name, value in settings.items() if value is not None]
+    return f"?{'&'.join(given)}" if given else ""
 
 
 def _parse_path(text: str) -> str:

@@ -22,7 +22,8 @@ def dial(address: Address) -> socket.socket:
         sock, target = socket.socket(socket.AF_UNIX), address.path
     else:
         assert isinstance(address, TCPAddress)
-        sock, target = socket.socket(), (address.host, address.port)
+        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        sock, target = socket.socket(family), (address.host, address.port)
 
     sock.settimeout(10)
     try:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from anyecho.address import Address, FDAddress, TCPAddress, UDPAddress, UnixAddress, parse_address
+from anyecho.address import Address, FDAddress, ProxyMode, TCPAddress, UDPAddress, UnixAddress, parse_address
 from anyecho.errors import AddressError, UsageError
 
 #: A deadline would measure the machine, not the code.
@@ -39,12 +39,14 @@ paths = names.map(lambda name: os.fsdecode(name.replace(b"\0", b"/")))
 abstract_names = names.map(lambda name: "\0" + os.fsdecode(name))
 modes = st.none() | st.integers(min_value=0, max_value=0o777)
 
+proxies: st.SearchStrategy[ProxyMode | None] = st.sampled_from((None, "off", "v1", "v2", "require"))
+
 addresses: st.SearchStrategy[Address] = st.one_of(
-    st.builds(TCPAddress, host=hosts, port=ports, tls=st.booleans()),
+    st.builds(TCPAddress, host=hosts, port=ports, tls=st.booleans(), proxy=proxies),
     st.builds(UDPAddress, host=hosts, port=ports),
-    st.builds(UnixAddress, path=paths, tls=st.booleans(), mode=modes),
+    st.builds(UnixAddress, path=paths, tls=st.booleans(), mode=modes, proxy=proxies),
     st.builds(UnixAddress, path=abstract_names, tls=st.booleans()),
-    st.builds(FDAddress, fd=st.integers(min_value=0, max_value=2**31 - 1), tls=st.booleans()),
+    st.builds(FDAddress, fd=st.integers(min_value=0, max_value=2**31 - 1), tls=st.booleans(), proxy=proxies),
 )
 
 #: Addresses with a spot of damage, which some survive; of text of any kind, almost none is an address.
@@ -276,11 +278,13 @@ def test_only_a_name_after_a_nul_is_abstract(address: UnixAddress, is_abstract: 
         ("unix:/x?=660", "the setting '=660' is not name=value"),
         ("unix:/x?mode=660&", "the setting '' is not name=value"),
         ("unix:/x?mode=660&mode=600", "the setting 'mode' is given twice"),
-        ("unix:/x?owner=root", "no setting 'owner' here (known: mode)"),
-        ("unix:/x?MODE=660", "no setting 'MODE' here (known: mode)"),
-        ("localhost:1?mode=660", "no setting 'mode' here (known: none)"),
+        ("unix:/x?owner=root", "no setting 'owner' here (known: mode, proxy)"),
+        ("unix:/x?MODE=660", "no setting 'MODE' here (known: mode, proxy)"),
+        ("localhost:1?proxy=v3", "proxy is off, v1, v2, require, not 'v3'"),
+        ("udp://localhost:1?proxy=v1", "no setting 'proxy' here (known: none)"),
+        ("localhost:1?mode=660", "no setting 'mode' here (known: proxy)"),
         ("udp://localhost:1?mode=660", "no setting 'mode' here (known: none)"),
-        ("fd://3?mode=660", "no setting 'mode' here (known: none)"),
+        ("fd://3?mode=660", "no setting 'mode' here (known: proxy)"),
     ],
 )
 def test_an_error_says_what_is_wrong(text: str, words: str) -> None:

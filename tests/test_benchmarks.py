@@ -36,6 +36,16 @@ def test_a_second_of_them_measures_and_saves(server: str, tmp_path: Path) -> Non
     assert run.stdout == (tmp_path / "table.md").read_text()
 
 
+def test_how_exactly_limits_are_kept_is_measured() -> None:
+    options = ("--backend", "asyncio", "--seconds", "0.3", "--rounds", "1", "--turn", "0.1")
+    command = [sys.executable, str(ROOT / "benchmarks" / "limits.py"), *options]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+
+    # In 0.3 s nothing is exact.
+    assert run.returncode in (0, 1), run.stderr
+    assert [line.split()[0] for line in run.stdout.splitlines()] == ["asyncio"] * 5, run.stderr
+
+
 def test_what_there_is_not_is_named() -> None:
     run = bench("--only", "nonsense")
 

@@ -11,7 +11,7 @@ __all__ = ("BackendFlag", "flattened")
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
-from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from cyclopts import Parameter, Token
 
@@ -63,7 +63,10 @@ def _flags(options: Any) -> Iterator[inspect.Parameter]:
 def _annotate(field: Field[Any], hint: Any) -> Any:
     unit = next((extra for extra in get_args(hint)[1:] if isinstance(extra, Unit)), None)
     if unit is None:
-        return Annotated[hint, Parameter(help=field.metadata["help"])]
+        # A flag of several values is given again for each; none of them needs one that empties it.
+        negative = () if get_origin(hint) is tuple else None
+        flag = Parameter(help=field.metadata["help"], metavar=field.metadata.get("metavar"), negative=negative)
+        return Annotated[hint, flag]
 
     def convert(_: type, tokens: Sequence[Token]) -> float:
         return unit.parse(tokens[0].value)

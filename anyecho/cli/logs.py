@@ -26,7 +26,7 @@ _QUEUE_SIZE = 10_000
 _FLUSH_TIMEOUT = 1.0
 
 _SPEAKERS = {"anyecho.server": "main", "anyecho.client": "echo_client", "anyecho.access": "access"}
-_FACTS = ("peer", "reason", "bytes_received", "bytes_sent", "seconds")
+_FACTS = ("peer", "via", "reason", "bytes_received", "bytes_sent", "seconds")
 
 
 @dataclass(frozen=True, kw_only=True)

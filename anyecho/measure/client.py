@@ -52,7 +52,13 @@ async def connect(
                     address, family=options.family, options=options.socket, poller=poller
                 )
             else:
-                stream = await connect_stream(address, family=options.family, options=options.socket, poller=poller)
+                stream = await connect_stream(
+                    address,
+                    family=options.family,
+                    options=options.socket,
+                    poller=poller,
+                    proxy_header=options.proxy_header,
+                )
     except TimeoutError as exc:
         raise ConnectError(
             f"cannot connect to {address}: no answer within "

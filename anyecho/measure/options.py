@@ -23,6 +23,10 @@ class ConnectOptions:
     deadline: Seconds = field(
         default=math.inf, metadata={"help": "Give up after this long, whatever moves: each exchange as a whole."}
     )
+    proxy_header: Literal["off", "v1", "v2"] = field(
+        default="off",
+        metadata={"help": "Begin with a PROXY protocol header, as a proxy for this client would."},
+    )
     #: Use only IPv4 or IPv6; on the command line, -4 and -6.
     family: Literal[4, 6] | None = None
     socket: SocketOptions = field(default_factory=SocketOptions)

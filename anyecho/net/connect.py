@@ -10,11 +10,13 @@ import socket
 from collections.abc import Sequence
 from typing import Literal
 
-from anyio import CancelScope, Event, create_task_group, move_on_after, sleep
+from anyio import BrokenResourceError, CancelScope, Event, create_task_group, move_on_after, sleep
+from anyio.abc import SocketAttribute
 
 from anyecho.address import Address, FDAddress, UDPAddress, UnixAddress
 from anyecho.errors import ConnectError, bare_errors
 from anyecho.net.poller import Fallback, Poller
+from anyecho.net.proxy_protocol import encode_header
 from anyecho.net.sockets import Endpoint, SocketOptions, resolve
 from anyecho.net.stream import PolledStream
 
@@ -31,10 +33,12 @@ async def connect_stream(
     family: Literal[4, 6] | None = None,
     options: SocketOptions,
     poller: Poller | Fallback | None = None,
+    proxy_header: Literal["off", "v1", "v2"] = "off",
 ) -> PolledStream:
     """A stream connected to `address`, whose readiness `poller` reports (without one, the event loop).
 
-    Raises `ConnectError`, one line, when no endpoint could be connected to.
+    With `proxy_header`, the first that is said on it is who calls, as a proxy would say it (PROXY protocol). Raises
+    `ConnectError`, one line, when no endpoint could be connected to.
     """
     if isinstance(address, FDAddress):
         raise ConnectError(f"cannot connect to {address}: a descriptor is for servers")
@@ -48,11 +52,27 @@ async def connect_stream(
         else:
             found = await resolve(address.host or "localhost", address.port, family=_FAMILIES[family])
             endpoints = _interleave(found)
-        return await _race(endpoints, options, poller or Fallback())
+        stream = await _race(endpoints, options, poller or Fallback())
     except socket.gaierror as exc:
         raise ConnectError(f"cannot connect to {address}: no such host ({exc.strerror})") from exc
     except (OSError, UnicodeError) as exc:
         raise ConnectError(f"cannot connect to {address}: {getattr(exc, 'strerror', exc)}") from exc
+
+    if proxy_header != "off":
+        await _introduce(stream, proxy_header, address)
+    return stream
+
+
+async def _introduce(stream: PolledStream, version: Literal["v1", "v2"], address: Address) -> None:
+    sock = stream.extra(SocketAttribute.raw_socket)
+    try:
+        await stream.send(encode_header(version, sock.getsockname(), sock.getpeername()))
+    except (BrokenResourceError, OSError) as exc:
+        await _close_all([stream])
+        raise ConnectError(f"cannot connect to {address}: it was closed on the PROXY header") from exc
+    except BaseException:
+        await _close_all([stream])
+        raise
 
 
 def _interleave(endpoints: Sequence[Endpoint]) -> list[Endpoint]:

@@ -5,8 +5,9 @@ How it echoes is an engine's business.
 
 from __future__ import annotations
 
-__all__ = ("EXPECTED", "Connection", "Engine")
+__all__ = ("EXPECTED", "Asserted", "Connection", "Engine")
 
+import errno
 import logging
 import math
 from abc import ABC, abstractmethod
@@ -20,6 +21,8 @@ from anyio import BrokenResourceError, CancelScope, ClosedResourceError, EndOfSt
 from anyio.abc import TaskGroup
 
 from anyecho.net.poller import Fallback, Poller
+from anyecho.net.proxied import name_of
+from anyecho.net.proxy_protocol import SockAddr
 from anyecho.net.sockets import peer_name
 from anyecho.net.stream import PolledStream
 
@@ -43,14 +46,28 @@ class Engine:
     tasks: TaskGroup
     #: Seconds that a close may take because the peer still sends.
     linger: float
+    #: Bytes that a peer may send, 0 being any number; and how many a second.
+    max_bytes: int
+    rate_limit: float
     #: Called once for each, when it is closed.
     ended: Callable[[Connection], None]
+
+
+@dataclass(frozen=True)
+class Asserted:
+    """For whom a connection is, as a proxy says that is believed; and what logs call the proxy."""
+
+    address: SockAddr
+    via: str
 
 
 class Connection(ABC):
     """Owns `sock` from the first byte to the last. Thousands are held at a time, hence the slots."""
 
-    __slots__ = ("_began", "_closing", "_linger_until", "_name", "reason", "seen", "sock", "still")
+    __slots__ = (
+        *("_began", "_closing", "_linger_until", "_name", "asserted", "reason", "sock"),
+        *("looks", "seen", "sent_before", "still"),
+    )
 
     #: Overridden with what each engine shares besides.
     engine: Engine
@@ -59,9 +76,14 @@ class Connection(ABC):
         self.sock = sock
         #: Why it ended, as `Stats.closed` counts it; empty while it runs.
         self.reason = ""
-        #: The reaper's: what had moved when it last looked, and how often it has found no more.
+        #: Without it the peer is who the socket says.
+        self.asserted: Asserted | None = None
+        #: The reaper's: how often it has looked, what had moved then, how often it has found no more since, and
+        #: what had been sent when it last asked how much that is.
+        self.looks = 0
         self.seen = -1
         self.still = 0
+        self.sent_before = 0
         self._name = ""
         self._began = 0.0
         self._closing: CancelScope | None = None
@@ -87,6 +109,11 @@ class Connection(ABC):
     def stop(self) -> None:
         """Echo no more; see to it that `close` is called. Called once."""
 
+    def why_broken(self, error: BaseException) -> str:
+        """The reason for `error`. The kernel may be the first to find that a peer takes nothing of its echo."""
+        received, sent = self.totals
+        return "write" if received > sent and _is_timeout(error) else "broken"
+
     def abort(self) -> None:
         """Close now."""
         self.end("cancelled")
@@ -99,35 +126,41 @@ class Connection(ABC):
         """What logs call the peer. Worked out when first asked for: most connections are never named."""
         if not self._name:
             try:
-                self._learn_name(self.sock.getpeername())
+                self._learn_name(None if self.asserted else self.sock.getpeername())
             except OSError:
                 self._name = "unknown"
 
         return self._name
 
     def _learn_name(self, sockaddr: Any) -> None:
-        self._name = self._name or peer_name(self.sock, sockaddr)
+        if not self._name:
+            self._name = name_of(self.asserted.address) if self.asserted else peer_name(self.sock, sockaddr)
 
     def tell_start(self, sockaddr: Any) -> None:
         if logger.isEnabledFor(logging.INFO):
             self._learn_name(sockaddr)
             logger.info("connection accepted", extra={"peer": self._name})
         if access_logger.isEnabledFor(logging.INFO):
-            self._learn_name(sockaddr)
-            self._began = monotonic()
+            self.note_start(sockaddr)
+
+    def note_start(self, sockaddr: Any) -> None:
+        self._learn_name(sockaddr)
+        self._began = monotonic()
 
     def tell_end(self) -> None:
         if logger.isEnabledFor(logging.INFO):
             logger.info("closing", extra={"peer": self.name})
         if access_logger.isEnabledFor(logging.INFO):
             received, sent = self.totals
-            facts = {
+            facts: dict[str, Any] = {
                 "peer": self.name,
                 "reason": self.reason,
                 "bytes_received": received,
                 "bytes_sent": sent,
                 "seconds": round(monotonic() - self._began, 6),
             }
+            if self.asserted:
+                facts["via"] = self.asserted.via
             access_logger.info("closed", extra=facts)
 
     async def close(self, stream: PolledStream, *, owed: bytes = b"") -> None:
@@ -147,3 +180,9 @@ class Connection(ABC):
 
         with CancelScope(shield=True):
             await stream.aclose()
+
+
+def _is_timeout(error: BaseException) -> bool:
+    # TCP_USER_TIMEOUT's, however deep it is wrapped.
+    inner = error.exceptions if isinstance(error, BaseExceptionGroup) else filter(None, [error.__cause__])
+    return getattr(error, "errno", None) == errno.ETIMEDOUT or any(map(_is_timeout, inner))

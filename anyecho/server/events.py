@@ -7,7 +7,7 @@ that the server has to end is handed to a task, which closes it as the other eng
 
 from __future__ import annotations
 
-__all__ = ("EventConnection", "EventsEngine")
+__all__ = ("CappedEventConnection", "EventConnection", "EventsEngine")
 
 import logging
 from dataclasses import dataclass, field
@@ -89,8 +89,8 @@ class EventConnection(Connection):
                 self._flush()
             else:
                 self._turn()
-        except OSError:
-            self._finish("broken")
+        except OSError as exc:
+            self._finish(self.why_broken(exc))
         except Exception:
             # The Poller calls this for everybody: whatever it is, it costs this connection only.
             logger.exception("connection failed", extra={"peer": self.name})
@@ -159,3 +159,41 @@ class EventConnection(Connection):
             self._sent += stream.bytes_sent
             self.tell_end()
             self.engine.ended(self)
+
+
+class CappedEventConnection(EventConnection):
+    """For where there is a limit of bytes: it echoes so many, and ends a peer that has more to say."""
+
+    __slots__ = ()
+
+    def _turn(self) -> None:
+        left = self.engine.max_bytes - self._received
+        if left > _BUFFER_SIZE:
+            super()._turn()
+        elif not left:
+            self._end_if_there_is_more()
+        else:
+            self._echo_the_last(left)
+
+    def _echo_the_last(self, left: int) -> None:
+        try:
+            data = self.sock.recv(left)
+        except BlockingIOError:
+            return
+        if not data:
+            self._finish("eof")
+            return
+
+        self._received += len(data)
+        # What was not asked for is not reported again, so wait anew; what is kept is sent once there is room.
+        self._keep(memoryview(data))
+
+    def _end_if_there_is_more(self) -> None:
+        try:
+            more = self.sock.recv(1)
+        except BlockingIOError:
+            return
+        if more:
+            self.end("bytes")
+        else:
+            self._finish("eof")

@@ -1,23 +1,30 @@
-"""How many connections there may be, and for how long one may be silent."""
+"""How many connections there may be, of all and of one address; how long each, and how slow.
+
+What each may send, and how fast, is the engines': they have to stop reading for that.
+"""
 
 from __future__ import annotations
 
-__all__ = ("ConnectionLimit", "Reaper", "raise_descriptor_limit", "within_descriptors")
+__all__ = ("AddressLimit", "ConnectionLimit", "Reaper", "raise_descriptor_limit", "within_descriptors")
 
 import math
 import resource
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Protocol
+from ipaddress import IPv6Address
+from typing import Any, Protocol
 
 from anyio import Event, sleep
 from anyio.lowlevel import checkpoint
 
+from anyecho.server.options import ServeOptions
+
 #: Descriptors kept for all that is no connection: listeners, the event loop's own, log files, a resolver.
 _RESERVE = 64
-#: A connection is looked at this often in the time that it may be idle.
+#: A connection is looked at this often in the shortest of the times that it is allowed.
 _LOOKS = 8
-#: More often than this would cost more than the limit is worth.
+#: More often than this would cost more than a limit is worth.
 _LEAST_INTERVAL = 0.01
 #: Connections looked at before other tasks have their turn.
 _STEP = 256
@@ -45,14 +52,18 @@ def within_descriptors(max_connections: int, descriptors: int) -> int:
 
 @dataclass(eq=False)
 class ConnectionLimit:
-    """A gate before accept: open while fewer than `limit` connections are held."""
+    """A gate before accept: open while fewer than `limit` connections are held, and always if none is to `wait`."""
 
     limit: int
+    wait: bool = True
     held: int = field(init=False, default=0)
     _freed: Event = field(init=False, default_factory=Event)
 
     def is_open(self) -> bool:
-        return self.held < self.limit
+        return not self.wait or not self.is_reached()
+
+    def is_reached(self) -> bool:
+        return self.held >= self.limit
 
     async def opened(self) -> None:
         while not self.is_open():
@@ -68,12 +79,56 @@ class ConnectionLimit:
             self._freed = Event()
 
 
+class AddressLimit:
+    """At most `limit` connections at a time of one address, or of one network where IPv6 gives a peer many.
+
+    0 is no limit. Peers on Unix sockets have no address: they are not limited.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._held: Counter[str | bytes] = Counter()
+        self._holders: dict[object, str | bytes] = {}
+
+    def take(self, holder: object, sockaddr: Any) -> bool:
+        """Count `holder`, who calls from `sockaddr`, until it is given back; false if that were one too many."""
+        if not self._limit or (address := _counted_as(sockaddr)) is None:
+            return True
+        if self._held[address] >= self._limit:
+            return False
+
+        self._held[address] += 1
+        self._holders[holder] = address
+        return True
+
+    def give_back(self, holder: object) -> None:
+        if (address := self._holders.pop(holder, None)) is not None:
+            self._held[address] -= 1
+            if not self._held[address]:
+                del self._held[address]
+
+
+def _counted_as(sockaddr: Any) -> str | bytes | None:
+    if not isinstance(sockaddr, tuple):
+        return None
+
+    host: str = sockaddr[0]
+    if ":" not in host:
+        return host
+
+    address = IPv6Address(host.partition("%")[0])
+    # Everybody has a /64 to choose addresses from (RFC 6177); of IPv4 in IPv6, the IPv4.
+    return str(address.ipv4_mapped) if address.ipv4_mapped else address.packed[:8]
+
+
 class Reapable(Protocol):
     """What a reaper looks at, and leaves its notes on."""
 
     reason: str
     seen: int
     still: int
+    looks: int
+    sent_before: int
 
     @property
     def totals(self) -> tuple[int, int]: ...
@@ -82,37 +137,68 @@ class Reapable(Protocol):
 
 
 class Reaper:
-    """Ends those of `connections` on which nothing has moved for `idle_timeout` seconds, at most 1/8 late.
+    """Ends those of `connections` that are over one of the limits that take time to be reached.
 
-    It compares totals every now and then, so that an echo stamps no time. Looks are counted, not seconds: a process
-    that was stopped, or stuck, for longer than that finds the data that came meanwhile before it judges.
+    It compares totals every now and then, so that an echo stamps no time: at least 8 times in the shortest of the
+    times allowed, by an eighth of which it may be late. Looks are counted, not seconds: a process that was stopped,
+    or stuck, for longer than that finds the data that came meanwhile before it judges.
     """
 
-    def __init__(self, connections: Collection[Reapable], idle_timeout: float) -> None:
+    def __init__(self, connections: Collection[Reapable], options: ServeOptions) -> None:
         self._connections = connections
-        self._idle_timeout = idle_timeout
+        window = options.min_rate_window if options.min_rate else math.inf
+        times = (options.idle_timeout, options.write_timeout, options.max_duration, window)
+        self._interval = max(min(times) / _LOOKS, _LEAST_INTERVAL)
+        #: How many looks each of the times is.
+        self._idle, self._write, self._duration, self._window = map(self._looks_in, times)
+        self._owed_each_window = 0.0 if math.isinf(window) else options.min_rate * window
+
+    def _looks_in(self, seconds: float) -> float:
+        return seconds if math.isinf(seconds) else math.ceil(seconds / self._interval - 1e-6)
 
     async def run(self) -> None:
         """Reap until cancelled."""
-        if math.isinf(self._idle_timeout):
+        if math.isinf(self._interval):
             return
 
         while True:
-            await sleep(max(self._idle_timeout / _LOOKS, _LEAST_INTERVAL))
+            await sleep(self._interval)
             await self._look_at_all()
 
     async def _look_at_all(self) -> None:
         # A function of its own, or the last connection would be kept until the next look.
         for number, connection in enumerate(list(self._connections), start=1):
-            self._look_at(connection)
+            if reason := self._look_at(connection):
+                connection.end(reason)
             if number % _STEP == 0:
                 await checkpoint()
 
-    def _look_at(self, connection: Reapable) -> None:
-        if (moved := sum(connection.totals)) != connection.seen:
-            connection.seen, connection.still = moved, 0
-            return
+    def _look_at(self, connection: Reapable) -> str:
+        """Note what has moved since the last look; return why it is enough, if it is and was not before."""
+        received, sent = connection.totals
+        moved = received + sent != connection.seen
+        connection.seen = received + sent
+        connection.still = 0 if moved else connection.still + 1
+        slow = self._is_slow(connection, sent)
+        connection.looks += 1
+        if connection.reason:
+            return ""
+        if connection.looks > self._duration:
+            return "duration"
+        # What it has not taken yet is room that it owes us.
+        if received > sent and connection.still >= self._write:
+            return "write"
 
-        connection.still += 1
-        if connection.still >= _LOOKS and not connection.reason:
-            connection.end("idle")
+        if connection.still >= self._idle:
+            return "idle"
+
+        return "rate" if slow else ""
+
+    def _is_slow(self, connection: Reapable, sent: int) -> bool:
+        """Whether a window ends with this look in which it took too little. The first look begins the first."""
+        if connection.looks % self._window:
+            return False
+
+        took = sent - connection.sent_before
+        connection.sent_before = sent
+        return connection.looks > 0 and took < self._owed_each_window

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 __all__ = ("ServeOptions",)
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from anyecho.address import ProxyMode
 from anyecho.errors import UsageError
+from anyecho.net.proxied import TrustedNetworks
 from anyecho.net.sockets import SocketOptions
-from anyecho.units import Rate, Seconds
+from anyecho.units import Rate, Seconds, Size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +29,34 @@ class ServeOptions:
             "help": "Accept no more at a time; others wait in the backlog. Never more than descriptors - 64."
         },
     )
+    over_limit: Literal["wait", "close"] = field(
+        default="wait",
+        metadata={"help": "Those over --max-connections wait in the backlog, or are accepted and closed at once."},
+    )
+    max_connections_per_ip: int = field(
+        default=0,
+        metadata={"help": "Close who comes when so many of its address (IPv6: of its /64) are there; 0: no limit."},
+    )
     idle_timeout: Seconds = field(
         default=600.0, metadata={"help": "Close a connection on which no byte has moved for this long."}
+    )
+    write_timeout: Seconds = field(
+        default=60.0,
+        metadata={"help": "Close a peer that takes none of the echo it is owed for this long."},
+    )
+    max_duration: Seconds = field(
+        default=math.inf, metadata={"help": "Close a connection after this long, whatever moves."}
+    )
+    max_bytes: Size = field(
+        default=0, metadata={"help": "Close a peer that sends more than this, which it gets back; 0: no limit."}
+    )
+    min_rate: Rate = field(
+        default=0.0,
+        metadata={"help": "Close a connection that echoes fewer bytes a second, on average; 0: no limit."},
+    )
+    min_rate_window: Seconds = field(default=30.0, metadata={"help": "The time over which --min-rate is averaged."})
+    rate_limit: Rate = field(
+        default=math.inf, metadata={"help": "Echo no more bytes a second on any one connection; needs a task each."}
     )
     graceful_timeout: Seconds = field(
         default=10.0, metadata={"help": "On SIGTERM or SIGINT, go on echoing this long for those still connected."}
@@ -35,6 +64,20 @@ class ServeOptions:
     linger: Seconds = field(
         default=2.0,
         metadata={"help": "When closing on a peer that still sends, read on this long so that it gets its echo."},
+    )
+    proxy_protocol: ProxyMode = field(
+        default="off",
+        metadata={"help": "Connections begin with a header of the PROXY protocol; require is v1 or v2."},
+    )
+    proxy_trusted: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "Take that header from this network only, unix: being Unix sockets; repeatable.",
+            "metavar": "CIDR",
+        },
+    )
+    proxy_timeout: Seconds = field(
+        default=5.0, metadata={"help": "Close a connection whose header is not complete after this long."}
     )
     backlog: int = field(default=4096, metadata={"help": "Connections the kernel may hold ready to be accepted."})
     udp_rate: Rate = field(
@@ -55,12 +98,17 @@ class ServeOptions:
             raise UsageError(f"max_connections must be 1 or more, not {self.max_connections}")
         if not 0 <= self.backlog < 2**31:
             raise UsageError(f"backlog must be 0 or more, not {self.backlog}")
-        for name in ("idle_timeout", "graceful_timeout", "linger"):
+        for name in ("max_connections_per_ip", "max_bytes", "min_rate"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UsageError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        for name in ("graceful_timeout", "linger", "proxy_timeout"):
             if not getattr(self, name) >= 0:
                 raise UsageError(f"{name} must be 0 or more seconds, not {getattr(self, name)}")
-        if not self.udp_rate > 0:
-            raise UsageError(f"udp_rate must be more than 0 per second, not {self.udp_rate}")
+        for name in ("idle_timeout", "write_timeout", "max_duration", "min_rate_window", "rate_limit", "udp_rate"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"{name} must be more than 0; off (infinite) is no limit")
+        if self.engine == "events" and not math.isinf(self.rate_limit):
+            raise UsageError("rate_limit needs a task for each connection: the engine must be auto or tasks")
         if self.udp_burst < 1:
             raise UsageError(f"udp_burst must be 1 or more, not {self.udp_burst}")
-        if self.idle_timeout == 0:
-            raise UsageError("idle_timeout must be more than 0 seconds; off (infinite) is no limit")
+        TrustedNetworks.parse(self.proxy_trusted)

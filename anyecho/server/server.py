@@ -11,26 +11,22 @@ __all__ = ("DEFAULT_ADDRESS", "Server", "open_server", "serve")
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from functools import partial
 
 from anyio import TASK_STATUS_IGNORED, CancelScope, Event, create_task_group, move_on_after
 from anyio.abc import TaskGroup, TaskStatus
 
 from anyecho.address import Address, TCPAddress, UDPAddress, parse_address
-from anyecho.errors import StartError, bare_errors
+from anyecho.errors import UsageError, bare_errors
 from anyecho.net.accept import Acceptor
 from anyecho.net.listen import Listener, open_listeners
 from anyecho.net.poller import Fallback, Poller, open_poller
-from anyecho.server.connection import Connection, Engine
-from anyecho.server.events import EventConnection, EventsEngine
+from anyecho.net.proxy_protocol import Versions
 from anyecho.server.limits import ConnectionLimit, Reaper, raise_descriptor_limit, within_descriptors
 from anyecho.server.options import ServeOptions
-from anyecho.server.stats import Stats
-from anyecho.server.tasks import TaskConnection
+from anyecho.server.reception import Reception
+from anyecho.server.stats import Peer, Stats
 from anyecho.server.udp import UDPEcho
-
-if TYPE_CHECKING:
-    import socket
 
 logger = logging.getLogger("anyecho.server")
 
@@ -61,6 +57,8 @@ async def open_server(*addresses: str | Address, options: ServeOptions | None = 
     """
     options = options or ServeOptions()
     wanted = [parse_address(text) if isinstance(text, str) else text for text in addresses or (DEFAULT_ADDRESS,)]
+    if not options.proxy_trusted and any(_versions(address, options) for address in wanted):
+        raise UsageError("a header of the PROXY protocol is required, and taken from nobody: give --proxy-trusted")
     limit = within_descriptors(options.max_connections, raise_descriptor_limit())
     with ExitStack() as opened, bare_errors() as whole:
         listeners = await open_listeners(wanted, backlog=options.backlog, options=options.socket)
@@ -68,7 +66,9 @@ async def open_server(*addresses: str | Address, options: ServeOptions | None = 
             opened.callback(listener.close)
 
         async with open_poller() as poller, create_task_group() as tasks:
-            server = Server(listeners, ConnectionLimit(limit), options, poller, tasks)
+            server = Server(
+                listeners, ConnectionLimit(limit, wait=options.over_limit == "wait"), options, poller, tasks
+            )
             server.start()
             try:
                 yield server
@@ -97,30 +97,25 @@ class Server:
         self.options = options
         self.stats = Stats()
         self._listeners = listeners
-        self._limit = limit
         self._poller = poller
         self._tasks = tasks
-        self._engine = Engine(poller=poller, tasks=tasks, linger=options.linger, ended=self._end)
-        self._events = (
-            EventsEngine(poller=poller, tasks=tasks, linger=options.linger, ended=self._end)
-            if isinstance(poller, Poller)
-            else None
-        )
-        if options.engine == "events" and self._events is None:
-            raise StartError("the events engine needs epoll, which this system does not have")
-        self._connections: set[Connection] = set()
-        self._reaper = Reaper(self._connections, options.idle_timeout)
+        self._reception = Reception(options, limit, self.stats, poller, tasks)
+        self._connections = self._reception.connections
+        self._reaper = Reaper(self._connections, options)
         self._acceptors = [
-            Acceptor(sock=listener.sock, gate=limit, hand_over=self._begin, errors=self.stats.accept_errors)
+            Acceptor(
+                sock=listener.sock,
+                gate=limit,
+                hand_over=partial(self._reception.begin, _versions(listener.asked, options)),
+                errors=self.stats.accept_errors,
+            )
             for listener in listeners
             if not isinstance(listener.address, UDPAddress)
         ]
         datagrams = [listener.sock for listener in listeners if isinstance(listener.address, UDPAddress)]
         self._udp = UDPEcho(datagrams, options, self.stats.datagrams)
-        self._refusing = False
         self._accepting = CancelScope()
         self._accepting_ended = Event()
-        self._emptied = Event()
         self._closed = Event()
 
     def start(self) -> None:
@@ -141,26 +136,30 @@ class Server:
         self._accepting.cancel()
         await self._accepting_ended.wait()
         with move_on_after(self.options.graceful_timeout if grace is None else grace):
-            await self._wait_emptied()
+            await self._reception.wait_emptied()
         self._end_all("drained")
-        await self._wait_emptied()
+        await self._reception.wait_emptied()
         self._closed.set()
 
     def abort(self) -> None:
         """Close every connection now, polite or not; a drain that is under way ends with it."""
-        self._refusing = True
+        self._reception.refusing = True
         self._tasks.start_soon(self.drain, 0)
         for connection in list(self._connections):
             connection.abort()
 
     def close(self) -> None:
         """End every connection, politely. Whoever is accepted before the acceptors have noticed is refused."""
-        self._refusing = True
+        self._reception.refusing = True
         self._end_all("cancelled")
 
     def _end_all(self, reason: str) -> None:
         for connection in list(self._connections):
             connection.end(reason)
+
+    def peers(self) -> list[Peer]:
+        """Who is connected now; no more than `max_connections`."""
+        return self._reception.peers()
 
     async def wait_closed(self) -> None:
         """Return when a drain has ended."""
@@ -184,44 +183,12 @@ class Server:
                 listener.close()
             self._accepting_ended.set()
 
-    def _begin(self, sock: socket.socket, sockaddr: Any) -> None:
-        if self._refusing:
-            sock.close()
-            return
 
-        self.stats.accepted += 1
-        self.stats.active += 1
-        self._limit.take()
-        connection = (
-            TaskConnection(sock, self._engine)
-            if self._events is None or self._needs_task()
-            else EventConnection(sock, self._events)
-        )
-        self._connections.add(connection)
-        connection.start(sockaddr)
-
-    def _needs_task(self) -> bool:
-        """Whether something has to wrap the stream: today, only the lines of a debug log."""
-        if self.options.engine == "auto":
-            return logger.isEnabledFor(logging.DEBUG)
-
-        return self.options.engine == "tasks"
-
-    def _end(self, connection: Connection) -> None:
-        self._connections.discard(connection)
-        self._limit.give_back()
-        self.stats.active -= 1
-        self.stats.closed[connection.reason] += 1
-        received, sent = connection.totals
-        self.stats.bytes_received += received
-        self.stats.bytes_sent += sent
-        if not self._connections:
-            self._emptied.set()
-            self._emptied = Event()
-
-    async def _wait_emptied(self) -> None:
-        if self._connections:
-            await self._emptied.wait()
+def _versions(address: Address, options: ServeOptions) -> Versions | None:
+    """Of which header a connection to `address` begins with one; None if it must not."""
+    mode = None if isinstance(address, UDPAddress) else address.proxy
+    mode = mode or options.proxy_protocol
+    return None if mode == "off" else mode
 
 
 def _describe(asked: Address, bound: Address) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 __all__ = ("TaskConnection",)
 
 import logging
+import math
 import sys
 from collections.abc import Mapping
 from functools import partial
@@ -21,6 +22,7 @@ from anyio.abc import ByteStream
 from anyecho.echo import echo
 from anyecho.net.stream import PolledStream
 from anyecho.server.connection import EXPECTED, Connection, Engine
+from anyecho.server.metered import Capped, LimitReached, Paced
 from anyecho.transcript import Transcript, shorten
 
 if TYPE_CHECKING:
@@ -49,10 +51,12 @@ class TaskConnection(Connection):
     async def _run(self) -> None:
         try:
             self._stream = PolledStream(self.sock, self.engine.poller.register(self.sock), budget=_BUDGET)
-            await echo(self._transcribed(self._stream))
+            await echo(self._wrapped(self._stream))
             self.reason = self.reason or "eof"
-        except* EXPECTED:
-            self.reason = self.reason or "broken"
+        except* LimitReached as group:
+            self.reason = self.reason or str(group.exceptions[0])
+        except* EXPECTED as group:
+            self.reason = self.reason or self.why_broken(group)
         except* Exception:
             self.reason = "error"
             logger.exception("connection failed", extra={"peer": self.name})
@@ -78,11 +82,15 @@ class TaskConnection(Connection):
     def totals(self) -> tuple[int, int]:
         return (self._stream.bytes_received, self._stream.bytes_sent) if self._stream is not None else (0, 0)
 
-    def _transcribed(self, stream: PolledStream) -> ByteStream:
-        if not logger.isEnabledFor(logging.DEBUG):
-            return stream
+    def _wrapped(self, stream: ByteStream) -> ByteStream:
+        if self.engine.max_bytes:
+            stream = Capped(stream, self.engine.max_bytes)
+        if not math.isinf(self.engine.rate_limit):
+            stream = Paced(stream, self.engine.rate_limit)
+        if logger.isEnabledFor(logging.DEBUG):
+            stream = Transcript(stream, partial(_debug, {"peer": self.name}))
 
-        return Transcript(stream, partial(_debug, {"peer": self.name}))
+        return stream
 
 
 def _debug(extra: Mapping[str, str], what: str, chunk: bytes) -> None:

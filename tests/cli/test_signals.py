@@ -41,12 +41,12 @@ LONG = "1h"
 #: A server whose loop is stuck as soon as somebody connects, and which says so.
 STUCK = """
 import os, time
-from anyecho.server.server import Server
+from anyecho.server.reception import Reception
 def stuck(self, *args):
     os.write(2, b"stuck\\n")
     while True:
         time.sleep(60)
-Server._begin = stuck
+Reception.begin = stuck
 """
 
 #: Says on standard error when a signal has been taken note of; two in quick succession are one to the kernel.

@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from anyio import CancelScope, create_task_group, fail_after, move_on_after, wait_all_tasks_blocked
+from anyio import (
+    BrokenResourceError,
+    CancelScope,
+    create_task_group,
+    fail_after,
+    move_on_after,
+    wait_all_tasks_blocked,
+)
 from anyio.abc import SocketAttribute
 
 from anyecho.address import Address, FDAddress, TCPAddress, UnixAddress, parse_address
@@ -20,7 +27,9 @@ from anyecho.errors import ConnectError
 from anyecho.net import connect
 from anyecho.net.connect import connect_stream
 from anyecho.net.poller import Fallback, Poller
+from anyecho.net.proxy_protocol import parse_header
 from anyecho.net.sockets import SocketOptions
+from anyecho.net.stream import PolledStream
 
 OPTIONS = SocketOptions()
 
@@ -46,6 +55,40 @@ async def test_a_stream_is_connected(polled: bool, poller: Poller | Fallback, op
         peer = opened.enter_context(listener.accept()[0])
         peer.send(b"hello")
         assert await stream.receive() == b"hello"
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_the_first_that_is_said_may_be_who_calls(
+    host: str, version: Literal["v1", "v2"], opened: ExitStack
+) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = opened.enter_context(socket.create_server((host, 0), family=family))
+    address = TCPAddress(host=host, port=listener.getsockname()[1])
+    async with await connect_stream(address, options=OPTIONS, proxy_header=version) as stream:
+        await stream.send(b"hello")
+        peer, caller = listener.accept()
+        said = opened.enter_context(peer).recv(1000)
+        header = parse_header(said, version)
+        assert header is not None
+        assert (header.source, header.destination) == (caller[:2], (host, address.port))
+        assert said[header.length :] == b"hello"
+
+
+async def test_one_who_hangs_up_on_the_header_was_no_connection(
+    opened: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listener = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
+    address = TCPAddress(host="127.0.0.1", port=listener.getsockname()[1])
+    before = len(os.listdir("/proc/self/fd"))
+
+    async def hang_up(*_: object) -> None:
+        raise BrokenResourceError
+
+    monkeypatch.setattr(PolledStream, "send", hang_up)
+    with pytest.raises(ConnectError, match="it was closed on the PROXY header"):
+        await connect_stream(address, options=OPTIONS, proxy_header="v1")
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 async def test_localhost_finds_a_server_on_either_family(opened: ExitStack) -> None:

@@ -1,0 +1,123 @@
+"""What comes before anything else on a connection from a proxy: it has to say for whom it is.
+
+That takes a task, within a time limit; then the socket is handed over, as good as new, to whatever comes next, and
+the task ends.
+"""
+
+from __future__ import annotations
+
+__all__ = ("Doorman", "Introduction")
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from anyio import EndOfStream, TaskHandle, move_on_after
+
+from anyecho.net.proxied import HeaderReader
+from anyecho.net.proxy_protocol import ProxyProtocolError, Versions
+from anyecho.server.connection import EXPECTED, Asserted, Connection, Engine
+
+if TYPE_CHECKING:
+    import socket
+
+logger = logging.getLogger("anyecho.server")
+
+#: At most one log line in this many seconds about those who are turned away, however many they are.
+_LOG_EVERY = 10.0
+
+
+@dataclass(eq=False, kw_only=True)
+class Doorman(Engine):
+    """What connections share that do not echo yet."""
+
+    #: Seconds that a header may take.
+    proxy_timeout: float
+    #: Takes the socket over and returns true; or gives the introduction the reason why not.
+    hand_over: Callable[[Introduction], bool]
+    _logged_at: float = field(init=False, default=-_LOG_EVERY)
+    _unlogged: int = field(init=False, default=0)
+
+    def tell_refusal(self, peer: str, why: object) -> None:
+        """Log that `peer` was turned away, and how many were since the last such line."""
+        self._unlogged += 1
+        if monotonic() - self._logged_at >= _LOG_EVERY:
+            logger.warning("turned away %s: %s (%d times)", peer, why, self._unlogged)
+            self._logged_at = monotonic()
+            self._unlogged = 0
+
+
+class Introduction(Connection):
+    """A connection of a proxy that is trusted, until it has said whom it speaks for."""
+
+    __slots__ = ("_task", "_versions", "engine", "sockaddr")
+
+    engine: Doorman
+
+    def __init__(self, sock: socket.socket, engine: Doorman, versions: Versions) -> None:
+        super().__init__(sock)
+        self.engine = engine
+        self._versions = versions
+        self._task: TaskHandle[None] | None = None
+        #: Who called, as accept(2) has it.
+        self.sockaddr: Any = None
+
+    def start(self, sockaddr: Any) -> None:
+        self.sockaddr = sockaddr
+        self.note_start(sockaddr)
+        self._task = self.engine.tasks.start_soon(self._run)
+
+    def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    @property
+    def totals(self) -> tuple[int, int]:
+        return 0, 0
+
+    async def _run(self) -> None:
+        handed_over = False
+        try:
+            await self._read_header()
+            # Not one that was ended in the very moment in which its header was complete.
+            handed_over = not self.reason and self.engine.hand_over(self)
+        except* (ProxyProtocolError, EndOfStream) as group:
+            self.reason = self.reason or "proxy"
+            self.engine.tell_refusal(self.name, str(group.exceptions[0]) or "it was done before its header was")
+        except* EXPECTED:
+            self.reason = self.reason or "broken"
+        except* Exception:
+            self.reason = "error"
+            logger.exception("connection failed", extra={"peer": self.name})
+        finally:
+            # The handle keeps the exception that ended us, and that this frame: a cycle.
+            self._task = None
+            if not handed_over:
+                self._close()
+
+    async def _read_header(self) -> None:
+        """Learn for whom it is; the socket is then as good as new. Sets the reason if it took too long."""
+        registration = self.engine.poller.register(self.sock)
+        reader = HeaderReader(self.sock, registration, self._versions)
+        header = None
+        try:
+            with move_on_after(self.engine.proxy_timeout):
+                header = await reader.read()
+        finally:
+            # Whoever takes the socket over modifies the registration rather than making it anew.
+            if header is None:
+                await registration.aclose()
+
+        if header is None:
+            self.reason = self.reason or "proxy_timeout"
+        elif header.source is not None:
+            self.asserted = Asserted(header.source, via=self.name)
+
+    def _close(self) -> None:
+        """At once: nothing was echoed that a reset could destroy."""
+        self.reason = self.reason or "cancelled"
+        self.sock.close()
+        self.tell_end()
+        self.engine.ended(self)

@@ -1,0 +1,161 @@
+"""From an accepted socket to a connection that echoes, or to a reason why not.
+
+Knows who may come in, which engine takes whom, and who is there; how long for, it does not decide.
+"""
+
+from __future__ import annotations
+
+__all__ = ("Reception",)
+
+import logging
+import math
+from typing import TYPE_CHECKING, Any
+
+from anyio import Event
+from anyio.abc import TaskGroup
+
+from anyecho.errors import StartError
+from anyecho.net.poller import Fallback, Poller
+from anyecho.net.proxied import TrustedNetworks, remote_address
+from anyecho.net.proxy_protocol import Versions
+from anyecho.net.sockets import peer_name
+from anyecho.server.connection import Connection, Engine
+from anyecho.server.events import CappedEventConnection, EventConnection, EventsEngine
+from anyecho.server.introduction import Doorman, Introduction
+from anyecho.server.limits import AddressLimit, ConnectionLimit
+from anyecho.server.options import ServeOptions
+from anyecho.server.stats import Peer, Stats
+from anyecho.server.tasks import TaskConnection
+
+if TYPE_CHECKING:
+    import socket
+
+logger = logging.getLogger("anyecho.server")
+
+
+class Reception:
+    """Owns every socket that it is given, until it has closed it and counted why."""
+
+    def __init__(
+        self,
+        options: ServeOptions,
+        limit: ConnectionLimit,
+        stats: Stats,
+        poller: Poller | Fallback,
+        tasks: TaskGroup,
+    ) -> None:
+        shared: dict[str, Any] = {
+            **{"poller": poller, "tasks": tasks, "ended": self._end},
+            **{name: getattr(options, name) for name in ("linger", "max_bytes", "rate_limit")},
+        }
+        self._options = options
+        self._limit = limit
+        self._per_address = AddressLimit(options.max_connections_per_ip)
+        self._stats = stats
+        self._trusted = TrustedNetworks.parse(options.proxy_trusted)
+        self._engine = Engine(**shared)
+        self._events = EventsEngine(**shared) if isinstance(poller, Poller) else None
+        if options.engine == "events" and self._events is None:
+            raise StartError("the events engine needs epoll, which this system does not have")
+        self._doorman = Doorman(**shared, proxy_timeout=options.proxy_timeout, hand_over=self._hand_over)
+        self._emptied = Event()
+        #: Who is there, those included that have not said yet for whom.
+        self.connections: set[Connection] = set()
+        #: Whether those that still come are closed unseen.
+        self.refusing = False
+
+    def begin(self, versions: Versions | None, sock: socket.socket, sockaddr: Any) -> None:
+        """Take `sock`, accepted from `sockaddr`. With `versions`, it has to begin with a header of one of them."""
+        if self.refusing:
+            sock.close()
+            return
+
+        self._stats.accepted += 1
+        if self._limit.is_reached():
+            self._turn_away(sock, "over_limit")
+        elif versions is None:
+            connection = self._connection(sock)
+            if self._per_address.take(connection, sockaddr):
+                self._hold(connection, sockaddr)
+            else:
+                self._turn_away(sock, "per_ip")
+        elif sockaddr in self._trusted:
+            self._hold(Introduction(sock, self._doorman, versions), sockaddr)
+        else:
+            self._doorman.tell_refusal(peer_name(sock, sockaddr), "--proxy-trusted does not name it")
+            self._turn_away(sock, "untrusted")
+
+    def peers(self) -> list[Peer]:
+        """Those that echo."""
+        return [peer for each in self.connections if (peer := _describe(each)) is not None]
+
+    async def wait_emptied(self) -> None:
+        if self.connections:
+            await self._emptied.wait()
+
+    def _hold(self, connection: Connection, sockaddr: Any) -> None:
+        self._stats.active += 1
+        self._limit.take()
+        self.connections.add(connection)
+        connection.start(sockaddr)
+
+    def _hand_over(self, introduction: Introduction) -> bool:
+        connection = self._connection(introduction.sock)
+        connection.asserted = introduction.asserted
+        # The proxy's own address stands for nobody, or for all whom it speaks for.
+        source = introduction.asserted.address if introduction.asserted else introduction.sockaddr
+        if not self._per_address.take(connection, source):
+            introduction.reason = "per_ip"
+            return False
+
+        self.connections.discard(introduction)
+        self.connections.add(connection)
+        connection.start(introduction.sockaddr)
+        return True
+
+    def _turn_away(self, sock: socket.socket, reason: str) -> None:
+        sock.close()
+        self._stats.closed[reason] += 1
+
+    def _connection(self, sock: socket.socket) -> Connection:
+        if self._events is None or self._needs_task():
+            return TaskConnection(sock, self._engine)
+
+        kind = CappedEventConnection if self._options.max_bytes else EventConnection
+        return kind(sock, self._events)
+
+    def _needs_task(self) -> bool:
+        """Whether something has to wrap the stream: a rate, or the lines of a debug log."""
+        if self._options.engine == "auto":
+            return not math.isinf(self._options.rate_limit) or logger.isEnabledFor(logging.DEBUG)
+
+        return self._options.engine == "tasks"
+
+    def _end(self, connection: Connection) -> None:
+        stats = self._stats
+        self.connections.discard(connection)
+        self._limit.give_back()
+        self._per_address.give_back(connection)
+        stats.active -= 1
+        stats.closed[connection.reason] += 1
+        received, sent = connection.totals
+        stats.bytes_received += received
+        stats.bytes_sent += sent
+        if not self.connections:
+            self._emptied.set()
+            self._emptied = Event()
+
+
+def _describe(connection: Connection) -> Peer | None:
+    """None for one that does not echo yet, or has no peer any more."""
+    asserted = connection.asserted
+    if isinstance(connection, Introduction):
+        return None
+    try:
+        address = asserted.address if asserted else remote_address(connection.sock)
+    except OSError:
+        return None
+
+    received, sent = connection.totals
+    via = asserted.via if asserted else ""
+    return Peer(address=address, via=via, bytes_received=received, bytes_sent=sent)

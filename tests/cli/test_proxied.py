@@ -1,0 +1,88 @@
+"""Proxies and limits as users meet them: flags, exit statuses, and the log."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.process import Processes, connect, exchange, read_all, round_trip
+
+TCP = "tcp://127.0.0.1:0"
+TRUSTED = ("--proxy-protocol", "require", "--proxy-trusted", "192.0.2.0/24", "--proxy-trusted", "127.0.0.1")
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_a_client_behind_a_proxy_is_in_the_access_log(processes: Processes, backend: str, version: str) -> None:
+    arguments = ("--backend", backend, "--access-log", "--log-format", "json", *TRUSTED)
+    server = processes.serve("-b", TCP, *arguments)
+    [address] = server.addresses
+    status, output, errors = processes.run("send", address, "--proxy-header", version, "hello")
+    assert (status, output, errors) == (0, b"hello", "")
+    line = json.loads(server.read_errors(until="\n"))
+
+    assert line["peer"] == line["via"]  # it spoke for itself
+    assert (line["reason"], line["bytes_sent"]) == ("eof", 5)
+
+
+def test_a_stranger_with_a_name_of_his_choice_is_refused(processes: Processes, backend: str) -> None:
+    trusting = ("--proxy-protocol", "v1", "--proxy-trusted", "192.0.2.0/24")
+    server = processes.serve("-b", TCP, "--backend", backend, *trusting, "--access-log")
+    status, output, errors = processes.run("send", server.addresses[0], "--proxy-header", "v1", "hello")
+    # There was no connection, if it was closed before the header was sent.
+    assert (status in (1, 3), output) == (True, b"")
+    assert errors.startswith("anyecho: ")
+    said = server.read_errors(until="\n")
+
+    assert "main: turned away 127.0.0.1_" in said
+    assert "--proxy-trusted does not name it" in said
+
+
+def test_one_address_may_be_for_proxies_and_another_not(processes: Processes) -> None:
+    server = processes.serve("-b", f"{TCP}?proxy=v2", "-b", TCP, "--proxy-trusted", "127.0.0.1", listeners=2)
+    proxied, plain = server.addresses
+
+    assert round_trip(plain, b"PROXY") == b"PROXY"
+    assert processes.run("send", proxied, "--proxy-header", "v2", "hello")[:2] == (0, b"hello")
+    assert processes.run("send", proxied, "--proxy-header", "v1", "hello")[:2] == (1, b"")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--proxy-protocol", "v1"), "give --proxy-trusted"),
+        (("-b", f"{TCP}?proxy=v2"), "give --proxy-trusted"),
+        (("-b", f"{TCP}?proxy=v3"), "proxy is off, v1, v2, require, not 'v3'"),
+        (("-b", "udp://127.0.0.1:0?proxy=v1"), "no setting 'proxy' here"),
+        (("--proxy-trusted", "localhost"), "bad network 'localhost'"),
+        (("--engine", "events", "--rate-limit", "1k"), "rate_limit needs a task"),
+        (("--write-timeout", "0"), "write_timeout must be more than 0"),
+    ],
+)
+def test_a_mistake_is_one_line(processes: Processes, arguments: tuple[str, ...], complaint: str) -> None:
+    status, output, errors = processes.run("serve", *arguments)
+
+    assert (status, output) == (2, b"")
+    assert complaint in errors
+    assert len(errors.splitlines()) == 1
+
+
+def test_limits_are_flags_and_variables(processes: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANYECHO_MAX_BYTES", "5")
+    server = processes.serve("-b", TCP, "--max-connections-per-ip", "1", "--linger", "200ms", "--access-log")
+    [address] = server.addresses
+    with connect(address) as first:
+        assert exchange(first, b"hello") == b"hello"
+        with connect(address) as second:
+            assert read_all(second) == b""
+        first.sendall(b"!")
+        assert read_all(first) == b""
+
+    assert "reason=bytes" in server.read_errors(until="\n")
+
+
+def test_a_rate_takes_a_task_where_there_is_a_choice(processes: Processes, backend: str) -> None:
+    server = processes.serve("-b", TCP, "--backend", backend, "--rate-limit", "1M")
+    payload = bytes(200_000)
+
+    assert round_trip(server.addresses[0], payload) == payload

@@ -1,0 +1,120 @@
+"""A real HAProxy in front: what it says of its clients is understood, and believed only where it is trusted."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from anyio import to_thread
+
+from anyecho.address import Address, TCPAddress, UnixAddress, parse_address
+from anyecho.server.options import ServeOptions
+from anyecho.server.server import open_server
+from tests.peers import dial, receive_all, until
+from tests.process import PATIENCE
+
+#: It is given a socket that listens already: nobody has to wait for it, nor guess a port.
+CONFIG = """
+global
+    maxconn 100
+defaults
+    mode tcp
+    retries 0
+    timeout connect {patience}s
+    timeout client {patience}s
+    timeout server {patience}s
+listen echo
+    bind fd@{descriptor}
+    server echo {server} {option}
+"""
+
+#: Starts one in front of an address, with an option of its `server` line; returns where it listens.
+Starter = Callable[[Address, str], Address]
+
+
+@pytest.fixture(params=["127.0.0.1", "::1"])
+def haproxy(request: pytest.FixtureRequest, short_path: Path) -> Iterator[Starter]:
+    if shutil.which("haproxy") is None:
+        pytest.skip("haproxy is not installed")
+
+    host: str = request.param
+    with ExitStack() as opened:
+
+        def start(address: Address, option: str) -> Address:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            listener = opened.enter_context(socket.create_server((host, 0), family=family))
+            config = short_path / "haproxy.cfg"
+            config.write_text(
+                CONFIG.format(
+                    patience=int(PATIENCE),
+                    descriptor=listener.fileno(),
+                    server=f"unix@{address.path}" if isinstance(address, UnixAddress) else str(address)[6:],
+                    option=option,
+                )
+            )
+            process = subprocess.Popen(
+                ["haproxy", "-db", "-f", str(config)],
+                pass_fds=[listener.fileno()],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            opened.callback(process.wait)
+            opened.callback(process.kill)
+            return TCPAddress(host=host, port=listener.getsockname()[1])
+
+        yield start
+
+
+def receive(sock: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size and (chunk := sock.recv(size - len(data))):
+        data += chunk
+
+    return data
+
+
+@pytest.mark.parametrize(("option", "mode"), [("send-proxy", "v1"), ("send-proxy-v2", "v2")])
+async def test_the_clients_own_address_is_in_the_stats(
+    option: str, mode: str, haproxy: Starter, carrier: Address
+) -> None:
+    options = ServeOptions(proxy_trusted=("127.0.0.1", "unix:"), linger=0.5)
+    async with open_server(parse_address(f"{carrier}?proxy={mode}"), options=options) as server:
+        payload = os.urandom(100_000)
+        with dial(haproxy(server.addresses[0], option)) as sock:
+            sock.sendall(payload)
+            assert await to_thread.run_sync(receive, sock, len(payload)) == payload
+            [peer] = server.peers()
+            assert peer.address == sock.getsockname()[:2]
+            assert peer.via
+            assert (peer.bytes_received, peer.bytes_sent) == (len(payload), len(payload))
+            sock.shutdown(socket.SHUT_WR)
+            assert await to_thread.run_sync(receive_all, sock) == b""
+
+        await until(lambda: server.stats.closed == {"eof": 1})
+
+
+@pytest.mark.parametrize("option", ["send-proxy", "send-proxy-v2"])
+async def test_it_is_refused_where_it_is_not_trusted(option: str, haproxy: Starter, carrier: Address) -> None:
+    options = ServeOptions(proxy_protocol="require", proxy_trusted=("192.0.2.0/24",), linger=0.5)
+    async with open_server(carrier, options=options) as server:
+        with dial(haproxy(server.addresses[0], option)) as sock:
+            sock.sendall(b"hello")
+            assert await to_thread.run_sync(receive_all, sock) == b""
+
+        assert set(server.stats.closed) == {"untrusted"}
+
+
+async def test_one_that_says_nothing_of_its_clients_is_no_proxy_for_us(haproxy: Starter, carrier: Address) -> None:
+    options = ServeOptions(proxy_protocol="require", proxy_trusted=("127.0.0.1", "unix:"), linger=0.5)
+    async with open_server(carrier, options=options) as server:
+        with dial(haproxy(server.addresses[0], "")) as sock:
+            sock.sendall(b"hello")
+            assert await to_thread.run_sync(receive_all, sock) == b""
+
+        await until(lambda: server.stats.closed == {"proxy": 1})

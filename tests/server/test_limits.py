@@ -1,0 +1,455 @@
+"""Each limit is reached: what it counts the peer as, and that the neighbour does not notice."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, suppress
+from dataclasses import replace
+from typing import Any
+
+import anyio
+import pytest
+from anyio import create_task_group, fail_after, to_thread
+
+from anyecho.address import Address, TCPAddress
+from anyecho.errors import UsageError
+from anyecho.measure.client import Client, connect
+from anyecho.measure.options import ConnectOptions
+from anyecho.net import poller as poller_module
+from anyecho.server.limits import AddressLimit, Reaper
+from anyecho.server.options import ServeOptions
+from anyecho.server.server import Server, open_server
+from tests.net.proxy_headers import v2
+from tests.peers import SOON, dial, receive_all, until
+from tests.server.test_server import flood
+
+#: How small the limits are, and how late: an eighth is promised.
+LIMIT = 0.24
+LATE = 3 * LIMIT / 8 + 0.2
+
+
+@pytest.fixture
+def opened() -> Iterator[ExitStack]:
+    with ExitStack() as opened:
+        yield opened
+
+
+async def chat(client: Client) -> None:
+    """Exchange small messages until cancelled."""
+    while True:
+        await client.exchange(b"x" * 100)
+        await anyio.sleep(0.01)
+
+
+@asynccontextmanager
+async def untouched(server: Server) -> AsyncIterator[Client]:
+    """A neighbour that is busy all the while, and is served as well in the end."""
+    async with await connect(server.addresses[0]) as client, create_task_group() as tasks:
+        await client.exchange(b"before")
+        tasks.start_soon(chat, client)
+        yield client
+        tasks.cancel_scope.cancel()
+
+    assert not [reason for reason in server.stats.closed if reason in ("broken", "error")]
+
+
+async def test_one_that_takes_nothing_of_its_echo_is_closed(carrier: Address) -> None:
+    """Long before it is idle."""
+    options = ServeOptions(write_timeout=LIMIT, linger=0.1)
+    async with open_server(carrier, options=options) as server, untouched(server):
+        with dial(server.addresses[0]) as sock:
+            sock.setblocking(False)
+            start = time.monotonic()
+            async with create_task_group() as tasks:
+                tasks.start_soon(flood, sock)
+                await until(lambda: server.stats.closed["write"] == 1)
+                tasks.cancel_scope.cancel()
+            assert time.monotonic() - start > LIMIT
+
+        assert server.stats.closed == {"write": 1}
+
+
+async def test_one_that_owes_no_room_may_be_silent_for_longer(carrier: Address) -> None:
+    options = ServeOptions(write_timeout=LIMIT / 2, idle_timeout=10, linger=0.1)
+    async with open_server(carrier, options=options) as server, await connect(server.addresses[0]) as client:
+        await client.exchange(b"x")
+        await anyio.sleep(LIMIT)
+        await client.exchange(b"y")
+        assert not server.stats.closed
+
+
+async def test_one_that_the_kernel_gives_up_first_is_counted_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_server("tcp://127.0.0.1:0", options=ServeOptions(linger=0.1)) as server:
+        with dial(server.addresses[0]) as sock:
+            sock.setblocking(False)
+            async with create_task_group() as tasks:
+                tasks.start_soon(flood, sock)
+                await until(lambda: any(received > sent for received, sent in all_totals(server)))
+                tasks.cancel_scope.cancel()
+
+            ours = [connection.sock for connection in server._connections]
+            send = socket.socket.send
+
+            def give_up(sock: socket.socket, data: bytes) -> int:
+                if sock in ours:
+                    raise TimeoutError(errno.ETIMEDOUT, "given up")
+                return send(sock, data)
+
+            monkeypatch.setattr(socket.socket, "send", give_up)
+            await to_thread.run_sync(make_room, sock)
+            await until(lambda: server.stats.closed == {"write": 1})
+
+
+def all_totals(server: Server) -> list[tuple[int, int]]:
+    return [connection.totals for connection in server._connections]
+
+
+def make_room(sock: socket.socket) -> None:
+    with suppress(OSError):
+        while sock.recv(1 << 20):
+            pass
+
+
+async def test_the_write_timeout_is_the_kernels_too(carrier: Address) -> None:
+    """Given up by TCP_USER_TIMEOUT alone, when the reaper may not."""
+    if not isinstance(carrier, TCPAddress):
+        pytest.skip("the kernel has no such limit for Unix sockets")
+    options = ServeOptions(write_timeout=math.inf, linger=0.1)
+    options = replace(options, socket=replace(options.socket, tcp_user_timeout=0.3))
+    async with open_server(carrier, options=options) as server:
+        with dial(server.addresses[0]) as sock:
+            sock.setblocking(False)
+            async with create_task_group() as tasks:
+                tasks.start_soon(flood, sock)
+                await until(lambda: server.stats.closed == {"write": 1})
+                tasks.cancel_scope.cancel()
+
+
+async def test_a_connection_ends_after_its_time_whatever_moves(carrier: Address) -> None:
+    options = ServeOptions(max_duration=LIMIT, linger=0.1)
+    async with open_server(carrier, options=options) as server:
+        start = time.monotonic()
+        async with await connect(server.addresses[0]) as client:
+            with pytest.raises((anyio.BrokenResourceError, anyio.EndOfStream)), fail_after(SOON):
+                while True:
+                    await client.stream.send(b"x" * 100)
+                    await client.stream.receive()
+            assert LIMIT - 0.01 <= time.monotonic() - start < LIMIT + LATE
+            async with await connect(server.addresses[0]) as later:
+                await later.exchange(b"x")
+                assert server.stats.closed["duration"] <= 1
+
+        await until(lambda: server.stats.active == 0)
+        assert server.stats.closed["duration"] == 1
+
+
+@pytest.mark.parametrize("slow", ["silent", "dripping", "hardly reading"])
+async def test_one_that_is_too_slow_on_average_is_closed(slow: str, carrier: Address) -> None:
+    options = ServeOptions(min_rate=1000, min_rate_window=LIMIT, linger=0.1)
+    async with open_server(carrier, options=options) as server, untouched(server):
+        with dial(server.addresses[0]) as sock:
+            sock.setblocking(False)
+            async with create_task_group() as tasks:
+                start = time.monotonic()
+                if slow != "silent":
+                    tasks.start_soon(flood if slow == "hardly reading" else drip, sock)
+                await until(lambda: server.stats.closed["rate"] == 1)
+                tasks.cancel_scope.cancel()
+            # It had the first window, of which it may have been there for a part only of its first eighth.
+            assert time.monotonic() - start >= LIMIT - 0.01
+
+        assert server.stats.closed == {"rate": 1}
+
+
+async def drip(sock: socket.socket) -> None:
+    with suppress(OSError):
+        while True:
+            sock.send(b"x")
+            await anyio.sleep(0.01)
+
+
+@pytest.mark.parametrize("size", [1, 1000, 300_000, 600_000])
+async def test_no_more_bytes_are_echoed_than_the_limit(size: int, carrier: Address) -> None:
+    """To the byte; and who sends just as many is not over it."""
+    options = ServeOptions(max_bytes=size, linger=0.5)
+    async with open_server(carrier, options=options) as server:
+        payload = os.urandom(size)
+        async with await connect(server.addresses[0]) as just, await connect(server.addresses[0]) as over:
+            await just.exchange(payload[: size // 2])
+            async with over.send([payload + b"more"]) as echo:
+                back = bytearray()
+                with pytest.raises(Exception, match=r"missing|closed"):
+                    async for chunk in echo:
+                        back += chunk
+            assert back == payload
+            await just.exchange(payload[size // 2 :])
+
+        await until(lambda: server.stats.active == 0)
+        assert server.stats.closed == {"bytes": 1, "eof": 1}
+
+
+async def test_after_the_last_byte_there_may_be_a_silence(carrier: Address) -> None:
+    async with open_server(carrier, options=ServeOptions(max_bytes=3, linger=0.1)) as server:
+        with dial(server.addresses[0]) as sock:
+            for byte in (b"a", b"b", b"c"):
+                sock.sendall(byte)
+                assert await to_thread.run_sync(sock.recv, 10) == byte
+            assert not server.stats.closed
+            sock.sendall(b"d")
+            assert await to_thread.run_sync(receive_all, sock) == b""
+
+        await until(lambda: server.stats.closed == {"bytes": 1})
+
+
+async def test_a_flooding_peer_is_echoed_no_faster_than_the_rate(carrier: Address) -> None:
+    """And its neighbour, in no haste, as fast as it likes. How exactly, a benchmark says."""
+    rate, seconds = 1_000_000, 0.5
+    options = ServeOptions(rate_limit=rate, engine="auto", linger=0.1)
+    async with open_server(carrier, options=options) as server:
+        received = 0
+
+        async def read() -> None:
+            nonlocal received
+            while True:
+                received += len(await fast.stream.receive())
+
+        async def write() -> None:
+            while True:
+                await fast.stream.send(bytes(65536))
+
+        async with await connect(server.addresses[0]) as fast, create_task_group() as tasks:
+            tasks.start_soon(read)
+            tasks.start_soon(write)
+            async with await connect(server.addresses[0]) as slow:
+                start = time.monotonic()
+                while time.monotonic() - start < seconds:
+                    with fail_after(SOON):
+                        await slow.exchange(b"x")
+            elapsed = time.monotonic() - start
+            assert rate * elapsed / 3 < received < rate * (elapsed + 0.1) * 1.2
+            tasks.cancel_scope.cancel()
+
+
+async def test_a_rate_below_a_byte_a_turn_is_a_rate(carrier: Address) -> None:
+    options = ServeOptions(rate_limit=20, engine="auto", linger=0.1)
+    async with open_server(carrier, options=options) as server:
+        with dial(server.addresses[0]) as sock:
+            start = time.monotonic()
+            sock.sendall(b"x" * 8)
+            sock.shutdown(socket.SHUT_WR)
+            assert await to_thread.run_sync(receive_all, sock) == b"x" * 8
+            assert 0.2 <= time.monotonic() - start < 3 * 0.4
+
+
+async def test_a_rate_needs_no_engine_that_cannot_keep_it() -> None:
+    with pytest.raises(UsageError, match="rate_limit needs a task"):
+        ServeOptions(rate_limit=1, engine="events")
+
+
+async def test_over_the_limit_of_all_one_may_be_closed_instead_of_waiting(
+    carrier: Address, opened: ExitStack
+) -> None:
+    options = ServeOptions(max_connections=3, over_limit="close", linger=0.1)
+    async with open_server(carrier, options=options) as server, untouched(server):
+        held = [opened.enter_context(dial(server.addresses[0])) for _ in range(2)]
+        await until(lambda: server.stats.active == 3)
+        with dial(server.addresses[0]) as sock:
+            assert await to_thread.run_sync(receive_all, sock) == b""
+        assert server.stats.closed == {"over_limit": 1}
+
+        held[0].close()
+        await until(lambda: server.stats.active == 2)
+        async with await connect(server.addresses[0]) as client:
+            await client.exchange(b"there is room again")
+
+
+async def test_no_more_of_one_address_are_held_than_the_limit(opened: ExitStack) -> None:
+    """Twice as many come, and those of another address are served."""
+    options = ServeOptions(max_connections_per_ip=5, linger=0.1)
+    async with open_server("tcp://127.0.0.1:0", "tcp://[::1]:0", options=options) as server:
+        one, other = server.addresses
+        held = [opened.enter_context(dial(one)) for _ in range(10)]
+        await until(lambda: server.stats.closed == {"per_ip": 5})
+        assert (server.stats.active, server.stats.accepted) == (5, 10)
+        async with await connect(other) as client:
+            await client.exchange(b"x")
+        for sock in held[:5]:
+            sock.sendall(b"x")
+            assert await to_thread.run_sync(sock.recv, 1) == b"x"
+
+        held[0].close()
+        await until(lambda: server.stats.active == 4)
+        async with await connect(one) as client:
+            await client.exchange(b"there is room again")
+
+
+async def test_peers_on_unix_sockets_have_no_address_to_be_limited(short_path: object, opened: ExitStack) -> None:
+    options = ServeOptions(max_connections_per_ip=1, linger=0.1)
+    async with open_server(f"unix:{short_path}/echo", options=options) as server:
+        for _ in range(3):
+            opened.enter_context(dial(server.addresses[0]))
+        await until(lambda: server.stats.active == 3)
+
+
+async def test_behind_a_proxy_it_is_whom_it_speaks_for_that_is_limited(carrier: Address, opened: ExitStack) -> None:
+    options = ServeOptions(
+        max_connections_per_ip=2, proxy_protocol="require", proxy_trusted=("127.0.0.1", "unix:"), linger=0.1
+    )
+    async with open_server(carrier, options=options) as server:
+
+        def call(source: str) -> socket.socket:
+            sock = opened.enter_context(dial(server.addresses[0]))
+            sock.sendall(f"PROXY TCP4 {source} 192.0.2.2 56324 443\r\n".encode())
+            return sock
+
+        first = [call("192.0.2.1") for _ in range(2)]
+        await until(lambda: len(server.peers()) == 2)
+        assert await to_thread.run_sync(receive_all, call("192.0.2.1")) == b""
+        assert server.stats.closed == {"per_ip": 1}
+        call("192.0.2.3")
+        await until(lambda: len(server.peers()) == 3)
+        # Half a header has no name yet, and takes nobody's place.
+        opened.enter_context(dial(server.addresses[0])).sendall(b"PROXY TCP4 192.0.2.1")
+        first[0].close()
+        await until(lambda: server.stats.closed["eof"] == 1)
+        call("192.0.2.1")
+        await until(lambda: len(server.peers()) == 3)
+
+
+async def test_the_limit_of_all_counts_those_who_have_not_said_for_whom_they_are(opened: ExitStack) -> None:
+    options = ServeOptions(max_connections=2, over_limit="close", proxy_protocol="v2", proxy_trusted=("127.0.0.1",))
+    async with open_server("tcp://127.0.0.1:0", options=options) as server:
+        for _ in range(2):
+            opened.enter_context(dial(server.addresses[0])).sendall(v2()[:10])
+        await until(lambda: server.stats.active == 2)
+        with dial(server.addresses[0]) as sock:
+            assert await to_thread.run_sync(receive_all, sock) == b""
+        assert server.stats.closed == {"over_limit": 1}
+
+
+@pytest.mark.parametrize(
+    ("sockaddr", "other", "same"),
+    [
+        (("192.0.2.1", 1), ("192.0.2.1", 2), True),
+        (("192.0.2.1", 1), ("192.0.2.2", 1), False),
+        (("2001:db8::1", 1, 0, 0), ("2001:db8::ffff:1", 1, 0, 0), True),
+        (("2001:db8::1", 1, 0, 0), ("2001:db8:0:1::1", 1, 0, 0), False),
+        (("::ffff:192.0.2.1", 1, 0, 0), ("192.0.2.1", 1), True),
+        (("::ffff:192.0.2.1", 1, 0, 0), ("::ffff:192.0.2.2", 1, 0, 0), False),
+        (("fe80::1%eth0", 1, 0, 2), ("fe80::2%eth1", 1, 0, 3), True),
+        ("", "", False),
+        ("/run/a", "/run/a", False),
+    ],
+)
+def test_whom_a_limit_takes_for_one(sockaddr: object, other: object, same: bool) -> None:
+    limit = AddressLimit(1)
+    first, second = object(), object()
+    assert limit.take(first, sockaddr)
+    assert limit.take(second, other) is not same
+    limit.give_back(first)
+    limit.give_back(second)
+    assert limit.take(second, sockaddr)
+
+
+def test_a_limit_of_addresses_forgets_those_who_are_gone() -> None:
+    limit = AddressLimit(3)
+    for number in range(1000):
+        assert limit.take(number, (f"192.0.2.{number % 250}", 1)) is (number < 750)
+    for number in range(1000):
+        limit.give_back(number)
+
+    assert not limit._held
+    assert not limit._holders
+
+
+class Fake:
+    """A connection whose totals a test says."""
+
+    def __init__(self) -> None:
+        self.reason = ""
+        self.seen = -1
+        self.still = self.looks = self.sent_before = 0
+        self.totals = (0, 0)
+
+    def end(self, reason: str) -> None:
+        self.reason = reason
+
+
+def looks_until_ended(options: ServeOptions, totals: list[tuple[int, int]]) -> tuple[int, str]:
+    """After how many looks a connection that has moved so much at each is ended, and why."""
+    fake = Fake()
+    reaper = Reaper([fake], options)
+    for number, each in enumerate(totals):
+        fake.totals = each
+        if reason := reaper._look_at(fake):
+            return number, reason
+
+    return len(totals), ""
+
+
+NONE = ServeOptions(idle_timeout=math.inf, write_timeout=math.inf)
+
+
+@pytest.mark.parametrize(
+    ("options", "totals", "ended"),
+    [
+        # Movement is noticed up to one look late: nobody is ended early, nor later than an eighth.
+        (replace(NONE, idle_timeout=80), [(5, 5)] * 20, (8, "idle")),
+        (replace(NONE, idle_timeout=80), [(5, 5)] * 8 + [(6, 6)] * 20, (16, "idle")),
+        (replace(NONE, write_timeout=80), [(5, 4)] * 20, (8, "write")),
+        (replace(NONE, write_timeout=80), [(5, 5)] * 20, (20, "")),
+        (replace(NONE, write_timeout=80, idle_timeout=80), [(5, 4)] * 20, (8, "write")),
+        (replace(NONE, write_timeout=80, idle_timeout=160), [(5, 5)] * 20, (16, "idle")),
+        (replace(NONE, max_duration=80), [(n, n) for n in range(20)], (8, "duration")),
+        (replace(NONE, max_duration=80, idle_timeout=40), [(n, n) for n in range(40)], (16, "duration")),
+        (replace(NONE, min_rate=1, min_rate_window=80), [(10 * n, 10 * n) for n in range(99)], (99, "")),
+        (replace(NONE, min_rate=1.01, min_rate_window=80), [(10 * n, 10 * n) for n in range(99)], (8, "rate")),
+        (replace(NONE, min_rate=1, min_rate_window=80), [(100, 0), *[(100, 50)] * 9], (8, "rate")),
+        (NONE, [(5, 4)] * 99, (99, "")),
+    ],
+)
+def test_when_a_connection_is_ended(
+    options: ServeOptions, totals: list[tuple[int, int]], ended: tuple[int, str]
+) -> None:
+    assert looks_until_ended(options, totals) == ended
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(
+            ("write_timeout", 0),
+            ("max_duration", 0),
+            ("min_rate_window", 0),
+            ("rate_limit", 0),
+            ("proxy_timeout", -1),
+        ),
+        *(("min_rate", -1), ("min_rate", math.inf), ("max_bytes", -1), ("max_connections_per_ip", -1)),
+    ],
+)
+def test_what_makes_no_sense_as_a_limit_is_a_mistake(name: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=f"^{name} must be "):
+        replace(NONE, **{name: value})
+
+
+def test_what_is_no_network_is_found_before_anything_is_opened() -> None:
+    with pytest.raises(UsageError, match=r"^bad network 'localhost'"):
+        ServeOptions(proxy_trusted=("localhost",))
+
+
+async def test_a_limited_connection_behind_a_proxy_is_turned_by_the_events_engine() -> None:
+    if not poller_module.HAVE_EPOLL:
+        pytest.skip("there is no events engine without epoll")
+    options = ServeOptions(
+        engine="auto", max_connections_per_ip=9, proxy_protocol="v2", proxy_trusted=("127.0.0.1",)
+    )
+    async with open_server("tcp://127.0.0.1:0", options=options) as server:
+        client = await connect(server.addresses[0], options=ConnectOptions(proxy_header="v2"))
+        async with client:
+            await client.exchange(b"x")
+            assert [type(each).__name__ for each in server._connections] == ["EventConnection"]

@@ -1,0 +1,340 @@
+"""A server behind a proxy: whom it believes, what it makes of what it is told, and who pays for a wrong word."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from anyio import BrokenResourceError, create_task_group, fail_after, to_thread, wait_all_tasks_blocked
+from anyio.lowlevel import checkpoint
+
+from anyecho.address import Address, ProxyMode, UnixAddress, parse_address
+from anyecho.errors import EchoTruncated, UsageError
+from anyecho.measure.client import connect
+from anyecho.measure.options import ConnectOptions
+from anyecho.server.options import ServeOptions
+from anyecho.server.server import Server, open_server
+from tests.net.pairs import reset
+from tests.net.proxy_headers import IPV4, IPV6, SOURCE, SOURCE6, UNIX, tlv, v2
+from tests.peers import SOON, dial, receive_all, until
+
+LINE = b"PROXY TCP4 192.0.2.1 192.0.2.2 56324 443\r\n"
+ODD = b"/run/\x1b[31m a\nb\xff".ljust(108, b"\0") + bytes(108)
+#: What a header says; whom it names, nobody where the socket's own peer holds; and what logs call that one.
+HEADERS = {
+    "v1": (LINE, SOURCE, "192.0.2.1_56324"),
+    "v1, IPv6": (b"PROXY TCP6 2001:db8::1 2001:db8::2 56324 443\r\n", SOURCE6, "2001:db8::1_56324"),
+    "v1, unknown": (b"PROXY UNKNOWN\r\n", None, ""),
+    "v2": (v2(IPV4), SOURCE, "192.0.2.1_56324"),
+    "v2, IPv6": (v2(IPV6, kind=0x21), SOURCE6, "2001:db8::1_56324"),
+    "v2, Unix": (v2(UNIX, kind=0x31), "/run/a", "unix_/run/a"),
+    "v2, abstract": (v2(b"\0name".ljust(108, b"\0") + bytes(108), kind=0x31), "\0name", "unix_@name"),
+    "v2, odd": (
+        v2(ODD, kind=0x31),
+        os.fsdecode(b"/run/\x1b[31m a\nb\xff"),
+        "unix_/run/%1B%5B31m%20a%0Ab%FF",
+    ),
+    "v2, unnamed": (v2(bytes(216), kind=0x31), "", "unix_"),
+    "v2, local": (v2(IPV4, command=0x20), None, ""),
+}
+
+
+def behind(**changes: Any) -> ServeOptions:
+    """Options of a server that stands behind a proxy on this machine."""
+    trusted = ("127.0.0.1", "unix:")
+    options = ServeOptions(proxy_protocol="require", proxy_trusted=trusted, linger=0.5)
+    return replace(options, **changes)
+
+
+@pytest.fixture
+async def server(carrier: Address) -> AsyncIterator[Server]:
+    async with open_server(carrier, options=behind()) as server:
+        yield server
+
+
+@pytest.fixture
+def opened() -> Iterator[ExitStack]:
+    with ExitStack() as opened:
+        yield opened
+
+
+def converse(sock: socket.socket, *parts: bytes) -> bytes:
+    """Send the parts, each as a segment of its own, and the end; return all that comes."""
+    for part in parts:
+        sock.sendall(part)
+    sock.shutdown(socket.SHUT_WR)
+    return receive_all(sock)
+
+
+@pytest.mark.parametrize("name", HEADERS)
+async def test_whom_a_header_names_is_the_peer(name: str, server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    header, source, called = HEADERS[name]
+    caplog.set_level(logging.INFO, "anyecho.access")
+    with dial(server.addresses[0]) as sock:
+        sock.sendall(header + b"hello")
+        assert await to_thread.run_sync(sock.recv, 5) == b"hello"
+        [peer] = server.peers()
+        own = sock.getsockname()
+        assert peer.address == (own if source is None else source)
+        assert (peer.bytes_received, peer.bytes_sent) == (5, 5)
+        assert bool(peer.via) is (source is not None)
+
+    await until(lambda: server.stats.active == 0)
+    assert server.stats.closed == {"eof": 1}
+    assert (server.stats.accepted, server.stats.bytes_received) == (1, 5)
+    assert server.peers() == []
+    [record] = [record for record in caplog.records if record.name == "anyecho.access"]
+    proxy = f"unix_{os.getpid()}" if sock.family == socket.AF_UNIX else f"127.0.0.1_{own[1]}"
+    assert vars(record)["peer"] == (called or proxy)
+    assert vars(record).get("via", "") == (proxy if source is not None else "")
+
+
+@pytest.mark.parametrize("name", ["v1", "v2"])
+async def test_what_comes_glued_to_a_header_is_echoed_whole(name: str, server: Server) -> None:
+    payload = os.urandom(100_000)
+    with dial(server.addresses[0]) as sock:
+        assert await to_thread.run_sync(converse, sock, HEADERS[name][0] + payload) == payload
+
+
+async def test_what_looks_like_a_second_header_is_echoed(server: Server) -> None:
+    with dial(server.addresses[0]) as sock:
+        assert await to_thread.run_sync(converse, sock, LINE + LINE) == LINE
+
+
+@pytest.mark.parametrize("name", ["v1", "v2"])
+async def test_a_header_may_come_byte_by_byte(name: str, server: Server) -> None:
+    header = HEADERS[name][0]
+    with dial(server.addresses[0]) as sock:
+        for at in range(len(header)):
+            sock.send(header[at : at + 1])
+            for _ in range(10):
+                await checkpoint()
+        await until(lambda: server.peers() != [])
+        assert await to_thread.run_sync(converse, sock, b"hello") == b"hello"
+
+
+async def test_a_header_and_no_more_is_an_echo_of_nothing(server: Server) -> None:
+    with dial(server.addresses[0]) as sock:
+        assert await to_thread.run_sync(converse, sock, LINE) == b""
+    await until(lambda: server.stats.closed == {"eof": 1})
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (b"GET / HTTP/1.0\r\n\r\n", "no PROXY v1 or v2 header"),
+        (b"PROXY TCP4 192.0.2.1\r\nhello", "two addresses"),
+        (b"PROXY TCP4 \x1b[31m", "no line of the protocol"),
+        (v2(IPV4, size=4096) + bytes(100), "are not taken"),
+        (v2(IPV4 + tlv(3, bytes(4))), "checksum"),
+        (LINE[:20], "done before"),
+        (b"", "done before"),
+    ],
+)
+async def test_what_is_no_header_is_closed_before_a_byte_is_echoed(
+    said: bytes, why: str, server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with await connect(server.addresses[0], options=ConnectOptions(proxy_header="v1")) as neighbour:
+        await neighbour.exchange(b"x")
+        with dial(server.addresses[0]) as sock:
+            sock.sendall(said)
+            if "done" in why:
+                sock.shutdown(socket.SHUT_WR)
+            # A reset where it had more to say than was read.
+            with suppress(ConnectionResetError):
+                assert await to_thread.run_sync(receive_all, sock) == b""
+
+        await until(lambda: server.stats.closed == {"proxy": 1})
+        await neighbour.exchange(b"y")
+
+    [line] = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert line.startswith("turned away ")
+    assert why in line
+    assert line.isprintable()
+
+
+async def test_a_reset_before_the_header_is_counted_and_logged_nowhere(caplog: pytest.LogCaptureFixture) -> None:
+    async with open_server("tcp://127.0.0.1:0", options=behind()) as server:
+        sock = dial(server.addresses[0])
+        sock.sendall(LINE[:20])
+        await until(lambda: server.stats.active == 1)
+        await wait_all_tasks_blocked()
+        reset(sock)
+        await until(lambda: server.stats.closed == {"broken": 1})
+
+    assert not [record for record in caplog.records if record.levelno > logging.INFO]
+
+
+@pytest.mark.parametrize("said", [b"", LINE[:20], v2(IPV4)[:20]])
+async def test_a_part_of_a_header_is_closed_at_the_time_limit(said: bytes, carrier: Address) -> None:
+    async with open_server(carrier, options=behind(proxy_timeout=0.2)) as server:
+        options = ConnectOptions(proxy_header="v2")
+        async with await connect(server.addresses[0], options=options) as neighbour:
+            start = time.monotonic()
+            with dial(server.addresses[0]) as sock:
+                sock.sendall(said)
+                assert await to_thread.run_sync(receive_all, sock) == b""
+            assert 0.19 <= time.monotonic() - start < 3 * 0.2
+            await neighbour.exchange(b"x")
+
+        await until(lambda: server.stats.active == 0)
+        assert server.stats.closed == {"proxy_timeout": 1, "eof": 1}
+
+
+async def test_the_time_limit_ends_with_the_header(carrier: Address) -> None:
+    async with open_server(carrier, options=behind(proxy_timeout=0.1)) as server:
+        options = ConnectOptions(proxy_header="v1")
+        async with await connect(server.addresses[0], options=options) as client:
+            await client.exchange(b"x")
+            with dial(server.addresses[0]) as late:
+                await to_thread.run_sync(receive_all, late)
+            await client.exchange(b"y")
+
+
+async def test_one_that_is_not_trusted_is_closed_unread(carrier: Address, caplog: pytest.LogCaptureFixture) -> None:
+    """Its header is an open door for any name: nobody is called by it."""
+    caplog.set_level(logging.INFO)
+    async with open_server(carrier, options=behind(proxy_trusted=("192.0.2.0/24",))) as server:
+        for _ in range(20):
+            with dial(server.addresses[0]) as sock, suppress(ConnectionError):
+                sock.sendall(LINE + b"hello")
+                assert await to_thread.run_sync(receive_all, sock) == b""
+
+        await until(lambda: server.stats.closed == {"untrusted": 20})
+        assert (server.stats.accepted, server.stats.active, server.peers()) == (20, 0, [])
+
+    assert "192.0.2.1" not in caplog.text
+    [line] = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert "--proxy-trusted" in line
+
+
+@pytest.mark.parametrize("trusted", ["0.0.0.0/0", "::/0"])
+async def test_networks_do_not_make_a_unix_peer_trusted(trusted: str, short_path: Path) -> None:
+    options = behind(proxy_trusted=(trusted,))
+    async with open_server(UnixAddress(path=str(short_path / "echo")), options=options) as server:
+        with dial(server.addresses[0]) as sock:
+            assert await to_thread.run_sync(receive_all, sock) == b""
+        await until(lambda: server.stats.closed == {"untrusted": 1})
+
+
+@pytest.mark.parametrize(
+    ("general", "own", "name", "taken"),
+    [
+        ("off", "v1", "v1", True),
+        ("off", "v1", "v2", False),
+        ("v1", None, "v2", False),
+        ("v2", None, "v2", True),
+        ("v2", "v1", "v1", True),
+        ("v1", "require", "v2", True),
+    ],
+)
+async def test_an_address_may_have_a_mode_of_its_own(
+    general: ProxyMode, own: ProxyMode | None, name: str, taken: bool, carrier: Address
+) -> None:
+    options = behind(proxy_protocol=general)
+    address = parse_address(f"{carrier}?proxy={own}") if own else carrier
+    async with open_server(address, options=options) as server:
+        with dial(server.addresses[0]) as sock:
+            sock.sendall(HEADERS[name][0])
+            sock.shutdown(socket.SHUT_WR)
+            await until(lambda: server.stats.closed == {"eof" if taken else "proxy": 1})
+
+
+async def test_where_no_header_is_expected_it_is_data() -> None:
+    """Guessing would let anybody be anybody."""
+    async with open_server("tcp://127.0.0.1:0?proxy=off", "tcp://127.0.0.1:0", options=behind()) as server:
+        with dial(server.addresses[0]) as sock:
+            assert await to_thread.run_sync(converse, sock, LINE) == LINE
+            assert server.stats.closed["proxy"] == 0
+
+
+@pytest.mark.parametrize(
+    ("address", "mode"), [("tcp://127.0.0.1:0?proxy=v2", "off"), ("tcp://127.0.0.1:0", "require")]
+)
+async def test_a_header_that_would_be_taken_from_nobody_is_a_mistake(address: str, mode: ProxyMode) -> None:
+    with pytest.raises(UsageError, match="--proxy-trusted"):
+        async with open_server(address, options=ServeOptions(proxy_protocol=mode)):
+            pytest.fail("it opened")
+
+    async with open_server("tcp://127.0.0.1:0?proxy=off", options=ServeOptions(proxy_protocol=mode)):
+        pass
+
+
+async def test_a_thousand_half_headers_do_not_keep_a_good_client_waiting(opened: ExitStack) -> None:
+    async with open_server("tcp://127.0.0.1:0", options=behind(proxy_timeout=1.0)) as server:
+        address = server.addresses[0]
+        for _ in range(1000):
+            opened.enter_context(dial(address)).sendall(LINE[:20])
+        await until(lambda: server.stats.active == 1000)
+        start = time.monotonic()
+        async with await connect(address, options=ConnectOptions(proxy_header="v2")) as client:
+            await client.exchange(b"hello")
+        assert time.monotonic() - start < 3 * 0.2
+        await until(lambda: server.stats.closed["proxy_timeout"] == 1000)
+
+
+async def test_a_drain_waits_for_a_header_no_longer_than_its_grace(carrier: Address) -> None:
+    async with open_server(carrier, options=behind()) as server:
+        with dial(server.addresses[0]) as half, dial(server.addresses[0]) as whole:
+            half.sendall(LINE[:20])
+            whole.sendall(LINE[:20])
+            await until(lambda: server.stats.active == 2)
+            async with create_task_group() as tasks:
+                tasks.start_soon(server.drain, 0.2)
+                await wait_all_tasks_blocked()
+                whole.sendall(LINE[20:])
+                assert await to_thread.run_sync(converse, whole, b"late") == b"late"
+            assert await to_thread.run_sync(receive_all, half) == b""
+
+        assert server.stats.closed == {"eof": 1, "drained": 1}
+
+
+async def test_leaving_the_block_ends_one_that_has_not_said_for_whom_it_is(carrier: Address) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    with ExitStack() as opened:
+        async with open_server(carrier, options=behind()) as server:
+            sock = opened.enter_context(dial(server.addresses[0]))
+            await until(lambda: server.stats.active == 1)
+            start = time.monotonic()
+        assert time.monotonic() - start < 3 * 0.1
+        assert sock.recv(1) == b""
+
+    assert (server.stats.active, server.stats.closed) == (0, {"cancelled": 1})
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_one_aborted_in_its_header_is_closed_at_once(server: Server) -> None:
+    with dial(server.addresses[0]):
+        await until(lambda: server.stats.active == 1)
+        server.abort()
+        with fail_after(SOON):
+            await server.wait_closed()
+
+    assert server.stats.closed == {"cancelled": 1}
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+async def test_a_client_says_for_whom_it_is(version: str, server: Server) -> None:
+    options = ConnectOptions(proxy_header="v1" if version == "v1" else "v2")
+    async with await connect(server.addresses[0], options=options) as client:
+        await client.exchange(b"hello")
+        [peer] = server.peers()
+        assert peer.bytes_received == 5
+        # Over a Unix socket v1 has no word for it, and v2 names a client that is bound to no path.
+        assert bool(peer.via) is (version == "v2" or not isinstance(server.addresses[0], UnixAddress))
+
+
+async def test_a_client_whose_header_is_refused_is_told_so(carrier: Address) -> None:
+    async with open_server(carrier, options=behind(proxy_protocol="v1")) as server:
+        async with await connect(server.addresses[0], options=ConnectOptions(proxy_header="v2")) as client:
+            with pytest.raises((EchoTruncated, BrokenResourceError)):
+                await client.exchange(b"hello")
+        await until(lambda: server.stats.closed == {"proxy": 1})
