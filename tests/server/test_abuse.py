@@ -58,6 +58,7 @@ def echoes(sock: socket.socket, seconds: float = 5.0) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_a_limit_of_descriptors_is_respected_from_the_start(
     bind: str, backend: str, processes: Processes, opened: ExitStack
 ) -> None:
@@ -199,6 +200,7 @@ async def test_resets_and_bugs_leave_the_neighbours_alone(
     assert (descriptors(), len(get_running_tasks())) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before accept", "after accept"])
 def test_one_that_floods_and_never_reads_costs_no_memory(
     moment: str, bind: str, backend: str, processes: Processes
