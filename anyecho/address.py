@@ -1,9 +1,9 @@
 """Addresses: text <-> frozen values, exactly both ways.
 
 ``tcp://host:port`` (or bare ``host:port``), ``tls://``, ``udp://``, ``unix:/path``, ``unix:@abstract``,
-``tls+unix:``, ``fd://3``, ``tls+fd://3``. An empty host is every interface; port 0 is any free port; settings of
-one listener follow as a query (``unix:/run/echo?mode=660``). Odd characters are percent-encoded (RFC 3986), zone
-ids as in RFC 6874. Nothing here resolves a name or opens a socket.
+``tls+unix:``, ``fd://3``, ``fd://name``, ``tls+fd://3``. An empty host is every interface; port 0 is any free port;
+settings of one listener follow as a query (``unix:/run/echo?mode=660``). Odd characters are percent-encoded
+(RFC 3986), zone ids as in RFC 6874. Nothing here resolves a name or opens a socket.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from anyecho.errors import AddressError
 #: sun_path holds 108 bytes, of which the last is the NUL (unix(7)); an abstract name spends the first instead.
 _UNIX_PATH_MAX = 107
 _HOST_MAX = 253  # RFC 1035, section 2.3.4, as text
+#: What sd_listen_fds_with_names(3) can pass: printable ASCII, and the colon stands between two.
+_DESCRIPTOR_NAME = re.compile("[ -9;-~]{1,255}")
+_NUMBER = re.compile("-?[0-9]+")
 
 #: Whether what a listener accepts begins with a header of the PROXY protocol; ``require`` is either version.
 ProxyMode: TypeAlias = Literal["off", "v1", "v2", "require"]
@@ -112,18 +115,26 @@ class UnixAddress:
 
 @dataclass(frozen=True, kw_only=True)
 class FDAddress:
-    """An inherited descriptor: a socket that is bound and listening already. `proxy` as for TCP."""
+    """An inherited descriptor: a socket that is bound already, and listens if it is for streams.
 
-    fd: int
+    By number; or by the name that a service manager gives it, and maybe others (FileDescriptorName= of systemd).
+    `proxy` as for TCP.
+    """
+
+    fd: int | str
     tls: bool = False
     proxy: ProxyMode | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.fd < 2**31:
+        if isinstance(self.fd, str):
+            if not _DESCRIPTOR_NAME.fullmatch(self.fd) or _NUMBER.fullmatch(self.fd):
+                raise AddressError(f"{self.fd!r} is not the name of a descriptor")
+        elif not 0 <= self.fd < 2**31:
             raise AddressError(f"descriptor {self.fd} is not in 0..{2**31 - 1}")
 
     def __str__(self) -> str:
-        return f"{'tls+' if self.tls else ''}fd://{self.fd}{_format_settings(proxy=self.proxy)}"
+        name = quote(str(self.fd), safe="")
+        return f"{'tls+' if self.tls else ''}fd://{name}{_format_settings(proxy=self.proxy)}"
 
 
 Address: TypeAlias = TCPAddress | UDPAddress | UnixAddress | FDAddress
@@ -157,7 +168,7 @@ def _parse(text: str) -> Address:
         mode, known = _parse_mode(settings.pop("mode", None)), "mode, proxy"
         address = UnixAddress(path=_parse_path(rest), tls=tls, mode=mode, proxy=proxy)
     elif scheme.endswith("fd"):
-        address = FDAddress(fd=_digits(rest, "the descriptor", "fd://3"), tls=tls, proxy=proxy)
+        address = FDAddress(fd=_parse_descriptor(rest), tls=tls, proxy=proxy)
     else:
         host, port = _parse_authority(rest, scheme)
         address = (
@@ -221,6 +232,13 @@ def _parse_path(text: str) -> str:
         raise AddressError("a path cannot hold a NUL")
 
     return "\0" + path if abstract else path
+
+
+def _parse_descriptor(text: str) -> int | str:
+    if not text:
+        raise AddressError("the descriptor is missing: fd://3")
+
+    return int(text[:20]) if _NUMBER.fullmatch(text) else unquote(text, errors="strict")
 
 
 def _parse_authority(text: str, scheme: str) -> tuple[str, int]:

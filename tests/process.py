@@ -126,8 +126,12 @@ class Processes:
         process = Process(
             subprocess.Popen([sys.executable, "-c", code, *arguments], preexec_fn=limit, **(pipes | popen))
         )
-        self._started.append(process)
+        self.adopt(process)
         return process
+
+    def adopt(self, process: Process) -> None:
+        """Let `process`, which somebody else has started, not outlive the test either."""
+        self._started.append(process)
 
     def serve(self, *arguments: str, listeners: int = 1, **options: Any) -> Process:
         """Start ``anyecho serve *arguments``; return once it has reported as many addresses as `listeners`."""

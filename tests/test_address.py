@@ -37,6 +37,9 @@ ports = st.integers(min_value=0, max_value=65535)
 names = st.binary(min_size=1, max_size=107) | shaken("/@%?&=#:~ ü", max_size=12).filter(bool).map(os.fsencode)
 paths = names.map(lambda name: os.fsdecode(name.replace(b"\0", b"/")))
 abstract_names = names.map(lambda name: "\0" + os.fsdecode(name))
+descriptor_names = st.text(
+    st.characters(min_codepoint=32, max_codepoint=126, exclude_characters=":"), min_size=1, max_size=255
+).filter(lambda name: not name.removeprefix("-").isdigit())
 modes = st.none() | st.integers(min_value=0, max_value=0o777)
 
 proxies: st.SearchStrategy[ProxyMode | None] = st.sampled_from((None, "off", "v1", "v2", "require"))
@@ -47,6 +50,7 @@ addresses: st.SearchStrategy[Address] = st.one_of(
     st.builds(UnixAddress, path=paths, tls=st.booleans(), mode=modes, proxy=proxies),
     st.builds(UnixAddress, path=abstract_names, tls=st.booleans()),
     st.builds(FDAddress, fd=st.integers(min_value=0, max_value=2**31 - 1), tls=st.booleans(), proxy=proxies),
+    st.builds(FDAddress, fd=descriptor_names, tls=st.booleans(), proxy=proxies),
 )
 
 #: Addresses with a spot of damage, which some survive; of text of any kind, almost none is an address.
@@ -136,6 +140,8 @@ def test_any_text_is_an_address_or_an_error_of_one_line(text: str) -> None:
         ("tls+unix:@echo", UnixAddress(path="\0echo", tls=True)),
         ("tls+unix:/run/echo?mode=777", UnixAddress(path="/run/echo", tls=True, mode=0o777)),
         ("fd://3", FDAddress(fd=3)),
+        ("fd://anyecho.socket", FDAddress(fd="anyecho.socket")),
+        ("tls+fd://the%20web", FDAddress(fd="the web", tls=True)),
         ("tls+fd://3", FDAddress(fd=3, tls=True)),
     ],
 )
@@ -158,6 +164,7 @@ def test_an_address_is_read_in_each_of_its_forms(text: str, address: Address) ->
         (UnixAddress(path="//x"), "unix:/%2Fx"),
         (UnixAddress(path="\0echo", tls=True), "tls+unix:@echo"),
         (FDAddress(fd=3), "fd://3"),
+        (FDAddress(fd="3/?"), "fd://3%2F%3F"),
         (FDAddress(fd=3, tls=True), "tls+fd://3"),
     ],
 )
@@ -268,8 +275,12 @@ def test_only_a_name_after_a_nul_is_abstract(address: UnixAddress, is_abstract: 
         ("unix:/x?mode=1777", "mode 1777 is not in 0..777 (octal)"),
         # Descriptors.
         ("fd://", "the descriptor is missing: fd://3"),
-        ("fd://stdin", "the descriptor 'stdin' is not a number: fd://3"),
-        ("fd://-1", "the descriptor '-1' is not a number"),
+        ("fd://-1", "descriptor -1 is not in 0..2147483647"),
+        ("fd://%33", "'3' is not the name of a descriptor"),
+        ("fd://a:b", "'a:b' is not the name of a descriptor"),
+        ("fd://%C3%A9", "'é' is not the name of a descriptor"),
+        ("fd://a%0A", r"'a\n' is not the name of a descriptor"),
+        ("fd://" + "9" * 5000, "descriptor 99999999999999999999 is not in 0..2147483647"),
         ("fd://2147483648", "descriptor 2147483648 is not in 0..2147483647"),
         ("tls+fd://", "the descriptor is missing"),
         # Settings.
@@ -325,6 +336,9 @@ def test_a_port_of_any_length_is_called_too_large_rather_than_no_number() -> Non
         (lambda: UnixAddress(path="/x", mode=0o1000), "mode 1000 is not in 0..777 (octal)"),
         (lambda: FDAddress(fd=-1), "descriptor -1 is not in 0..2147483647"),
         (lambda: FDAddress(fd=2**31), "descriptor 2147483648 is not in 0..2147483647"),
+        (lambda: FDAddress(fd=""), "'' is not the name of a descriptor"),
+        (lambda: FDAddress(fd="-1"), "'-1' is not the name of a descriptor"),
+        (lambda: FDAddress(fd="x" * 256), "is not the name of a descriptor"),
     ],
 )
 def test_values_are_checked_wherever_they_come_from(make: Callable[[], Address], words: str) -> None:

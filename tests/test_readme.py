@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -47,3 +48,17 @@ def test_the_example_of_both_in_one_runs() -> None:
 def test_every_flag_it_names_exists(flag: str, processes: Processes) -> None:
     helps = [processes.run(verb, "--help")[1].decode() for verb in ("serve", "send")]
     assert any(re.search(rf"{flag}\b", text) for text in helps)
+
+
+def test_systemd_takes_its_units(tmp_path: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed")
+    units = re.findall(r"```ini\n# /etc/systemd/system/(\S+)\n(.*?)```", README, re.DOTALL)
+    assert [name for name, _ in units] == ["anyecho.socket", "anyecho.service"]
+    for name, text in units:
+        (tmp_path / name).write_text(re.sub(r"(?m)^ExecStart=\S+", f"ExecStart={sys.executable}", text))
+    command = ["systemd-analyze", "verify", *(tmp_path / name for name, _ in units)]
+    verified = subprocess.run(command, capture_output=True, text=True, timeout=30)
+
+    # A key that it does not know is no failure to it, but a line.
+    assert (verified.returncode, verified.stdout, verified.stderr) == (0, "", "")

@@ -13,12 +13,14 @@ from typing import Annotated
 from anyio import create_task_group
 from cyclopts import Parameter
 
-from anyecho.address import Address
+from anyecho.address import Address, parse_address
 from anyecho.backends import run
 from anyecho.cli.flags import BackendFlag
 from anyecho.cli.logs import LogOptions, log_to_stderr
 from anyecho.cli.signals import Signals, caught_signals
 from anyecho.errors import bare_errors
+from anyecho.net.activation import Activation, take_activation
+from anyecho.net.notify import Notifier, open_notifier
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import DEFAULT_ADDRESS, Server, open_server
 
@@ -30,9 +32,13 @@ def serve(
     bind: Annotated[
         tuple[str, ...],
         Parameter(
-            name=("--bind", "-b"), help="Listen on this address; repeatable.", negative=(), metavar="ADDRESS"
+            name=("--bind", "-b"),
+            help="Listen on this address; repeatable.",
+            negative=(),
+            metavar="ADDRESS",
+            show_default=lambda _: f"all that a service manager passed, else {DEFAULT_ADDRESS}",
         ),
-    ] = (DEFAULT_ADDRESS,),
+    ] = (),
     backend: BackendFlag = "asyncio",
     options: ServeOptions,
     log: LogOptions,
@@ -41,22 +47,34 @@ def serve(
     """Echo whatever is sent, until SIGTERM or SIGINT.
 
     Addresses: tcp://host:port (or host:port; no host is every interface), unix:/path, unix:@abstract, fd://3,
-    udp://host:port.
+    fd://NAME (as LISTEN_FDNAMES has it), udp://host:port.
     Each one bound is printed on a line once it accepts. The first signal lets connections finish, the second
     closes them, a third ends a process that is stuck.
     """
-    # Two are forgiven: one to drain, one to close at once.
-    with log_to_stderr(log, access=access_log), caught_signals(forgive=2) as signals:
-        run(_serve, bind, options, signals, backend=backend)
+    activation = take_activation(os.environ)
+    addresses = activation.resolve([parse_address(text) for text in bind])
+    with (
+        log_to_stderr(log, access=access_log),
+        caught_signals(forgive=2) as signals,  # one to drain, one to close at once
+        open_notifier(os.environ) as notifier,
+    ):
+        run(_serve, addresses, activation, options, signals, notifier, backend=backend)
 
     return 0
 
 
-async def _serve(bind: Sequence[str], options: ServeOptions, signals: Signals) -> None:
+async def _serve(
+    addresses: Sequence[Address],
+    activation: Activation,
+    options: ServeOptions,
+    signals: Signals,
+    notifier: Notifier,
+) -> None:
     server: Server | None = None
 
     async def stop_on_signals() -> None:
         await signals.next()
+        notifier.stopping("letting connections finish")
         if server is None:
             tasks.cancel_scope.cancel()
             return
@@ -68,7 +86,11 @@ async def _serve(bind: Sequence[str], options: ServeOptions, signals: Signals) -
     with bare_errors():
         async with create_task_group() as tasks:
             tasks.start_soon(stop_on_signals)
-            async with open_server(*bind, options=options) as server:
+            async with open_server(*addresses, options=options) as server:
+                notifier.ready(f"listening on {', '.join(map(str, server.addresses))}")
+                tasks.start_soon(notifier.watch)
+                if unused := activation.unused(addresses):
+                    logger.warning("passed, but not served: %s", ", ".join(unused))
                 # In a thread: whoever reads standard output, or does not, holds up no echo. In one that ends: with
                 # two of them, every system call on a descriptor costs more.
                 Thread(target=_report, args=(server.addresses,), daemon=True).start()

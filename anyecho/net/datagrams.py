@@ -15,7 +15,7 @@ import sys
 from anyio import sleep
 
 from anyecho.net import mmsg
-from anyecho.net.datagram_counts import DatagramCounts, Guard
+from anyecho.net.datagram_counts import DatagramCounts, Guard, Source
 from anyecho.net.mmsg import Batched
 from anyecho.net.poller import Fallback, Poller, call_while_readable
 from anyecho.net.singly import Singly
@@ -40,12 +40,12 @@ class Reflector:
 
     def __init__(self, sock: socket.socket, guard: Guard, counts: DatagramCounts, *, tune: bool = True) -> None:
         self.sock = sock
-        self._guard = guard
+        self._guard = _Unmapping(guard) if _is_dual(sock) else guard
         self._counts = counts
         if tune:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _QUEUE_SIZE)
         # The routing table would not always choose the address that was asked. With one address it must.
-        asked = sock.getsockname()[0] in _ANY and _learn_who_was_asked(sock)
+        asked = _unmapped(sock.getsockname()[0]) in _ANY and _learn_who_was_asked(sock)
         self._echo: Batched | Singly = (Batched if mmsg.HAVE_MMSG else Singly)(sock, asked=asked)
 
     async def run(self, poller: Poller | Fallback) -> None:
@@ -69,6 +69,29 @@ class Reflector:
         except Exception:
             logger.exception("error while echoing datagrams")
             return False
+
+
+class _Unmapping:
+    """Judges IPv4 peers of an IPv6 socket by what they are: ``::ffff:192.0.2.1`` is 192.0.2.1 (RFC 4291)."""
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+        self.begin_turn = guard.begin_turn
+
+    def admit(self, source: Source) -> bool:
+        return self._guard.admit((_unmapped(source[0]), source[1]))
+
+    def refuse(self, source: Source) -> None:
+        self._guard.refuse((_unmapped(source[0]), source[1]))
+
+
+def _unmapped(host: str) -> str:
+    return host.removeprefix("::ffff:") if "." in host else host
+
+
+def _is_dual(sock: socket.socket) -> bool:
+    """Whether it hears IPv4 too. Ours never do; one that a service manager has bound may."""
+    return sock.family == socket.AF_INET6 and not sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
 
 
 def _learn_who_was_asked(sock: socket.socket) -> bool:

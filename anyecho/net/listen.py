@@ -21,6 +21,7 @@ from typing import Any
 from anyecho.address import Address, FDAddress, UDPAddress, UnixAddress
 from anyecho.errors import BindError
 from anyecho.net.bind import bind_hosts
+from anyecho.net.inherit import inherit
 from anyecho.net.sockets import SocketOptions, address_of, datagram_address_of
 
 #: A socket file is for its owner unless the address says otherwise (``?mode=666``).
@@ -64,6 +65,7 @@ async def open_listeners(addresses: Sequence[Address], *, backlog: int, options:
                     opened.callback(listener.close)
                     listeners.append(listener)
 
+        _refuse_twice(listeners)
         for listener in listeners:
             with _bind_errors(listener.address):
                 if listener.sock.type == socket.SOCK_STREAM:
@@ -185,28 +187,36 @@ def _identity(path: str | bytes) -> tuple[int, int]:
 
 
 def _inherit(address: FDAddress, options: SocketOptions) -> Listener:
-    """Listen on a duplicate: the descriptor stays open, and its giver's; but it is non-blocking from now on."""
-    try:
-        duplicate = os.dup(address.fd)
-        try:
-            sock = socket.socket(fileno=duplicate)
-        except BaseException:
-            os.close(duplicate)
-            raise
-    except OSError as exc:
-        raise OSError(exc.errno, f"descriptor {address.fd} is not an open socket") from exc
+    if isinstance(address.fd, str):
+        raise BindError(
+            f"cannot listen on {address}: only `anyecho serve` knows names; write its number, like fd://3"
+        )
 
+    sock = inherit(address.fd, options)
     try:
-        listens = sock.type == socket.SOCK_STREAM and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-        if not listens or sock.family not in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
-            raise OSError(errno.EINVAL, f"descriptor {address.fd} is not a listening TCP or Unix socket")
+        is_udp = sock.type == socket.SOCK_DGRAM
+        if is_udp and (address.tls or address.proxy not in (None, "off")):
+            raise BindError(
+                f"cannot listen on {address}: datagrams have neither TLS nor a header of the PROXY protocol"
+            )
 
-        sock.setblocking(False)
-        options.apply(sock)
-        return Listener(sock, address_of(sock.family, sock.getsockname()), address)
+        bound = datagram_address_of(sock) if is_udp else address_of(sock.family, sock.getsockname())
+        return Listener(sock, bound, address)
     except BaseException:
         sock.close()
         raise
+
+
+def _refuse_twice(listeners: Sequence[Listener]) -> None:
+    """Two of one socket would take each other's connections; and a datagram's bucket would be two."""
+    seen: set[int] = set()
+    for listener in listeners:
+        if isinstance(listener.asked, FDAddress):
+            socket_id = os.fstat(listener.sock.fileno()).st_ino
+            if socket_id in seen:
+                raise BindError(f"cannot listen on {listener.asked}: another descriptor here is the same socket")
+            if socket_id:  # some systems number no sockets
+                seen.add(socket_id)
 
 
 @contextmanager

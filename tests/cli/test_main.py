@@ -122,7 +122,7 @@ def test_a_wrong_environment_variable_is_named(complaint: Complaint, monkeypatch
         ("unix:/proc/no-such-directory/echo", "No such file or directory"),
         ("unix:/dev/null/echo", "Not a directory"),
         ("unix:/dev/null", "not a socket"),
-        ("fd://999999", "not an open socket"),
+        ("fd://999999", "descriptor 999999 is not open"),
     ],
 )
 def test_what_cannot_be_listened_on_is_named_with_the_reason_and_exit_3(

@@ -1,0 +1,289 @@
+"""``anyecho serve`` under a service manager: it is passed its sockets, and tells how it is."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+
+from tests.datagrams import caller
+from tests.process import PATIENCE, Process, Processes, accepts, connect, exchange, round_trip, wait_until
+
+TCP = "tcp://127.0.0.1:0"
+#: Microseconds between two signs of life at most.
+WATCHDOG = 200_000
+#: Seconds in which none has come of whoever gives none.
+SILENCE = 1.0
+
+#: A server whose loop is stuck as soon as somebody connects, and which says so.
+STUCK = """
+import os, time
+from anyecho.net.accept import Acceptor
+def stuck(self, *args):
+    os.write(2, b"stuck\\n")
+    while True:
+        time.sleep(60)
+Acceptor.accept_some = stuck
+"""
+
+#: What a service manager does between fork(2) and execve(2), but that the number of the process is not told.
+PASS = """
+import os
+for number, given in enumerate({descriptors}, 3):
+    os.dup2(given, number)
+    os.close(given)
+os.environ["LISTEN_PID"] = str(os.getpid())
+"""
+
+
+#: What NOTIFY_SOCKET is to be, and how to wait for the next message that comes there.
+Notified: TypeAlias = tuple[str, Callable[..., str]]
+
+
+class Manager:
+    """Has bound a TCP, a Unix and a UDP socket, and passes them to whom it starts."""
+
+    def __init__(self, processes: Processes, opened: ExitStack, path: str) -> None:
+        self.processes = processes
+        self.opened = opened
+        tcp = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
+        unix = opened.enter_context(socket.socket(socket.AF_UNIX))
+        unix.bind(path)
+        unix.listen()
+        udp = opened.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        udp.bind(("127.0.0.1", 0))
+        self.sockets = [tcp, unix, udp]
+        self.addresses = [
+            f"tcp://127.0.0.1:{tcp.getsockname()[1]}",
+            f"unix:{path}",
+            f"udp://127.0.0.1:{udp.getsockname()[1]}",
+        ]
+
+    def start(self, *arguments: str, names: str = "web:local:web", before: str = "", **variables: str) -> Process:
+        # High enough to be in nobody's way.
+        descriptors = [fcntl.fcntl(sock, fcntl.F_DUPFD, 100) for sock in self.sockets]
+        environ = os.environ | {"LISTEN_FDS": str(len(descriptors)), "LISTEN_FDNAMES": names} | variables
+        before += PASS.format(descriptors=descriptors)
+        try:
+            return self.processes.start("serve", *arguments, before=before, pass_fds=descriptors, env=environ)
+        finally:
+            for each in descriptors:
+                os.close(each)
+
+    def serve(self, *arguments: str, listeners: int = 3, **options: Any) -> Process:
+        process = self.start(*arguments, **options)
+        process.addresses = process.read_lines(listeners)
+        return process
+
+    def refusal(self, *arguments: str, **options: Any) -> str:
+        """The one line with which it does not start."""
+        process = self.start(*arguments, **options)
+        assert process.wait() == 3
+        errors = process.errors()
+        assert errors.count("\n") == 1
+        return errors.removeprefix("anyecho: ").rstrip()
+
+
+@pytest.fixture
+def manager(processes: Processes, short_path: Path) -> Iterator[Manager]:
+    with ExitStack() as opened:
+        yield Manager(processes, opened, f"{short_path}/echo")
+
+
+def echoes(address: str) -> bool:
+    if not address.startswith("udp:"):
+        return round_trip(address, b"hello") == b"hello"
+
+    with caller(address) as sock:
+        sock.send(b"hello")
+        return sock.recv(100) == b"hello"
+
+
+def end(process: Process) -> str:
+    """Standard error of one that ends politely."""
+    process.signal()
+    assert process.wait() == 0
+    return process.errors()
+
+
+def test_all_that_was_passed_is_served(manager: Manager, backend: str) -> None:
+    process = manager.serve("--backend", backend)
+
+    assert process.addresses == manager.addresses
+    assert all(echoes(address) for address in process.addresses)
+    assert end(process) == ""
+
+
+def test_a_name_is_all_that_have_it_and_the_rest_is_a_warning(manager: Manager, backend: str) -> None:
+    process = manager.serve("-b", "fd://web", "--backend", backend, listeners=2)
+
+    assert process.addresses == [manager.addresses[0], manager.addresses[2]]
+    assert all(echoes(address) for address in process.addresses)
+    assert end(process) == "main: passed, but not served: fd://4 (local)\n"
+
+
+def test_addresses_that_were_asked_for_win(manager: Manager) -> None:
+    process = manager.serve("-b", TCP, "-b", "fd://4", listeners=2)
+
+    assert process.addresses[1:] == [manager.addresses[1]]
+    assert all(echoes(address) for address in process.addresses)
+    assert end(process) == "main: passed, but not served: fd://3 (web), fd://5 (web)\n"
+
+
+def test_what_is_meant_for_another_process_is_not_served(processes: Processes) -> None:
+    environ = os.environ | {"LISTEN_PID": "1", "LISTEN_FDS": "1", "LISTEN_FDNAMES": "web"}
+    process = processes.serve("-b", TCP, env=environ)
+    assert echoes(process.addresses[0])
+    assert end(process) == ""
+
+    status, _, errors = processes.run("serve", "-b", "fd://web", env=environ)
+    assert (status, errors) == (3, "anyecho: cannot listen on fd://web: no service manager passed anything\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "line"),
+    [
+        (
+            ["-b", "fd://Web"],
+            {},
+            "cannot listen on fd://Web: nothing of that name was passed, only 'web', 'local'",
+        ),
+        (
+            ["-b", "fd://web", "-b", "fd://3"],
+            {},
+            "cannot listen on fd://3: another descriptor here is the same socket",
+        ),
+        (
+            [],
+            {"LISTEN_FDS": "three"},
+            "LISTEN_FDS is 'three', not a number above 0: is this started by a service manager?",
+        ),
+        (["-b", TCP], {"LISTEN_FDS": "4"}, "LISTEN_FDS says 4, but descriptor 6 is not open"),
+        ([], {"names": "web"}, "LISTEN_FDS says 3, but LISTEN_FDNAMES has 1: 'web'"),
+    ],
+)
+def test_what_makes_no_sense_is_one_line(
+    arguments: list[str], options: dict[str, str], line: str, manager: Manager
+) -> None:
+    assert manager.refusal(*arguments, **options) == line
+
+
+def test_a_connection_instead_of_a_listener_is_one_line(manager: Manager) -> None:
+    with connect(manager.addresses[0]), manager.sockets[0].accept()[0] as accepted:
+        manager.sockets[0] = accepted
+        line = manager.refusal()
+
+    assert line.startswith("cannot listen on fd://3: descriptor 3 is a connected socket, not a listening one (")
+    assert line.endswith(" set Accept=no)")
+
+
+def test_nobody_is_lost_between_two_servers(manager: Manager) -> None:
+    end(manager.serve())
+    first, second, third = manager.addresses
+    with connect(first) as tcp, connect(second) as unix, caller(third) as udp:
+        for sock in (tcp, unix, udp):
+            sock.sendall(b"between two")
+        process = manager.serve()
+        assert [sock.recv(100) for sock in (tcp, unix, udp)] == [b"between two"] * 3
+
+    assert end(process) == ""
+
+
+@pytest.fixture
+def notified(short_path: Path) -> Iterator[Notified]:
+    place = f"{short_path}/notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(place)
+
+        def hear(timeout: float = PATIENCE) -> str:
+            sock.settimeout(timeout)
+            return sock.recv(65536).decode()
+
+        yield place, hear
+
+
+def test_the_manager_is_told_how_it_is(manager: Manager, backend: str, notified: Notified) -> None:
+    place, hear = notified
+    process = manager.start("--backend", backend, NOTIFY_SOCKET=place, WATCHDOG_USEC=str(WATCHDOG))
+
+    assert hear() == f"READY=1\nSTATUS=listening on {', '.join(manager.addresses)}"
+    with connect(manager.addresses[0]) as sock:
+        assert exchange(sock, b"hello") == b"hello"
+        assert [hear() for _ in range(3)] == ["WATCHDOG=1"] * 3
+        process.signal(signal.SIGTERM)
+        messages = iter(hear, "STOPPING=1\nSTATUS=letting connections finish")
+        assert set(messages) <= {"WATCHDOG=1"}
+        # While they finish, it is alive.
+        assert hear() == "WATCHDOG=1"
+
+    assert process.wait() == 0
+    assert process.errors() == ""
+
+
+def test_a_loop_that_is_stuck_gives_no_sign_of_life(manager: Manager, backend: str, notified: Notified) -> None:
+    place, hear = notified
+    variables = {"NOTIFY_SOCKET": place, "WATCHDOG_USEC": str(WATCHDOG)}
+    process = manager.start("--backend", backend, before=STUCK, **variables)
+    assert hear().startswith("READY=1\n")
+    with connect(manager.addresses[0]):
+        process.read_errors(until="stuck\n")
+        with pytest.raises(TimeoutError):
+            while True:
+                assert hear(SILENCE) == "WATCHDOG=1"
+
+
+def test_a_signal_before_it_listens_stops_it_as_well(processes: Processes, notified: Notified) -> None:
+    slow_names = """
+import os, anyio
+import anyecho.net.bind as bind
+async def resolve(*args):
+    os.write(2, b"resolving\\n")
+    await anyio.sleep_forever()
+bind.resolve = resolve
+"""
+    place, hear = notified
+    process = processes.start("serve", "-b", TCP, before=slow_names, env=os.environ | {"NOTIFY_SOCKET": place})
+    process.read_errors(until="\n")
+    process.signal()
+
+    assert hear().startswith("STOPPING=1\n")
+    assert process.wait() == 0
+
+
+def test_a_manager_that_cannot_be_told_is_one_warning(processes: Processes, backend: str, short_path: Path) -> None:
+    environ = os.environ | {"NOTIFY_SOCKET": f"{short_path}/gone", "WATCHDOG_USEC": str(WATCHDOG)}
+    process = processes.serve("-b", TCP, "--backend", backend, env=environ)
+
+    assert echoes(process.addresses[0])
+    assert end(process) == f"main: cannot notify '{short_path}/gone': No such file or directory\n"
+
+
+def test_systemds_own_activation_works(processes: Processes, short_path: Path) -> None:
+    if shutil.which("systemd-socket-activate") is None:
+        pytest.skip("systemd-socket-activate is not installed")
+    stream, other = f"{short_path}/stream", f"{short_path}/other"
+    command = ["systemd-socket-activate", "-l", stream, "-l", other, "--fdname=web:local"]
+    path = [f"--setenv=PYTHONPATH={value}"] if (value := os.environ.get("PYTHONPATH")) else []
+    serve = [sys.executable, "-m", "anyecho", "serve"]
+    process = Process(subprocess.Popen([*command, *path, *serve], stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+    processes.adopt(process)
+    wait_until(lambda: os.path.exists(other))
+
+    # Nothing runs yet: the first connection starts it.
+    with connect(f"unix:{stream}") as sock:
+        assert exchange(sock, b"hello") == b"hello"
+    assert process.read_lines(2) == [f"unix:{stream}", f"unix:{other}"]
+    assert echoes(f"unix:{other}")
+    process.signal()
+    assert process.wait() == 0
+    assert accepts(f"unix:{other}") is False
