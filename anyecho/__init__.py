@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from anyecho.errors import AnyechoError as AnyechoError
     from anyecho.errors import BackendError as BackendError
     from anyecho.errors import BindError as BindError
+    from anyecho.errors import CertificateError as CertificateError
     from anyecho.errors import ConnectError as ConnectError
     from anyecho.errors import EchoError as EchoError
     from anyecho.errors import EchoLost as EchoLost
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from anyecho.measure.exchange import Source as Source
     from anyecho.measure.options import ConnectOptions as ConnectOptions
     from anyecho.net.sockets import SocketOptions as SocketOptions
+    from anyecho.net.tls_contexts import TLSClientOptions as TLSClientOptions
+    from anyecho.net.tls_contexts import TLSServerOptions as TLSServerOptions
     from anyecho.server.options import ServeOptions as ServeOptions
     from anyecho.server.server import Server as Server
     from anyecho.server.server import open_server as open_server
@@ -52,13 +55,14 @@ _HOMES = {
     "anyecho.address": "Address FDAddress TCPAddress UDPAddress UnixAddress parse_address",
     "anyecho.backends": "BACKENDS Backend run",
     "anyecho.errors": (
-        "AddressError AnyechoError BackendError BindError ConnectError EchoError EchoLost EchoMismatch EchoStalled "
-        "EchoTruncated StartError UnitError UsageError"
+        "AddressError AnyechoError BackendError BindError CertificateError ConnectError EchoError EchoLost "
+        "EchoMismatch EchoStalled EchoTruncated StartError UnitError UsageError"
     ),
     "anyecho.measure.client": "Client connect",
     "anyecho.measure.exchange": "Source",
     "anyecho.measure.options": "ConnectOptions",
     "anyecho.net.sockets": "SocketOptions",
+    "anyecho.net.tls_contexts": "TLSClientOptions TLSServerOptions",
     "anyecho.server.options": "ServeOptions",
     "anyecho.server.server": "Server open_server serve",
     "anyecho.server.stats": "Peer Stats",

@@ -14,7 +14,7 @@ import os
 import re
 from dataclasses import dataclass
 from ipaddress import IPv6Address
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 from urllib.parse import quote, quote_from_bytes, unquote, unquote_to_bytes
 
 from anyecho.errors import AddressError
@@ -62,7 +62,9 @@ class TCPAddress(_HostPort):
 
 @dataclass(frozen=True, kw_only=True)
 class UDPAddress(_HostPort):
-    """As `TCPAddress`, for datagrams."""
+    """As `TCPAddress`, for datagrams, which TLS is not for."""
+
+    tls: ClassVar[bool] = False
 
     def __str__(self) -> str:
         return f"udp://{self._authority()}"

@@ -12,6 +12,7 @@ __all__ = (
     "AnyechoError",
     "BackendError",
     "BindError",
+    "CertificateError",
     "ConnectError",
     "EchoError",
     "EchoLost",
@@ -56,6 +57,10 @@ class BackendError(StartError):
 
 class BindError(StartError):
     """An address could not be listened on."""
+
+
+class CertificateError(StartError):
+    """A certificate, key or CA could not be used."""
 
 
 class ConnectError(StartError):

@@ -43,6 +43,10 @@ FOLDERS = {
         "registration",
         "poller",
         "stream",
+        "tls_errors",
+        "tls_records",
+        "tls_contexts",
+        "tls",
         "proxy_protocol",
         "proxied",
         "datagram_stream",
@@ -63,10 +67,12 @@ FOLDERS = {
         "options",
         "stats",
         "limits",
+        "handshakes",
         "connection",
         "metered",
         "tasks",
         "events",
+        "tls_events",
         "introduction",
         "reception",
         "udp",
@@ -94,8 +100,8 @@ WALLS = {
     "sys.exit": ("cli", "__main__"),
 }
 
-#: The names are lazy here; and Ctrl-C may come there while the command line is being imported.
-MAY_IMPORT_LATE = ("", "__main__")
+#: The names are lazy here; Ctrl-C may come there while the command line is being imported; trustme is an extra.
+MAY_IMPORT_LATE = ("", "__main__", "net.tls_contexts")
 
 
 def is_within(name: str, outer: str) -> bool:

@@ -15,7 +15,7 @@ from tests.peers import SOON
 from tests.process import Processes, wait_until
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
-SERVER, CLIENT, BOTH = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SERVER, CLIENT, BOTH, OVER_TLS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def run(code: str) -> str:
@@ -42,6 +42,10 @@ def test_the_server_and_the_client_talk_to_each_other(short_path: Path) -> None:
 
 def test_the_example_of_both_in_one_runs() -> None:
     assert "bytes_sent=100000000" in run(BOTH)
+
+
+def test_the_example_over_tls_runs() -> None:
+    assert run(OVER_TLS) == "b'nobody else reads this'\n"
 
 
 @pytest.mark.parametrize("flag", sorted(set(re.findall(r"anyecho (?:serve|send)[^\n`]*?(--[a-z-]+)", README))))

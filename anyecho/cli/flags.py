@@ -1,7 +1,7 @@
 """Options dataclasses as flags, so that no default and no line of help is written twice.
 
 A command takes whole dataclasses; cyclopts is shown their fields instead, and what was given on the command line
-is put back together. A field without ``help`` in its metadata is no flag.
+is put back together. A field without ``help`` in its metadata is no flag; what else is there is how the flag looks.
 """
 
 from __future__ import annotations
@@ -64,9 +64,8 @@ def _annotate(field: Field[Any], hint: Any) -> Any:
     unit = next((extra for extra in get_args(hint)[1:] if isinstance(extra, Unit)), None)
     if unit is None:
         # A flag of several values is given again for each; none of them needs one that empties it.
-        negative = () if get_origin(hint) is tuple else None
-        flag = Parameter(help=field.metadata["help"], metavar=field.metadata.get("metavar"), negative=negative)
-        return Annotated[hint, flag]
+        given: dict[str, Any] = {"negative": ()} if get_origin(hint) is tuple else {}
+        return Annotated[hint, Parameter(**given | field.metadata)]
 
     def convert(_: type, tokens: Sequence[Token]) -> float:
         return unit.parse(tokens[0].value)

@@ -6,6 +6,7 @@ __all__ = ("serve",)
 
 import logging
 import os
+import signal
 from collections.abc import Sequence
 from threading import Thread
 from typing import Annotated
@@ -18,9 +19,10 @@ from anyecho.backends import run
 from anyecho.cli.flags import BackendFlag
 from anyecho.cli.logs import LogOptions, log_to_stderr
 from anyecho.cli.signals import Signals, caught_signals
-from anyecho.errors import bare_errors
+from anyecho.errors import CertificateError, bare_errors
 from anyecho.net.activation import Activation, take_activation
 from anyecho.net.notify import Notifier, open_notifier
+from anyecho.net.tls_contexts import Certificates
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import DEFAULT_ADDRESS, Server, open_server
 
@@ -47,15 +49,17 @@ def serve(
     """Echo whatever is sent, until SIGTERM or SIGINT.
 
     Addresses: tcp://host:port (or host:port; no host is every interface), unix:/path, unix:@abstract, fd://3,
-    fd://NAME (as LISTEN_FDNAMES has it), udp://host:port.
+    fd://NAME (as LISTEN_FDNAMES has it), udp://host:port; over TLS tls://host:port, tls+unix:, tls+fd://.
     Each one bound is printed on a line once it accepts. The first signal lets connections finish, the second
-    closes them, a third ends a process that is stuck.
+    closes them, a third ends a process that is stuck. SIGHUP reads the certificate's files again.
     """
+    # Without a certificate to read, it goes on meaning that the terminal is gone.
+    hangup = options.tls.ssl_certfile is not None
     activation = take_activation(os.environ)
     addresses = activation.resolve([parse_address(text) for text in bind])
     with (
         log_to_stderr(log, access=access_log),
-        caught_signals(forgive=2) as signals,  # one to drain, one to close at once
+        caught_signals(forgive=2, hangup=hangup) as signals,  # one to drain, one to close at once
         open_notifier(os.environ) as notifier,
     ):
         run(_serve, addresses, activation, options, signals, notifier, backend=backend)
@@ -72,15 +76,19 @@ async def _serve(
 ) -> None:
     server: Server | None = None
 
+    async def next_to_end() -> None:
+        while await signals.next() == signal.SIGHUP:
+            _reload(server.certificates if server else None)
+
     async def stop_on_signals() -> None:
-        await signals.next()
+        await next_to_end()
         notifier.stopping("letting connections finish")
         if server is None:
             tasks.cancel_scope.cancel()
             return
 
         tasks.start_soon(server.drain)
-        await signals.next()
+        await next_to_end()
         server.abort()
 
     with bare_errors():
@@ -89,14 +97,32 @@ async def _serve(
             async with open_server(*addresses, options=options) as server:
                 notifier.ready(f"listening on {', '.join(map(str, server.addresses))}")
                 tasks.start_soon(notifier.watch)
-                if unused := activation.unused(addresses):
-                    logger.warning("passed, but not served: %s", ", ".join(unused))
+                _warn(activation.unused(addresses), server.certificates)
                 # In a thread: whoever reads standard output, or does not, holds up no echo. In one that ends: with
                 # two of them, every system call on a descriptor costs more.
                 Thread(target=_report, args=(server.addresses,), daemon=True).start()
                 await server.wait_closed()
 
             tasks.cancel_scope.cancel()
+
+
+def _warn(unused: Sequence[str], certificates: Certificates | None) -> None:
+    if unused:
+        logger.warning("passed, but not served: %s", ", ".join(unused))
+    if certificates is not None and certificates.cacert is not None:
+        logger.warning("the certificate is made up: clients believe it with --cacert %s", certificates.cacert)
+
+
+def _reload(certificates: Certificates | None) -> None:
+    if certificates is None:
+        return
+
+    try:
+        certificates.reload()
+    except CertificateError as exc:
+        logger.error("%s; the certificate stays what it was", exc)
+    else:
+        logger.info("certificates reloaded")
 
 
 def _report(addresses: Sequence[Address]) -> None:

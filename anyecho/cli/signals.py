@@ -46,7 +46,7 @@ class Signals:
 
     def note(self, signum: int, _: FrameType | None) -> None:
         self._came.append(signum)
-        self._forgive -= 1
+        self._forgive -= signum in _SIGNALS
         if self._forgive <= 0:
             for each in _SIGNALS:
                 signal.signal(each, signal.SIG_DFL)
@@ -68,10 +68,14 @@ class Signals:
 
 
 @contextmanager
-def caught_signals(*, forgive: int) -> Iterator[Signals]:
-    """Catch them within the block, in the main thread; enter it before the event loop starts."""
+def caught_signals(*, forgive: int, hangup: bool = False) -> Iterator[Signals]:
+    """Catch them within the block, in the main thread; enter it before the event loop starts.
+
+    With `hangup`, SIGHUP too, as often as it comes.
+    """
     signals = Signals(forgive)
-    before = {each: signal.signal(each, signals.note) for each in _SIGNALS}
+    caught = (*_SIGNALS, signal.SIGHUP) if hangup else _SIGNALS
+    before = {each: signal.signal(each, signals.note) for each in caught}
     try:
         yield signals
     finally:

@@ -39,7 +39,8 @@ async def connect(
 ) -> Client:
     """A client connected to the echo server at `address`; whoever called closes it.
 
-    Raises `ConnectError` when no endpoint of `address` answers within `options.timeout`.
+    Raises `ConnectError` when no endpoint of `address` answers within `options.timeout`, or the one that does is
+    not to be believed.
     """
     options = options or ConnectOptions()
     address = parse_address(address) if isinstance(address, str) else address
@@ -56,6 +57,7 @@ async def connect(
                     address,
                     family=options.family,
                     options=options.socket,
+                    tls=options.tls,
                     poller=poller,
                     proxy_header=options.proxy_header,
                 )

@@ -64,6 +64,8 @@ async def open_load(
     address = parse_address(address) if isinstance(address, str) else address
     if isinstance(address, UDPAddress):
         raise UsageError(f"a load needs a stream: {address} is none")
+    if address.tls:
+        raise UsageError(f"cannot load {address}: a load speaks no TLS yet")
     if poller is None:
         with bare_errors() as whole:
             async with open_poller() as poller:

@@ -10,6 +10,7 @@ from typing import Literal
 
 from anyecho.errors import UsageError
 from anyecho.net.sockets import SocketOptions
+from anyecho.net.tls_contexts import TLSClientOptions
 from anyecho.units import Seconds, Size
 
 
@@ -30,6 +31,7 @@ class ConnectOptions:
     #: Use only IPv4 or IPv6; on the command line, -4 and -6.
     family: Literal[4, 6] | None = None
     socket: SocketOptions = field(default_factory=SocketOptions)
+    tls: TLSClientOptions = field(default_factory=TLSClientOptions)
 
     def __post_init__(self) -> None:
         for name in ("timeout", "deadline"):

@@ -13,12 +13,16 @@ from typing import Literal
 from anyio import BrokenResourceError, CancelScope, Event, create_task_group, move_on_after, sleep
 from anyio.abc import SocketAttribute
 
-from anyecho.address import Address, FDAddress, UDPAddress, UnixAddress
+from anyecho.address import Address, FDAddress, TCPAddress, UDPAddress, UnixAddress
 from anyecho.errors import ConnectError, bare_errors
 from anyecho.net.poller import Fallback, Poller
 from anyecho.net.proxy_protocol import encode_header
 from anyecho.net.sockets import Endpoint, SocketOptions, resolve
 from anyecho.net.stream import PolledStream
+from anyecho.net.tls import TLSStream
+from anyecho.net.tls_contexts import TLSClientOptions, client_context
+from anyecho.net.tls_errors import explain
+from anyecho.net.tls_records import Records
 
 #: How long one endpoint is tried alone before the next one joins (RFC 8305, section 5).
 _ATTEMPT_DELAY = 0.25
@@ -32,19 +36,22 @@ async def connect_stream(
     *,
     family: Literal[4, 6] | None = None,
     options: SocketOptions,
+    tls: TLSClientOptions | None = None,
     poller: Poller | Fallback | None = None,
     proxy_header: Literal["off", "v1", "v2"] = "off",
 ) -> PolledStream:
     """A stream connected to `address`, whose readiness `poller` reports (without one, the event loop).
 
     With `proxy_header`, the first that is said on it is who calls, as a proxy would say it (PROXY protocol). Raises
-    `ConnectError`, one line, when no endpoint could be connected to.
+    `ConnectError`, one line, when no endpoint could be connected to, or TLS did not come about there;
+    `CertificateError` if `tls` has a file that cannot be used.
     """
     if isinstance(address, FDAddress):
         raise ConnectError(f"cannot connect to {address}: a descriptor is for servers")
-    if isinstance(address, UDPAddress) or address.tls:
-        raise ConnectError(f"cannot connect to {address}: {str(address).partition(':')[0]} is not yet served")
+    if isinstance(address, UDPAddress):
+        raise ConnectError(f"cannot connect to {address}: there is no stream of datagrams")
 
+    records = _session(address, tls or TLSClientOptions()) if address.tls else None
     try:
         endpoints: Sequence[Endpoint]
         if isinstance(address, UnixAddress):
@@ -60,7 +67,7 @@ async def connect_stream(
 
     if proxy_header != "off":
         await _introduce(stream, proxy_header, address)
-    return stream
+    return stream if records is None else await _secured(stream, records, address)
 
 
 async def _introduce(stream: PolledStream, version: Literal["v1", "v2"], address: Address) -> None:
@@ -73,6 +80,33 @@ async def _introduce(stream: PolledStream, version: Literal["v1", "v2"], address
     except BaseException:
         await _close_all([stream])
         raise
+
+
+def _session(address: TCPAddress | UnixAddress, options: TLSClientOptions) -> Records:
+    # A path says nothing of who listens there: most likely it is the machine itself.
+    host = address.host if isinstance(address, TCPAddress) else ""
+    name = options.sni or host.partition("%")[0] or "localhost"
+    context = client_context(options)
+    try:
+        return Records(context, server_side=False, server_hostname=name)
+    except ValueError as exc:
+        raise ConnectError(f"cannot connect to {address}: no certificate can be for {name!r}") from exc
+
+
+async def _secured(stream: PolledStream, records: Records, address: Address) -> TLSStream:
+    """Shake hands on `stream`, which is closed if that fails."""
+    secured = TLSStream.over(stream, records)
+    try:
+        await secured.handshake()
+    except BaseException as exc:
+        with CancelScope(shield=True):
+            await secured.aclose()
+        if not isinstance(exc, BrokenResourceError):
+            raise
+
+        raise ConnectError(f"cannot connect to {address}: {explain(exc.__cause__ or exc)}") from exc
+
+    return secured
 
 
 def _interleave(endpoints: Sequence[Endpoint]) -> list[Endpoint]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from anyecho.address import Address, FDAddress, UDPAddress, UnixAddress
+from anyecho.address import Address, FDAddress, TCPAddress, UDPAddress, UnixAddress
 from anyecho.errors import BindError
 from anyecho.net.bind import bind_hosts
 from anyecho.net.inherit import inherit
@@ -80,15 +80,17 @@ async def _open(address: Address, backlog: int, options: SocketOptions) -> list[
     if isinstance(address, UDPAddress):
         sockets = await bind_hosts(address, partial(_bind_one, options=options, kind=socket.SOCK_DGRAM))
         return [Listener(sock, datagram_address_of(sock), address) for sock in sockets]
-    if address.tls:
-        raise BindError(f"cannot listen on {address}: {str(address).partition(':')[0]} is not yet served")
     if isinstance(address, FDAddress):
         return [_inherit(address, options)]
     if isinstance(address, UnixAddress):
         return [_bind_unix(address, backlog, options)]
 
     sockets = await bind_hosts(address, partial(_bind_one, options=options))
-    return [Listener(sock, address_of(sock.family, sock.getsockname()), address) for sock in sockets]
+    return [Listener(sock, _address_of(sock, address), address) for sock in sockets]
+
+
+def _address_of(sock: socket.socket, asked: TCPAddress | FDAddress) -> Address:
+    return address_of(sock.family, sock.getsockname(), tls=asked.tls)
 
 
 def _bind_one(
@@ -200,7 +202,7 @@ def _inherit(address: FDAddress, options: SocketOptions) -> Listener:
                 f"cannot listen on {address}: datagrams have neither TLS nor a header of the PROXY protocol"
             )
 
-        bound = datagram_address_of(sock) if is_udp else address_of(sock.family, sock.getsockname())
+        bound = datagram_address_of(sock) if is_udp else _address_of(sock, address)
         return Listener(sock, bound, address)
     except BaseException:
         sock.close()

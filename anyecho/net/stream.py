@@ -169,7 +169,7 @@ class PolledStream(ByteStream):
             return ClosedResourceError()
 
         # A copy: the original's traceback would hold this stream, and the stream it.
-        self._broken = self._broken or OSError(exc.errno, exc.strerror)
+        self._broken = self._broken or type(exc)(*exc.args)
         return BrokenResourceError()
 
     def _is_spent(self) -> bool:

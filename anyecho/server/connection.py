@@ -11,7 +11,7 @@ import errno
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
@@ -25,6 +25,9 @@ from anyecho.net.proxied import name_of
 from anyecho.net.proxy_protocol import SockAddr
 from anyecho.net.sockets import peer_name
 from anyecho.net.stream import PolledStream
+from anyecho.net.tls import TLSStream
+from anyecho.net.tls_errors import TLSError, TLSTruncated, explain
+from anyecho.server.handshakes import Handshakes
 
 if TYPE_CHECKING:
     import socket
@@ -35,7 +38,7 @@ access_logger = logging.getLogger("anyecho.access")
 #: What peers and networks do. `ClosedResourceError` is a poller that stopped under a connection.
 EXPECTED = (BrokenResourceError, ClosedResourceError, EndOfStream, OSError)
 #: Ended by the peer, or by the network: there is nobody left to be polite to.
-_ENDED_BY_PEER = frozenset({"eof", "broken"})
+_ENDED_BY_PEER = frozenset({"eof", "broken", "tls_truncated"})
 
 
 @dataclass(eq=False, kw_only=True)
@@ -49,6 +52,7 @@ class Engine:
     #: Bytes that a peer may send, 0 being any number; and how many a second.
     max_bytes: int
     rate_limit: float
+    handshakes: Handshakes
     #: Called once for each, when it is closed.
     ended: Callable[[Connection], None]
 
@@ -94,6 +98,11 @@ class Connection(ABC):
     def totals(self) -> tuple[int, int]:
         """Bytes received and sent so far."""
 
+    @property
+    def echoes(self) -> bool:
+        """Whether all is over that comes before the echo."""
+        return True
+
     @abstractmethod
     def start(self, sockaddr: Any) -> None:
         """Echo until the peer, who called from `sockaddr`, is done or `end` is called. Never raises."""
@@ -111,8 +120,22 @@ class Connection(ABC):
 
     def why_broken(self, error: BaseException) -> str:
         """The reason for `error`. The kernel may be the first to find that a peer takes nothing of its echo."""
+        if not self.echoes:
+            *_, cause = _causes(error)
+            logger.debug("handshake failed: %s", explain(cause), extra={"peer": self.name})
+            return "handshake"
+
         received, sent = self.totals
-        return "write" if received > sent and _is_timeout(error) else "broken"
+        for cause in _causes(error):
+            if isinstance(cause, TLSTruncated):
+                return "tls_truncated"
+            if isinstance(cause, TLSError):
+                return "tls_error"
+            # TCP_USER_TIMEOUT's.
+            if received > sent and getattr(cause, "errno", None) == errno.ETIMEDOUT:
+                return "write"
+
+        return "broken"
 
     def abort(self) -> None:
         """Close now."""
@@ -169,20 +192,27 @@ class Connection(ABC):
         Closing on a peer that still sends is answered with a reset, which destroys echo it has not read yet: so
         half-close, and read on until it has understood.
         """
+        self.engine.handshakes.finish(self)
         deadline = min(self._linger_until, current_time() + self.engine.linger)
+        if isinstance(stream, TLSStream) and stream.records.failed:
+            # Nothing is left to say but the alert.
+            stream, owed = stream.below()
         with CancelScope(shield=True, deadline=deadline) as self._closing:
-            if self.reason not in _ENDED_BY_PEER and deadline > current_time():
-                with suppress(*EXPECTED):
-                    await stream.send(owed)
-                    await stream.send_eof()
-                    while True:
-                        await stream.receive()
+            try:
+                if self.reason not in _ENDED_BY_PEER and deadline > current_time():
+                    with suppress(*EXPECTED):
+                        await stream.send(owed)
+                        await stream.send_eof()
+                        while True:
+                            await stream.receive()
+            finally:
+                # TLS says goodbye here, as far as there is time.
+                await stream.aclose()
 
-        with CancelScope(shield=True):
-            await stream.aclose()
 
-
-def _is_timeout(error: BaseException) -> bool:
-    # TCP_USER_TIMEOUT's, however deep it is wrapped.
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """`error` and what it was made of, however deep that is wrapped."""
+    yield error
     inner = error.exceptions if isinstance(error, BaseExceptionGroup) else filter(None, [error.__cause__])
-    return getattr(error, "errno", None) == errno.ETIMEDOUT or any(map(_is_timeout, inner))
+    for each in inner:
+        yield from _causes(each)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from anyecho.net.poller import Poller
 from anyecho.net.registration import ODD, READ, READ_ONCE, WRITE, short_read_empties
 from anyecho.net.stream import PolledStream
+from anyecho.net.tls_records import RECORD
 from anyecho.server.connection import Connection, Engine
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ _BUFFER_SIZE = 256 * 1024
 class EventsEngine(Engine):
     poller: Poller
     buffer: memoryview = field(init=False, default_factory=lambda: memoryview(bytearray(_BUFFER_SIZE)))
+    #: For what one TLS record holds.
+    plain: memoryview = field(init=False, default_factory=lambda: memoryview(bytearray(RECORD)))
     #: What was sent last, and its length: most messages are as long as the one before, and to cut the buffer anew
     #: would cost 0.13 us.
     chunk: memoryview = field(init=False, default_factory=lambda: memoryview(b""))
@@ -65,8 +68,7 @@ class EventConnection(Connection):
 
     def stop(self) -> None:
         # Registered for the stream now, not when the task runs: not another turn is taken.
-        stream = PolledStream(self.sock, self.engine.poller.register(self.sock))
-        self.engine.tasks.start_soon(self._close, stream)
+        self.engine.tasks.start_soon(self._close, *self._as_stream())
 
     def abort(self) -> None:
         if self.reason:
@@ -151,9 +153,13 @@ class EventConnection(Connection):
         self.tell_end()
         self.engine.ended(self)
 
-    async def _close(self, stream: PolledStream) -> None:
+    def _as_stream(self) -> tuple[PolledStream, bytes]:
+        """The connection as a stream, and what has to be sent on it."""
+        return PolledStream(self.sock, self.engine.poller.register(self.sock)), bytes(self._pending)
+
+    async def _close(self, stream: PolledStream, owed: bytes) -> None:
         try:
-            await self.close(stream, owed=bytes(self._pending))
+            await self.close(stream, owed=owed)
         finally:
             self._received += stream.bytes_received
             self._sent += stream.bytes_sent

@@ -6,18 +6,19 @@ the task ends.
 
 from __future__ import annotations
 
-__all__ = ("Doorman", "Introduction")
+__all__ = ("Doorman", "Entrance", "Introduction")
 
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from anyio import EndOfStream, TaskHandle, move_on_after
 
 from anyecho.net.proxied import HeaderReader
 from anyecho.net.proxy_protocol import ProxyProtocolError, Versions
+from anyecho.net.tls_contexts import Certificates
 from anyecho.server.connection import EXPECTED, Asserted, Connection, Engine
 
 if TYPE_CHECKING:
@@ -27,6 +28,15 @@ logger = logging.getLogger("anyecho.server")
 
 #: At most one log line in this many seconds about those who are turned away, however many they are.
 _LOG_EVERY = 10.0
+
+
+class Entrance(NamedTuple):
+    """What a listener wants of whoever comes."""
+
+    #: It has to begin with a PROXY header of one of these.
+    versions: Versions | None = None
+    #: It has to speak TLS, and is shown these.
+    certificates: Certificates | None = None
 
 
 @dataclass(eq=False, kw_only=True)
@@ -52,14 +62,14 @@ class Doorman(Engine):
 class Introduction(Connection):
     """A connection of a proxy that is trusted, until it has said whom it speaks for."""
 
-    __slots__ = ("_task", "_versions", "engine", "sockaddr")
+    __slots__ = ("_task", "engine", "entrance", "sockaddr")
 
     engine: Doorman
 
-    def __init__(self, sock: socket.socket, engine: Doorman, versions: Versions) -> None:
+    def __init__(self, sock: socket.socket, engine: Doorman, entrance: Entrance) -> None:
         super().__init__(sock)
         self.engine = engine
-        self._versions = versions
+        self.entrance = entrance
         self._task: TaskHandle[None] | None = None
         #: Who called, as accept(2) has it.
         self.sockaddr: Any = None
@@ -76,6 +86,10 @@ class Introduction(Connection):
     @property
     def totals(self) -> tuple[int, int]:
         return 0, 0
+
+    @property
+    def echoes(self) -> bool:
+        return False
 
     async def _run(self) -> None:
         handed_over = False
@@ -100,7 +114,7 @@ class Introduction(Connection):
     async def _read_header(self) -> None:
         """Learn for whom it is; the socket is then as good as new. Sets the reason if it took too long."""
         registration = self.engine.poller.register(self.sock)
-        reader = HeaderReader(self.sock, registration, self._versions)
+        reader = HeaderReader(self.sock, registration, self.entrance.versions or "require")
         header = None
         try:
             with move_on_after(self.engine.proxy_timeout):

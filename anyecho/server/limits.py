@@ -52,22 +52,29 @@ def within_descriptors(max_connections: int, descriptors: int) -> int:
 
 @dataclass(eq=False)
 class ConnectionLimit:
-    """A gate before accept: open while fewer than `limit` connections are held, and always if none is to `wait`."""
+    """A gate before accept: open while fewer than `limit` connections are held, and always if none is to `wait`.
+
+    `within` another one, it is closed while that is.
+    """
 
     limit: int
     wait: bool = True
+    within: ConnectionLimit | None = None
     held: int = field(init=False, default=0)
     _freed: Event = field(init=False, default_factory=Event)
 
     def is_open(self) -> bool:
-        return not self.wait or not self.is_reached()
+        return not (self.wait and self.is_reached()) and (self.within is None or self.within.is_open())
 
     def is_reached(self) -> bool:
         return self.held >= self.limit
 
     async def opened(self) -> None:
         while not self.is_open():
-            await self._freed.wait()
+            if self.within is not None:
+                await self.within.opened()
+            if self.is_reached():
+                await self._freed.wait()
 
     def take(self) -> None:
         self.held += 1

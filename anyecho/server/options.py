@@ -12,7 +12,13 @@ from anyecho.address import ProxyMode
 from anyecho.errors import UsageError
 from anyecho.net.proxied import TrustedNetworks
 from anyecho.net.sockets import SocketOptions
+from anyecho.net.tls_contexts import TLSServerOptions
 from anyecho.units import Rate, Seconds, Size
+
+_MORE_THAN_0 = (
+    *("idle_timeout", "write_timeout", "max_duration", "min_rate_window", "handshake_timeout"),
+    *("rate_limit", "udp_rate"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +85,11 @@ class ServeOptions:
     proxy_timeout: Seconds = field(
         default=5.0, metadata={"help": "Close a connection whose header is not complete after this long."}
     )
+    handshake_timeout: Seconds = field(
+        # Others allow 30 to 60 s; an echo client that needs more than 10 has no use for the echo either.
+        default=10.0,
+        metadata={"help": "Close a connection whose TLS handshake is not over after this long."},
+    )
     backlog: int = field(default=4096, metadata={"help": "Connections the kernel may hold ready to be accepted."})
     udp_rate: Rate = field(
         default=100.0,
@@ -92,6 +103,7 @@ class ServeOptions:
         metadata={"help": "For labs: answer source ports below 1024 too, and to all together at any rate."},
     )
     socket: SocketOptions = field(default_factory=SocketOptions)
+    tls: TLSServerOptions = field(default_factory=TLSServerOptions)
 
     def __post_init__(self) -> None:
         if self.max_connections < 1:
@@ -104,7 +116,7 @@ class ServeOptions:
         for name in ("graceful_timeout", "linger", "proxy_timeout"):
             if not getattr(self, name) >= 0:
                 raise UsageError(f"{name} must be 0 or more seconds, not {getattr(self, name)}")
-        for name in ("idle_timeout", "write_timeout", "max_duration", "min_rate_window", "rate_limit", "udp_rate"):
+        for name in _MORE_THAN_0:
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name} must be more than 0; off (infinite) is no limit")
         if self.engine == "events" and not math.isinf(self.rate_limit):

@@ -15,17 +15,20 @@ from anyio import Event
 from anyio.abc import TaskGroup
 
 from anyecho.errors import StartError
+from anyecho.net.accept import Gate
 from anyecho.net.poller import Fallback, Poller
 from anyecho.net.proxied import TrustedNetworks, remote_address
-from anyecho.net.proxy_protocol import Versions
 from anyecho.net.sockets import peer_name
+from anyecho.net.tls_records import Records
 from anyecho.server.connection import Connection, Engine
 from anyecho.server.events import CappedEventConnection, EventConnection, EventsEngine
-from anyecho.server.introduction import Doorman, Introduction
+from anyecho.server.handshakes import Handshakes
+from anyecho.server.introduction import Doorman, Entrance, Introduction
 from anyecho.server.limits import AddressLimit, ConnectionLimit
 from anyecho.server.options import ServeOptions
 from anyecho.server.stats import Peer, Stats
 from anyecho.server.tasks import TaskConnection
+from anyecho.server.tls_events import CappedTLSEventConnection, TLSEventConnection
 
 if TYPE_CHECKING:
     import socket
@@ -44,8 +47,9 @@ class Reception:
         poller: Poller | Fallback,
         tasks: TaskGroup,
     ) -> None:
+        self.handshakes = Handshakes(limit, options.handshake_timeout)
         shared: dict[str, Any] = {
-            **{"poller": poller, "tasks": tasks, "ended": self._end},
+            **{"poller": poller, "tasks": tasks, "ended": self._end, "handshakes": self.handshakes},
             **{name: getattr(options, name) for name in ("linger", "max_bytes", "rate_limit")},
         }
         self._options = options
@@ -64,8 +68,12 @@ class Reception:
         #: Whether those that still come are closed unseen.
         self.refusing = False
 
-    def begin(self, versions: Versions | None, sock: socket.socket, sockaddr: Any) -> None:
-        """Take `sock`, accepted from `sockaddr`. With `versions`, it has to begin with a header of one of them."""
+    def gate(self, entrance: Entrance) -> Gate:
+        """What lets connections in there."""
+        return self.handshakes.gate if entrance.certificates else self._limit
+
+    def begin(self, entrance: Entrance, sock: socket.socket, sockaddr: Any) -> None:
+        """Take `sock`, accepted from `sockaddr`."""
         if self.refusing:
             sock.close()
             return
@@ -73,14 +81,14 @@ class Reception:
         self._stats.accepted += 1
         if self._limit.is_reached():
             self._turn_away(sock, "over_limit")
-        elif versions is None:
-            connection = self._connection(sock)
+        elif entrance.versions is None:
+            connection = self._connection(sock, entrance)
             if self._per_address.take(connection, sockaddr):
                 self._hold(connection, sockaddr)
             else:
                 self._turn_away(sock, "per_ip")
         elif sockaddr in self._trusted:
-            self._hold(Introduction(sock, self._doorman, versions), sockaddr)
+            self._hold(Introduction(sock, self._doorman, entrance), sockaddr)
         else:
             self._doorman.tell_refusal(peer_name(sock, sockaddr), "--proxy-trusted does not name it")
             self._turn_away(sock, "untrusted")
@@ -100,7 +108,7 @@ class Reception:
         connection.start(sockaddr)
 
     def _hand_over(self, introduction: Introduction) -> bool:
-        connection = self._connection(introduction.sock)
+        connection = self._connection(introduction.sock, introduction.entrance)
         connection.asserted = introduction.asserted
         # The proxy's own address stands for nobody, or for all whom it speaks for.
         source = introduction.asserted.address if introduction.asserted else introduction.sockaddr
@@ -117,12 +125,17 @@ class Reception:
         sock.close()
         self._stats.closed[reason] += 1
 
-    def _connection(self, sock: socket.socket) -> Connection:
+    def _connection(self, sock: socket.socket, entrance: Entrance) -> Connection:
+        certificates = entrance.certificates
+        records = Records(certificates.context, server_side=True) if certificates else None
         if self._events is None or self._needs_task():
-            return TaskConnection(sock, self._engine)
+            return TaskConnection(sock, self._engine, records)
 
-        kind = CappedEventConnection if self._options.max_bytes else EventConnection
-        return kind(sock, self._events)
+        capped = bool(self._options.max_bytes)
+        if records is None:
+            return (CappedEventConnection if capped else EventConnection)(sock, self._events)
+
+        return (CappedTLSEventConnection if capped else TLSEventConnection)(sock, self._events, records)
 
     def _needs_task(self) -> bool:
         """Whether something has to wrap the stream: a rate, or the lines of a debug log."""
@@ -136,6 +149,7 @@ class Reception:
         self.connections.discard(connection)
         self._limit.give_back()
         self._per_address.give_back(connection)
+        self.handshakes.finish(connection)
         stats.active -= 1
         stats.closed[connection.reason] += 1
         received, sent = connection.totals
@@ -149,7 +163,7 @@ class Reception:
 def _describe(connection: Connection) -> Peer | None:
     """None for one that does not echo yet, or has no peer any more."""
     asserted = connection.asserted
-    if isinstance(connection, Introduction):
+    if not connection.echoes:
         return None
     try:
         address = asserted.address if asserted else remote_address(connection.sock)

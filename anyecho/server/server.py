@@ -22,6 +22,8 @@ from anyecho.net.accept import Acceptor
 from anyecho.net.listen import Listener, open_listeners
 from anyecho.net.poller import Fallback, Poller, open_poller
 from anyecho.net.proxy_protocol import Versions
+from anyecho.net.tls_contexts import Certificates
+from anyecho.server.introduction import Entrance
 from anyecho.server.limits import ConnectionLimit, Reaper, raise_descriptor_limit, within_descriptors
 from anyecho.server.options import ServeOptions
 from anyecho.server.reception import Reception
@@ -61,14 +63,17 @@ async def open_server(*addresses: str | Address, options: ServeOptions | None = 
         raise UsageError("a header of the PROXY protocol is required, and taken from nobody: give --proxy-trusted")
     limit = within_descriptors(options.max_connections, raise_descriptor_limit())
     with ExitStack() as opened, bare_errors() as whole:
+        certificates: Certificates | None = None
+        if over_tls := [address for address in wanted if address.tls]:
+            certificates = Certificates(options.tls, over_tls)
+            opened.callback(certificates.close)
         listeners = await open_listeners(wanted, backlog=options.backlog, options=options.socket)
         for listener in listeners:
             opened.callback(listener.close)
 
         async with open_poller() as poller, create_task_group() as tasks:
-            server = Server(
-                listeners, ConnectionLimit(limit, wait=options.over_limit == "wait"), options, poller, tasks
-            )
+            gate = ConnectionLimit(limit, wait=options.over_limit == "wait")
+            server = Server(listeners, gate, options, poller, tasks, certificates)
             server.start()
             try:
                 yield server
@@ -92,10 +97,13 @@ class Server:
         options: ServeOptions,
         poller: Poller | Fallback,
         tasks: TaskGroup,
+        certificates: Certificates | None,
     ) -> None:
         self.addresses: tuple[Address, ...] = tuple(listener.address for listener in listeners)
         self.options = options
         self.stats = Stats()
+        #: To reload them, and for the file of a made-up CA; without a TLS address there are none.
+        self.certificates = certificates
         self._listeners = listeners
         self._poller = poller
         self._tasks = tasks
@@ -103,14 +111,7 @@ class Server:
         self._connections = self._reception.connections
         self._reaper = Reaper(self._connections, options)
         self._acceptors = [
-            Acceptor(
-                sock=listener.sock,
-                gate=limit,
-                hand_over=partial(self._reception.begin, _versions(listener.asked, options)),
-                errors=self.stats.accept_errors,
-            )
-            for listener in listeners
-            if not isinstance(listener.address, UDPAddress)
+            self._acceptor(listener) for listener in listeners if not isinstance(listener.address, UDPAddress)
         ]
         datagrams = [listener.sock for listener in listeners if isinstance(listener.address, UDPAddress)]
         self._udp = UDPEcho(datagrams, options, self.stats.datagrams)
@@ -118,12 +119,24 @@ class Server:
         self._accepting_ended = Event()
         self._closed = Event()
 
+    def _acceptor(self, listener: Listener) -> Acceptor:
+        asked = listener.asked
+        entrance = Entrance(_versions(asked, self.options), self.certificates if asked.tls else None)
+        return Acceptor(
+            sock=listener.sock,
+            gate=self._reception.gate(entrance),
+            hand_over=partial(self._reception.begin, entrance),
+            errors=self.stats.accept_errors,
+        )
+
     def start(self) -> None:
         for asked, listener in {listener.asked: listener for listener in self._listeners}.items():
             logger.info("starting up on %s", _describe(asked, listener.address))
 
         self._tasks.start_soon(self._accept)
         self._tasks.start_soon(self._reaper.run)
+        if self.certificates is not None:
+            self._tasks.start_soon(self._reception.handshakes.run)
 
     async def drain(self, grace: float | None = None) -> None:
         """Stop accepting, after those whom the kernel has told that they are connected; go on echoing for `grace`

@@ -21,6 +21,8 @@ class Stats:
       kernel; ``idle``;
     * ``untrusted``: `proxy_trusted` does not name it; ``proxy``: no PROXY header, or a wrong one;
       ``proxy_timeout``: a part of one;
+    * ``handshake``: refused, given up by the peer, or not over in time; ``tls_truncated``: a FIN without
+      close_notify, so that more may have been meant to come; ``tls_error``: what no peer can have meant to send;
     * ``drained``: still open when a drain's grace was over; ``cancelled``: the server was; ``error``: a bug of
       ours, logged with its traceback.
 

@@ -21,6 +21,8 @@ from anyio.abc import ByteStream
 
 from anyecho.echo import echo
 from anyecho.net.stream import PolledStream
+from anyecho.net.tls import TLSStream
+from anyecho.net.tls_records import Records
 from anyecho.server.connection import EXPECTED, Connection, Engine
 from anyecho.server.metered import Capped, LimitReached, Paced
 from anyecho.transcript import Transcript, shorten
@@ -36,21 +38,31 @@ _BUDGET = 16
 
 
 class TaskConnection(Connection):
-    __slots__ = ("_stream", "_task", "engine")
+    __slots__ = ("_records", "_stream", "_task", "engine")
 
-    def __init__(self, sock: socket.socket, engine: Engine) -> None:
+    def __init__(self, sock: socket.socket, engine: Engine, records: Records | None = None) -> None:
+        """With `records`, over TLS."""
         super().__init__(sock)
         self.engine = engine
+        self._records = records
         self._stream: PolledStream | None = None
         self._task: TaskHandle[None] | None = None
 
     def start(self, sockaddr: Any) -> None:
         self.tell_start(sockaddr)
+        if self._records is not None:
+            self.engine.handshakes.begin(self)
         self._task = self.engine.tasks.start_soon(self._run)
 
     async def _run(self) -> None:
         try:
-            self._stream = PolledStream(self.sock, self.engine.poller.register(self.sock), budget=_BUDGET)
+            registration = self.engine.poller.register(self.sock)
+            if self._records is None:
+                self._stream = PolledStream(self.sock, registration, budget=_BUDGET)
+            else:
+                self._stream = stream = TLSStream(self.sock, registration, self._records, budget=_BUDGET)
+                await stream.handshake(self.engine.handshakes.turn)
+                self.engine.handshakes.finish(self)
             await echo(self._wrapped(self._stream))
             self.reason = self.reason or "eof"
         except* LimitReached as group:
@@ -77,6 +89,10 @@ class TaskConnection(Connection):
     def stop(self) -> None:
         if self._task is not None:
             self._task.cancel()
+
+    @property
+    def echoes(self) -> bool:
+        return self._records is None or self._records.established
 
     @property
     def totals(self) -> tuple[int, int]:

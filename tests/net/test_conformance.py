@@ -30,7 +30,7 @@ async def test_a_stream_without_a_poller_conforms(one: Check, kind: str) -> None
     await check(one, *stream_pair(kind, Fallback()))
 
 
-class _TrioStream(trio.abc.HalfCloseableStream):
+class TrioStream(trio.abc.HalfCloseableStream):
     """A `PolledStream` as trio's checks want it: other names, other error classes."""
 
     def __init__(self, stream: PolledStream, sock: socket.socket) -> None:
@@ -107,11 +107,11 @@ def test_trios_own_checks_pass(
 ) -> None:
     poller: Poller | Fallback = Fallback()
 
-    async def make() -> tuple[_TrioStream, _TrioStream]:
+    async def make() -> tuple[TrioStream, TrioStream]:
         left, right = raw_pair(kind)
-        return _TrioStream(stream_over(left, poller), left), _TrioStream(stream_over(right, poller), right)
+        return TrioStream(stream_over(left, poller), left), TrioStream(stream_over(right, poller), right)
 
-    async def make_clogged() -> tuple[_TrioStream, _TrioStream]:
+    async def make_clogged() -> tuple[TrioStream, TrioStream]:
         left, right = await make()
         for stream in (left, right):
             for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):

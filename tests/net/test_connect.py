@@ -183,8 +183,9 @@ async def test_a_connection_to_itself_is_refused(monkeypatch: pytest.MonkeyPatch
         ("tcp://no-such-host.invalid:1", "no such host"),
         ("unix:/nonexistent/echo", "No such file or directory"),
         ("fd://3", "a descriptor is for servers"),
-        ("tls://localhost:1", "tls is not yet served"),
-        ("udp://localhost:1", "udp is not yet served"),
+        ("tls://no-such-host.invalid:1", "no such host"),
+        ("tls+fd://3", "a descriptor is for servers"),
+        ("udp://localhost:1", "there is no stream of datagrams"),
     ],
 )
 async def test_what_cannot_be_connected_to_is_one_line(address: str, reason: str) -> None:

@@ -4,10 +4,24 @@ from __future__ import annotations
 
 import pytest
 
+from anyecho.measure.options import ConnectOptions
 from anyecho.net import poller
+from anyecho.net.tls_contexts import TLSClientOptions
 from anyecho.server.options import ServeOptions
+from tests.certificates import Files, files_in
 
 ENGINES = ("tasks", "events")
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    return files_in(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture
+def believing(files: Files) -> ConnectOptions:
+    """For those who believe these certificates."""
+    return ConnectOptions(tls=TLSClientOptions(cacert=files.cacert))
 
 
 @pytest.fixture(autouse=True, params=ENGINES)

@@ -14,14 +14,14 @@ from typing import Any
 
 import anyio
 import pytest
-from anyio import create_task_group, fail_after, to_thread
+from anyio import create_task_group, fail_after, to_thread, wait_all_tasks_blocked
 
 from anyecho.address import Address, TCPAddress
 from anyecho.errors import UsageError
 from anyecho.measure.client import Client, connect
 from anyecho.measure.options import ConnectOptions
 from anyecho.net import poller as poller_module
-from anyecho.server.limits import AddressLimit, Reaper
+from anyecho.server.limits import AddressLimit, ConnectionLimit, Reaper
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
 from tests.net.proxy_headers import v2
@@ -354,6 +354,22 @@ def test_whom_a_limit_takes_for_one(sockaddr: object, other: object, same: bool)
     limit.give_back(first)
     limit.give_back(second)
     assert limit.take(second, sockaddr)
+
+
+async def test_a_limit_within_another_is_closed_while_that_is() -> None:
+    outer = ConnectionLimit(2)
+    inner = ConnectionLimit(1, within=outer)
+    for _ in range(2):
+        outer.take()
+    inner.take()
+    async with create_task_group() as tasks:
+        tasks.start_soon(inner.opened)
+        for limit in (inner, outer):
+            await wait_all_tasks_blocked()
+            assert not inner.is_open()
+            limit.give_back()
+        with fail_after(SOON):
+            await inner.opened()
 
 
 def test_a_limit_of_addresses_forgets_those_who_are_gone() -> None:

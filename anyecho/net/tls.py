@@ -1,0 +1,244 @@
+"""The stream over TLS: a `PolledStream` whose bytes go through `Records`.
+
+It keeps the contract of the plain one, and with it the same errors, budget and totals (of plaintext). What it adds:
+
+* The end of the peer's data is its close_notify, and nothing else. A FIN without it is `BrokenResourceError`.
+* `send_eof` says close_notify and no more; either side may go on sending after the other has.
+* What OpenSSL wants said while nobody sends goes out with the next call of any kind, in order. A `send` that was
+  cancelled has given a part to OpenSSL: the next call sends the rest of that first.
+* `aclose` takes `CLOSE_TIMEOUT` seconds at most; it says close_notify, and does not wait for the peer's.
+"""
+
+from __future__ import annotations
+
+__all__ = ("CLOSE_TIMEOUT", "TLSStream")
+
+import ssl
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from operator import index
+from typing import TYPE_CHECKING, Any
+
+from anyio import (
+    BrokenResourceError,
+    BusyResourceError,
+    CancelScope,
+    ClosedResourceError,
+    EndOfStream,
+    move_on_after,
+)
+from anyio.lowlevel import checkpoint
+
+from anyecho.net.stream import PolledStream
+from anyecho.net.tls_records import OVERHEAD, RECORD, Records
+
+if TYPE_CHECKING:
+    import socket
+
+    from anyecho.net.fallback import Registration
+
+#: Seconds that a peer who takes nothing can hold up a close.
+CLOSE_TIMEOUT = 2.0
+#: Given to OpenSSL at a time: four full records; and what they are on the wire, which is read at a time.
+_CHUNK = 4 * RECORD
+_WIRE_CHUNK = 4 * (RECORD + OVERHEAD)
+#: Of what a peer sent that nobody will read; one that sends more is still sending.
+_MOST_DISCARDED = 1 << 20
+#: Pending at most while a peer makes OpenSSL answer (refuse to renegotiate, say) and does not read that: twice what
+#: one `send` can have pending.
+_MOST_UNSENT = 2 * _CHUNK
+
+
+class TLSStream(PolledStream):
+    """`sock`, connected and non-blocking, as a stream that speaks TLS and closes it. First comes `handshake`."""
+
+    __slots__ = ("records",)
+
+    def __init__(
+        self, sock: socket.socket, registration: Registration, records: Records, *, budget: int = 1
+    ) -> None:
+        super().__init__(sock, registration, budget=budget)
+        self.records = records
+
+    @classmethod
+    def over(cls, stream: PolledStream, records: Records) -> TLSStream:
+        """The same connection, with TLS from now on; `stream` is not used any more."""
+        return cls(stream._sock, stream._registration, records, budget=stream.budget)
+
+    def below(self) -> tuple[PolledStream, bytes]:
+        """The connection without TLS, and what TLS has to say on it; this stream is not used any more."""
+        return PolledStream(self._sock, self._registration), self.records.take()
+
+    async def handshake(self, turn: AbstractAsyncContextManager[None] | None = None) -> None:
+        """Shake hands. A peer that is refused has been sent the alert that says why.
+
+        Within `turn` is what keeps the processor busy: as long as some hundred echoes take.
+        """
+        self._check_sendable()
+        self._sending = self._receiving = True
+        over = False
+        try:
+            while not over:
+                async with turn or nullcontext():
+                    over = self.records.handshake()
+                    # Within it: whoever waits for the turn has it a round later, when others had theirs.
+                    await checkpoint()
+                await self._flush()
+                if not over:
+                    await self._feed()
+        except OSError as exc:
+            self._flush_if_alive()
+            raise self._translate(exc) from exc
+        finally:
+            self._sending = self._receiving = False
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        if index(max_bytes) <= 0:
+            raise ValueError(f"max_bytes must be positive, not {max_bytes}")
+        if self._closed:
+            raise ClosedResourceError
+        if self._receiving:
+            raise BusyResourceError("receiving from")
+
+        records, registration = self.records, self._registration
+        self._receiving = True
+        try:
+            if (registration.may_read or not records.wants_more) and self._is_spent():
+                await self._yield()
+            while (data := records.receive(max_bytes)) is None:
+                if records.unsent:
+                    self._flush_if_alive()
+                await self._feed()
+        except OSError as exc:
+            self._flush_if_alive()
+            # What broke it comes first: after a reset, the kernel says that the data has ended.
+            raise self._translate(exc) from self._broken or exc
+        finally:
+            self._receiving = False
+
+        if not data:
+            raise EndOfStream if self._broken is None else BrokenResourceError from self._broken
+
+        self.bytes_received += len(data)
+        return data
+
+    async def send(self, item: bytes) -> None:
+        self._check_sendable()
+        self._sending = True
+        try:
+            if not item or self._is_spent():
+                await self._yield()
+            if self.records.unsent:
+                await self._flush()
+            for start in range(0, len(item), _CHUNK):
+                # No more than OpenSSL's buffer should hold; it would take any amount, three times over.
+                self.records.send(memoryview(item)[start : start + _CHUNK] if len(item) > _CHUNK else item)
+                if not self._flush_now() or self._bytes_left <= 0:
+                    await self._flush()
+        except OSError as exc:
+            raise self._translate(exc) from exc
+        finally:
+            self._sending = False
+
+    async def send_eof(self) -> None:
+        if self._closed or not self._eof_sent:
+            self._check_sendable()
+        if self._sending:
+            raise BusyResourceError("sending to")
+
+        self._sending = True
+        try:
+            await checkpoint()
+            await self._flush()
+            if not self._eof_sent:
+                self._eof_sent = True
+                self.records.send_eof()
+            await self._flush()
+        except OSError as exc:
+            raise self._translate(exc) from exc
+        finally:
+            self._sending = False
+
+    async def aclose(self) -> None:
+        # Under a parked sender there is no saying goodbye: half a record of its own is in the way.
+        if not (self._closed or self._sending):
+            self._sending = True
+            try:
+                await self._say_goodbye()
+            finally:
+                self._sending = False
+                with CancelScope(shield=True):
+                    await super().aclose()
+
+        await super().aclose()
+
+    async def _say_goodbye(self) -> None:
+        with suppress(OSError, ClosedResourceError), move_on_after(CLOSE_TIMEOUT):
+            if self.records.established and self._broken is None and not self._eof_sent:
+                self._eof_sent = True
+                self.records.send_eof()
+            # No checkpoint if the kernel takes it all: somebody cancelled closes as politely.
+            await self._flush()
+            # Tickets, and answers nobody waited for. Unread, they would make the kernel reset the connection, and
+            # destroy what was sent just now.
+            for _ in range(_MOST_DISCARDED // _CHUNK):
+                if not self._sock.recv(_CHUNK):
+                    break
+
+    async def _feed(self) -> None:
+        """Give OpenSSL more of what the peer said. Nothing is awaited after recv(2)."""
+        registration = self._registration
+        if self._bytes_left <= 0:
+            await self._yield()
+        if self.records.unsent > _MOST_UNSENT:
+            raise ssl.SSLError(ssl.SSL_ERROR_SSL, "the peer does not read the answers it asks for")
+        while True:
+            if not registration.may_read:
+                await registration.readable()
+                self._refill()
+            try:
+                data = self._sock.recv(_WIRE_CHUNK)
+                break
+            except BlockingIOError:
+                registration.may_read = False
+
+        if not data:
+            raise ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "it ended without a close_notify")
+
+        if len(data) < _WIRE_CHUNK and registration.short_read_empties:
+            registration.may_read = False
+        self._bytes_left -= len(data)
+        self.records.feed(data)
+
+    async def _flush(self) -> None:
+        """Send all that is pending. Cancelled, it leaves the rest pending."""
+        while not self._flush_now():
+            await self._registration.writable()
+            self._refill()
+        if self._bytes_left <= 0:
+            await self._yield()
+
+    def _flush_now(self) -> bool:
+        """Send what the kernel takes; return whether that was all."""
+        records, registration = self.records, self._registration
+        gone, over = records.gone, False
+        try:
+            while not over and registration.may_write:
+                over = records.flush(self._sock.send)
+        except BlockingIOError:
+            registration.may_write = False
+        finally:
+            self._bytes_left -= records.gone - gone
+            self.bytes_sent = records.delivered
+
+        return over or not records.unsent
+
+    def _flush_if_alive(self) -> None:
+        # Whoever reads is not to be told that it cannot be written: what had come before may still be read.
+        self._registration.may_write = True  # whether it may is not known if nobody waits for it: the kernel says
+        with suppress(OSError):
+            self._flush_now()
+
+    @property
+    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        return {**super().extra_attributes, **self.records.extra_attributes}

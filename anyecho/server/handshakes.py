@@ -1,0 +1,71 @@
+"""Who shakes hands: how many at a time, and for how long.
+
+Whoever does has proved nothing yet. What a handshake is, a connection knows.
+"""
+
+from __future__ import annotations
+
+__all__ = ("Handshakes",)
+
+import math
+from time import monotonic
+from typing import Protocol
+
+from anyio import Lock, sleep
+
+from anyecho.server.limits import ConnectionLimit
+
+#: One connection in so many may be one that shakes hands, and so cannot take the places of all others; who comes
+#: besides waits in the backlog, at TLS's listeners only.
+_SHARE = 4
+#: In so many parts of the time allowed they are looked at, so that no handshake sets a timer of its own.
+_LOOKS = 8
+
+
+class Endable(Protocol):
+    """What takes part."""
+
+    def end(self, reason: str) -> None: ...
+
+
+class Handshakes:
+    """Those of a server that are not over. Each may take `timeout` seconds, and an eighth of that besides."""
+
+    def __init__(self, connections: ConnectionLimit, timeout: float) -> None:
+        self._timeout = timeout
+        #: When each began, the longest ago first.
+        self._began: dict[Endable, float] = {}
+        #: The gate of TLS's listeners.
+        self.gate = ConnectionLimit(max(1, connections.limit // _SHARE), within=connections)
+        #: For tasks, one of which at a time takes a step, and the loop a round after it: a hundred that have come
+        #: at once would keep everybody else waiting for as long as they take together.
+        self.turn = Lock(fast_acquire=True)
+
+    def __len__(self) -> int:
+        return len(self._began)
+
+    def begin(self, connection: Endable) -> None:
+        self._began[connection] = monotonic()
+        self.gate.take()
+
+    def finish(self, connection: Endable) -> None:
+        """It is over, however it ended. May be called again, or of one that never began."""
+        if self._began.pop(connection, None) is not None:
+            self.gate.give_back()
+
+    async def run(self) -> None:
+        """End those that take too long, until cancelled."""
+        if math.isinf(self._timeout):
+            return
+
+        while True:
+            await sleep(self._timeout / _LOOKS)
+            self._end_the_old(monotonic() - self._timeout)
+
+    def _end_the_old(self, oldest: float) -> None:
+        # A function of its own, or the last connection would be kept until the next look.
+        for connection, began in list(self._began.items()):
+            if began > oldest:
+                break
+
+            connection.end("handshake")

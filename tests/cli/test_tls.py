@@ -1,0 +1,317 @@
+"""``serve`` and ``send`` over TLS, with real processes and other people's programs."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import termios
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from tests.certificates import Files, files_in
+from tests.process import PATIENCE, Process, Processes, port_of, wait_until
+
+TLS = "tls://127.0.0.1:0"
+LARGE = os.urandom(2 << 20)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    return files_in(tmp_path)
+
+
+@pytest.fixture(params=["events", "tasks"])
+def engine(request: pytest.FixtureRequest) -> str:
+    if request.param == "events" and request.config.getoption("--fallback"):
+        pytest.skip("there is no events engine without epoll")
+    word: str = request.param
+    return word
+
+
+def serve(processes: Processes, files: Files, *others: str) -> Process:
+    certificate = ("--ssl-certfile", str(files.cert), "--ssl-keyfile", str(files.key))
+    return processes.serve("-b", TLS, *certificate, *others)
+
+
+def call(command: list[str], payload: bytes, process: Process, files: Files) -> bytes:
+    """What `command` prints of the echo of `payload`."""
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"{command[0]} is not installed")
+    place = {"port": port_of(process.addresses[0]), "ca": files.cacert, "client": files.client}
+    words = [word.format(**place) for word in command]
+    return subprocess.run(words, input=payload, stdout=subprocess.PIPE, timeout=PATIENCE, check=True).stdout
+
+
+#: Each verifies the server. socat half-closes; ncat does not, and s_client with an end of its input leaves.
+CLIENTS = {
+    "socat": ["socat", "-t20", "-", "OPENSSL:localhost:{port},pf=ip4,cafile={ca}"],
+    "ncat": ["ncat", "--ssl-verify", "--ssl-trustfile", "{ca}", "localhost", "{port}"],
+}
+
+
+@pytest.mark.parametrize("client", list(CLIENTS))
+def test_other_peoples_clients_get_their_echo(client: str, processes: Processes, files: Files, engine: str) -> None:
+    process = serve(processes, files, "--engine", engine)
+    assert call(CLIENTS[client], LARGE, process, files) == LARGE
+
+
+S_CLIENT = ["openssl", "s_client", "-connect", "127.0.0.1:{port}", "-CAfile", "{ca}", "-verify_return_error"]
+
+
+@contextmanager
+def s_client(process: Process, files: Files, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+    place = {"port": port_of(process.addresses[0]), "ca": files.cacert, "client": files.client}
+    words = [word.format(**place) for word in [*S_CLIENT, *options]]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as popen:
+        try:
+            yield popen
+        finally:
+            popen.kill()
+
+
+def read_until(popen: subprocess.Popen[bytes], *ends: bytes) -> None:
+    """Read on until it has printed them all, in this order."""
+    assert popen.stdout is not None
+    text = b""
+    for end in ends:
+        while end not in text:
+            chunk = os.read(popen.stdout.fileno(), 65536)
+            assert chunk, f"it ended after {text!r}"
+            text += chunk
+        text = text.partition(end)[2]
+
+
+def write(popen: subprocess.Popen[bytes], text: bytes) -> None:
+    assert popen.stdin is not None
+    popen.stdin.write(text)
+    popen.stdin.flush()
+
+
+@pytest.mark.parametrize("version", ["-tls1_2", "-tls1_3"])
+def test_openssls_client_gets_its_echo(version: str, processes: Processes, files: Files, engine: str) -> None:
+    process = serve(processes, files, "--engine", engine, "--access-log")
+    with s_client(process, files, version, "-quiet", "-no_ign_eof") as client:
+        write(client, b"hello\n")
+        read_until(client, b"hello\n")
+        assert client.stdin is not None
+        client.stdin.close()  # which it follows with a close_notify
+        assert "reason=eof bytes_received=6 bytes_sent=6" in process.read_errors(until="\n")
+
+
+def test_keys_are_updated_when_openssls_client_wants_it(processes: Processes, files: Files, engine: str) -> None:
+    process = serve(processes, files, "--engine", engine)
+    with s_client(process, files, "-tls1_3", "-msg") as client:
+        write(client, b"hello\n")
+        read_until(client, b"\nhello\n")
+        write(client, b"k\n")
+        read_until(client, b">>> TLS 1.3, Handshake [length 0005], KeyUpdate")
+        write(client, b"K\n")
+        read_until(client, b">>> TLS 1.3, Handshake [length 0005], KeyUpdate")
+        # This one has to be answered before anything else is said (RFC 8446, section 4.6.3).
+        write(client, b"still here\n")
+        read_until(client, b"<<< TLS 1.3, Handshake [length 0005], KeyUpdate", b"\nstill here\n")
+
+
+def test_keys_are_updated_while_data_flows(processes: Processes, files: Files, engine: str) -> None:
+    """Each "K" asks the server for new keys too, while it has an echo on its way."""
+    process = serve(processes, files, "--engine", engine)
+    with (
+        s_client(process, files, "-tls1_3", "-msg", "-quiet", "-no_ign_eof") as client,
+        ThreadPoolExecutor() as threads,
+    ):
+        assert client.stdout is not None
+        for command in (b"k\n", b"K\n") * 5:
+            threads.submit(_write_apart, client, b"~" * 65536, command)
+            text = b""
+            while text.count(b"~") < 65536 or b">>> TLS 1.3, Handshake [length 0005], KeyUpdate" not in text:
+                text += os.read(client.stdout.fileno(), 65536)
+            assert text.count(b"~") == 65536
+
+
+def _write_apart(popen: subprocess.Popen[bytes], *texts: bytes) -> None:
+    """Not one before the other has been read: to s_client, a command is what a read begins with."""
+    assert popen.stdin is not None
+    for text in texts:
+        write(popen, text)
+        wait_until(lambda: _unread(popen.stdin) == 0)
+
+
+def _unread(pipe: IO[bytes] | None) -> int:
+    assert pipe is not None
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+def test_nobody_renegotiates(processes: Processes, files: Files, engine: str) -> None:
+    process = serve(processes, files, "--engine", engine)
+    with s_client(process, files, "-tls1_2", "-msg") as client:
+        write(client, b"hello\n")
+        read_until(client, b"\nhello\n")
+        write(client, b"R\n")
+        read_until(client, b"ClientHello", b"<<< TLS 1.2, Alert [length 0002], warning no_renegotiation")
+
+
+def test_openssls_client_is_shown_why_it_is_refused(processes: Processes, files: Files) -> None:
+    mutual = ("--ssl-ca-certs", str(files.cacert), "--ssl-cert-reqs", "required")
+    process = serve(processes, files, *mutual)
+    with s_client(process, files, "-tls1_3", "-msg") as client:
+        read_until(client, b"<<< TLS 1.3, Alert [length 0002], fatal certificate_required")
+    with s_client(process, files, "-tls1_3", "-quiet", "-cert", str(files.client)) as client:
+        write(client, b"hello\n")
+        read_until(client, b"hello\n")
+
+
+def test_a_client_that_is_killed_is_a_truncation(processes: Processes, files: Files, engine: str) -> None:
+    process = serve(processes, files, "--engine", engine, "--access-log")
+    with s_client(process, files, "-quiet") as client:
+        write(client, b"hello\n")
+        read_until(client, b"hello\n")
+        client.kill()
+        assert "reason=tls_truncated" in process.read_errors(until="\n")
+
+
+def test_pythons_own_client_gets_its_echo(processes: Processes, files: Files, engine: str) -> None:
+    process = serve(processes, files, "--engine", engine)
+    context = ssl.create_default_context(cafile=files.cacert)
+    with (
+        socket.create_connection(("127.0.0.1", port_of(process.addresses[0]))) as sock,
+        context.wrap_socket(sock, server_hostname="localhost") as secured,
+    ):
+        for size in (1, 100, 40_000):
+            payload = os.urandom(size)
+            secured.sendall(payload)
+            assert b"".join(_exactly(secured, size)) == payload
+        # The server answers our close_notify with its own, or this would fail.
+        secured.unwrap()
+
+
+def _exactly(sock: ssl.SSLSocket, size: int) -> Iterator[bytes]:
+    while size:
+        chunk = sock.recv(size)
+        assert chunk
+        size -= len(chunk)
+        yield chunk
+
+
+def test_send_verifies_and_half_closes(processes: Processes, files: Files, backend: str) -> None:
+    [address] = serve(processes, files, "--backend", backend).addresses
+    status, echo, errors = processes.run(
+        "send", address, "--cacert", str(files.cacert), "--backend", backend, stdin=LARGE
+    )
+    assert (status, echo, errors) == (0, LARGE, "")
+
+
+def test_send_says_the_proxys_header_before_it_shakes_hands(processes: Processes, files: Files) -> None:
+    process = serve(processes, files, "--proxy-protocol", "v2", "--proxy-trusted", "127.0.0.1", "--access-log")
+    ca = ("--cacert", str(files.cacert))
+    assert processes.run("send", process.addresses[0], *ca, "--proxy-header", "v2", "hello")[:2] == (0, b"hello")
+    assert re.search(r"peer=127.* via=127.* reason=eof ", process.read_errors(until="\n"))
+
+
+def test_an_inherited_socket_speaks_tls(processes: Processes, files: Files) -> None:
+    certificate = ("--ssl-certfile", str(files.cert), "--ssl-keyfile", str(files.key))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        descriptor = listener.fileno()
+        process = processes.serve("-b", f"tls+fd://{descriptor}", *certificate, pass_fds=[descriptor])
+        assert process.addresses == [f"tls://127.0.0.1:{listener.getsockname()[1]}"]
+        ca = ("--cacert", str(files.cacert))
+        assert processes.run("send", process.addresses[0], *ca, "hello")[:2] == (0, b"hello")
+
+
+def test_send_over_tls_on_a_unix_socket(processes: Processes, files: Files, short_path: Path) -> None:
+    address = f"tls+unix:{short_path}/echo"
+    certificate = ("--ssl-certfile", str(files.cert), "--ssl-keyfile", str(files.key))
+    assert processes.serve("-b", address, *certificate).addresses == [address]
+    assert processes.run("send", address, "--cacert", str(files.cacert), "hello")[:2] == (0, b"hello")
+
+
+@pytest.mark.parametrize("flags", [("-k",), ("--insecure",)])
+def test_send_believes_anybody_if_told_to(flags: tuple[str, ...], processes: Processes, files: Files) -> None:
+    [address] = serve(processes, files).addresses
+    assert processes.run("send", address, *flags, "hello")[:2] == (0, b"hello")
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        ((), "certificate verify failed: .*certificate"),
+        (("--cacert", "{ca}", "--sni", "example.org"), "certificate verify failed: Hostname mismatch"),
+        (("--cacert", "/absent"), "cannot use /absent: No such file or directory"),
+        (("--cert", "{ca}"), "cannot use .*ca.pem: it holds nothing of the kind"),
+    ],
+)
+def test_a_certificate_that_will_not_do_is_exit_3_and_one_line(
+    flags: tuple[str, ...], why: str, processes: Processes, files: Files
+) -> None:
+    [address] = serve(processes, files).addresses
+    status, _, errors = processes.run("send", address, *(flag.format(ca=files.cacert) for flag in flags), "hello")
+    assert status == 3
+    assert re.fullmatch(rf"anyecho: .*{why}.*\n", errors)
+
+
+def test_serve_without_a_certificate_is_exit_3_and_one_line(processes: Processes) -> None:
+    status, _, errors = processes.run("serve", "-b", TLS)
+    assert status == 3
+    assert errors == f"anyecho: cannot listen on {TLS}: it needs ssl_certfile or ssl_self_signed\n"
+
+
+def test_a_made_up_ca_is_named_and_works(processes: Processes) -> None:
+    process = processes.serve("-b", TLS, "--ssl-self-signed")
+    line = process.read_errors(until="\n")
+    path = line.split()[-1]
+    assert line == f"main: the certificate is made up: clients believe it with --cacert {path}\n"
+    assert processes.run("send", process.addresses[0], "--cacert", path, "hello")[:2] == (0, b"hello")
+    process.signal()
+    assert process.wait() == 0
+    assert not Path(path).exists()
+
+
+def certificate_of(process: Process) -> bytes:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with (
+        socket.create_connection(("127.0.0.1", port_of(process.addresses[0]))) as sock,
+        context.wrap_socket(sock) as secured,
+    ):
+        found = secured.getpeercert(binary_form=True)
+        assert found is not None
+        return found
+
+
+def test_sighup_reads_the_certificate_again_and_keeps_it_if_the_new_one_is_broken(
+    processes: Processes, files: Files, backend: str
+) -> None:
+    process = serve(processes, files, "--backend", backend, "--log-level", "info")
+    old = certificate_of(process)
+    files_in(files.cert.parent)
+    process.signal(signal.SIGHUP)
+    process.read_errors(until="certificates reloaded\n")
+    new = certificate_of(process)
+    assert new != old
+
+    files.key.write_text("broken")
+    for _ in range(3):  # as often as it likes: it is no signal to end
+        process.signal(signal.SIGHUP)
+        text = process.read_errors(until="stays what it was\n")
+        assert re.search(r"^main: cannot use .*key\.pem.*; the certificate stays what it was$", text, re.M)
+    assert certificate_of(process) == new
+    process.signal()
+    assert process.wait() == 0
+
+
+def test_sighup_goes_on_ending_a_server_that_has_no_certificate_to_read(processes: Processes) -> None:
+    process = processes.serve("-b", "tcp://127.0.0.1:0")
+    process.signal(signal.SIGHUP)
+    wait_until(lambda: process.popen.poll() is not None)
+    assert process.wait() == -signal.SIGHUP

@@ -1,0 +1,149 @@
+"""From files to contexts: what cannot be used is named, in one line, and asks for no password at the terminal."""
+
+from __future__ import annotations
+
+import ssl
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anyecho.address import TCPAddress
+from anyecho.errors import CertificateError, UsageError
+from anyecho.net.tls_contexts import Certificates, TLSClientOptions, TLSServerOptions, client_context
+from tests.certificates import Files, files_in
+
+HERE = [TCPAddress(host="127.0.0.1", port=0, tls=True)]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    return files_in(tmp_path)
+
+
+@pytest.fixture
+def encrypted(files: Files) -> Path:
+    """The key once more, behind the password ``secret``."""
+    path = files.key.with_name("encrypted.pem")
+    command = ["openssl", "ec", "-in", str(files.key), "-aes128", "-passout", "pass:secret", "-out", str(path)]
+    subprocess.run(command, check=True, capture_output=True)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ({"ssl_keyfile": "key.pem"}, "ssl_keyfile needs ssl_certfile"),
+        ({"ssl_keyfile_password_file": "word"}, "ssl_keyfile_password_file needs ssl_certfile"),
+        ({"ssl_self_signed": True, "ssl_certfile": "cert.pem"}, "exclude each other"),
+        ({"ssl_ca_certs": "ca.pem"}, "ssl_ca_certs needs ssl_cert_reqs"),
+        ({"ssl_cert_reqs": "required"}, "ssl_ca_certs needs ssl_cert_reqs"),
+    ],
+)
+def test_options_that_make_no_sense_together_are_refused(wrong: dict[str, Any], why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        TLSServerOptions(**wrong)
+
+
+def test_a_key_without_its_certificate_is_refused() -> None:
+    with pytest.raises(UsageError, match="key needs cert"):
+        TLSClientOptions(key=Path("key.pem"))
+
+
+def served(files: Files, **options: Any) -> ssl.SSLContext:
+    given: dict[str, Any] = {"ssl_certfile": files.cert, "ssl_keyfile": files.key} | options
+    return Certificates(TLSServerOptions(**given), HERE).context
+
+
+def test_nothing_older_than_tls_1_2_is_spoken_and_nobody_renegotiates(files: Files) -> None:
+    for context in (served(files), client_context(TLSClientOptions())):
+        assert context.minimum_version == ssl.TLSVersion.TLSv1_2
+        assert context.options & ssl.OP_NO_RENEGOTIATION
+
+
+def test_servers_are_verified_unless_that_is_given_up() -> None:
+    context = client_context(TLSClientOptions())
+    assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
+    context = client_context(TLSClientOptions(insecure=True))
+    assert (context.verify_mode, context.check_hostname) == (ssl.CERT_NONE, False)
+
+
+@pytest.mark.parametrize(("reqs", "mode"), [("optional", ssl.CERT_OPTIONAL), ("required", ssl.CERT_REQUIRED)])
+def test_clients_are_verified_if_that_is_asked_for(reqs: str, mode: ssl.VerifyMode, files: Files) -> None:
+    assert served(files).verify_mode == ssl.CERT_NONE
+    assert served(files, ssl_ca_certs=files.cacert, ssl_cert_reqs=reqs).verify_mode == mode
+
+
+def test_a_key_is_opened_with_the_first_line_of_a_file(files: Files, encrypted: Path, tmp_path: Path) -> None:
+    word = tmp_path / "word"
+    word.write_text("secret\nand more\n")
+    served(files, ssl_keyfile=encrypted, ssl_keyfile_password_file=word)
+    word.write_text("wrong")
+    with pytest.raises(CertificateError, match="or the password is wrong"):
+        served(files, ssl_keyfile=encrypted, ssl_keyfile_password_file=word)
+
+
+def test_a_locked_key_without_a_password_asks_nobody(files: Files, encrypted: Path) -> None:
+    with pytest.raises(CertificateError, match=r"encrypted\.pem: the key is encrypted"):
+        served(files, ssl_keyfile=encrypted)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("ssl_certfile", None, "No such file or directory"),
+        ("ssl_certfile", "garbage", "nothing of the kind in PEM format"),
+        ("ssl_keyfile", None, "No such file or directory"),
+        ("ssl_keyfile", "garbage", "nothing of the kind in PEM format"),
+        ("ssl_keyfile_password_file", None, "No such file or directory"),
+        ("ssl_ca_certs", None, "No such file or directory"),
+        ("ssl_ca_certs", "garbage", "no certificate or crl found"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named(
+    name: str, content: str | None, why: str, files: Files, tmp_path: Path
+) -> None:
+    path = tmp_path / "this one"
+    if content is not None:
+        path.write_text(content)
+    others = {"ssl_cert_reqs": "required"} if name == "ssl_ca_certs" else {}
+    with pytest.raises(CertificateError, match=f"this one.*{why}"):
+        served(files, **{name: path}, **others)
+
+
+def test_a_key_of_another_certificate_is_told_so(files: Files, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    other = files_in(tmp_path / "other")
+    with pytest.raises(CertificateError, match="key values mismatch"):
+        served(files, ssl_keyfile=other.key)
+
+
+def test_a_client_names_its_files_too(tmp_path: Path) -> None:
+    for options in (TLSClientOptions(cacert=tmp_path / "absent"), TLSClientOptions(cert=tmp_path / "absent")):
+        with pytest.raises(CertificateError, match=r"cannot use .*absent: No such file"):
+            client_context(options)
+
+
+@pytest.mark.parametrize("protocol", ["", "x" * 256, "é"])
+def test_a_protocol_that_cannot_be_offered_is_refused(protocol: str) -> None:
+    with pytest.raises(UsageError, match="no ALPN protocols"):
+        client_context(TLSClientOptions(alpn=(protocol,)))
+
+
+def test_without_trustme_the_command_that_installs_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "trustme", None)
+    with pytest.raises(CertificateError, match=r"pip install 'anyecho\[trustme\]'"):
+        Certificates(TLSServerOptions(ssl_self_signed=True), HERE)
+
+
+def test_a_made_up_certificate_is_for_the_hosts_that_are_listened_on() -> None:
+    addresses = [TCPAddress(host=host, port=0, tls=True) for host in ("::1", "fe80::1%eth0", "example.org", "")]
+    certificates = Certificates(TLSServerOptions(ssl_self_signed=True), addresses)
+    try:
+        assert certificates.cacert is not None
+        client_context(TLSClientOptions(cacert=certificates.cacert))
+    finally:
+        certificates.close()
+    assert not certificates.cacert.exists()

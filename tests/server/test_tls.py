@@ -1,0 +1,533 @@
+"""TLS at the server's door: who is let in, who is not, and that nobody else notices."""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import socket
+import ssl
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from anyio import (
+    CancelScope,
+    EndOfStream,
+    create_task_group,
+    fail_after,
+    get_running_tasks,
+    move_on_after,
+    to_thread,
+    wait_all_tasks_blocked,
+)
+from anyio.lowlevel import checkpoint
+
+from anyecho.address import Address, TCPAddress, UnixAddress
+from anyecho.errors import CertificateError, ConnectError, EchoTruncated
+from anyecho.measure.client import connect
+from anyecho.measure.options import ConnectOptions
+from anyecho.net import tls
+from anyecho.net.poller import Fallback
+from anyecho.net.tls import TLSStream
+from anyecho.net.tls_contexts import TLSClientOptions, TLSServerOptions
+from anyecho.net.tls_records import Records
+from anyecho.server.options import ServeOptions
+from anyecho.server.server import Server, open_server
+from tests.certificates import VERSIONS, Files, client_over, files_in
+from tests.conformance import MUCH, drain
+from tests.net.pairs import reset
+from tests.peers import SOON, dial, receive_all, until
+from tests.process import peer
+
+TLS = "tls://127.0.0.1:0"
+
+
+@pytest.fixture(params=["tcp", "unix"])
+def carrier(request: pytest.FixtureRequest, short_path: Path) -> Address:
+    if request.param == "unix":
+        return UnixAddress(path=str(short_path / "echo"), tls=True)
+
+    return TCPAddress(host="127.0.0.1", port=0, tls=True)
+
+
+def options(files: Files, **others: Any) -> ServeOptions:
+    shown = TLSServerOptions(ssl_certfile=files.cert, ssl_keyfile=files.key)
+    given: dict[str, Any] = {"linger": 0.3, "tls": shown} | others
+    return ServeOptions(**given)
+
+
+async def shake_hands(address: Address, version: ssl.TLSVersion | None = None) -> TLSStream:
+    stream = client_over(dial(address), Fallback(), version)
+    with fail_after(SOON):
+        await stream.handshake()
+
+    return stream
+
+
+async def until_closed(server: Server, count: int = 1) -> None:
+    await until(lambda: server.stats.closed.total() >= count)
+
+
+async def test_what_is_sent_comes_back(carrier: Address, files: Files, believing: ConnectOptions) -> None:
+    async with open_server(carrier, options=options(files)) as server:
+        assert server.addresses[0].tls
+        async with await connect(server.addresses[0], options=believing) as client:
+            for size in (1, 16384, 16385, 1 << 20):
+                await client.exchange(os.urandom(size))
+
+        await until_closed(server)
+        assert server.stats.closed == {"eof": 1}
+        assert server.stats.bytes_received == server.stats.bytes_sent == 1 + 16384 + 16385 + (1 << 20)
+
+
+@pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)
+async def test_two_megabytes_come_back_whole_after_a_half_close(version: ssl.TLSVersion, files: Files) -> None:
+    payload = os.urandom(2 << 20)
+    async with open_server(TLS, options=options(files)) as server:
+        stream = await shake_hands(server.addresses[0], version)
+
+        async def send() -> None:
+            await stream.send(payload)
+            await stream.send_eof()
+
+        async with stream, create_task_group() as tasks:
+            tasks.start_soon(send)
+            assert await drain(stream) == payload
+
+        await until_closed(server)
+        assert server.stats.closed == {"eof": 1}
+
+
+async def test_many_peers_are_served_side_by_side(files: Files, believing: ConnectOptions) -> None:
+    async with open_server(TLS, options=options(files)) as server:
+
+        async def one(number: int) -> None:
+            async with await connect(server.addresses[0], options=believing) as client:
+                for turn in range(10):
+                    await client.exchange(f"{number}:{turn}".encode() * 100)
+
+        async with create_task_group() as tasks:
+            for number in range(20):
+                tasks.start_soon(one, number)
+
+        await until_closed(server, 20)
+        assert server.stats.closed == {"eof": 20}
+
+
+async def test_what_comes_with_the_last_words_of_the_handshake_is_echoed(files: Files) -> None:
+    async with open_server(TLS, options=options(files)) as server:
+        stream = client_over(dial(server.addresses[0]), Fallback(), ssl.TLSVersion.TLSv1_3)
+        records = stream.records
+        async with stream:
+            assert not records.handshake()
+            await stream._flush()
+            while not records.handshake():
+                await stream._feed()
+            # Finished, a message and the end in one segment.
+            records.send(b"at once")
+            records.send_eof()
+            await stream._flush()
+            assert await drain(stream) == b"at once"
+
+        await until_closed(server)
+        assert server.stats.closed == {"eof": 1}
+
+
+async def test_a_fin_without_close_notify_is_counted_as_what_it_is(carrier: Address, files: Files) -> None:
+    async with open_server(carrier, options=options(files)) as server:
+        async with await shake_hands(server.addresses[0]) as stream:
+            await stream.send(b"whole")
+            assert await stream.receive() == b"whole"
+            stream._sock.shutdown(socket.SHUT_WR)
+            await until_closed(server)
+        assert server.stats.closed == {"tls_truncated": 1}
+
+
+async def test_a_tampered_record_ends_its_connection_with_an_alert(files: Files) -> None:
+    async with open_server(TLS, options=options(files)) as server:
+        neighbour = await shake_hands(server.addresses[0])
+        async with neighbour, await shake_hands(server.addresses[0]) as stream:
+            stream.records.send(b"bad")
+            record = bytearray(stream.records.take())
+            record[-1] ^= 1
+            stream._sock.send(record)
+            with pytest.raises(Exception) as caught, fail_after(SOON):
+                await stream.receive()
+            assert "alert bad record mac" in str(caught.value.__cause__)
+            await until_closed(server)
+            assert server.stats.closed == {"tls_error": 1}
+            await neighbour.send(b"still here")
+            assert await neighbour.receive() == b"still here"
+
+
+def other_protocol(sock: socket.socket) -> None:
+    sock.sendall(b"GET / HTTP/1.1\r\n\r\n")
+    assert receive_all(sock) == b""  # it would not understand an alert
+
+
+def nonsense(sock: socket.socket) -> None:
+    sock.sendall(b"\x16\x03\x01\x00\x04nonsense")
+    assert receive_all(sock)[0] == 21  # an alert
+
+
+def old_version(sock: socket.socket) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    with pytest.warns(DeprecationWarning, match="TLSv1_1"):
+        context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
+    with pytest.raises(ssl.SSLError, match="alert protocol version"):
+        context.wrap_socket(sock)
+
+
+def vanish(sock: socket.socket) -> None:
+    sock.sendall(b"\x16\x03\x01\x02\x00\x01")
+    reset(sock)
+
+
+def leave(sock: socket.socket) -> None:
+    sock.shutdown(socket.SHUT_RDWR)
+
+
+def dawdle(sock: socket.socket) -> None:
+    assert receive_all(sock) == b""
+
+
+@pytest.mark.parametrize("behave", [other_protocol, nonsense, old_version, vanish, leave, dawdle])
+async def test_a_handshake_that_fails_costs_nobody_else_anything(
+    behave: Any, files: Files, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        open_server(TLS, options=options(files, handshake_timeout=0.3)) as server,
+        await shake_hands(server.addresses[0]) as neighbour,
+    ):
+        with dial(server.addresses[0]) as sock:
+            await to_thread.run_sync(behave, sock)
+        await until_closed(server)
+        assert server.stats.closed == {"handshake": 1}
+        assert server.stats.active == 1
+        await neighbour.send(b"still here")
+        assert await neighbour.receive() == b"still here"
+
+    assert not caplog.records
+
+
+@pytest.mark.slow
+async def test_a_thousand_half_open_handshakes_do_not_delay_a_good_one(
+    files: Files, believing: ConnectOptions
+) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limits[1] < 6000:
+        pytest.skip("too few descriptors for a thousand connections with both ends")
+    many = options(files, max_connections=5000, handshake_timeout=1.0, linger=0.1)
+    half_open: list[socket.socket] = []
+    try:
+        async with open_server(TLS, options=many) as server:
+            for _ in range(1000):
+                half_open.append(dial(server.addresses[0]))
+                half_open[-1].sendall(b"\x16\x03\x01\x02\x00\x01")
+            await until(lambda: server.stats.active == 1000)
+            start = time.monotonic()
+            async with await connect(server.addresses[0], options=believing) as client:
+                await client.exchange(b"x")
+                assert time.monotonic() - start < 3 * 0.2
+                await until_closed(server, 1000)
+                assert server.stats.closed == {"handshake": 1000}
+                assert time.monotonic() - start < 3 * 1.1
+                await client.exchange(b"y")
+    finally:
+        for sock in half_open:
+            sock.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+async def test_others_have_a_turn_between_handshakes(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fifty that come at once take the processor for as long as thousands of echoes."""
+    turns = 0
+    taken_at: list[int] = []
+    handshake = Records.handshake
+
+    def counted(records: Records) -> bool:
+        if records.tls.server_side:
+            taken_at.append(turns)
+        return handshake(records)
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            await checkpoint()
+            turns += 1
+
+    async with open_server(TLS, options=options(files)) as server, create_task_group() as tasks:
+        streams = [client_over(dial(server.addresses[0]), Fallback()) for _ in range(50)]
+        await until(lambda: server.stats.active == 50)
+        await wait_all_tasks_blocked()
+        monkeypatch.setattr(Records, "handshake", counted)
+        for stream in streams:
+            stream.records.handshake()
+            stream._flush_now()
+        tasks.start_soon(take_turns)
+        await until(lambda: len(taken_at) == 50)
+        tasks.cancel_scope.cancel()
+        for stream in streams:
+            stream._sock.close()
+
+    # The events engine takes several in the millisecond that is its slice; and trio turns the order round as it
+    # likes, so that two tasks may come between two turns of the other's.
+    assert len(set(taken_at)) > 50 // 12
+
+
+async def test_no_more_handshakes_than_their_share_and_plain_listeners_do_not_notice(
+    files: Files, believing: ConnectOptions
+) -> None:
+    async with open_server(TLS, "tcp://127.0.0.1:0", options=options(files, max_connections=4)) as server:
+        over_tls, plain = server.addresses
+        with dial(over_tls) as half_open:
+            await until(lambda: server.stats.active == 1)
+            async with create_task_group() as tasks:
+                served: list[bytes] = []
+
+                async def wait_for_a_turn() -> None:
+                    async with await connect(over_tls, options=believing) as client:
+                        served.append(await client.exchange(b"patience"))
+
+                tasks.start_soon(wait_for_a_turn)
+                for _ in range(3):
+                    async with await connect(plain) as client:
+                        with fail_after(SOON):
+                            await client.exchange(b"x")
+                assert (server.stats.accepted, served) == (4, [])
+                half_open.close()
+
+        assert served == [b"patience"]
+
+
+async def test_an_established_connection_takes_no_handshakes_place(files: Files, believing: ConnectOptions) -> None:
+    async with (
+        open_server(TLS, options=options(files, max_connections=4)) as server,
+        await connect(server.addresses[0], options=believing) as one,
+        await connect(server.addresses[0], options=believing) as other,
+    ):
+        await one.exchange(b"x")
+        await other.exchange(b"x")
+
+
+async def test_one_that_was_refused_takes_no_handshakes_place(files: Files, believing: ConnectOptions) -> None:
+    """Though it is still there, and waited for so that it gets to see why."""
+    async with open_server(TLS, options=options(files, max_connections=4, linger=3 * SOON)) as server:
+        with dial(server.addresses[0]) as refused:
+            refused.sendall(b"\x16\x03\x01\x00\x04nonsense")
+            async with await connect(server.addresses[0], options=believing) as client:
+                with fail_after(SOON):
+                    await client.exchange(b"x")
+            assert server.stats.active >= 1
+
+
+async def test_a_silent_connection_is_closed_politely(files: Files) -> None:
+    async with open_server(TLS, options=options(files, idle_timeout=0.2)) as server:
+        async with await shake_hands(server.addresses[0]) as stream:
+            with pytest.raises(EndOfStream), fail_after(SOON):
+                await stream.receive()
+        await until_closed(server)
+        assert server.stats.closed == {"idle": 1}
+
+
+async def test_a_drain_lets_a_peer_finish_and_ends_the_rest_politely(carrier: Address, files: Files) -> None:
+    async with open_server(carrier, options=options(files)) as server:
+        busy, silent = [await shake_hands(server.addresses[0]) for _ in range(2)]
+        async with busy, silent, create_task_group() as tasks:
+            tasks.start_soon(server.drain, 0.5)
+            await checkpoint()
+            await busy.send(b"last words")
+            await busy.send_eof()
+            assert await drain(busy) == b"last words"
+            assert await drain(silent) == b""
+            await silent.aclose()
+
+        await server.wait_closed()
+        assert server.stats.closed == {"eof": 1, "drained": 1}
+
+
+async def test_a_handshake_under_way_is_drained_too(files: Files) -> None:
+    async with open_server(TLS, options=options(files)) as server:
+        with dial(server.addresses[0]) as sock:
+            await until(lambda: server.stats.active == 1)
+            with fail_after(SOON):
+                await server.drain(0)
+            assert sock.recv(1) == b""
+        assert server.stats.closed == {"drained": 1}
+
+
+@pytest.mark.parametrize("phase", ["half-open", "echoing"])
+async def test_an_abort_waits_for_nobody(phase: str, files: Files) -> None:
+    async with open_server(TLS, options=options(files, linger=60)) as server:
+        if phase == "half-open":
+            peer: socket.socket = dial(server.addresses[0])
+        else:
+            peer = (await shake_hands(server.addresses[0]))._sock
+        with peer:
+            await until(lambda: server.stats.active == 1)
+            with fail_after(SOON):
+                server.abort()
+                await server.wait_closed()
+
+        assert server.stats.closed == {"cancelled": 1}
+
+
+async def test_a_mute_peer_holds_up_a_close_no_longer_than_the_linger(files: Files) -> None:
+    async with open_server(TLS, options=options(files)) as server:
+        stream = await shake_hands(server.addresses[0])
+        async with create_task_group() as tasks:
+            tasks.start_soon(stream.send, MUCH)  # and never reads
+            await wait_all_tasks_blocked()
+            tasks.cancel_scope.cancel()
+        start = time.monotonic()
+
+    # Not the linger and the stream's own two seconds.
+    assert 0.29 < time.monotonic() - start < 0.3 + 3 * 0.5
+    with CancelScope() as scope:
+        scope.cancel()
+        await stream.aclose()
+
+
+async def test_a_peer_that_never_reads_is_read_no_more(
+    files: Files, believing: ConnectOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with (
+        open_server(TLS, options=options(files)) as server,
+        await shake_hands(server.addresses[0]) as flooding,
+    ):
+        with move_on_after(0.3):
+            await flooding.send(MUCH)
+        monkeypatch.setattr(tls, "CLOSE_TIMEOUT", 0.1)
+        # What the kernels hold on both ways, which is less than was sent.
+        [connection] = server._connections
+        assert 0 < connection.totals[0] < len(MUCH)
+        async with await connect(server.addresses[0], options=believing) as client:
+            await client.exchange(bytes(1 << 20))
+
+
+async def test_a_server_leaves_nothing_behind(carrier: Address, files: Files, believing: ConnectOptions) -> None:
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd")), len(get_running_tasks())
+    async with open_server(carrier, options=options(files)) as server:
+        async with await connect(server.addresses[0], options=believing) as client:
+            await client.exchange(b"x")
+        with dial(server.addresses[0]):
+            await until(lambda: server.stats.accepted == 2)
+    gc.collect()
+    assert (len(os.listdir("/proc/self/fd")), len(get_running_tasks())) == before
+
+
+async def test_clients_have_to_show_a_certificate_if_they_have_to(files: Files, believing: ConnectOptions) -> None:
+    wanted = TLSServerOptions(
+        ssl_certfile=files.cert, ssl_keyfile=files.key, ssl_ca_certs=files.cacert, ssl_cert_reqs="required"
+    )
+    shown = ConnectOptions(tls=TLSClientOptions(cacert=files.cacert, cert=files.client))
+    async with open_server(TLS, options=options(files, tls=wanted)) as server:
+        async with await connect(server.addresses[0], options=shown) as client:
+            await client.exchange(b"x")
+        # In TLS 1.3 the client has long been connected when the server says no.
+        with pytest.raises(EchoTruncated, match="certificate required"):
+            async with await connect(server.addresses[0], options=believing) as client:
+                await client.exchange(b"x")
+        await until_closed(server, 2)
+        assert server.stats.closed == {"eof": 1, "handshake": 1}
+
+
+async def test_a_protocol_is_agreed_on(files: Files) -> None:
+    wanted = TLSServerOptions(ssl_certfile=files.cert, ssl_keyfile=files.key, ssl_alpn=("echo", "h2"))
+    offered = ConnectOptions(tls=TLSClientOptions(cacert=files.cacert, alpn=("h2", "echo")))
+    async with (
+        open_server(TLS, options=options(files, tls=wanted)) as server,
+        await connect(server.addresses[0], options=offered) as client,
+    ):
+        assert isinstance(client.stream, TLSStream)
+        assert client.stream.records.tls.selected_alpn_protocol() == "echo"
+
+
+async def serial(address: Address, believing: ConnectOptions) -> Any:
+    async with await connect(address, options=believing) as client:
+        await client.exchange(b"x")
+        assert isinstance(client.stream, TLSStream)
+        certificate = client.stream.records.tls.getpeercert()
+        assert certificate is not None
+        return certificate["serialNumber"]
+
+
+async def test_a_new_certificate_is_shown_from_the_next_handshake_on(
+    tmp_path: Path, believing: ConnectOptions
+) -> None:
+    files = files_in(tmp_path)
+    async with open_server(TLS, options=options(files)) as server:
+        [address] = server.addresses
+        assert server.certificates is not None
+        async with await connect(address, options=believing) as client:
+            old = await serial(address, believing)
+            files_in(tmp_path)
+            assert await serial(address, believing) == old
+            server.certificates.reload()
+            new = await serial(address, believing)
+            assert new != old
+            files.cert.write_text("broken")
+            with pytest.raises(CertificateError, match=r"cert\.pem"):
+                server.certificates.reload()
+            assert await serial(address, believing) == new
+            await client.exchange(b"as before")
+
+
+async def test_a_made_up_certificate_is_believed_with_its_ca_and_gone_with_the_server() -> None:
+    made_up = ServeOptions(tls=TLSServerOptions(ssl_self_signed=True))
+    async with open_server(TLS, "tls://localhost:0", options=made_up) as server:
+        assert server.certificates is not None
+        cacert = server.certificates.cacert
+        assert cacert is not None
+        server.certificates.reload()
+        for address in server.addresses:
+            async with await connect(
+                address, options=ConnectOptions(tls=TLSClientOptions(cacert=cacert))
+            ) as client:
+                await client.exchange(b"x")
+    assert not cacert.exists()
+
+
+async def test_an_unknown_server_is_not_believed_unless_told_to(files: Files) -> None:
+    async with open_server(TLS, options=options(files)) as server:
+        with pytest.raises(ConnectError, match=r"certificate verify failed.*cacert"):
+            await connect(server.addresses[0])
+        insecure = ConnectOptions(tls=TLSClientOptions(insecure=True))
+        async with await connect(server.addresses[0], options=insecure) as client:
+            await client.exchange(b"x")
+        elsewhere = ConnectOptions(tls=TLSClientOptions(cacert=files.cacert, sni="example.org"))
+        with pytest.raises(ConnectError, match="Hostname mismatch"):
+            await connect(server.addresses[0], options=elsewhere)
+        await until_closed(server, 3)
+        assert server.stats.closed == {"handshake": 2, "eof": 1}
+
+
+async def test_a_server_that_speaks_no_tls_is_told_from_one_that_does() -> None:
+    def greet(sock: socket.socket) -> None:
+        sock.sendall(b"220 welcome\r\n")
+        receive_all(sock)
+
+    with peer(greet) as address, pytest.raises(ConnectError, match="does not speak TLS"):
+        await connect(address.replace("tcp", "tls"))
+
+
+async def test_a_server_that_says_nothing_is_given_up_and_closed() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        port = mute.getsockname()[1]
+        with pytest.raises(ConnectError, match="no answer within 500ms"):
+            await connect(f"tls://127.0.0.1:{port}", options=ConnectOptions(timeout=0.5))
+        accepted, _ = mute.accept()
+        with accepted:
+            accepted.settimeout(SOON)
+            assert receive_all(accepted)
+
+
+async def test_tls_without_a_certificate_is_an_error_before_the_block() -> None:
+    with pytest.raises(CertificateError, match="ssl_certfile or ssl_self_signed"):
+        async with open_server(TLS):
+            pytest.fail("it opened")
