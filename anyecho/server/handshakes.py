@@ -33,7 +33,7 @@ class Handshakes:
 
     def __init__(self, connections: ConnectionLimit, timeout: float) -> None:
         self._timeout = timeout
-        #: When each began, the longest ago first.
+        #: When each began.
         self._began: dict[Endable, float] = {}
         #: The gate of TLS's listeners.
         self.gate = ConnectionLimit(max(1, connections.limit // _SHARE), within=connections)
@@ -46,6 +46,11 @@ class Handshakes:
 
     def begin(self, connection: Endable) -> None:
         self._began[connection] = monotonic()
+        self.gate.take()
+
+    def expect(self, connection: Endable) -> None:
+        """It is going to begin, and has its place already. How long until then is somebody else's limit."""
+        self._began[connection] = math.inf
         self.gate.take()
 
     def finish(self, connection: Endable) -> None:
@@ -65,7 +70,5 @@ class Handshakes:
     def _end_the_old(self, oldest: float) -> None:
         # A function of its own, or the last connection would be kept until the next look.
         for connection, began in list(self._began.items()):
-            if began > oldest:
-                break
-
-            connection.end("handshake")
+            if began <= oldest:
+                connection.end("handshake")

@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = ("Doorman", "Entrance", "Introduction")
 
 import logging
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import monotonic
@@ -23,6 +24,8 @@ from anyecho.server.connection import EXPECTED, Asserted, Connection, Engine
 
 if TYPE_CHECKING:
     import socket
+
+    from anyecho.net.fallback import Registration
 
 logger = logging.getLogger("anyecho.server")
 
@@ -77,6 +80,8 @@ class Introduction(Connection):
     def start(self, sockaddr: Any) -> None:
         self.sockaddr = sockaddr
         self.note_start(sockaddr)
+        if self.entrance.certificates is not None:
+            self.engine.handshakes.expect(self)
         self._task = self.engine.tasks.start_soon(self._run)
 
     def stop(self) -> None:
@@ -92,9 +97,11 @@ class Introduction(Connection):
         return False
 
     async def _run(self) -> None:
+        registration: Registration | None = None
         handed_over = False
         try:
-            await self._read_header()
+            registration = self.engine.poller.register(self.sock)
+            await self._read_header(registration)
             # Not one that was ended in the very moment in which its header was complete.
             handed_over = not self.reason and self.engine.hand_over(self)
         except* (ProxyProtocolError, EndOfStream) as group:
@@ -106,32 +113,30 @@ class Introduction(Connection):
             self.reason = "error"
             logger.exception("connection failed", extra={"peer": self.name})
         finally:
-            # The handle keeps the exception that ended us, and that this frame: a cycle.
+            # The handle keeps the exception that ended us, and that its frames: as a `TaskConnection`'s does.
             self._task = None
+            if (ended_by := sys.exception()) is not None:
+                ended_by.__traceback__ = ended_by.__context__ = None
+            # Whoever takes the socket over modifies the registration rather than making it anew.
             if not handed_over:
-                self._close()
+                await self._close(registration)
 
-    async def _read_header(self) -> None:
+    async def _read_header(self, registration: Registration) -> None:
         """Learn for whom it is; the socket is then as good as new. Sets the reason if it took too long."""
-        registration = self.engine.poller.register(self.sock)
         reader = HeaderReader(self.sock, registration, self.entrance.versions or "require")
         header = None
-        try:
-            with move_on_after(self.engine.proxy_timeout):
-                header = await reader.read()
-        finally:
-            # Whoever takes the socket over modifies the registration rather than making it anew.
-            if header is None:
-                await registration.aclose()
-
+        with move_on_after(self.engine.proxy_timeout):
+            header = await reader.read()
         if header is None:
             self.reason = self.reason or "proxy_timeout"
         elif header.source is not None:
             self.asserted = Asserted(header.source, via=self.name)
 
-    def _close(self) -> None:
+    async def _close(self, registration: Registration | None) -> None:
         """At once: nothing was echoed that a reset could destroy."""
         self.reason = self.reason or "cancelled"
+        if registration is not None:
+            await registration.aclose()
         self.sock.close()
         self.tell_end()
         self.engine.ended(self)

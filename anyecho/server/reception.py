@@ -117,6 +117,7 @@ class Reception:
             return False
 
         self.connections.discard(introduction)
+        self.handshakes.finish(introduction)
         self.connections.add(connection)
         connection.start(introduction.sockaddr)
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import socket
@@ -25,6 +26,7 @@ from anyecho.server.server import Server, open_server
 from tests.net.pairs import reset
 from tests.net.proxy_headers import IPV4, IPV6, SOURCE, SOURCE6, UNIX, tlv, v2
 from tests.peers import SOON, dial, receive_all, until
+from tests.server.test_server import held
 
 LINE = b"PROXY TCP4 192.0.2.1 192.0.2.2 56324 443\r\n"
 ODD = b"/run/\x1b[31m a\nb\xff".ljust(108, b"\0") + bytes(108)
@@ -338,3 +340,36 @@ async def test_a_client_whose_header_is_refused_is_told_so(carrier: Address) -> 
             with pytest.raises((EchoTruncated, BrokenResourceError)):
                 await client.exchange(b"hello")
         await until(lambda: server.stats.closed == {"proxy": 1})
+
+
+@pytest.mark.parametrize("how", ["ended", "refused", "late", "one too many", "aborted"])
+async def test_one_that_never_echoed_leaves_nothing_behind(carrier: Address, how: str) -> None:
+    """Neither its connection, without the garbage collector, nor who waits for events of its descriptor."""
+    options = behind(proxy_timeout=0.1 if how == "late" else 60.0, max_connections_per_ip=1)
+    said = {"refused": b"nonsense", "one too many": LINE}.get(how, LINE[:20])
+    async with open_server(carrier, options=options) as server:
+        with dial(server.addresses[0]) as first:
+            first.sendall(LINE + b"x")
+            assert await to_thread.run_sync(first.recv, 1) == b"x"
+            [there] = server._connections
+            registered = registered_with(server)
+            gc.collect()
+            gc.disable()
+            try:
+                for number in range(3):
+                    with dial(server.addresses[0]) as sock:
+                        sock.sendall(said)
+                        if how == "aborted":
+                            await until(lambda: server.stats.active == 2)
+                            (server._connections - {there}).pop().abort()
+                        if how != "ended":
+                            await until(lambda: server.stats.closed.total() == number + 1)
+                    await until(lambda: server.stats.closed.total() == number + 1)
+                await until(lambda: held() == 1)
+                assert registered_with(server) == registered
+            finally:
+                gc.enable()
+
+
+def registered_with(server: Server) -> set[int]:
+    return set(getattr(server._poller, "registered", ()))

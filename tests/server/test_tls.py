@@ -8,6 +8,7 @@ import resource
 import socket
 import ssl
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -302,6 +303,32 @@ async def test_no_more_handshakes_than_their_share_and_plain_listeners_do_not_no
                 half_open.close()
 
         assert served == [b"patience"]
+
+
+async def test_who_has_yet_to_say_for_whom_it_is_has_a_handshakes_place(
+    files: Files, believing: ConnectOptions
+) -> None:
+    """Or those behind a proxy could begin as many handshakes at once as there are connections."""
+    proxied = options(files, max_connections=4, proxy_protocol="v2", proxy_trusted=("127.0.0.1",))
+    async with open_server(TLS, options=proxied) as server:
+        served: list[bytes] = []
+
+        async def wait_for_a_turn() -> None:
+            shown = replace(believing, proxy_header="v2")
+            async with await connect(server.addresses[0], options=shown) as client:
+                served.append(await client.exchange(b"patience"))
+
+        with dial(server.addresses[0]) as half_said:
+            half_said.sendall(b"\r\n\r\n")
+            await until(lambda: server.stats.active == 1)
+            async with create_task_group() as tasks:
+                tasks.start_soon(wait_for_a_turn)
+                await wait_all_tasks_blocked()
+                assert (server.stats.accepted, served) == (1, [])
+                half_said.close()
+
+        assert served == [b"patience"]
+        assert not server._reception.handshakes
 
 
 async def test_an_established_connection_takes_no_handshakes_place(files: Files, believing: ConnectOptions) -> None:
