@@ -78,7 +78,10 @@ async def _serve(
 
     async def next_to_end() -> None:
         while await signals.next() == signal.SIGHUP:
-            _reload(server.certificates if server else None)
+            if server is not None and server.certificates is not None:
+                notifier.reloading()
+                _reload(server.certificates)
+                notifier.ready(_status(server))
 
     async def stop_on_signals() -> None:
         await next_to_end()
@@ -95,7 +98,7 @@ async def _serve(
         async with create_task_group() as tasks:
             tasks.start_soon(stop_on_signals)
             async with open_server(*addresses, options=options) as server:
-                notifier.ready(f"listening on {', '.join(map(str, server.addresses))}")
+                notifier.ready(_status(server))
                 tasks.start_soon(notifier.watch)
                 _warn(activation.unused(addresses), server.certificates)
                 # In a thread: whoever reads standard output, or does not, holds up no echo. In one that ends: with
@@ -113,10 +116,11 @@ def _warn(unused: Sequence[str], certificates: Certificates | None) -> None:
         logger.warning("the certificate is made up: clients believe it with --cacert %s", certificates.cacert)
 
 
-def _reload(certificates: Certificates | None) -> None:
-    if certificates is None:
-        return
+def _status(server: Server) -> str:
+    return f"listening on {', '.join(map(str, server.addresses))}"
 
+
+def _reload(certificates: Certificates) -> None:
     try:
         certificates.reload()
     except CertificateError as exc:

@@ -12,6 +12,7 @@ from time import monotonic
 from typing import Protocol
 
 from anyio import Lock, sleep
+from anyio.lowlevel import checkpoint
 
 from anyecho.server.limits import ConnectionLimit
 
@@ -20,6 +21,8 @@ from anyecho.server.limits import ConnectionLimit
 _SHARE = 4
 #: In so many parts of the time allowed they are looked at, so that no handshake sets a timer of its own.
 _LOOKS = 8
+#: Looked at before other tasks have their turn.
+_STEP = 64
 
 
 class Endable(Protocol):
@@ -65,10 +68,13 @@ class Handshakes:
 
         while True:
             await sleep(self._timeout / _LOOKS)
-            self._end_the_old(monotonic() - self._timeout)
+            await self._end_the_old(monotonic() - self._timeout)
 
-    def _end_the_old(self, oldest: float) -> None:
+    async def _end_the_old(self, oldest: float) -> None:
         # A function of its own, or the last connection would be kept until the next look.
-        for connection, began in list(self._began.items()):
-            if began <= oldest:
+        for number, connection in enumerate(list(self._began), start=1):
+            # It may have finished while others had their turn.
+            if self._began.get(connection, math.inf) <= oldest:
                 connection.end("handshake")
+            if number % _STEP == 0:
+                await checkpoint()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import signal
 import socket
@@ -16,6 +17,7 @@ from typing import Any, TypeAlias
 
 import pytest
 
+from tests.certificates import files_in
 from tests.datagrams import caller
 from tests.process import PATIENCE, Process, Processes, accepts, connect, exchange, round_trip, wait_until
 
@@ -228,6 +230,21 @@ def test_the_manager_is_told_how_it_is(manager: Manager, backend: str, notified:
 
     assert process.wait() == 0
     assert process.errors() == ""
+
+
+def test_the_manager_is_told_of_a_reload_and_its_end(
+    processes: Processes, backend: str, notified: Notified, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    place, hear = notified
+    monkeypatch.setenv("NOTIFY_SOCKET", place)
+    files = files_in(tmp_path)
+    shown = ("--ssl-certfile", str(files.cert), "--ssl-keyfile", str(files.key))
+    process = processes.serve("-b", "tls://127.0.0.1:0", *shown, "--backend", backend)
+    ready = f"READY=1\nSTATUS=listening on {process.addresses[0]}"
+    assert hear() == ready
+    process.signal(signal.SIGHUP)
+    assert re.fullmatch("RELOADING=1\nMONOTONIC_USEC=[0-9]+", hear())
+    assert hear() == ready
 
 
 def test_a_loop_that_is_stuck_gives_no_sign_of_life(manager: Manager, backend: str, notified: Notified) -> None:

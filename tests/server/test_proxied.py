@@ -26,7 +26,7 @@ from anyecho.server.server import Server, open_server
 from tests.net.pairs import reset
 from tests.net.proxy_headers import IPV4, IPV6, SOURCE, SOURCE6, UNIX, tlv, v2
 from tests.peers import SOON, dial, receive_all, until
-from tests.server.test_server import held
+from tests.server.test_server import held, until_closed
 
 LINE = b"PROXY TCP4 192.0.2.1 192.0.2.2 56324 443\r\n"
 ODD = b"/run/\x1b[31m a\nb\xff".ljust(108, b"\0") + bytes(108)
@@ -363,8 +363,8 @@ async def test_one_that_never_echoed_leaves_nothing_behind(carrier: Address, how
                             await until(lambda: server.stats.active == 2)
                             (server._connections - {there}).pop().abort()
                         if how != "ended":
-                            await until(lambda: server.stats.closed.total() == number + 1)
-                    await until(lambda: server.stats.closed.total() == number + 1)
+                            await until_closed(server, number + 1)
+                    await until_closed(server, number + 1)
                 await until(lambda: held() == 1)
                 assert registered_with(server) == registered
             finally:

@@ -222,7 +222,7 @@ async def test_a_thousand_half_open_handshakes_do_not_delay_a_good_one(
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limits[1] < 6000:
         pytest.skip("too few descriptors for a thousand connections with both ends")
-    many = options(files, max_connections=5000, handshake_timeout=1.0, linger=0.1)
+    many = options(files, max_connections=5000, handshake_timeout=3.0, linger=0.1)
     half_open: list[socket.socket] = []
     try:
         async with open_server(TLS, options=many) as server:
@@ -236,7 +236,7 @@ async def test_a_thousand_half_open_handshakes_do_not_delay_a_good_one(
                 assert time.monotonic() - start < 3 * 0.2
                 await until_closed(server, 1000)
                 assert server.stats.closed == {"handshake": 1000}
-                assert time.monotonic() - start < 3 * 1.1
+                assert time.monotonic() - start < 3 * 3.4
                 await client.exchange(b"y")
     finally:
         for sock in half_open:

@@ -186,7 +186,7 @@ async def test_whom_a_proxy_speaks_for_is_limited_before_the_handshake(files: Fi
     async with open_server(TLS, options=trusting) as server:
         with dial(server.addresses[0]) as held, dial(server.addresses[0]) as sock:
             held.sendall(v2(IPV4))
-            await until(lambda: len(server._reception.handshakes) == 1)
+            await until(lambda: any(each.asserted for each in server._connections))
             assert server.peers() == []  # nobody echoes yet
             sock.sendall(v2(IPV4))
             assert await to_thread.run_sync(receive_all, sock) == b""
