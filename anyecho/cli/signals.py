@@ -47,9 +47,12 @@ class Signals:
     def note(self, signum: int, _: FrameType | None) -> None:
         self._came.append(signum)
         self._forgive -= signum in _SIGNALS
-        if self._forgive <= 0:
-            for each in _SIGNALS:
-                signal.signal(each, signal.SIG_DFL)
+        if self._forgive <= 0 and signum in _SIGNALS:
+            # Its own only: of another that has come in the same moment, Python would say, with a traceback, that it
+            # is ignored. That one is restored, and repeated, when it is noted in its turn.
+            signal.signal(signum, signal.SIG_DFL)
+            if self._forgive < 0:
+                os.kill(os.getpid(), signum)
 
         with suppress(OSError):
             os.write(self._write_end, b"\0")

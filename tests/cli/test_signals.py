@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import termios
 from array import array
 from collections.abc import Iterator
@@ -290,3 +291,21 @@ Exchange._settle = settle
     process.signal(signum)
 
     assert process.wait(SLACK * END) == -signum
+
+
+def test_signals_that_come_in_one_moment_are_all_noted(signum: signal.Signals) -> None:
+    """The last that is forgiven and one too many: Python handles them in one go, the smaller number first."""
+    code = f"""
+import os, signal
+from anyecho.cli.signals import caught_signals
+both = [signal.SIGINT, signal.SIGTERM]
+with caught_signals(forgive=2):
+    os.kill(os.getpid(), {int(signum)})
+    signal.pthread_sigmask(signal.SIG_BLOCK, both)
+    for each in both:
+        os.kill(os.getpid(), each)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, both)
+    print("it lives")
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGTERM, "", "")
