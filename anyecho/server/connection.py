@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from anyio import BrokenResourceError, CancelScope, ClosedResourceError, EndOfStream, current_time
 from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint
 
 from anyecho.net.poller import Fallback, Poller
 from anyecho.net.proxied import name_of
@@ -205,6 +206,9 @@ class Connection(ABC):
                         await stream.send_eof()
                         while True:
                             await stream.receive()
+                            # On asyncio nobody is cancelled who has just been woken. One whom a flooding peer wakes
+                            # in every round of the loop never is, unless it waits for nothing once in a while.
+                            await checkpoint()
             finally:
                 # TLS says goodbye here, as far as there is time.
                 await stream.aclose()

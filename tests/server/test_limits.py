@@ -173,6 +173,26 @@ async def drip(sock: socket.socket) -> None:
             await anyio.sleep(0.01)
 
 
+async def test_one_that_floods_in_every_round_of_the_loop_is_not_lingered_for_any_longer(carrier: Address) -> None:
+    """On asyncio, who is always just being woken cannot be cancelled."""
+    linger = 0.1
+    async with open_server(
+        carrier, options=ServeOptions(min_rate=1000, min_rate_window=0.08, linger=linger)
+    ) as server:
+        for _ in range(5):
+            with dial(server.addresses[0]) as sock:
+                sock.setblocking(False)
+                async with create_task_group() as tasks:
+                    tasks.start_soon(flood, sock)
+                    await until(lambda: any(each.reason for each in server._connections))
+                    start = time.monotonic()
+                    await until(lambda: server.stats.active == 0)
+                    assert time.monotonic() - start < linger + 3 * 0.2
+                    tasks.cancel_scope.cancel()
+
+        assert server.stats.closed == {"rate": 5}
+
+
 @pytest.mark.parametrize("size", [1, 1000, 300_000, 600_000])
 async def test_no_more_bytes_are_echoed_than_the_limit(size: int, carrier: Address) -> None:
     """To the byte; and who sends just as many is not over it."""
