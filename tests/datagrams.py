@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-__all__ = ("caller", "forge", "forger")
+__all__ = ("caller", "fail", "forge", "forger")
 
+import ctypes
+import errno
+import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
 from anyecho.address import Address, UDPAddress
+from anyecho.net import mmsg
 
 
 @contextmanager
@@ -51,3 +56,32 @@ def forge(raw: socket.socket, source: tuple[str, int], address: Address, payload
         *(sender, receiver),
     )
     raw.sendto(header + datagram, (address.host, 0))
+
+
+def fail(monkeypatch: pytest.MonkeyPatch, direction: str, *names: str) -> None:
+    """Let what receives datagrams, or sends answers, fail so, once each, then work again."""
+    failures = [getattr(errno, name) for name in names]
+
+    def one_by_one(work: Callable[..., Any]) -> Callable[..., Any]:
+        def failing(*arguments: Any) -> Any:
+            if failures:
+                code = failures.pop(0)
+                raise OSError(code, os.strerror(code))
+            return work(*arguments)
+
+        return failing
+
+    def in_batches(work: Callable[..., Any]) -> Callable[..., Any]:
+        def failing(*arguments: Any) -> Any:
+            if failures:
+                ctypes.set_errno(failures.pop(0))
+                return -1
+            return work(*arguments)
+
+        return failing
+
+    for method in {"send": ("sendto", "sendmsg"), "recv": ("recvfrom_into", "recvmsg_into")}[direction]:
+        monkeypatch.setattr(socket.socket, method, one_by_one(getattr(socket.socket, method)))
+    if mmsg.HAVE_MMSG:
+        call = f"_{direction}mmsg"
+        monkeypatch.setattr(mmsg, call, in_batches(getattr(mmsg, call)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("SOON", "dial", "receive_all", "until")
+__all__ = ("SOON", "dial", "flood", "receive_all", "until")
 
 import socket
 from collections.abc import Callable
@@ -38,6 +38,17 @@ def dial(address: Address) -> socket.socket:
 def receive_all(sock: socket.socket) -> bytes:
     """All that comes until the end."""
     return b"".join(iter(lambda: sock.recv(65536), b""))
+
+
+async def flood(sock: socket.socket) -> None:
+    """Send on a non-blocking socket until it is closed, and never read."""
+    while True:
+        try:
+            sock.send(bytes(65536))
+        except BlockingIOError:
+            await sleep(0.001)
+        except OSError:
+            return
 
 
 async def until(condition: Callable[[], bool], seconds: float = SOON) -> None:

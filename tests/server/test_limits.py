@@ -25,8 +25,7 @@ from anyecho.server.limits import AddressLimit, ConnectionLimit, Reaper
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
 from tests.net.proxy_headers import v2
-from tests.peers import SOON, dial, receive_all, until
-from tests.server.test_server import flood
+from tests.peers import SOON, dial, flood, receive_all, until
 
 #: How small the limits are, and how late: an eighth is promised.
 LIMIT = 0.24

@@ -34,7 +34,7 @@ from anyecho.server import tasks as task_engine
 from anyecho.server.connection import Connection
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server, serve
-from tests.peers import SOON, dial, receive_all, until
+from tests.peers import SOON, dial, flood, receive_all, until
 
 LARGE = os.urandom(5000)
 
@@ -296,17 +296,6 @@ async def test_a_peer_that_never_reads_is_idle(carrier: Address) -> None:
                 tasks.cancel_scope.cancel()
 
         assert server.stats.closed == {"idle": 1}
-
-
-async def flood(sock: socket.socket) -> None:
-    """Send, and never read."""
-    while True:
-        try:
-            sock.send(bytes(65536))
-        except BlockingIOError:
-            await anyio.sleep(0.001)
-        except OSError:
-            return
 
 
 async def test_an_echo_is_not_destroyed_when_the_server_closes_first(carrier: Address) -> None:

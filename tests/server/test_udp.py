@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import logging
 import math
 import os
@@ -13,9 +11,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import ExitStack
-from typing import Any
 
 import pytest
 from anyio import fail_after, move_on_after, to_thread
@@ -29,7 +26,7 @@ from anyecho.net.datagrams import Reflector
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
 from anyecho.server.udp import SourceGuard
-from tests.datagrams import caller, forge, forger
+from tests.datagrams import caller, fail, forge, forger
 from tests.peers import SOON, until
 
 #: What 64 bytes and less cost in the kernel's queue, on a 64-bit Linux.
@@ -280,35 +277,6 @@ async def test_a_client_that_is_gone_stops_nothing(server: Server) -> None:
     await until_received(server, 5)
 
     assert await is_alive(server)
-
-
-def fail(monkeypatch: pytest.MonkeyPatch, direction: str, *names: str) -> None:
-    """Let what receives datagrams, or sends answers, fail so, once each, then work again."""
-    failures = [getattr(errno, name) for name in names]
-
-    def one_by_one(work: Callable[..., Any]) -> Callable[..., Any]:
-        def failing(*arguments: Any) -> Any:
-            if failures:
-                code = failures.pop(0)
-                raise OSError(code, os.strerror(code))
-            return work(*arguments)
-
-        return failing
-
-    def in_batches(work: Callable[..., Any]) -> Callable[..., Any]:
-        def failing(*arguments: Any) -> Any:
-            if failures:
-                ctypes.set_errno(failures.pop(0))
-                return -1
-            return work(*arguments)
-
-        return failing
-
-    for method in {"send": ("sendto", "sendmsg"), "recv": ("recvfrom_into", "recvmsg_into")}[direction]:
-        monkeypatch.setattr(socket.socket, method, one_by_one(getattr(socket.socket, method)))
-    if mmsg.HAVE_MMSG:
-        call = f"_{direction}mmsg"
-        monkeypatch.setattr(mmsg, call, in_batches(getattr(mmsg, call)))
 
 
 ERRORS = ("EAGAIN", "ECONNREFUSED", "EHOSTUNREACH", "EINVAL", "EMSGSIZE", "ENETUNREACH", "ENOBUFS", "EPERM")

@@ -1,0 +1,122 @@
+"""Row 24: a peer is there no more, and nobody says so."""
+
+from __future__ import annotations
+
+import math
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+from anyio import to_thread
+
+from anyecho.address import TCPAddress
+from anyecho.net.sockets import SocketOptions
+from anyecho.server.options import ServeOptions
+from anyecho.server.server import open_server
+from tests.faults.scene import SLACK, TCP, served_in
+from tests.faults.table import Observed, Scene, injects
+from tests.peers import dial, until
+
+#: A peer at the other end of a link, in a network of its own. It does what it is told on standard input, and says
+#: so: connects and is echoed; sends all it can and reads nothing; takes its end of the link down.
+PEER = """
+import socket, subprocess, sys
+def ip(*words): subprocess.run(["ip", *words], check=True)
+def done(): print("done", flush=True); return sys.stdin.readline().split()
+port, = done()
+ip("addr", "add", "192.0.2.2/24", "dev", "link1")
+ip("link", "set", "link1", "up")
+idle, owed = (socket.create_connection(("192.0.2.1", int(port)), 10) for _ in range(2))
+for sock in (idle, owed): sock.sendall(b"x"); assert sock.recv(1) == b"x"
+owed.setblocking(False)
+try:
+    while True: owed.send(bytes(65536))
+except BlockingIOError: pass
+done()
+ip("link", "set", "link1", "down")
+done()
+"""
+HERE = """
+link add link0 type veth peer name link1 netns {pid}
+addr add 192.0.2.1/24 dev link0
+link set link0 up
+"""
+
+
+class Neighbour:
+    """The peer, seen from here."""
+
+    def __init__(self, popen: subprocess.Popen[str]) -> None:
+        self._popen = popen
+
+    def wait(self) -> None:
+        assert self._popen.stdout is not None
+        assert self._popen.stdout.readline() == "done\n"
+
+    def go_on(self, *words: object) -> None:
+        assert self._popen.stdin is not None
+        print(*words, file=self._popen.stdin, flush=True)
+        self.wait()
+
+
+@contextmanager
+def linked() -> Iterator[Neighbour]:
+    command = ["unshare", "--net", sys.executable, "-c", PEER]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as popen:
+        try:
+            peer = Neighbour(popen)
+            peer.wait()
+            subprocess.run(["ip", "-batch", "-"], input=HERE.format(pid=popen.pid), text=True, check=True)
+            yield peer
+        finally:
+            popen.kill()
+
+
+@injects(24, "a link goes down behind a peer that was idle and one that is owed much; limits of 1 s", alone=True)
+async def link_down(_: Scene) -> Observed:
+    by_default = SocketOptions._tcp_options
+    sooner = {"TCP_KEEPIDLE": 1, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 1}
+    options = ServeOptions(idle_timeout=math.inf, write_timeout=math.inf, linger=0.1)
+    options = replace(options, socket=SocketOptions(tcp_user_timeout=1.0))
+    with pytest.MonkeyPatch.context() as patch, linked() as peer:
+        patch.setattr(SocketOptions, "_tcp_options", lambda self: by_default(self) | sooner)
+        async with open_server("tcp://192.0.2.1:0", options=options) as server:
+            [address] = server.addresses
+            assert isinstance(address, TCPAddress)
+            await to_thread.run_sync(peer.go_on, address.port)
+            await until(lambda: any(each.bytes_received > each.bytes_sent for each in server.peers()))
+            assert server.stats.active == 2
+            await to_thread.run_sync(peer.go_on)
+            start = time.monotonic()
+            await until(lambda: server.stats.active == 0, 30)
+            took = time.monotonic() - start
+            await served_in(address)
+            closed = {reason: server.stats.closed[reason] for reason in ("broken", "write")}
+
+    assert closed == {"broken": 1, "write": 1}
+    # Idle for a second, a probe, and another second; a probe of a window that is shut may be as late.
+    assert took < SLACK * 3
+    return {"closed": f"{closed} (the idle one, and the one that is owed)", "after": f"{took:.1f} s"}
+
+
+@injects(24, "nothing: which limits do accepted connections have by default?")
+async def limits_by_default(_: Scene) -> Observed:
+    async with open_server(TCP) as server:
+        with dial(server.addresses[0]):
+            await until(lambda: server.stats.active == 1)
+            [sock] = [connection.sock for connection in server._connections]
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            names = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
+            values = {
+                name: sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, name))
+                for name in names
+                if hasattr(socket, name)
+            }
+
+    assert list(values.values()) == [60, 10, 6, 60_000][: len(values)]
+    return values

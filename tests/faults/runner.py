@@ -1,0 +1,78 @@
+"""Injects what is registered, here or in a network namespace of its own, and says what was observed."""
+
+from __future__ import annotations
+
+__all__ = ("SCENARIOS", "inject", "opened_scene", "said")
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from anyecho.backends import Backend
+from anyecho.net import poller
+from tests.faults.table import SCENARIOS, Observed, Scenario, Scene
+from tests.process import PATIENCE, Processes
+
+_THEMES = (
+    *("accept", "bugs", "peers", "slowloris", "resets", "bytes", "proxy", "start", "udp", "signals", "gone"),
+    *("races", "systemd", "tls", "certificates"),
+)
+for _theme in _THEMES:
+    _module = f"tests.faults.rows_{_theme}"
+    pytest.register_assert_rewrite(_module)
+    import_module(_module)
+
+#: The namespace's own loopback is down at first.
+_LOOPBACK_UP = "ip link set lo up && exec"
+
+
+@contextmanager
+def opened_scene(backend: Backend) -> Iterator[Scene]:
+    """A scene of its own; no process of it outlives the block."""
+    processes = Processes(fallback=not poller.HAVE_EPOLL)
+    # pytest's own directories can fill all the 107 bytes of a Unix socket's path.
+    with tempfile.TemporaryDirectory(prefix="ae") as directory:
+        try:
+            yield Scene(backend, processes, Path(directory))
+        finally:
+            processes.close()
+
+
+def inject(scenario: Scenario, backend: Backend, *, alone: bool = False) -> Observed:
+    """Run `scenario`; return what was observed. Raises pytest's skip where it cannot be run.
+
+    It is not `alone` unless it is said so.
+    """
+    if scenario.alone and not alone:
+        return _inject_alone(scenario, backend)
+
+    with opened_scene(backend) as scene:
+        return scenario.run(scene)
+
+
+def _inject_alone(scenario: Scenario, backend: Backend) -> Observed:
+    unshare = [shutil.which("unshare") or "unshare", "--map-root-user", "--net"]
+    try:
+        subprocess.run([*unshare, "ip", "link", "set", "lo", "up"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no network namespace may be made here")
+
+    fallback = [] if poller.HAVE_EPOLL else ["--fallback"]
+    run = [sys.executable, "-m", "tests.faults", "--alone", scenario.name, "--backend", backend, *fallback]
+    command = [*unshare, "sh", "-c", f'{_LOOPBACK_UP} "$@"', "sh", *run]
+    ended = subprocess.run(command, capture_output=True, timeout=2 * PATIENCE, text=True)
+    assert ended.returncode == 0, ended.stderr
+    observed: dict[str, object] = json.loads(ended.stdout)
+    return observed
+
+
+def said(observed: Observed) -> str:
+    return "; ".join(f"{what}: {value}" for what, value in observed.items())

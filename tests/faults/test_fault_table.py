@@ -1,0 +1,52 @@
+"""Every row of the fault table, injected; ``python -m tests.faults`` prints the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from anyecho.backends import BACKENDS, Backend
+from tests.faults.runner import SCENARIOS, inject, said
+from tests.faults.table import EXCUSED, ROWS, Scenario
+
+#: Those that a server of one process can be asked for.
+NUMBERS = [*range(1, 14), *range(17, 27), 28]
+
+
+@pytest.mark.parametrize("word", BACKENDS)
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        pytest.param(each, id=f"{each.number}-{each.name}", marks=[pytest.mark.slow] if each.slow else [])
+        for each in SCENARIOS
+    ],
+)
+def test_a_fault_is_survived_as_promised(
+    scenario: Scenario, word: Backend, record_property: Callable[[str, Any], None]
+) -> None:
+    row = ROWS[scenario.number]
+    observed = said(inject(scenario, word))
+    for name, value in {
+        "row": scenario.number,
+        "fault": row.fault,
+        "required": row.required,
+        "injected": scenario.injected,
+        "observed": observed,
+    }.items():
+        record_property(name, value)
+        print(f"{name}: {value}")
+
+
+def test_all_rows_are_there_or_excused_with_a_reason() -> None:
+    injected = {scenario.number for scenario in SCENARIOS}
+    assert sorted(injected | EXCUSED.keys()) == sorted(ROWS) == NUMBERS
+    assert injected.isdisjoint(EXCUSED)
+    assert len(EXCUSED) <= 2
+    assert all(EXCUSED.values())
+
+
+def test_what_was_injected_has_a_name_and_a_description_of_its_own() -> None:
+    assert len({scenario.name for scenario in SCENARIOS}) == len(SCENARIOS)
+    assert len({scenario.injected for scenario in SCENARIOS}) == len(SCENARIOS)
