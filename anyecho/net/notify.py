@@ -36,6 +36,7 @@ class Notifier:
         #: Seconds between two signs of life.
         self._period = period
         self._warned = False
+        self._stopping = False
         self._sock: socket.socket | None = None
         if place:
             # Kept open: a process that is out of descriptors is alive all the same.
@@ -46,14 +47,17 @@ class Notifier:
                 self._warn(exc)
 
     def ready(self, status: str) -> None:
-        """We are served by what `status` says; also the end of a reload."""
-        self._tell("READY=1", _status_line(status))
+        """We are served by what `status` says; also the end of a reload. Not any more once we are stopping."""
+        if not self._stopping:
+            self._tell("READY=1", _status_line(status))
 
     def reloading(self) -> None:
         """A reload begins, which `ready` ends (``Type=notify-reload``)."""
-        self._tell("RELOADING=1", f"MONOTONIC_USEC={monotonic_ns() // 1000}")
+        if not self._stopping:
+            self._tell("RELOADING=1", f"MONOTONIC_USEC={monotonic_ns() // 1000}")
 
     def stopping(self, status: str) -> None:
+        self._stopping = True
         self._tell("STOPPING=1", _status_line(status))
 
     async def watch(self) -> None:

@@ -84,7 +84,7 @@ class TLSStream(PolledStream):
                     # Within it: whoever waits for the turn has it a round later, when others had theirs.
                     await checkpoint()
                 await self._flush()
-                if not over:
+                if not (over or self.records.go_on()):
                     await self._feed()
         except OSError as exc:
             self._flush_if_alive()
@@ -105,10 +105,16 @@ class TLSStream(PolledStream):
         try:
             if (registration.may_read or not records.wants_more) and self._is_spent():
                 await self._yield()
+            fruitless = False
             while (data := records.receive(max_bytes)) is None:
                 if records.unsent:
                     self._flush_if_alive()
-                await self._feed()
+                # What brings nothing is not cheap: a flood of it must not keep others waiting.
+                if fruitless:
+                    await self._yield()
+                fruitless = True
+                if not records.go_on():
+                    await self._feed()
         except OSError as exc:
             self._flush_if_alive()
             # What broke it comes first: after a reset, the kernel says that the data has ended.

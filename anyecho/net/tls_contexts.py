@@ -155,11 +155,15 @@ class Certificates:
                 names.add(address.host.partition("%")[0] or socket.gethostname())
         ca = trustme.CA()
         context = self._new()
-        ca.issue_cert(*sorted(names)).configure_cert(context)
-        descriptor, path = tempfile.mkstemp(prefix="anyecho-ca-", suffix=".pem")
-        self.cacert = Path(path)
-        with open(descriptor, "wb") as file:
-            file.write(ca.cert_pem.bytes())
+        try:
+            ca.issue_cert(*sorted(names)).configure_cert(context)
+            descriptor, path = tempfile.mkstemp(prefix="anyecho-ca-", suffix=".pem")
+            self.cacert = Path(path)
+            with open(descriptor, "wb") as file:
+                file.write(ca.cert_pem.bytes())
+        except (OSError, ValueError) as exc:
+            self.close()
+            raise CertificateError(f"cannot make up a certificate for {', '.join(sorted(names))}: {exc}") from exc
 
         return context
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 #: What one turn may read: four full records. OpenSSL's buffers never shrink, so it is also what each of the two has
 #: cost a connection that was busy once.
 _CHUNK = 4 * (RECORD + OVERHEAD)
-#: That something is pending; what, the records know.
+#: That something is pending, to be sent or to be looked at; what, the records know.
 _SOMETHING = b"?"
 
 
@@ -65,6 +65,8 @@ class TLSEventConnection(EventConnection):
             self._wait()  # there may be more to read
 
     def _flush(self) -> None:
+        if not self._records.unsent:
+            self._records.go_on()
         self._echo()
         if not (self.reason or self._pending):
             self._wait()
@@ -80,14 +82,14 @@ class TLSEventConnection(EventConnection):
             return
 
         sent_all = self._say_goodbye() if done and not records.half_closed else self._send()
-        if not sent_all:
+        if sent_all and records.half_closed:
+            self._finish("eof")
+        elif sent_all and records.wants_more:
+            self._pending = b""
+        else:
             was_pending, self._pending = self._pending, _SOMETHING
             if not was_pending:
                 self._wait()
-        elif records.half_closed:
-            self._finish("eof")
-        else:
-            self._pending = b""
 
     def _shake_hands(self) -> bool:
         """Take a step; return whether that was the last."""

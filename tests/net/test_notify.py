@@ -56,6 +56,14 @@ def test_each_state_is_a_datagram(place: str) -> None:
     assert before <= int(since) <= time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
 
 
+def test_who_is_stopping_is_not_ready_again(place: str) -> None:
+    with manager(place) as sock, open_notifier({"NOTIFY_SOCKET": place}) as notifier:
+        notifier.stopping("letting connections finish")
+        notifier.reloading()
+        notifier.ready("listening")
+        assert heard(sock) == ["STOPPING=1\nSTATUS=letting connections finish"]
+
+
 def test_a_status_is_never_too_long_for_its_reader(place: str) -> None:
     with manager(place) as sock, open_notifier({"NOTIFY_SOCKET": place}) as notifier:
         notifier.ready("x" * 1_000_000)

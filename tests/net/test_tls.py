@@ -317,6 +317,42 @@ async def test_small_records_are_received_together(pair: tuple[TLSStream, TLSStr
     assert await right.receive() == (b"0123456789" * 10)[25:]
 
 
+@pytest.mark.parametrize("slices", [1, 3, 29, 1000, 1 << 20])
+async def test_of_many_small_records_only_some_are_looked_at_at_once(
+    pair: tuple[TLSStream, TLSStream], slices: int
+) -> None:
+    """However the network has cut them: each may cost as much as one of 16 KiB, or far more."""
+    left, right = pair
+    said = os.urandom(300) + os.urandom(20_000)
+    for number in range(300):
+        left.records.send(said[number : number + 1])
+    left.records.send(said[300:])
+    records, wire = right.records, left.records.take()
+    assert records.receive(1) is None
+    back = b""
+    for start in range(0, len(wire), slices):
+        records.feed(wire[start : start + slices])
+        while not records.wants_more:
+            heard = records.receive(65536) or b""
+            assert len(heard) <= 64 or len(back) > 300 - 64
+            back += heard
+            records.go_on()
+
+    assert back == said
+
+
+async def test_what_was_sent_stays_sent(pair: tuple[TLSStream, TLSStream]) -> None:
+    """The headers of records that are pending are not taken for plaintext that was not sent after all."""
+    records = pair[0].records
+    records.send(bytes(200_000))
+    assert records.flush(len)
+    for _ in range(3000):
+        records.send(b"x")
+    assert 200_000 <= records.delivered <= 203_000
+    assert records.take()
+    assert records.delivered == 203_000
+
+
 async def test_a_flood_that_openssl_answers_is_not_collected(pair: tuple[TLSStream, TLSStream]) -> None:
     """As requests to renegotiate, by one who does not read the refusals: nobody waits for those to go."""
     left, _ = pair

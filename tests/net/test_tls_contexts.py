@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import re
 import ssl
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -147,3 +151,21 @@ def test_a_made_up_certificate_is_for_the_hosts_that_are_listened_on() -> None:
     finally:
         certificates.close()
     assert not certificates.cacert.exists()
+
+
+@pytest.mark.parametrize("host", ["my_host", "localhost..", "x" * 64])
+def test_a_name_that_no_certificate_can_have_is_one_line(host: str) -> None:
+    with pytest.raises(CertificateError, match="cannot make up a certificate for .*" + re.escape(host)) as caught:
+        Certificates(TLSServerOptions(ssl_self_signed=True), [TCPAddress(host=host, port=0, tls=True)])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_made_up_ca_that_cannot_be_written_is_one_line_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr("trustme.Blob.bytes", Mock(side_effect=full))
+    with pytest.raises(CertificateError, match="No space left on device"):
+        Certificates(TLSServerOptions(ssl_self_signed=True), [TCPAddress(host="localhost", port=0, tls=True)])
+    assert not list(tmp_path.iterdir())

@@ -305,6 +305,34 @@ async def test_no_more_handshakes_than_their_share_and_plain_listeners_do_not_no
         assert served == [b"patience"]
 
 
+async def test_a_flood_of_small_records_lets_others_have_their_turn(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And comes back whole, whatever was left for later when its sender ended."""
+    went_on = 0
+    go_on = Records.go_on
+
+    def count(records: Records) -> bool:
+        nonlocal went_on
+        more = go_on(records)
+        went_on += more
+        return more
+
+    async with open_server(TLS, options=options(files)) as server:
+        async with await shake_hands(server.addresses[0], ssl.TLSVersion.TLSv1_3) as stream:
+            said = os.urandom(2500)
+            for number in range(len(said)):
+                stream.records.send(said[number : number + 1])
+            monkeypatch.setattr(Records, "go_on", count)
+            async with create_task_group() as tasks:
+                tasks.start_soon(stream.send_eof)
+                assert await drain(stream) == said
+        await until_closed(server)
+
+    assert server.stats.closed == {"eof": 1}
+    assert went_on >= 2500 // 64 - 5
+
+
 async def test_who_has_yet_to_say_for_whom_it_is_has_a_handshakes_place(
     files: Files, believing: ConnectOptions
 ) -> None:
