@@ -1,23 +1,22 @@
 """What an echo over TLS costs, and an idle connection, and a handshake: ``python over_tls.py [ROUNDS [SECONDS]]``.
 
 As `run.py` has it: one server at a time on the first core, the load on the last, every reply compared, the order
-turned round each round, medians with the least and the most. TLS 1.3, and a certificate with a P-256 key.
+turned round each round, medians with the least and the most. TLS 1.3, and a certificate with a P-256 key. The load
+is in C, and needs a compiler and OpenSSL's headers: one in Python keeps no server busy, and measures how they park.
 """
 
 from __future__ import annotations
 
 import os
-import select
 import socket
 import ssl
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import trustme
@@ -36,14 +35,12 @@ BURSTS = 3
 
 
 class Connection:
-    """One end of a closed loop: its next message goes out when the last is back and equal."""
+    """A client that says one byte at a time."""
 
-    def __init__(self, port: int, context: ssl.SSLContext, message: bytes) -> None:
+    def __init__(self, port: int, context: ssl.SSLContext) -> None:
         self.sock = socket.create_connection(("127.0.0.1", port), 20)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.records = Records(context, server_side=False, server_hostname="localhost")
-        self.message = message
-        self.returned = bytearray()
         self.records.handshake()
         self.sock.sendall(self.records.take())
 
@@ -51,88 +48,50 @@ class Connection:
         while not self.records.handshake():
             self.records.feed(self.sock.recv(65536))
         self.sock.sendall(self.records.take())
-        self.sock.setblocking(False)
 
-    def say(self) -> None:
-        self.records.send(self.message)
-        self.flush()
-
-    def flush(self) -> None:
-        with suppress(BlockingIOError):
-            while not self.records.flush(self.sock.send):
-                pass
-
-    def hear(self) -> bool:
-        """Whether all of the message is back."""
-        self.flush()
-        while len(self.returned) < len(self.message):
-            try:
-                self.records.feed(self.sock.recv(65536))
-            except BlockingIOError:
-                return False
-
-            while chunk := self.records.receive(65536):
-                self.returned += chunk
-
-        assert self.returned == self.message, "that is no echo"
-        self.returned.clear()
-        return True
-
-
-def load(connections: list[Connection], seconds: float) -> tuple[int, float]:
-    """Echoes, and the seconds that they took."""
-    echoes = 0
-    by_descriptor = {each.sock.fileno(): each for each in connections}
-    with select.epoll() as epoll:
-        for descriptor in by_descriptor:
-            epoll.register(descriptor, select.EPOLLIN | select.EPOLLOUT | select.EPOLLET)
-        start = time.perf_counter()
-        over = start + seconds
-        for each in connections:
-            each.say()
-        waiting = len(connections)
-        while waiting:
-            for descriptor, _ in epoll.poll():
-                connection = by_descriptor[descriptor]
-                while connection.hear():
-                    echoes += 1
-                    if time.perf_counter() < over:
-                        connection.say()
-                    else:
-                        waiting -= 1
-                        break
-
-    return echoes, time.perf_counter() - start
+    def echo(self) -> None:
+        self.records.send(b"x")
+        self.sock.sendall(self.records.take())
+        while (back := self.records.receive(1)) is None:
+            self.records.feed(self.sock.recv(65536))
+        assert back == b"x", "that is no echo"
 
 
 @contextmanager
-def connected(port: int, context: ssl.SSLContext, count: int, size: int) -> Iterator[list[Connection]]:
-    connections = [Connection(port, context, os.urandom(size)) for _ in range(count)]
+def connected(port: int, context: ssl.SSLContext, count: int) -> Iterator[None]:
+    """So many, each of which was echoed to once."""
+    connections = [Connection(port, context) for _ in range(count)]
     try:
         for each in connections:
             each.shake_hands()
-        yield connections
+        for each in connections:
+            each.echo()
+        yield
     finally:
         for each in connections:
             each.sock.close()
 
 
-def measure(server: Running, context: ssl.SSLContext, seconds: float) -> Iterator[tuple[str, float]]:
+def measure(server: Running, context: ssl.SSLContext, folder: Path, seconds: float) -> Iterator[tuple[str, float]]:
     for name, (count, size) in WORKLOADS.items():
-        with connected(server.port, context, count, size) as connections:
-            load(connections, 0.1)
+        arguments = (folder / "load", str(server.port), str(count), str(size), folder / "ca.pem")
+        with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as loading:
+            assert loading.stdin is not None
+            assert loading.stdout is not None
+            assert loading.stdout.readline() == "ready\n"
             spent = server.processor_ns()
-            echoes, took = load(connections, seconds)
+            print(seconds, file=loading.stdin, flush=True)
+            echoes, took = map(float, loading.stdout.readline().split())
             spent = server.processor_ns() - spent
         yield f"{name}: CPU us/echo", spent / echoes / 1e3
         yield f"{name}: MB/s", echoes * size / took / 1e6
 
-    with connected(server.port, context, 100, 1) as connections:  # whatever is made once is made now
-        load(connections, 0)
+    with connected(server.port, context, 100):  # whatever is made once is made now
+        pass
     before = server.private_bytes()
     with ExitStack() as opened:
         for _ in range(IDLE // BURST):
-            load(opened.enter_context(connected(server.port, context, BURST, 1)), 0)
+            opened.enter_context(connected(server.port, context, BURST))
         yield "KiB an idle connection", (server.private_bytes() - before) / IDLE / 1024
 
     yield "handshakes/s of its core", handshakes(server, context)
@@ -147,7 +106,7 @@ def handshakes(server: Running, context: ssl.SSLContext) -> float:
     for number in range(BURSTS + 1):
         wait_until(server.is_at_rest)
         server.suspend()
-        connections = [Connection(server.port, context, b"x") for _ in range(BURST)]
+        connections = [Connection(server.port, context) for _ in range(BURST)]
         before = server.processor_ns()
         come_to_rest(server)
         server.suspend()
@@ -156,8 +115,8 @@ def handshakes(server: Running, context: ssl.SSLContext) -> float:
         come_to_rest(server)
         if number:  # the first is a warm-up
             spent += server.processor_ns() - before
-        load(connections, 0)
         for each in connections:
+            each.echo()
             each.sock.close()
 
     return BURST * BURSTS / spent * 1e9
@@ -199,12 +158,14 @@ def main(rounds: int = 5, seconds: float = 0.5) -> None:
     values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     with tempfile.TemporaryDirectory() as folder:
         ca.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(f"{folder}/certificate.pem")
+        ca.cert_pem.write_to_path(f"{folder}/ca.pem")
+        subprocess.run(("cc", "-O2", "-o", f"{folder}/load", PEERS / "tls_load.c", "-lssl", "-lcrypto"), check=True)
         servers = list(commands(Path(folder)).items())
         for turn in range(rounds):
             for name, command in servers[:: -1 if turn % 2 else 1]:
                 print(f"round {turn + 1}/{rounds}  {name}", file=sys.stderr)
                 with running(command, core=0) as server:
-                    for figure, value in measure(server, context, seconds):
+                    for figure, value in measure(server, context, Path(folder), seconds):
                         values[figure][name].append(value)
 
     print("|", *(f"{figure} |" for figure in ("", *values)))
