@@ -7,11 +7,10 @@ from __future__ import annotations
 
 __all__ = ("Transcript", "shorten")
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from anyio.abc import ByteStream
+from anyecho.passthrough import Passthrough
 
 #: As much of a chunk as helps to recognise it.
 _SHOWN = 64
@@ -26,10 +25,9 @@ def shorten(chunk: bytes) -> str:
 
 
 @dataclass(eq=False)
-class Transcript(ByteStream):
+class Transcript(Passthrough):
     """Report each received chunk, and each sent one once it is gone, to `tell(what, chunk)`."""
 
-    stream: ByteStream
     tell: Callable[[str, bytes], None]
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
@@ -40,13 +38,3 @@ class Transcript(ByteStream):
     async def send(self, item: bytes) -> None:
         await self.stream.send(item)
         self.tell("sent", item)
-
-    async def send_eof(self) -> None:
-        await self.stream.send_eof()
-
-    async def aclose(self) -> None:
-        await self.stream.aclose()
-
-    @property
-    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
-        return self.stream.extra_attributes

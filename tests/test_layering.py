@@ -21,6 +21,7 @@ HOUSE = Path(anyecho.__file__).parent
 FLOORS = {
     "errors": 0,
     "_version": 0,
+    "passthrough": 0,
     "units": 1,
     "address": 1,
     "backends": 1,

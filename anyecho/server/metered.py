@@ -7,12 +7,11 @@ from __future__ import annotations
 
 __all__ = ("Capped", "LimitReached", "Paced")
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from anyio import current_time, sleep
-from anyio.abc import ByteStream
+
+from anyecho.passthrough import Passthrough
 
 #: Seconds' worth of bytes that may come at once: as little as keeps an average over 10 s within 5 %, as much as
 #: keeps the sleeps few.
@@ -24,25 +23,7 @@ class LimitReached(Exception):
 
 
 @dataclass(eq=False)
-class _Metered(ByteStream):
-    stream: ByteStream
-
-    async def send(self, item: bytes) -> None:
-        await self.stream.send(item)
-
-    async def send_eof(self) -> None:
-        await self.stream.send_eof()
-
-    async def aclose(self) -> None:
-        await self.stream.aclose()
-
-    @property
-    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
-        return self.stream.extra_attributes
-
-
-@dataclass(eq=False)
-class Capped(_Metered):
+class Capped(Passthrough):
     """Hands out `max_bytes` in all; raises `LimitReached` if the peer has more to say, which is lost."""
 
     max_bytes: int
@@ -59,7 +40,7 @@ class Capped(_Metered):
 
 
 @dataclass(eq=False)
-class Paced(_Metered):
+class Paced(Passthrough):
     """Hands out `rate` bytes a second, on average: a token bucket, and a byte is a token."""
 
     rate: float
