@@ -235,7 +235,7 @@ class TLSStream(PolledStream):
             registration.may_write = False
         finally:
             self._bytes_left -= records.gone - gone
-            self.bytes_sent = records.delivered
+            self.bytes_sent = records.given if over else records.delivered
 
         return over or not records.unsent
 

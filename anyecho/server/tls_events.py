@@ -49,17 +49,19 @@ class TLSEventConnection(EventConnection):
         return self._received + self._records.given, self._records.delivered
 
     def _turn(self) -> None:
-        buffer = self.engine.buffer
+        engine = self.engine
         try:
-            count = self.sock.recv_into(buffer, _CHUNK)
+            count = self.sock.recv_into(engine.buffer, _CHUNK)
         except BlockingIOError:
             return
 
-        if not count:
-            self._finish("tls_truncated" if self.echoes else "handshake")
-            return
+        if count != engine.count:
+            if not count:
+                self._finish("tls_truncated" if self.echoes else "handshake")
+                return
+            engine.count, engine.chunk = count, engine.buffer[:count]
 
-        self._records.feed(buffer[:count])
+        self._records.feed(engine.chunk)
         self._echo()
         if count == _CHUNK and not (self.reason or self._pending):
             self._wait()  # there may be more to read
