@@ -85,7 +85,9 @@ class TLSStream(PolledStream):
                     await checkpoint()
                 await self._flush()
                 if not (over or self.records.go_on()):
-                    await self._feed()
+                    while not self._feed():
+                        await self._registration.readable()
+                        self._refill()
         except OSError as exc:
             self._flush_if_alive()
             raise self._translate(exc) from exc
@@ -109,12 +111,16 @@ class TLSStream(PolledStream):
             while (data := records.receive(max_bytes)) is None:
                 if records.unsent:
                     self._flush_if_alive()
+                    if records.unsent > _MOST_UNSENT:
+                        raise ssl.SSLError(ssl.SSL_ERROR_SSL, "the peer does not read the answers it asks for")
                 # What brings nothing is not cheap: a flood of it must not keep others waiting.
                 if fruitless:
                     await self._yield()
                 fruitless = True
                 if not records.go_on():
-                    await self._feed()
+                    while not (registration.may_read and self._feed()):
+                        await registration.readable()
+                        self._refill()
         except OSError as exc:
             self._flush_if_alive()
             # What broke it comes first: after a reset, the kernel says that the data has ended.
@@ -191,22 +197,14 @@ class TLSStream(PolledStream):
                 if not self._sock.recv(_CHUNK):
                     break
 
-    async def _feed(self) -> None:
-        """Give OpenSSL more of what the peer said. Nothing is awaited after recv(2)."""
+    def _feed(self) -> bool:
+        """Give OpenSSL more of what the peer said; return whether there was more."""
         registration = self._registration
-        if self._bytes_left <= 0:
-            await self._yield()
-        if self.records.unsent > _MOST_UNSENT:
-            raise ssl.SSLError(ssl.SSL_ERROR_SSL, "the peer does not read the answers it asks for")
-        while True:
-            if not registration.may_read:
-                await registration.readable()
-                self._refill()
-            try:
-                data = self._sock.recv(_WIRE_CHUNK)
-                break
-            except BlockingIOError:
-                registration.may_read = False
+        try:
+            data = self._sock.recv(_WIRE_CHUNK)
+        except BlockingIOError:
+            registration.may_read = False
+            return False
 
         if not data:
             raise ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "it ended without a close_notify")
@@ -215,6 +213,7 @@ class TLSStream(PolledStream):
             registration.may_read = False
         self._bytes_left -= len(data)
         self.records.feed(data)
+        return True
 
     async def _flush(self) -> None:
         """Send all that is pending. Cancelled, it leaves the rest pending."""

@@ -272,7 +272,8 @@ class Records:
         except ssl.SSLError as exc:
             return self._judge(exc, b"")
 
-        self._dry = bool(data) and not (self._incoming.pending or self.tls.pending())
+        # Less than was asked for has left nothing in OpenSSL's own.
+        self._dry = bool(data) and not (self._incoming.pending or (len(data) == size and self.tls.pending()))
         return data
 
     def _judge(self, exc: TLSError, end: T) -> T | None:
