@@ -18,7 +18,7 @@ from anyio import CancelScope, Event, create_task_group, wait_readable
 from anyio.lowlevel import checkpoint
 
 from anyecho.net.fallback import Fallback
-from anyecho.net.registration import Pollable, PolledRegistration, Watch
+from anyecho.net.registration import PROMPT, Pollable, PolledRegistration, Watch
 
 #: Tests set this false to run everything on the fallback once.
 HAVE_EPOLL = hasattr(select, "epoll")
@@ -30,6 +30,8 @@ _SLICE = 0.001
 _PATIENCE = 0.00005
 #: once that was in vain, only after so many waits that ended soon.
 _DOUBT = 8
+#: Events that tasks may dispatch themselves before it is the Poller's turn: at worst 6 ms of callbacks.
+_GLANCE = 64
 
 
 class Poller:
@@ -40,6 +42,11 @@ class Poller:
         self.registered: dict[int, Pollable] = {}
         #: Counts the batches of events taken, so that a batch is not taken for one that came later.
         self.batch = 0
+        #: Counts how often events were asked for, and `PROMPT` more whenever there were none.
+        self.rounds = 0
+        #: Whether a batch is being dispatched, and how many events tasks may in this round.
+        self._dispatching = False
+        self._glance = _GLANCE
         #: Callbacks that come batch after batch must not keep the loop to themselves either.
         self._yielded_at = 0.0
         #: Of which descriptor the last batch told first, and whether the last two told of that alone.
@@ -78,12 +85,32 @@ class Poller:
             with suppress(OSError):  # closed too early, by a stranger: then the kernel has forgotten it already
                 self.epoll.unregister(descriptor)
 
+    def look(self) -> None:
+        """Dispatch what has happened. For a task that has just let others run, and would otherwise wait.
+
+        Not while another batch is dispatched, which yields: what that says of a number that is somebody else's by
+        then would be believed.
+        """
+        if self._dispatching or not self._glance:
+            return
+
+        events = self.epoll.poll(0, self._glance)
+        self._glance -= len(events)
+        self.batch += 1
+        batch, registered = self.batch, self.registered
+        for descriptor, mask in events:
+            pollable = registered.get(descriptor)
+            if pollable is not None and pollable.batch != batch:
+                pollable.dispatch(mask)
+
     async def run(self, scope: CancelScope) -> None:
         """Dispatch events until `scope` is cancelled; then tell everybody that nothing more will come."""
         try:
             with scope:
                 while True:
-                    if events := self.epoll.poll(0) or await self._wait():
+                    self.rounds += 1
+                    looked, self._glance = self._glance < _GLANCE, _GLANCE
+                    if events := self.epoll.poll(0) or await self._wait(looked):
                         self.batch += 1
                         await self._dispatch(events)
         finally:
@@ -91,17 +118,23 @@ class Poller:
                 pollable.abandoned()
             self.epoll.close()
 
-    async def _wait(self) -> list[tuple[int, int]]:
+    async def _wait(self, looked: bool) -> list[tuple[int, int]]:
         """Let others run until there are events; return them, or nothing if they have to be asked for."""
+        if looked:  # it is not silence, only that tasks were faster
+            await self._yield()
+            return []
+
         began = monotonic()
         if self._alone and self._hope >= 0:
             while self._yielded_at - began < _PATIENCE:
                 await self._yield()
                 if events := self.epoll.poll(0):
+                    self.rounds += PROMPT
                     return events
             self._hope = -_DOUBT
 
         await wait_readable(self.epoll.fileno())
+        self.rounds += PROMPT
         self._yielded_at = monotonic()
         self._hope = self._hope + 1 if self._yielded_at - began < 2 * _PATIENCE else min(self._hope, -1)
         return []
@@ -110,6 +143,7 @@ class Poller:
         woken = False
         self._alone, self._speaker = len(events) == 1 and events[0][0] == self._speaker, events[0][0]
         batch, registered = self.batch, self.registered
+        self._dispatching = True
         for descriptor, mask in events:
             pollable = registered.get(descriptor)
             # Numbers are reused at once: one registered since this batch was taken is somebody else, to whom
@@ -119,6 +153,7 @@ class Poller:
             elif monotonic() - self._yielded_at > _SLICE:
                 await self._yield()
 
+        self._dispatching = False
         if woken:
             await self._yield()
 

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-__all__ = ("ODD", "READ", "READ_ONCE", "WRITE", "Pollable", "PolledRegistration", "Watch", "short_read_empties")
+__all__ = (
+    "ODD",
+    "PROMPT",
+    "READ",
+    "READ_ONCE",
+    "WRITE",
+    "Pollable",
+    "PolledRegistration",
+    "Watch",
+    "short_read_empties",
+)
 
 import select
 import socket
@@ -10,6 +20,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from anyio import BusyResourceError, ClosedResourceError, Semaphore
+from anyio.lowlevel import checkpoint
 
 from anyecho.net.fallback import Registration
 
@@ -25,6 +36,9 @@ if hasattr(select, "epoll"):
     _MAY_WRITE = WRITE | select.EPOLLERR | select.EPOLLHUP
     _MAY_READ = ~WRITE
     ODD = ~(READ | WRITE)
+
+#: Rounds of the Poller, without an idle one, in which a prompt peer has answered.
+PROMPT = 2
 
 
 def short_read_empties(sock: socket.socket) -> bool:
@@ -52,10 +66,14 @@ class PolledRegistration(Registration):
     """For tasks that wait: edge-triggered, once for its life, so that no message costs an epoll_ctl(2).
 
     Waiting is on semaphores, of which each direction makes one: an `Event` made anew for every wait costs 3 us
-    more on asyncio and uvloop, and no less on trio.
+    more on asyncio and uvloop, and no less on trio. Whose peer is prompt only lets others run and has a look: where
+    many speak at once that is as good, and on trio costs 2 us less.
     """
 
-    __slots__ = ("_closed", "_descriptor", "_poller", "_reader", "_reading", "_writer", "_writing", "batch")
+    __slots__ = (
+        *("_closed", "_descriptor", "_poller", "_prompt", "_reader", "_reading", "_writer", "_writing"),
+        "batch",
+    )
 
     batch: int
 
@@ -65,6 +83,8 @@ class PolledRegistration(Registration):
         self._poller = poller
         self._descriptor = sock.fileno()
         self._closed = False
+        #: Whether the peer had something to say soon after it was waited for the last time.
+        self._prompt = False
         self._reader: Semaphore | None = None
         self._writer: Semaphore | None = None
         self._reading = False
@@ -77,10 +97,18 @@ class PolledRegistration(Registration):
             if self._reading:
                 raise BusyResourceError("reading from")
 
-            self._reader = self._reader or Semaphore(0)
-            self._reading = True
+            poller, self._reading = self._poller, True
             try:
-                await self._reader.acquire()
+                if self._prompt:
+                    await checkpoint()
+                    if not self.may_read:
+                        poller.look()
+                    self._prompt = self.may_read
+                else:
+                    self._reader = self._reader or Semaphore(0)
+                    rounds = poller.rounds
+                    await self._reader.acquire()
+                    self._prompt = poller.rounds - rounds <= PROMPT
             finally:
                 self._reading = False
 
@@ -115,10 +143,11 @@ class PolledRegistration(Registration):
 
     def _wake_reader(self) -> bool:
         self.may_read = True
-        if not self._reading or self._reader is None:
+        if not self._reading:
             return False
 
-        self._reader.release()
+        if not self._prompt and self._reader is not None:
+            self._reader.release()
         return True
 
     def _wake_writer(self) -> bool:

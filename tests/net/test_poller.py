@@ -24,6 +24,7 @@ from anyio import (
 from anyio.lowlevel import checkpoint
 
 from anyecho.net import poller as poller_module
+from anyecho.net import registration as registration_module
 from anyecho.net.fallback import Fallback, Registration
 from anyecho.net.poller import Poller, open_poller
 from anyecho.net.registration import PolledRegistration, Watch
@@ -45,6 +46,27 @@ async def epoll(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Poller]:
     async with open_poller() as poller:
         assert isinstance(poller, Poller)
         yield poller
+
+
+class Parking:
+    """How often a Poller has parked, and whether it does now."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.now = False
+
+    async def park(self, descriptor: int) -> None:
+        self.count += 1
+        self.now = True
+        await wait_readable(descriptor)
+        self.now = False
+
+
+@pytest.fixture
+def parking(monkeypatch: pytest.MonkeyPatch) -> Parking:
+    parking = Parking()
+    monkeypatch.setattr(poller_module, "wait_readable", parking.park)
+    return parking
 
 
 def quiet_pair(kind: str, opened: ExitStack) -> tuple[socket.socket, socket.socket]:
@@ -219,6 +241,135 @@ async def test_events_for_an_old_socket_do_not_reach_the_new_one_of_its_number(
 
 
 @needs_epoll
+async def test_a_look_in_the_middle_of_a_batch_changes_nothing_for_it(
+    epoll: Poller, opened: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Poller yields after the first of two events; then a task looks, and the second's number is reused."""
+    ours = {name: quiet_pair("unix", opened) for name in ("first", "second")}
+    watches: dict[str, Watch] = {}
+    calls: list[str] = []
+
+    def take_long(name: str) -> None:
+        calls.append(name)
+        watches[name].pause()
+        end = time.monotonic() + 0.003
+        while time.monotonic() < end:
+            pass
+
+    async def interrupted() -> None:
+        if len(calls) == 1 and "new" not in watches:
+            epoll.look()
+            (other,) = set(ours) - set(calls)
+            number = ours[other][1].fileno()
+            watches[other].pause()
+            ours[other][1].close()
+            sockets = [opened.enter_context(each) for each in socket.socketpair()]
+            new = next(each for each in sockets if each.fileno() == number)
+            watches["new"] = epoll.watch(new, lambda: calls.append("new"))
+        await checkpoint()
+
+    monkeypatch.setattr(epoll, "_yield", interrupted)
+    for name, (_, sock) in ours.items():
+        watches[name] = epoll.watch(sock, partial(take_long, name))
+    for peer, _ in ours.values():
+        peer.send(b"x")
+    with fail_after(5):
+        while "new" not in watches:
+            await checkpoint()
+        await wait_all_tasks_blocked()
+
+    assert len(calls) == 1
+
+
+@needs_epoll
+async def test_whose_peer_is_prompt_looks_and_does_not_sleep(
+    epoll: Poller, opened: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer, ours = quiet_pair("tcp", opened)
+    registration = epoll.register(ours)
+    looked = 0
+
+    async def counted() -> None:
+        nonlocal looked
+        looked += 1
+        await checkpoint()
+
+    monkeypatch.setattr(registration_module, "checkpoint", counted)
+    with fail_after(5):
+        for _ in range(40):
+            registration.may_read = False
+            peer.send(b"x")
+            await registration.readable()
+            assert ours.recv(2) == b"x"
+    registration.close()
+
+    assert looked
+
+
+@needs_epoll
+async def test_a_peer_that_lets_the_poller_sleep_is_not_prompt(
+    parking: Parking, epoll: Poller, opened: ExitStack
+) -> None:
+    peer, ours = quiet_pair("tcp", opened)
+    registration = epoll.register(ours)
+    with fail_after(5):
+        for _ in range(10):
+            registration.may_read = False
+            async with create_task_group() as tasks:
+                tasks.start_soon(registration.readable)
+                while not parking.now:
+                    await checkpoint()
+                peer.send(b"x")
+            assert not registration._prompt
+            assert ours.recv(2) == b"x"
+    registration.close()
+
+
+@needs_epoll
+async def test_a_prompt_peer_that_falls_silent_is_slept_for(epoll: Poller, opened: ExitStack) -> None:
+    peer, ours = quiet_pair("tcp", opened)
+    registration = epoll.register(ours)
+    registration.may_read, registration._prompt = False, True
+    with fail_after(5):
+        async with create_task_group() as tasks:
+            tasks.start_soon(registration.readable)
+            await wait_all_tasks_blocked()  # no loop that lets others run, and never ends
+            peer.send(b"x")
+    registration.close()
+
+
+@needs_epoll
+async def test_a_look_that_is_cancelled_leaves_the_place_free(epoll: Poller, opened: ExitStack) -> None:
+    peer, ours = quiet_pair("tcp", opened)
+    registration = epoll.register(ours)
+    registration.may_read, registration._prompt = False, True
+    with CancelScope() as scope:
+        scope.cancel()
+        await registration.readable()
+    assert scope.cancelled_caught
+
+    peer.send(b"x")
+    with fail_after(5):
+        await registration.readable()
+    registration.close()
+
+
+@needs_epoll
+async def test_a_look_at_what_is_being_closed_is_refused(epoll: Poller, opened: ExitStack) -> None:
+    _, ours = quiet_pair("tcp", opened)
+    registration = epoll.register(ours)
+    registration.may_read, registration._prompt = False, True
+
+    async def close() -> None:
+        registration.close()
+
+    async with create_task_group() as tasks:
+        tasks.start_soon(close)
+        with fail_after(5), pytest.raises(ClosedResourceError):
+            await registration.readable()
+
+
+@needs_epoll
 async def test_a_callback_is_called_while_there_is_something_to_read(epoll: Poller, opened: ExitStack) -> None:
     peer, ours = quiet_pair("tcp", opened)
     got: list[bytes] = []
@@ -311,27 +462,6 @@ async def test_callbacks_that_take_long_let_tasks_run(
         tasks.start_soon(other)
 
     assert "task" in order[: len(order) - order[::-1].index("callback")]
-
-
-class Parking:
-    """How often a Poller has parked, and whether it does now."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.now = False
-
-    async def park(self, descriptor: int) -> None:
-        self.count += 1
-        self.now = True
-        await wait_readable(descriptor)
-        self.now = False
-
-
-@pytest.fixture
-def parking(monkeypatch: pytest.MonkeyPatch) -> Parking:
-    parking = Parking()
-    monkeypatch.setattr(poller_module, "wait_readable", parking.park)
-    return parking
 
 
 @needs_epoll
