@@ -22,6 +22,7 @@ FLOORS = {
     "errors": 0,
     "_version": 0,
     "passthrough": 0,
+    "throttled_log": 0,
     "units": 1,
     "address": 1,
     "backends": 1,

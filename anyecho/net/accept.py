@@ -17,13 +17,13 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from time import monotonic
 from typing import Any, Protocol
 
 from anyio import sleep
 from anyio.lowlevel import checkpoint
 
 from anyecho.net.poller import Fallback, Poller, call_while_readable
+from anyecho.throttled_log import ThrottledLog
 
 logger = logging.getLogger("anyecho.server")
 
@@ -31,8 +31,6 @@ logger = logging.getLogger("anyecho.server")
 _BATCH = 64
 #: How long to let a machine recover that is out of buffers or descriptors: nginx takes 500 ms, trio 100.
 _BREATH = 0.1
-#: At most one log line in this many seconds about it.
-_LOG_EVERY = 10.0
 
 #: What accept(2) says of one connection, not of the listener: its "Error handling", and firewalls' EPERM.
 _IGNORABLE = {
@@ -69,8 +67,7 @@ class Acceptor:
     _took: bool = field(init=False, default=False)
     _exhausted: bool = field(init=False, default=False)
     _failure: OSError | None = field(init=False, default=None)
-    _logged_at: float = field(init=False, default=-_LOG_EVERY)
-    _unlogged: int = field(init=False, default=0)
+    _troubles: ThrottledLog = field(init=False, default_factory=lambda: ThrottledLog(logger))
 
     async def run(self, poller: Poller | Fallback) -> None:
         """Accept until cancelled. Raises the `OSError` of a listener that can accept no more."""
@@ -178,11 +175,7 @@ class Acceptor:
         if exc.errno not in _CAPACITY | _WATCH_CAPACITY:
             return
 
-        self._unlogged += 1
-        if monotonic() - self._logged_at >= _LOG_EVERY:
-            logger.warning("cannot accept: %s (%d times)", exc.strerror, self._unlogged)
-            self._logged_at = monotonic()
-            self._unlogged = 0
+        self._troubles.warn("cannot accept: %s", exc.strerror)
 
 
 def _open_spare() -> int:

@@ -7,6 +7,7 @@ __all__ = ("connect_stream",)
 import errno
 import os
 import socket
+import ssl
 from collections.abc import Sequence
 from typing import Literal
 
@@ -28,6 +29,8 @@ from anyecho.net.tls_records import Records
 _ATTEMPT_DELAY = 0.25
 #: How often to knock at a Unix socket whose backlog is full.
 _BACKLOG_DELAY = 0.01
+#: What to do about a certificate nobody vouches for.
+_MISTRUST = " (cacert names a CA to believe, insecure believes anybody)"
 _FAMILIES = {None: socket.AF_UNSPEC, 4: socket.AF_INET, 6: socket.AF_INET6}
 
 
@@ -104,7 +107,9 @@ async def _secured(stream: PolledStream, records: Records, address: Address) -> 
         if not isinstance(exc, BrokenResourceError):
             raise
 
-        raise ConnectError(f"cannot connect to {address}: {explain(exc.__cause__ or exc)}") from exc
+        cause = exc.__cause__ or exc
+        hint = _MISTRUST if isinstance(cause, ssl.SSLCertVerificationError) else ""
+        raise ConnectError(f"cannot connect to {address}: {explain(cause)}{hint}") from exc
 
     return secured
 

@@ -24,7 +24,4 @@ def explain(exc: BaseException) -> str:
         return str(getattr(exc, "strerror", None) or exc)
 
     text = re.sub(r"^\[[^]]*\] | \(_ssl\.c:\d+\)$", "", str(exc))
-    if isinstance(exc, ssl.SSLCertVerificationError):
-        return f"{text} (cacert names a CA to believe, insecure believes anybody)"
-
     return _CLEARER.get(text, text)

@@ -123,7 +123,8 @@ class Connection(ABC):
         """The reason for `error`. The kernel may be the first to find that a peer takes nothing of its echo."""
         if not self.echoes:
             *_, cause = _causes(error)
-            logger.debug("handshake failed: %s", explain(cause), extra={"peer": self.name})
+            if isinstance(cause, TLSError) and not isinstance(cause, TLSTruncated):
+                self.engine.handshakes.failures.warn("handshake with %s failed: %s", self.name, explain(cause))
             return "handshake"
 
         received, sent = self.totals

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 __all__ = ("Handshakes",)
 
+import logging
 import math
 from time import monotonic
 from typing import Protocol
@@ -15,6 +16,9 @@ from anyio import Lock, sleep
 from anyio.lowlevel import checkpoint
 
 from anyecho.server.limits import ConnectionLimit
+from anyecho.throttled_log import ThrottledLog
+
+logger = logging.getLogger("anyecho.server")
 
 #: One connection in so many may be one that shakes hands, and so cannot take the places of all others; who comes
 #: besides waits in the backlog, at TLS's listeners only.
@@ -43,6 +47,8 @@ class Handshakes:
         #: For tasks, one of which at a time takes a step, and the loop a round after it: a hundred that have come
         #: at once would keep everybody else waiting for as long as they take together.
         self.turn = Lock(fast_acquire=True)
+        #: Tells of those that failed by what the peer said: most strangers of the Internet do not speak TLS.
+        self.failures = ThrottledLog(logger)
 
     def __len__(self) -> int:
         return len(self._began)

@@ -12,7 +12,6 @@ import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from anyio import EndOfStream, TaskHandle, move_on_after
@@ -21,6 +20,7 @@ from anyecho.net.proxied import HeaderReader
 from anyecho.net.proxy_protocol import ProxyProtocolError, Versions
 from anyecho.net.tls_contexts import Certificates
 from anyecho.server.connection import EXPECTED, Asserted, Connection, Engine
+from anyecho.throttled_log import ThrottledLog
 
 if TYPE_CHECKING:
     import socket
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from anyecho.net.fallback import Registration
 
 logger = logging.getLogger("anyecho.server")
-
-#: At most one log line in this many seconds about those who are turned away, however many they are.
-_LOG_EVERY = 10.0
 
 
 class Entrance(NamedTuple):
@@ -50,16 +47,11 @@ class Doorman(Engine):
     proxy_timeout: float
     #: Takes the socket over and returns true; or gives the introduction the reason why not.
     hand_over: Callable[[Introduction], bool]
-    _logged_at: float = field(init=False, default=-_LOG_EVERY)
-    _unlogged: int = field(init=False, default=0)
+    _refusals: ThrottledLog = field(init=False, default_factory=lambda: ThrottledLog(logger))
 
     def tell_refusal(self, peer: str, why: object) -> None:
-        """Log that `peer` was turned away, and how many were since the last such line."""
-        self._unlogged += 1
-        if monotonic() - self._logged_at >= _LOG_EVERY:
-            logger.warning("turned away %s: %s (%d times)", peer, why, self._unlogged)
-            self._logged_at = monotonic()
-            self._unlogged = 0
+        """Log that `peer` was turned away; of many, one in a while."""
+        self._refusals.warn("turned away %s: %s", peer, why)
 
 
 class Introduction(Connection):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import resource
 import socket
 import ssl
@@ -197,9 +198,17 @@ def dawdle(sock: socket.socket) -> None:
     assert receive_all(sock) == b""
 
 
-@pytest.mark.parametrize("behave", [other_protocol, nonsense, old_version, vanish, leave, dawdle])
+@pytest.mark.parametrize(
+    ("behave", "logged"),
+    [
+        (other_protocol, "http request"),
+        (nonsense, "unexpected message"),
+        (old_version, "unsupported protocol"),
+        *((silent, "") for silent in (vanish, leave, dawdle)),
+    ],
+)
 async def test_a_handshake_that_fails_costs_nobody_else_anything(
-    behave: Any, files: Files, caplog: pytest.LogCaptureFixture
+    behave: Any, logged: str, files: Files, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with (
         open_server(TLS, options=options(files, handshake_timeout=0.3)) as server,
@@ -213,7 +222,10 @@ async def test_a_handshake_that_fails_costs_nobody_else_anything(
         await neighbour.send(b"still here")
         assert await neighbour.receive() == b"still here"
 
-    assert not caplog.records
+    why = [
+        re.fullmatch(r"handshake with 127\.0\.0\.1_\d+ failed: (.*) \(1 times\)", line) for line in caplog.messages
+    ]
+    assert [each and each[1] for each in why] == [logged] * bool(logged)
 
 
 @pytest.mark.slow
