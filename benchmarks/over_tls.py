@@ -1,8 +1,9 @@
-"""What an echo over TLS costs, and an idle connection, and a handshake: ``python over_tls.py [ROUNDS [SECONDS]]``.
+"""What an echo over TLS costs, an idle connection, a handshake: ``over_tls.py [ROUNDS [SECONDS [NAME,...]]]``.
 
 As `run.py` has it: one server at a time on the first core, the load on the last, every reply compared, the order
-turned round each round, medians with the least and the most. TLS 1.3, and a certificate with a P-256 key. The load
-is in C, and needs a compiler and OpenSSL's headers: one in Python keeps no server busy, and measures how they park.
+turned round each round, medians with the least and the most; then anyecho's beside others', by medians and by
+rounds. TLS 1.3, AES with 128 bits, and a certificate with a P-256 key. The load is in C, and needs a compiler and
+OpenSSL's headers: one in Python keeps no server busy, and measures how they park.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import trustme
@@ -28,10 +31,30 @@ PEERS = Path(__file__).parent / "peers"
 BACKENDS = ("asyncio", "uvloop", "trio")
 #: Connections, and bytes of a message.
 WORKLOADS = {"50 x 64 B": (50, 64), "10 x 64 KiB": (10, 64 * 1024)}
+#: What each server echoes first, for 0.1 s. Without it, uvloop's and anyio's ask the kernel for memory anew for
+#: each message, and cost up to three times as much.
+WARM_UP = (50, 64)
 IDLE = 500
 #: Of handshakes made at a time.
 BURST = 100
 BURSTS = 3
+#: A figure of a server, and the limit for it, a multiple of another's.
+TARGETS = [
+    *(
+        (figure, f"anyecho-events-{backend}", limit, peer)
+        for backend in BACKENDS
+        for figure, limit, peer in (
+            ("50 x 64 B: CPU us/echo", "<= 1.05", "go"),
+            ("50 x 64 B: CPU us/echo", "<= 1.05", "uvloop-protocol"),
+            ("10 x 64 KiB: MB/s", ">= 1.0", "uvloop-protocol"),
+            ("handshakes/s of its core", ">= 1.0", "uvloop-protocol"),
+        )
+    ),
+    *(
+        ("50 x 64 B: CPU us/echo", f"anyecho-tasks-{backend}", limit, f"anyio-{backend}")
+        for backend, limit in zip(BACKENDS, ("<= 0.4", "<= 0.6", "<= 0.75"), strict=True)
+    ),
+]
 
 
 class Connection:
@@ -72,20 +95,28 @@ def connected(port: int, context: ssl.SSLContext, count: int) -> Iterator[None]:
             each.sock.close()
 
 
-def measure(server: Running, context: ssl.SSLContext, folder: Path, seconds: float) -> Iterator[tuple[str, float]]:
-    for name, (count, size) in WORKLOADS.items():
-        arguments = (folder / "load", str(server.port), str(count), str(size), folder / "ca.pem")
-        with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as loading:
-            assert loading.stdin is not None
-            assert loading.stdout is not None
-            assert loading.stdout.readline() == "ready\n"
-            spent = server.processor_ns()
-            print(seconds, file=loading.stdin, flush=True)
-            echoes, took = map(float, loading.stdout.readline().split())
-            spent = server.processor_ns() - spent
-        yield f"{name}: CPU us/echo", spent / echoes / 1e3
-        yield f"{name}: MB/s", echoes * size / took / 1e6
+def echo(server: Running, name: str, folder: Path, seconds: float) -> Iterator[tuple[str, float]]:
+    load(server, *WARM_UP, folder, 0.1)
+    count, size = WORKLOADS[name]
+    spent, echoes, took = load(server, count, size, folder, seconds)
+    yield f"{name}: CPU us/echo", spent / echoes / 1e3
+    yield f"{name}: MB/s", echoes * size / took / 1e6
 
+
+def load(server: Running, count: int, size: int, folder: Path, seconds: float) -> tuple[float, float, float]:
+    """The server's nanoseconds, the echoes, and the seconds they took."""
+    arguments = (folder / "load", str(server.port), str(count), str(size), folder / "ca.pem")
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as loading:
+        assert loading.stdin is not None
+        assert loading.stdout is not None
+        assert loading.stdout.readline() == "ready\n"
+        spent = server.processor_ns()
+        print(seconds, file=loading.stdin, flush=True)
+        echoes, took = map(float, loading.stdout.readline().split())
+        return server.processor_ns() - spent, echoes, took
+
+
+def hold(server: Running, context: ssl.SSLContext) -> Iterator[tuple[str, float]]:
     with connected(server.port, context, 100):  # whatever is made once is made now
         pass
     before = server.private_bytes()
@@ -150,7 +181,8 @@ def commands(folder: Path) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def main(rounds: int = 5, seconds: float = 0.5) -> None:
+def main(rounds: int = 5, seconds: float = 0.5, names: str = "") -> None:
+    """Measure those whose name begins with one of `names`."""
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     ca = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -160,21 +192,40 @@ def main(rounds: int = 5, seconds: float = 0.5) -> None:
         ca.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(f"{folder}/certificate.pem")
         ca.cert_pem.write_to_path(f"{folder}/ca.pem")
         subprocess.run(("cc", "-O2", "-o", f"{folder}/load", PEERS / "tls_load.c", "-lssl", "-lcrypto"), check=True)
-        servers = list(commands(Path(folder)).items())
-        for turn in range(rounds):
+        wanted = tuple(names.split(","))
+        servers = [each for each in commands(Path(folder)).items() if each[0].startswith(wanted)]
+        kinds: list[Callable[[Running], Iterator[tuple[str, float]]]] = [
+            *(partial(echo, name=name, folder=Path(folder), seconds=seconds) for name in WORKLOADS),
+            partial(hold, context=context),
+        ]
+        # Those who are compared have their turn within seconds: a machine is seldom the same for longer.
+        for turn, kind in product(range(rounds), kinds):
             for name, command in servers[:: -1 if turn % 2 else 1]:
                 print(f"round {turn + 1}/{rounds}  {name}", file=sys.stderr)
                 with running(command, core=0) as server:
-                    for figure, value in measure(server, context, Path(folder), seconds):
+                    for figure, value in kind(server):
                         values[figure][name].append(value)
 
+    report(values)
+
+
+def report(values: dict[str, dict[str, list[float]]]) -> None:
     print("|", *(f"{figure} |" for figure in ("", *values)))
     print("|---|" + "---:|" * len(values))
-    for name, _ in servers:
+    for name in next(iter(values.values())):
         cells = [values[figure][name] for figure in values]
         texts = (f"{statistics.median(cell):.1f} ({min(cell):.1f}-{max(cell):.1f})" for cell in cells)
         print(f"| {name} |", *(f"{text} |" for text in texts))
 
+    print("\n| figure | server | limit | by the medians | by the rounds |\n|---|---|---:|---:|---:|")
+    for figure, server, limit, peer in TARGETS:
+        if {server, peer} <= values[figure].keys():
+            ours, theirs = values[figure][server], values[figure][peer]
+            rounds = [mine / other for mine, other in zip(ours, theirs, strict=True)]
+            quotient = f"{statistics.median(ours) / statistics.median(theirs):.2f}"
+            spread = f"{statistics.median(rounds):.2f} ({min(rounds):.2f}-{max(rounds):.2f})"
+            print("|", " | ".join((figure, server, f"{limit} x {peer}", quotient, spread)), "|")
+
 
 if __name__ == "__main__":
-    main(*(kind(text) for kind, text in zip((int, float), sys.argv[1:], strict=False)))
+    main(*(kind(text) for kind, text in zip((int, float, str), sys.argv[1:], strict=False)))
