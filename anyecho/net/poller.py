@@ -30,8 +30,10 @@ _SLICE = 0.001
 _PATIENCE = 0.00005
 #: once that was in vain, only after so many waits that ended soon.
 _DOUBT = 8
-#: Events that tasks may dispatch themselves before it is the Poller's turn: at worst 6 ms of callbacks.
+#: Events that tasks may dispatch themselves before it is the Poller's turn, and how many before they look at the
+#: clock: a step of a TLS handshake takes most of a slice.
 _GLANCE = 64
+_PIECE = 8
 
 
 class Poller:
@@ -91,17 +93,17 @@ class Poller:
         Not while another batch is dispatched, which yields: what that says of a number that is somebody else's by
         then would be believed.
         """
-        if self._dispatching or not self._glance:
-            return
-
-        events = self.epoll.poll(0, self._glance)
-        self._glance -= len(events)
-        self.batch += 1
-        batch, registered = self.batch, self.registered
-        for descriptor, mask in events:
-            pollable = registered.get(descriptor)
-            if pollable is not None and pollable.batch != batch:
-                pollable.dispatch(mask)
+        over = monotonic() + _SLICE
+        while not (self._dispatching or self.epoll.closed) and self._glance > 0:
+            events = self.epoll.poll(0, _PIECE)
+            self._glance -= len(events)
+            self.batch += 1
+            for descriptor, mask in events:
+                pollable = self.registered.get(descriptor)
+                if pollable is not None and pollable.batch != self.batch:
+                    pollable.dispatch(mask)
+            if len(events) < _PIECE or monotonic() > over:
+                return
 
     async def run(self, scope: CancelScope) -> None:
         """Dispatch events until `scope` is cancelled; then tell everybody that nothing more will come."""

@@ -209,7 +209,7 @@ class Records:
         incoming = self._incoming
         try:
             while count := tls.read(RECORD, buffer):
-                tls.write(buffer[:count])
+                tls.write(buffer[:count])  # all of it: one record, into memory
                 self.given += count
                 # A record that did not fill the buffer has left nothing in OpenSSL's own.
                 if not incoming.pending and (count < RECORD or not tls.pending()):

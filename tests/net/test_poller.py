@@ -326,6 +326,39 @@ async def test_a_peer_that_lets_the_poller_sleep_is_not_prompt(
 
 
 @needs_epoll
+async def test_a_look_at_callbacks_that_take_long_ends_with_the_slice(epoll: Poller, opened: ExitStack) -> None:
+    calls = 0
+    watches: list[Watch] = []
+    for number in range(30):
+
+        def busy(number: int = number) -> None:
+            nonlocal calls
+            calls += 1
+            watches[number].pause()
+            end = time.monotonic() + 0.001
+            while time.monotonic() < end:
+                pass
+
+        peer, ours = quiet_pair("unix", opened)
+        watches.append(epoll.watch(ours, busy))
+        peer.send(b"x")
+
+    epoll.look()
+    assert 0 < calls < 30
+    with fail_after(5):
+        while calls < 30:
+            await checkpoint()
+
+
+@needs_epoll
+async def test_a_look_after_the_poller_has_stopped_is_harmless(epoll: Poller) -> None:
+    async with open_poller() as stopped:
+        assert isinstance(stopped, Poller)
+
+    stopped.look()
+
+
+@needs_epoll
 async def test_a_prompt_peer_that_falls_silent_is_slept_for(epoll: Poller, opened: ExitStack) -> None:
     peer, ours = quiet_pair("tcp", opened)
     registration = epoll.register(ours)
