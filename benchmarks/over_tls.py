@@ -2,8 +2,8 @@
 
 As `run.py` has it: one server at a time on the first core, the load on the last, every reply compared, the order
 turned round each round, medians with the least and the most; then anyecho's beside others', by medians and by
-rounds. TLS 1.3, AES with 128 bits, and a certificate with a P-256 key. The load is in C, and needs a compiler and
-OpenSSL's headers: one in Python keeps no server busy, and measures how they park.
+rounds. TLS 1.3, with AES of 128 bits for echoes, and a certificate with a P-256 key. The load is in C, and needs a
+compiler and OpenSSL's headers: one in Python keeps no server busy, and measures how they park.
 """
 
 from __future__ import annotations
@@ -192,8 +192,10 @@ def main(rounds: int = 5, seconds: float = 0.5, names: str = "") -> None:
         ca.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(f"{folder}/certificate.pem")
         ca.cert_pem.write_to_path(f"{folder}/ca.pem")
         subprocess.run(("cc", "-O2", "-o", f"{folder}/load", PEERS / "tls_load.c", "-lssl", "-lcrypto"), check=True)
-        wanted = tuple(names.split(","))
+        wanted = tuple(filter(None, names.split(","))) or ("",)
         servers = [each for each in commands(Path(folder)).items() if each[0].startswith(wanted)]
+        if not servers:
+            sys.exit(f"over_tls.py: no server's name begins with {names}")
         kinds: list[Callable[[Running], Iterator[tuple[str, float]]]] = [
             *(partial(echo, name=name, folder=Path(folder), seconds=seconds) for name in WORKLOADS),
             partial(hold, context=context),
