@@ -75,6 +75,20 @@ def quiet_pair(kind: str, opened: ExitStack) -> tuple[socket.socket, socket.sock
     return peer, ours
 
 
+def prompt_pair(epoll: Poller, opened: ExitStack) -> tuple[socket.socket, PolledRegistration]:
+    """A peer that answered at once the last time, and has said nothing since."""
+    peer, ours = quiet_pair("tcp", opened)
+    registration = epoll.register(ours)
+    registration.may_read, registration._prompt = False, True
+    return peer, registration
+
+
+def keep_busy(seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+
+
 @pytest.mark.parametrize("kind", KINDS)
 async def test_an_edge_that_passed_is_not_missed(kind: str, poller: Poller | Fallback, opened: ExitStack) -> None:
     peer, ours = quiet_pair(kind, opened)
@@ -252,9 +266,7 @@ async def test_a_look_in_the_middle_of_a_batch_changes_nothing_for_it(
     def take_long(name: str) -> None:
         calls.append(name)
         watches[name].pause()
-        end = time.monotonic() + 0.003
-        while time.monotonic() < end:
-            pass
+        keep_busy(0.003)
 
     async def interrupted() -> None:
         if len(calls) == 1 and "new" not in watches:
@@ -335,9 +347,7 @@ async def test_a_look_at_callbacks_that_take_long_ends_with_the_slice(epoll: Pol
             nonlocal calls
             calls += 1
             watches[number].pause()
-            end = time.monotonic() + 0.001
-            while time.monotonic() < end:
-                pass
+            keep_busy(0.001)
 
         peer, ours = quiet_pair("unix", opened)
         watches.append(epoll.watch(ours, busy))
@@ -360,9 +370,7 @@ async def test_a_look_after_the_poller_has_stopped_is_harmless(epoll: Poller) ->
 
 @needs_epoll
 async def test_a_prompt_peer_that_falls_silent_is_slept_for(epoll: Poller, opened: ExitStack) -> None:
-    peer, ours = quiet_pair("tcp", opened)
-    registration = epoll.register(ours)
-    registration.may_read, registration._prompt = False, True
+    peer, registration = prompt_pair(epoll, opened)
     with fail_after(5):
         async with create_task_group() as tasks:
             tasks.start_soon(registration.readable)
@@ -373,9 +381,7 @@ async def test_a_prompt_peer_that_falls_silent_is_slept_for(epoll: Poller, opene
 
 @needs_epoll
 async def test_a_look_that_is_cancelled_leaves_the_place_free(epoll: Poller, opened: ExitStack) -> None:
-    peer, ours = quiet_pair("tcp", opened)
-    registration = epoll.register(ours)
-    registration.may_read, registration._prompt = False, True
+    peer, registration = prompt_pair(epoll, opened)
     with CancelScope() as scope:
         scope.cancel()
         await registration.readable()
@@ -389,9 +395,7 @@ async def test_a_look_that_is_cancelled_leaves_the_place_free(epoll: Poller, ope
 
 @needs_epoll
 async def test_a_look_at_what_is_being_closed_is_refused(epoll: Poller, opened: ExitStack) -> None:
-    _, ours = quiet_pair("tcp", opened)
-    registration = epoll.register(ours)
-    registration.may_read, registration._prompt = False, True
+    _, registration = prompt_pair(epoll, opened)
 
     async def close() -> None:
         registration.close()
@@ -478,9 +482,7 @@ async def test_callbacks_that_take_long_let_tasks_run(
         def busy(number: int = number) -> None:
             order.append("callback")
             watches[number].pause()
-            end = time.monotonic() + 0.003
-            while time.monotonic() < end:
-                pass
+            keep_busy(0.003)
 
         watches.append(epoll.watch(ours, busy))
 
