@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 
 from anyecho.address import Address, TCPAddress, UnixAddress
-from anyecho.net import poller as poller_module
 from anyecho.net.poller import Fallback, Poller, open_poller
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
 from tests.process import Processes
+from tests.without_epoll import remove_epoll
 
 BACKENDS = {
     "asyncio": ("asyncio", {}),
@@ -38,7 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--fallback"):
-        poller_module.HAVE_EPOLL = False
+        remove_epoll()
 
 
 @pytest.fixture(params=list(BACKENDS.values()), ids=list(BACKENDS))

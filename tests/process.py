@@ -37,11 +37,11 @@ from threading import Thread
 from typing import IO, Any
 
 from anyecho.address import TCPAddress, UnixAddress, parse_address
+from tests.without_epoll import PRELUDE
 
 #: Generous: two cores, and a suite that runs on both.
 PATIENCE = 20.0
 
-_WITHOUT_EPOLL = "import anyecho.net.poller as poller; poller.HAVE_EPOLL = False; "
 _MAIN = "import sys; from anyecho.__main__ import main; sys.argv[0] = 'anyecho'; main()"
 
 
@@ -95,7 +95,7 @@ class Process:
 
 class Processes:
     def __init__(self, *, fallback: bool) -> None:
-        self._prelude = _WITHOUT_EPOLL if fallback else ""
+        self._prelude = PRELUDE if fallback else ""
         self._started: list[Process] = []
 
     def start(

@@ -11,14 +11,16 @@ __all__ = ("Reflector",)
 import logging
 import socket
 import sys
+from typing import TYPE_CHECKING
 
 from anyio import sleep
 
-from anyecho.net import mmsg
 from anyecho.net.datagram_counts import DatagramCounts, Guard, Source
-from anyecho.net.mmsg import Batched
 from anyecho.net.poller import Fallback, Poller, call_while_readable
 from anyecho.net.singly import Singly
+
+if TYPE_CHECKING:
+    from anyecho.net.mmsg import Batched
 
 logger = logging.getLogger("anyecho.server")
 
@@ -46,7 +48,7 @@ class Reflector:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _QUEUE_SIZE)
         # The routing table would not always choose the address that was asked. With one address it must.
         asked = _unmapped(sock.getsockname()[0]) in _ANY and _learn_who_was_asked(sock)
-        self._echo: Batched | Singly = (Batched if mmsg.HAVE_MMSG else Singly)(sock, asked=asked)
+        self._echo: Batched | Singly = _way_of_echoing()(sock, asked=asked)
 
     async def run(self, poller: Poller | Fallback) -> None:
         """Reflect until cancelled."""
@@ -69,6 +71,17 @@ class Reflector:
         except Exception:
             logger.exception("error while echoing datagrams")
             return False
+
+
+def _way_of_echoing() -> type[Batched] | type[Singly]:
+    """In batches where the system calls for that can be had."""
+    try:
+        # Here, because it needs ctypes, which a Python built without libffi does not have.
+        from anyecho.net import mmsg
+    except ImportError:
+        return Singly
+
+    return mmsg.Batched if mmsg.HAVE_MMSG else Singly
 
 
 class _Unmapping:

@@ -6,7 +6,7 @@ reads and writes no byte and closes no socket.
 
 from __future__ import annotations
 
-__all__ = ("HAVE_EPOLL", "Fallback", "Poller", "call_while_readable", "open_poller")
+__all__ = ("Fallback", "Poller", "call_while_readable", "has_epoll", "open_poller")
 
 import select
 import socket
@@ -19,9 +19,6 @@ from anyio.lowlevel import checkpoint
 
 from anyecho.net.fallback import Fallback
 from anyecho.net.registration import PROMPT, Pollable, PolledRegistration, Watch
-
-#: Tests set this false to run everything on the fallback once.
-HAVE_EPOLL = hasattr(select, "epoll")
 
 #: Callbacks alone may keep the loop from everybody else for this long.
 _SLICE = 0.001
@@ -164,6 +161,11 @@ class Poller:
         self._yielded_at = monotonic()
 
 
+def has_epoll() -> bool:
+    """Whether a `Poller` can be opened: not on macOS and BSD, nor where gevent or eventlet has patched `select`."""
+    return hasattr(select, "epoll")
+
+
 async def call_while_readable(poller: Poller | Fallback, sock: socket.socket, turn: Callable[[], bool]) -> None:
     """Call `turn`, which must not raise, while there is something to read, until it says that it has to pause.
 
@@ -200,7 +202,7 @@ async def open_poller() -> AsyncIterator[Poller | Fallback]:
     It outlives a cancellation from outside until the block is left, because connections that are closing
     politely still wait for it then. The block must end them all before it ends.
     """
-    if not HAVE_EPOLL:
+    if not has_epoll():
         yield Fallback()
         return
 

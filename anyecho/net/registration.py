@@ -14,7 +14,6 @@ __all__ = (
     "short_read_empties",
 )
 
-import select
 import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
@@ -27,15 +26,15 @@ from anyecho.net.fallback import Registration
 if TYPE_CHECKING:
     from anyecho.net.poller import Poller
 
-if hasattr(select, "epoll"):
-    #: What may be asked of `Poller.report`, level-triggered. Errors and hang-ups are reported with either.
-    READ = select.EPOLLIN
-    WRITE = select.EPOLLOUT
-    #: Edge-triggered. Unless something `ODD` is reported, a short read has taken all, where `short_read_empties`.
-    READ_ONCE = READ | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
-    _MAY_WRITE = WRITE | select.EPOLLERR | select.EPOLLHUP
-    _MAY_READ = ~WRITE
-    ODD = ~(READ | WRITE)
+# The numbers of epoll_ctl(2) rather than Python's names, which are missing from `select` where there is no epoll.
+#: What may be asked of `Poller.report`, level-triggered. Errors and hang-ups are reported with either.
+READ = 0x001  # EPOLLIN
+WRITE = 0x004  # EPOLLOUT
+#: Edge-triggered. Unless something `ODD` is reported, a short read has taken all, where `short_read_empties`.
+READ_ONCE = READ | 0x2000 | 0x002 | 1 << 31  # EPOLLRDHUP, EPOLLPRI, EPOLLET
+_MAY_WRITE = WRITE | 0x008 | 0x010  # EPOLLERR, EPOLLHUP
+_MAY_READ = ~WRITE
+ODD = ~(READ | WRITE)
 
 #: Rounds of the Poller, without an idle one, in which a prompt peer has answered.
 PROMPT = 2

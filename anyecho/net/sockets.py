@@ -89,7 +89,9 @@ class SocketOptions:
             # The kernel's limit is an int of milliseconds: 24 days, which "off" (infinite) shall mean too.
             options["TCP_USER_TIMEOUT"] = math.ceil(min(self.tcp_user_timeout * 1000, 2**31 - 1))
         if self.keepalive:
-            options |= {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
+            # macOS calls the first one TCP_KEEPALIVE.
+            idle = "TCP_KEEPIDLE" if hasattr(socket, "TCP_KEEPIDLE") else "TCP_KEEPALIVE"
+            options |= {idle: 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
 
         return options
 

@@ -19,9 +19,9 @@ from collections.abc import Sequence
 import pytest
 
 from anyecho.backends import BACKENDS, Backend
-from anyecho.net import poller
 from tests.faults.runner import SCENARIOS, inject, said
 from tests.faults.table import EXCUSED, ROWS, Scenario
+from tests.without_epoll import remove_epoll
 
 
 def observe(scenario: Scenario, backend: Backend) -> tuple[bool, str]:
@@ -62,7 +62,8 @@ def main() -> int:
     parser.add_argument("--fallback", action="store_true", help="without epoll, as on a system that has none")
     parser.add_argument("--alone", help="print as JSON what one scenario observed; it has the network to itself")
     wanted = parser.parse_args()
-    poller.HAVE_EPOLL = poller.HAVE_EPOLL and not wanted.fallback
+    if wanted.fallback:
+        remove_epoll()
     backends = wanted.backend or BACKENDS
     if wanted.alone is None:
         return 0 if print_table(wanted.row or list(ROWS), backends) else 1

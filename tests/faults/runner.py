@@ -37,7 +37,7 @@ _LOOPBACK_UP = "ip link set lo up && exec"
 @contextmanager
 def opened_scene(backend: Backend) -> Iterator[Scene]:
     """A scene of its own; no process of it outlives the block."""
-    processes = Processes(fallback=not poller.HAVE_EPOLL)
+    processes = Processes(fallback=not poller.has_epoll())
     # pytest's own directories can fill all the 107 bytes of a Unix socket's path.
     with tempfile.TemporaryDirectory(prefix="ae") as directory:
         try:
@@ -65,7 +65,7 @@ def _inject_alone(scenario: Scenario, backend: Backend) -> Observed:
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("no network namespace may be made here")
 
-    fallback = [] if poller.HAVE_EPOLL else ["--fallback"]
+    fallback = [] if poller.has_epoll() else ["--fallback"]
     run = [sys.executable, "-m", "tests.faults", "--alone", scenario.name, "--backend", backend, *fallback]
     command = [*unshare, "sh", "-c", f'{_LOOPBACK_UP} "$@"', "sh", *run]
     ended = subprocess.run(command, capture_output=True, timeout=2 * PATIENCE, text=True)

@@ -45,7 +45,7 @@ Engine: TypeAlias = Literal["tasks", "events"]
 
 def engines() -> Sequence[Engine]:
     """The engines that there are here."""
-    return ("tasks", "events") if poller.HAVE_EPOLL else ("tasks",)
+    return ("tasks", "events") if poller.has_epoll() else ("tasks",)
 
 
 def unix(scene: Scene, name: str = "echo") -> UnixAddress:

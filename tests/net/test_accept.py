@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 from anyio import CancelScope, Event, create_task_group, fail_after, move_on_after, wait_all_tasks_blocked
 
-from anyecho.net import poller as poller_module
 from anyecho.net.accept import Acceptor
 from anyecho.net.poller import Fallback, Poller, open_poller
 
@@ -258,7 +257,6 @@ async def test_a_kernel_that_watches_no_more_sockets_is_asked_again(
         report(self, descriptor, mask, pollable)
 
     report = Poller.report
-    monkeypatch.setattr(poller_module, "HAVE_EPOLL", True)
     monkeypatch.setattr(Poller, "report", register)
     async with open_poller() as poller, create_task_group() as tasks:
         tasks.start_soon(door.acceptor.run, poller)

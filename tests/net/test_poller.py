@@ -40,9 +40,7 @@ def opened() -> Iterator[ExitStack]:
 
 
 @pytest.fixture
-async def epoll(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Poller]:
-    """A Poller, also in the run in which everything else is made to do without."""
-    monkeypatch.setattr(poller_module, "HAVE_EPOLL", True)
+async def epoll() -> AsyncIterator[Poller]:
     async with open_poller() as poller:
         assert isinstance(poller, Poller)
         yield poller
@@ -540,8 +538,7 @@ async def test_silence_after_one_that_spoke_alone_parks_the_poller(
 
 
 @needs_epoll
-async def test_a_poller_that_stops_wakes_its_waiters(opened: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(poller_module, "HAVE_EPOLL", True)
+async def test_a_poller_that_stops_wakes_its_waiters(opened: ExitStack) -> None:
     _, ours = quiet_pair("unix", opened)
     async with create_task_group() as tasks:
         with fail_after(5):
@@ -553,10 +550,7 @@ async def test_a_poller_that_stops_wakes_its_waiters(opened: ExitStack, monkeypa
 
 
 @needs_epoll
-async def test_a_poller_works_on_while_its_block_is_cancelled(
-    opened: ExitStack, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(poller_module, "HAVE_EPOLL", True)
+async def test_a_poller_works_on_while_its_block_is_cancelled(opened: ExitStack) -> None:
     peer, ours = quiet_pair("unix", opened)
     with CancelScope() as outside:
         async with open_poller() as poller:
@@ -587,10 +581,7 @@ async def test_callbacks_without_end_let_tasks_run_too(epoll: Poller, opened: Ex
 
 @needs_epoll
 @pytest.mark.parametrize("way", ["readable", "writable"])
-async def test_a_call_after_the_poller_has_stopped_is_refused(
-    way: str, opened: ExitStack, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(poller_module, "HAVE_EPOLL", True)
+async def test_a_call_after_the_poller_has_stopped_is_refused(way: str, opened: ExitStack) -> None:
     _, ours = quiet_pair("unix", opened)
     async with open_poller() as poller:
         registration = poller.register(ours)

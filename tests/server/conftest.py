@@ -28,7 +28,7 @@ def believing(files: Files) -> ConnectOptions:
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The engine of every server in these tests that does not ask for one itself, real processes included."""
     name: str = request.param
-    if name == "events" and not poller.HAVE_EPOLL:
+    if name == "events" and not poller.has_epoll():
         pytest.skip("there is no events engine without epoll")
     defaults = ServeOptions.__init__.__kwdefaults__
     assert defaults is not None

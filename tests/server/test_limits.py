@@ -478,7 +478,7 @@ def test_what_is_no_network_is_found_before_anything_is_opened() -> None:
 
 
 async def test_a_limited_connection_behind_a_proxy_is_turned_by_the_events_engine() -> None:
-    if not poller_module.HAVE_EPOLL:
+    if not poller_module.has_epoll():
         pytest.skip("there is no events engine without epoll")
     options = ServeOptions(
         engine="auto", max_connections_per_ip=9, proxy_protocol="v2", proxy_trusted=("127.0.0.1",)

@@ -69,7 +69,7 @@ async def blocks() -> int:
 
 
 async def test_a_message_is_not_told_of_or_timed(server: Server) -> None:
-    if not poller.HAVE_EPOLL:
+    if not poller.has_epoll():
         pytest.skip("without epoll, every wait has an Event of its own")
     called: Counter[str] = Counter()
 
