@@ -102,8 +102,9 @@ WALLS = {
     "sys.exit": ("cli", "__main__"),
 }
 
-#: The names are lazy here; Ctrl-C may come there while the command line is being imported; trustme is an extra.
-MAY_IMPORT_LATE = ("", "__main__", "net.tls_contexts")
+#: The names are lazy here; Ctrl-C may come there while the command line is being imported; trustme is an extra;
+#: ctypes is missing from a Python that was built without libffi.
+MAY_IMPORT_LATE = ("", "__main__", "net.datagrams", "net.tls_contexts")
 
 
 def is_within(name: str, outer: str) -> bool:
