@@ -22,6 +22,7 @@ import pytest
 
 from anyecho.cli.main import main
 from anyecho.units import format_duration
+from tests.machine import needs_ipv6
 from tests.process import (
     Processes,
     accepts,
@@ -251,6 +252,7 @@ def test_other_peoples_servers_echo_as_well(processes: Processes, short_path: Pa
             socat.terminate()
 
 
+@needs_ipv6
 def test_a_family_can_be_chosen(processes: Processes, send: Send) -> None:
     port = port_of(processes.serve("-b", "tcp://[::1]:0").addresses[0])
 

@@ -186,7 +186,7 @@ async def more_than_the_maximum(_: Scene) -> Observed:
 
 
 @injects(21, "100 call where at most 50 may be, and over_limit=close; and 10 of one address where 5 may be")
-async def more_than_the_maximum_closed(_: Scene) -> Observed:
+async def more_than_the_maximum_closed(scene: Scene) -> Observed:
     options = ServeOptions(max_connections=51, over_limit="close", linger=0.1)
     async with open_server(TCP, options=options) as server, neighbour(server.addresses[0]):
         with dialled(server.addresses[0], 100) as callers:
@@ -198,7 +198,7 @@ async def more_than_the_maximum_closed(_: Scene) -> Observed:
             over_limit = dict(server.stats.closed)
 
     options = ServeOptions(max_connections_per_ip=5, linger=0.1)
-    async with open_server(TCP, "tcp://[::1]:0", options=options) as server:
+    async with open_server(TCP, unix(scene), options=options) as server:
         one, other = server.addresses
         async with neighbour(other):
             with dialled(one, 10) as callers:

@@ -5,7 +5,6 @@ from __future__ import annotations
 __all__ = ("SCENARIOS", "inject", "opened_scene", "said")
 
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ import pytest
 from anyecho.backends import Backend
 from anyecho.net import poller
 from tests.faults.table import SCENARIOS, Observed, Scenario, Scene
+from tests.machine import network_namespace
 from tests.process import PATIENCE, Processes
 
 _THEMES = (
@@ -31,7 +31,7 @@ for _theme in _THEMES:
     import_module(_module)
 
 #: The namespace's own loopback is down at first.
-_LOOPBACK_UP = "ip link set lo up && exec"
+_LOOPBACK_UP = "link set lo up"
 
 
 @contextmanager
@@ -59,15 +59,9 @@ def inject(scenario: Scenario, backend: Backend, *, alone: bool = False) -> Obse
 
 
 def _inject_alone(scenario: Scenario, backend: Backend) -> Observed:
-    unshare = [shutil.which("unshare") or "unshare", "--map-root-user", "--net"]
-    try:
-        subprocess.run([*unshare, "ip", "link", "set", "lo", "up"], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("no network namespace may be made here")
-
     fallback = [] if poller.has_epoll() else ["--fallback"]
     run = [sys.executable, "-m", "tests.faults", "--alone", scenario.name, "--backend", backend, *fallback]
-    command = [*unshare, "sh", "-c", f'{_LOOPBACK_UP} "$@"', "sh", *run]
+    command = [*network_namespace(_LOOPBACK_UP), *run]
     ended = subprocess.run(command, capture_output=True, timeout=2 * PATIENCE, text=True)
     assert ended.returncode == 0, ended.stderr
     observed: dict[str, object] = json.loads(ended.stdout)

@@ -30,6 +30,7 @@ from anyecho.net.poller import Fallback, Poller
 from anyecho.net.proxy_protocol import parse_header
 from anyecho.net.sockets import SocketOptions
 from anyecho.net.stream import PolledStream
+from tests.machine import LOOPBACK_HOSTS, needs_ipv6
 
 OPTIONS = SocketOptions()
 
@@ -58,7 +59,7 @@ async def test_a_stream_is_connected(polled: bool, poller: Poller | Fallback, op
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("host", LOOPBACK_HOSTS)
 async def test_the_first_that_is_said_may_be_who_calls(
     host: str, version: Literal["v1", "v2"], opened: ExitStack
 ) -> None:
@@ -91,6 +92,7 @@ async def test_one_who_hangs_up_on_the_header_was_no_connection(
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+@needs_ipv6
 async def test_localhost_finds_a_server_on_either_family(opened: ExitStack) -> None:
     for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
         listener = opened.enter_context(socket.create_server((host, 0), family=family))
@@ -99,6 +101,7 @@ async def test_localhost_finds_a_server_on_either_family(opened: ExitStack) -> N
             assert stream.extra(SocketAttribute.remote_address)[0] == host
 
 
+@needs_ipv6
 async def test_a_family_that_was_asked_for_is_the_only_one_tried(opened: ExitStack) -> None:
     listener = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
     address = TCPAddress(host="localhost", port=listener.getsockname()[1])

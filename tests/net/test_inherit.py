@@ -14,6 +14,7 @@ from anyecho.address import FDAddress, ProxyMode, TCPAddress, UDPAddress, UnixAd
 from anyecho.errors import BindError
 from anyecho.net.listen import Listener, open_listeners
 from anyecho.net.sockets import SocketOptions
+from tests.machine import LOOPBACK_HOSTS, needs_ipv6
 
 #: The kernel's number; Python's socket module has no name for it.
 SO_TIMESTAMP = 29
@@ -74,7 +75,7 @@ async def test_a_socket_file_stays_too(short_path: Path) -> None:
             client.connect(path)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "::"])
+@pytest.mark.parametrize("host", [*LOOPBACK_HOSTS, pytest.param("::", marks=needs_ipv6)])
 async def test_a_udp_socket_has_the_address_it_is_bound_to(host: str) -> None:
     with udp(host) as given:
         async with inherited(given.fileno()) as [listener]:

@@ -17,8 +17,7 @@ from anyecho.errors import BindError, UsageError
 from anyecho.net import listen
 from anyecho.net.listen import Listener, open_listeners
 from anyecho.net.sockets import SocketOptions
-
-has_ipv6 = pytest.mark.skipif(not socket.has_ipv6, reason="this machine has no IPv6")
+from tests.machine import needs_ipv6
 
 
 @asynccontextmanager
@@ -48,7 +47,7 @@ def taken(host: str = "127.0.0.1", port: int = 0) -> Iterator[int]:
         yield other.getsockname()[1]
 
 
-@has_ipv6
+@needs_ipv6
 async def test_localhost_is_every_loopback_family_on_one_port() -> None:
     async with listening("tcp://localhost:0") as listeners:
         addresses = [listener.address for listener in listeners]
@@ -58,14 +57,14 @@ async def test_localhost_is_every_loopback_family_on_one_port() -> None:
             socket.create_connection((host, port)).close()
 
 
-@has_ipv6
+@needs_ipv6
 async def test_no_host_is_every_interface_of_both_families() -> None:
     async with listening("tcp://:0") as listeners:
         port = listeners[0].sock.getsockname()[1]
         assert [str(listener.address) for listener in listeners] == [f"tcp://0.0.0.0:{port}", f"tcp://[::]:{port}"]
 
 
-@has_ipv6
+@needs_ipv6
 async def test_a_free_port_that_is_taken_in_the_other_family_is_tried_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -115,7 +114,7 @@ async def test_a_taken_port_is_one_line_and_leaves_nothing_bound() -> None:
             pass
 
 
-@has_ipv6
+@needs_ipv6
 async def test_a_port_taken_in_one_family_only_is_taken() -> None:
     with taken("::1") as port:
         assert "in use" in await refused(f"tcp://localhost:{port}")

@@ -5,8 +5,9 @@ Prints what came back from the link-local address, and what was dropped.
 
 from __future__ import annotations
 
+__all__ = ("LINK",)
+
 import socket
-import subprocess
 import sys
 from typing import Any
 
@@ -18,6 +19,7 @@ from anyecho.net import mmsg
 from anyecho.server.server import open_server
 from tests.peers import until
 
+#: What ip(8) prepares the namespace with.
 LINK = """
 link set lo up
 link add link0 type veth peer name link1
@@ -49,5 +51,4 @@ async def main() -> None:
 if __name__ == "__main__":
     [backend] = [word for word in BACKENDS if word == sys.argv[1]]
     mmsg.HAVE_MMSG = sys.argv[2] == "batched"
-    subprocess.run(["ip", "-batch", "-"], input=LINK.encode(), check=True)
     run(main, backend=backend)

@@ -16,6 +16,7 @@ from anyio import to_thread
 from anyecho.address import Address, TCPAddress, UnixAddress, parse_address
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import open_server
+from tests.machine import LOOPBACK_HOSTS
 from tests.peers import dial, receive_all, until
 from tests.process import PATIENCE
 
@@ -38,7 +39,7 @@ listen echo
 Starter = Callable[[Address, str], Address]
 
 
-@pytest.fixture(params=["127.0.0.1", "::1"])
+@pytest.fixture(params=LOOPBACK_HOSTS)
 def haproxy(request: pytest.FixtureRequest, short_path: Path) -> Iterator[Starter]:
     if shutil.which("haproxy") is None:
         pytest.skip("haproxy is not installed")

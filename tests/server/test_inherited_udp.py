@@ -14,9 +14,10 @@ from anyecho.net import mmsg
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
 from tests.datagrams import caller, forge, forger
+from tests.machine import needs_dual_sockets
 from tests.peers import until
 
-pytestmark = pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no socket here is for IPv4 and IPv6")
+pytestmark = needs_dual_sockets
 
 #: The kernel's number; Python's socket module has no name for it.
 SO_TIMESTAMP = 29

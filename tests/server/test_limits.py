@@ -24,6 +24,7 @@ from anyecho.net import poller as poller_module
 from anyecho.server.limits import AddressLimit, ConnectionLimit, Reaper
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
+from tests.machine import needs_ipv6
 from tests.net.proxy_headers import v2
 from tests.peers import SOON, dial, flood, receive_all, until
 
@@ -287,6 +288,7 @@ async def test_over_the_limit_of_all_one_may_be_closed_instead_of_waiting(
             await client.exchange(b"there is room again")
 
 
+@needs_ipv6
 async def test_no_more_of_one_address_are_held_than_the_limit(opened: ExitStack) -> None:
     """Twice as many come, and those of another address are served."""
     options = ServeOptions(max_connections_per_ip=5, linger=0.1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -27,12 +26,12 @@ from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
 from anyecho.server.udp import SourceGuard
 from tests.datagrams import caller, fail, forge, forger
+from tests.machine import LOOPBACK_HOSTS, needs_ipv6, network_namespace
 from tests.peers import SOON, until
+from tests.server.link import LINK
 
 #: What 64 bytes and less cost in the kernel's queue, on a 64-bit Linux.
 QUEUED = 832
-
-has_ipv6 = pytest.mark.skipif(not socket.has_ipv6, reason="this machine has no IPv6")
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +79,7 @@ async def test_a_datagram_comes_back(size: int, server: Server) -> None:
     assert (counts.received, counts.echoed, counts.bytes_received, counts.bytes_echoed) == (1, 1, size, size)
 
 
-@has_ipv6
+@needs_ipv6
 async def test_localhost_is_both_loopback_addresses_on_one_port() -> None:
     async with open_server("udp://localhost:0") as server:
         first, second = server.addresses
@@ -91,8 +90,7 @@ async def test_localhost_is_both_loopback_addresses_on_one_port() -> None:
                 assert await ask(sock, b"hello") == b"hello"
 
 
-@has_ipv6
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1"])
+@pytest.mark.parametrize("host", [*LOOPBACK_HOSTS, "127.0.0.2"])
 async def test_the_answer_comes_from_the_address_that_was_asked(host: str) -> None:
     async with open_server("udp://:0") as server:
         address = server.addresses[0]
@@ -158,10 +156,7 @@ def test_on_a_link_of_its_own_a_neighbour_is_answered_and_a_group_is_not(
 ) -> None:
     """In a network namespace: real interfaces' traffic is nobody's business here."""
     way = "batched" if mmsg.HAVE_MMSG else "singly"
-    unshare = shutil.which("unshare")
-    if unshare is None or subprocess.run([unshare, "-n", "true"], stderr=subprocess.DEVNULL).returncode:
-        pytest.skip("no network namespace may be made here")
-    command = [unshare, "-n", sys.executable, "-m", "tests.server.link", backend, way]
+    command = [*network_namespace(LINK), sys.executable, "-m", "tests.server.link", backend, way]
     ended = subprocess.run(command, stdout=subprocess.PIPE, timeout=20, check=True, text=True)
 
     assert ended.stdout == "b'neighbour' fe80::1 {'broadcast': 2}\n"

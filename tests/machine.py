@@ -1,0 +1,79 @@
+"""What the machine that runs the suite has, found out by trying: address families, programs, namespaces.
+
+A test that needs what is absent is skipped, and the reason says what it needs.
+"""
+
+from __future__ import annotations
+
+__all__ = (
+    "LOOPBACK_HOSTS",
+    "needs_dual_sockets",
+    "needs_ipv6",
+    "netcat",
+    "network_namespace",
+)
+
+import shutil
+import socket
+import subprocess
+from functools import cache
+
+import pytest
+
+
+@cache
+def _binds_ipv6(kind: socket.SocketKind = socket.SOCK_STREAM, host: str = "::1", *, dual: bool = False) -> bool:
+    # socket.has_ipv6 is about how Python was built, has_dualstack_ipv6() about an option: both are true where
+    # the sysctl disable_ipv6 has taken every address.
+    try:
+        with socket.socket(socket.AF_INET6, kind) as sock:
+            if dual:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            sock.bind((host, 0))
+    except OSError:
+        return False
+
+    return True
+
+
+needs_ipv6 = pytest.mark.skipif(not _binds_ipv6(), reason="::1 cannot be bound here")
+needs_dual_sockets = pytest.mark.skipif(
+    not (_binds_ipv6() and _binds_ipv6(socket.SOCK_DGRAM, "::", dual=True)),
+    reason="no socket here is for IPv4 and IPv6",
+)
+
+#: A host of each family, for `pytest.mark.parametrize`.
+LOOPBACK_HOSTS = ["127.0.0.1", pytest.param("::1", marks=needs_ipv6)]
+
+
+@cache
+def netcat() -> str:
+    """Return which program the command ``nc`` is: OpenBSD's, Ncat or the traditional one; skip for any other.
+
+    They share the name and little else: each half-closes at the end of its input by a flag of its own.
+    """
+    if shutil.which("nc") is None:
+        pytest.skip("nc is not installed")
+    ended = subprocess.run(["nc", "-h"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20)
+    text = ended.stdout + ended.stderr
+    for program, sign in {"OpenBSD": "-N\t", "Ncat": "Ncat ", "traditional": "[v1.10"}.items():
+        if sign in text:
+            return program
+
+    return pytest.skip(f"which nc this is, its help does not say: {text.partition(chr(10))[0]!r}")
+
+
+@cache
+def network_namespace(setup: str) -> list[str]:
+    """Return the command that runs another in a network namespace of its own; skip where none can be made.
+
+    `setup` is a batch for ip(8), which prepares the namespace.
+    """
+    unshare = ["unshare", "--map-root-user", "--net"]
+    prepare = [*unshare, "sh", "-c", 'printf "%s\\n" "$0" | ip -batch - && exec "$@"', setup]
+    try:
+        subprocess.run([*prepare, "true"], check=True, capture_output=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        pytest.skip("no network namespace can be made and prepared here")
+
+    return prepare
