@@ -111,7 +111,11 @@ class Processes:
         Descriptors in `closed` are not open when it starts, as after the shell's ``>&-``.
         """
 
-        def limit() -> None:
+        def prepare() -> None:
+            # Signals ignored or blocked by what runs the suite (nohup, a script's `cmd &`) would stay so.
+            for signum in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGTSTP):
+                signal.signal(signum, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
             if descriptors is not None:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
             for descriptor in closed:
@@ -124,7 +128,7 @@ class Processes:
             "stderr": subprocess.PIPE,
         }
         process = Process(
-            subprocess.Popen([sys.executable, "-c", code, *arguments], preexec_fn=limit, **(pipes | popen))
+            subprocess.Popen([sys.executable, "-c", code, *arguments], preexec_fn=prepare, **(pipes | popen))
         )
         self.adopt(process)
         return process
