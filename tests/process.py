@@ -18,10 +18,12 @@ __all__ = (
     "resident",
     "round_trip",
     "terminal",
+    "unread",
     "unwritable",
     "wait_until",
 )
 
+import fcntl
 import os
 import resource
 import selectors
@@ -29,7 +31,9 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import time
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -253,6 +257,13 @@ def terminal() -> Iterator[tuple[int, int]]:
     finally:
         os.close(keyboard)
         os.close(screen)
+
+
+def unread(descriptor: int) -> int:
+    """How many bytes wait in a pipe."""
+    count = array("i", [0])
+    fcntl.ioctl(descriptor, termios.FIONREAD, count)
+    return count[0]
 
 
 @contextmanager

@@ -8,8 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import termios
-from array import array
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +26,7 @@ from tests.process import (
     peer,
     read_all,
     terminal,
+    unread,
     wait_until,
 )
 
@@ -263,13 +262,6 @@ def test_send_can_be_interrupted_while_nobody_reads_the_echo(
 
     assert process.wait(SLACK * END) == 128 + signal.SIGINT
     assert process.errors() == ""
-
-
-def unread(descriptor: int) -> int:
-    """How many bytes wait in a pipe."""
-    count = array("i", [0])
-    fcntl.ioctl(descriptor, termios.FIONREAD, count)
-    return count[0]
 
 
 def test_a_second_signal_ends_a_send_that_is_stuck(

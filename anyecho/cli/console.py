@@ -1,0 +1,37 @@
+"""The console that rich prints help pages on, with a width at which they are readable and end.
+
+Without such bounds, rich loops for ever in a width of 0, 1 or 2, and raises `MemoryError` in a very large one.
+"""
+
+from __future__ import annotations
+
+__all__ = ("help_console",)
+
+import os
+from contextlib import suppress
+
+from rich.console import Console
+
+#: In less than 40 columns the table of options is a few letters a line; a narrower terminal wraps its lines.
+_MIN_WIDTH = 40
+_MAX_WIDTH = 1000
+_DEFAULT_WIDTH, _DEFAULT_HEIGHT = 80, 25
+
+
+def help_console() -> Console:
+    """Return a console as wide as COLUMNS or the terminal says, within bounds."""
+    # With a height too, because rich fails on some values of LINES that are no number.
+    return Console(width=min(max(_columns(), _MIN_WIDTH), _MAX_WIDTH), height=_DEFAULT_HEIGHT)
+
+
+def _columns() -> int:
+    """Return COLUMNS, if it is a number above 0, else the width of the terminal."""
+    with suppress(KeyError, ValueError):
+        if (columns := int(os.environ["COLUMNS"])) > 0:
+            return columns
+    for descriptor in (0, 1, 2):
+        with suppress(OSError):
+            if columns := os.get_terminal_size(descriptor).columns:
+                return columns
+
+    return _DEFAULT_WIDTH

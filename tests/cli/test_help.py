@@ -1,0 +1,105 @@
+"""Help pages: readable and finite in any width, and whole on any standard output."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import struct
+import termios
+
+import pytest
+
+from tests.process import Processes, terminal, unread, unwritable, wait_until
+
+#: Values of COLUMNS, and how wide a page is then.
+WIDTHS = {
+    "0": 80,
+    "1": 40,
+    "2": 40,
+    "3": 40,
+    "40": 40,
+    "100": 100,
+    "99999999999": 1000,
+    "9" * 5000: 80,
+    "-5": 80,
+    "": 80,
+    "wide": 80,
+    "²": 80,  # a digit for str.isdigit, no number for int
+}
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """The environment of this process, with `variables` as all that it says of a terminal."""
+    return {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")} | variables
+
+
+def width(page: str) -> int:
+    """Its boxes are drawn to the full width."""
+    return max(map(len, page.splitlines()))
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "columns"),
+    [("COLUMNS", value, columns) for value, columns in WIDTHS.items()]
+    + [("LINES", value, 80) for value in ("0", "²", "9" * 5000)],
+    ids=lambda part: str(part)[:12],
+)
+def test_help_ends_and_is_complete_whatever_the_environment_says_of_the_terminal(
+    processes: Processes, variable: str, value: str, columns: int
+) -> None:
+    with terminal() as (_, screen):  # of no size, lest the one that the tests run in has one
+        process = processes.start("send", "--help", env=environment(**{variable: value}), stderr=screen)
+        assert process.popen.stdout is not None
+        page = process.popen.stdout.read().decode()
+        assert process.wait() == 0
+
+    assert width(page) == columns
+    text = re.sub(r"[\s│]", "", page)
+    assert {"ANYECHO_DEADLINE", "ANYECHO_REPEAT", "ANYECHO_LOG_FORMAT"} <= set(re.findall("ANYECHO_[A-Z_]+", text))
+    assert page.endswith("╯\n")
+
+
+@pytest.mark.parametrize(("columns", "longest"), [(0, 80), (1, 40), (2, 40), (60, 60)])
+def test_help_ends_on_a_terminal_of_any_width(processes: Processes, columns: int, longest: int) -> None:
+    with terminal() as (_, screen):
+        fcntl.ioctl(screen, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+        # Standard output is a pipe, as to a pager, and the terminal is the one that standard error is.
+        process = processes.start("send", "--help", env=environment(), stderr=screen)
+        assert process.popen.stdout is not None
+        page = process.popen.stdout.read().decode()
+        assert process.wait() == 0
+
+    assert width(page) == longest
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], []])
+def test_a_non_blocking_standard_output_gets_the_whole_page(processes: Processes, arguments: list[str]) -> None:
+    _, usual, _ = processes.run(*arguments)
+    read_end, write_end = os.pipe()
+    capacity = fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, 4096)
+    os.set_blocking(write_end, False)
+    with open(read_end, "rb") as reader:
+        process = processes.start(*arguments, stdout=write_end)
+        os.close(write_end)
+        if len(usual) > capacity:
+            wait_until(lambda: unread(read_end) > capacity // 2)
+        assert reader.read() == usual
+
+    assert process.wait() == 0
+
+
+@pytest.mark.parametrize("argument", ["--help", "--version"])
+@pytest.mark.parametrize(
+    ("kind", "errors"),
+    [("full", "anyecho: cannot write to standard output: No space left on device\n"), ("gone", "")],
+)
+def test_a_page_that_cannot_be_written_is_exit_1_and_at_most_one_line(
+    processes: Processes, argument: str, kind: str, errors: str
+) -> None:
+    end = unwritable(kind)
+    process = processes.start(argument, stdout=end)
+    os.close(end)
+
+    assert process.errors() == errors
+    assert process.wait() == 1
