@@ -41,7 +41,9 @@ FLOORS = {
 FOLDERS = {
     "net": (
         "descriptors",
+        "tuning",
         "sockets",
+        "accepted",
         "fallback",
         "registration",
         "poller",

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 from anyio import sleep
 from anyio.lowlevel import checkpoint
 
+from anyecho.net.accepted import Preparation
 from anyecho.net.poller import Fallback, Poller, call_while_readable
 from anyecho.throttled_log import ThrottledLog
 
@@ -63,6 +64,8 @@ class Acceptor:
     gate: Gate
     hand_over: Callable[[socket.socket, Any], None]
     errors: Counter[str]
+    #: Done to each connection before it is handed over.
+    preparation: Preparation | None = None
     _spare: int = field(init=False, default=-1)
     _took: bool = field(init=False, default=False)
     _exhausted: bool = field(init=False, default=False)
@@ -106,9 +109,8 @@ class Acceptor:
                         return False
                     survived += 1
                 else:
-                    sock.setblocking(False)
                     self._took = True
-                    self.hand_over(sock, peer)
+                    self._give(sock, peer)
 
         # Nothing but errors, and no end of them: whatever it is, it does not go away by asking again at once.
         self._exhausted = survived == at_most
@@ -148,14 +150,19 @@ class Acceptor:
 
         self._spare = _open_spare()
         if self._spare >= 0:
-            sock.setblocking(False)
-            self.hand_over(sock, peer)
+            self._give(sock, peer)
         else:
             sock.close()
             self.errors["shed"] += 1
             self._spare = _open_spare()
 
         return True
+
+    def _give(self, sock: socket.socket, peer: Any) -> None:
+        sock.setblocking(False)
+        if self.preparation is not None:
+            self.preparation(sock)
+        self.hand_over(sock, peer)
 
     async def _recover(self) -> None:
         if self._exhausted:

@@ -20,6 +20,7 @@ from typing import Any
 
 from anyecho.address import Address, FDAddress, TCPAddress, UDPAddress, UnixAddress
 from anyecho.errors import BindError
+from anyecho.net.accepted import Preparation, preparation_for
 from anyecho.net.bind import bind_hosts
 from anyecho.net.inherit import inherit
 from anyecho.net.sockets import SocketOptions, address_of, datagram_address_of
@@ -43,6 +44,8 @@ class Listener:
     asked: Address
     #: (device, inode) of our socket file, and where it is, however the working directory changes.
     _file: tuple[tuple[int, int], str] | None = field(default=None, repr=False)
+    #: What has to be done to each socket that it accepts.
+    preparation: Preparation | None = field(init=False, default=None, repr=False)
 
     def close(self) -> None:
         """Stop listening; remove the socket file if it is still the one this listener made."""
@@ -69,6 +72,7 @@ async def open_listeners(addresses: Sequence[Address], *, backlog: int, options:
         for listener in listeners:
             with _bind_errors(listener.address):
                 if listener.sock.type == socket.SOCK_STREAM:
+                    listener.preparation = preparation_for(listener.sock, options)
                     listener.sock.listen(backlog)
 
         opened.pop_all()

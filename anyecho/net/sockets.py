@@ -13,10 +13,12 @@ __all__ = (
     "resolve",
 )
 
+import logging
 import math
 import os
 import socket
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -26,10 +28,13 @@ from anyio import to_thread
 
 from anyecho.address import Address, TCPAddress, UDPAddress, UnixAddress
 from anyecho.errors import UsageError
+from anyecho.net.tuning import Option, tune_all
 from anyecho.units import Seconds, Size
 
 #: (family, socket address), ready for bind(2) or connect(2).
 Endpoint: TypeAlias = tuple[socket.AddressFamily, Any]
+
+logger = logging.getLogger("anyecho.net")
 
 _unix_peers = count(1)
 
@@ -38,7 +43,7 @@ _unix_peers = count(1)
 class SocketOptions:
     """What the kernel shall do for a socket; set on a listener, and inherited by all it accepts.
 
-    Options that a system does not know are left out there.
+    Options that a system does not know are left out there, and so are those that it refuses.
     """
 
     tcp_nodelay: bool = field(default=True, metadata={"help": "Send small messages at once (TCP_NODELAY)."})
@@ -64,22 +69,30 @@ class SocketOptions:
         if not self.tcp_user_timeout >= 0:
             raise UsageError(f"tcp_user_timeout must be 0 or more seconds, not {self.tcp_user_timeout}")
 
-    def apply(self, sock: socket.socket) -> None:
-        """Set on `sock` what its kind knows: on a Unix socket, or one for datagrams, the sizes of its buffers."""
+    def apply(self, sock: socket.socket, *, quiet: bool = False) -> None:
+        """Set on `sock` what its kind knows: on a Unix socket, or one for datagrams, the sizes of its buffers.
+
+        Options that the kernel refuses (on MPTCP, some of them) are one line of the log, unless `quiet`.
+        """
+        refused = tune_all(sock, self._options_for(sock))
+        if refused and not quiet:
+            level = logging.INFO if self == SocketOptions() else logging.WARNING
+            kind = f"{sock.family.name}, protocol {sock.proto}"
+            logger.log(level, "left out socket options that the kernel refuses (%s): %s", kind, ", ".join(refused))
+
+    def _options_for(self, sock: socket.socket) -> Iterator[Option]:
         if self.sndbuf:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.sndbuf)
+            yield socket.SOL_SOCKET, "SO_SNDBUF", self.sndbuf
         if self.rcvbuf:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.rcvbuf)
+            yield socket.SOL_SOCKET, "SO_RCVBUF", self.rcvbuf
         if sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_STREAM:
             return
 
         # An urgent byte is a byte the peer sent: it is echoed in its place (RFC 6093), not taken out of line.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        yield socket.SOL_SOCKET, "SO_OOBINLINE", 1
+        yield socket.SOL_SOCKET, "SO_KEEPALIVE", int(self.keepalive)
         for name, value in self._tcp_options().items():
-            if (option := getattr(socket, name, None)) is not None:
-                sock.setsockopt(socket.IPPROTO_TCP, option, value)
-        if self.keepalive:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            yield socket.IPPROTO_TCP, name, value
 
     def _tcp_options(self) -> dict[str, int]:
         options = {"TCP_NODELAY": int(self.tcp_nodelay)}

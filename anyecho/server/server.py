@@ -127,6 +127,7 @@ class Server:
             gate=self._reception.gate(entrance),
             hand_over=partial(self._reception.begin, entrance),
             errors=self.stats.accept_errors,
+            preparation=listener.preparation,
         )
 
     def start(self) -> None:

@@ -1,0 +1,45 @@
+"""Socket options that improve a connection and that it can do without: a refused one is reported, not fatal."""
+
+from __future__ import annotations
+
+__all__ = ("Option", "tune", "tune_all")
+
+import errno
+import socket
+from collections.abc import Iterable
+from typing import TypeAlias
+
+#: Level, name in the `socket` module, value.
+Option: TypeAlias = tuple[int, str, int]
+
+#: What setsockopt(2) says of an option or a value that the protocol (MPTCP), the kernel (WSL1, gVisor) or a sandbox
+#: does not allow. FreeBSD says ENOBUFS of a buffer above kern.ipc.maxsockbuf.
+_REFUSED = frozenset(
+    {
+        *(errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOBUFS, errno.ENOSYS),
+        *(errno.EPERM, errno.EACCES),
+    }
+)
+
+
+def tune(sock: socket.socket, level: int, name: str, value: int) -> bool:
+    """Set an option of `sock`; return false if it was refused. Without a constant for `name`, do nothing.
+
+    Raises the `OSError` of a socket that is itself at fault, such as EBADF.
+    """
+    option = getattr(socket, name, None)
+    if option is None:
+        return True
+    try:
+        sock.setsockopt(level, option, value)
+    except OSError as exc:
+        if exc.errno not in _REFUSED:
+            raise
+        return False
+
+    return True
+
+
+def tune_all(sock: socket.socket, options: Iterable[Option]) -> list[str]:
+    """Set all `options`; return the names of the refused ones."""
+    return [name for level, name, value in options if not tune(sock, level, name, value)]
