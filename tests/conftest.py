@@ -4,23 +4,26 @@
 * The backends are listed here, once; nothing else knows that there are any. So are the carriers.
 * Nothing sleeps to wait for a state: what is waited for is an event, a line, a byte, within a time limit.
 * Failures are injected: an errno into a system call, a limit of descriptors, a signal to a real process.
+* The machine decides nothing: variables of the environment that programs act on are taken away, and what a test
+  needs beyond Python is tried first (`tests.machine`), or the test is skipped with the reason.
 * ``--fallback`` runs all of it once more without epoll, real processes included.
 """
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from anyecho.address import Address, TCPAddress, UnixAddress
 from anyecho.net.poller import Fallback, Poller, open_poller
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
+from tests.machine import short_directory
 from tests.process import Processes
 from tests.without_epoll import remove_epoll
 
@@ -31,6 +34,14 @@ BACKENDS = {
 }
 CARRIERS = ("tcp", "unix")
 
+#: Prefixes of variables that change what anyecho, its help, its TLS or its standard error is: none is inherited.
+FOREIGN_VARIABLES = (
+    *("ANYECHO_", "LISTEN_", "NOTIFY_SOCKET", "WATCHDOG_"),
+    *("COLUMNS", "LINES", "TERM", "NO_COLOR", "FORCE_COLOR", "CLICOLOR", "TTY_"),
+    *("SSL_CERT_", "SSLKEYLOGFILE", "OPENSSL_CONF"),
+    *("PYTHONWARNINGS", "PYTHONDEVMODE", "PYTHONASYNCIODEBUG"),
+)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fallback", action="store_true", help="run without epoll, as on a system that has none")
@@ -39,6 +50,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--fallback"):
         remove_epoll()
+
+    if not os.access(config.rootpath, os.W_OK):
+        # Else each test of hypothesis ends in its warning that no examples can be saved.
+        settings.register_profile("read-only", database=None)
+        settings.load_profile("read-only")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_foreign_variables() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in os.environ:
+            if name.startswith(FOREIGN_VARIABLES):
+                patch.delenv(name)
+        yield
 
 
 @pytest.fixture(params=list(BACKENDS.values()), ids=list(BACKENDS))
@@ -56,10 +81,9 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def short_path() -> Iterator[Path]:
-    """A directory whose name leaves room for that of a socket: pytest's own can fill all 107 bytes."""
-    path = Path(tempfile.mkdtemp(prefix="ae"))
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
+    """A directory whose path leaves room for the name of a socket."""
+    with short_directory() as path:
+        yield Path(path)
 
 
 @pytest.fixture(params=CARRIERS)

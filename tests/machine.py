@@ -11,11 +11,14 @@ __all__ = (
     "needs_ipv6",
     "netcat",
     "network_namespace",
+    "short_directory",
 )
 
+import os
 import shutil
 import socket
 import subprocess
+import tempfile
 from functools import cache
 
 import pytest
@@ -44,6 +47,15 @@ needs_dual_sockets = pytest.mark.skipif(
 
 #: A host of each family, for `pytest.mark.parametrize`.
 LOOPBACK_HOSTS = ["127.0.0.1", pytest.param("::1", marks=needs_ipv6)]
+
+
+def short_directory() -> tempfile.TemporaryDirectory[str]:
+    """Return a new directory whose path leaves room for a name in the 107 bytes of a Unix socket's address.
+
+    Neither pytest's directories do, nor any in a TMPDIR that is long itself.
+    """
+    place = "/tmp" if len(os.fsencode(tempfile.gettempdir())) > 60 else None
+    return tempfile.TemporaryDirectory(prefix="ae", dir=place, ignore_cleanup_errors=True)
 
 
 @cache

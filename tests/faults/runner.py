@@ -7,7 +7,6 @@ __all__ = ("SCENARIOS", "inject", "opened_scene", "said")
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -18,7 +17,7 @@ import pytest
 from anyecho.backends import Backend
 from anyecho.net import poller
 from tests.faults.table import SCENARIOS, Observed, Scenario, Scene
-from tests.machine import network_namespace
+from tests.machine import network_namespace, short_directory
 from tests.process import PATIENCE, Processes
 
 _THEMES = (
@@ -38,8 +37,7 @@ _LOOPBACK_UP = "link set lo up"
 def opened_scene(backend: Backend) -> Iterator[Scene]:
     """A scene of its own; no process of it outlives the block."""
     processes = Processes(fallback=not poller.has_epoll())
-    # pytest's own directories can fill all the 107 bytes of a Unix socket's path.
-    with tempfile.TemporaryDirectory(prefix="ae") as directory:
+    with short_directory() as directory:
         try:
             yield Scene(backend, processes, Path(directory))
         finally:
