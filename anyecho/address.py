@@ -13,15 +13,15 @@ __all__ = ("Address", "FDAddress", "ProxyMode", "TCPAddress", "UDPAddress", "Uni
 import os
 import re
 from dataclasses import dataclass
-from ipaddress import IPv6Address
 from typing import ClassVar, Literal, TypeAlias
 from urllib.parse import quote, quote_from_bytes, unquote, unquote_to_bytes
 
 from anyecho.errors import AddressError
+from anyecho.host import check_host, format_host, parse_zone
+from anyecho.validation import check_types, quoted
 
 #: sun_path holds 108 bytes, of which the last is the NUL (unix(7)); an abstract name spends the first instead.
 _UNIX_PATH_MAX = 107
-_HOST_MAX = 253  # RFC 1035, section 2.3.4, as text
 #: What sd_listen_fds_with_names(3) can pass: printable ASCII, and the colon stands between two.
 _DESCRIPTOR_NAME = re.compile("[ -9;-~]{1,255}")
 _NUMBER = re.compile("-?[0-9]+")
@@ -37,13 +37,14 @@ class _HostPort:
     port: int
 
     def __post_init__(self) -> None:
+        check_types(self, error=AddressError)
         if not 0 <= self.port <= 65535:
             raise AddressError(f"port {self.port} is not in 0..65535")
 
-        _check_host(self.host)
+        check_host(self.host)
 
     def _authority(self) -> str:
-        return f"{_format_host(self.host)}:{self.port}"
+        return f"{format_host(self.host)}:{self.port}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,7 @@ class UnixAddress:
     proxy: ProxyMode | None = None
 
     def __post_init__(self) -> None:
+        check_types(self, error=AddressError)
         name = self.path.removeprefix("\0")
         if not name:
             raise AddressError("the path is missing: unix:/path or unix:@abstract")
@@ -128,6 +130,7 @@ class FDAddress:
     proxy: ProxyMode | None = None
 
     def __post_init__(self) -> None:
+        check_types(self, error=AddressError)
         if isinstance(self.fd, str):
             if not _DESCRIPTOR_NAME.fullmatch(self.fd) or _NUMBER.fullmatch(self.fd):
                 raise AddressError(f"{self.fd!r} is not the name of a descriptor")
@@ -144,8 +147,15 @@ Address: TypeAlias = TCPAddress | UDPAddress | UnixAddress | FDAddress
 _SCHEMES = re.compile(r"(tcp|tls|udp|fd|tls\+fd)://|(unix|tls\+unix):", re.I)
 
 
-def parse_address(text: str) -> Address:
-    """The address that `text` names. Raises `AddressError`, one line that names what is wrong."""
+def parse_address(text: str | Address) -> Address:
+    """The address that `text` names; one that is an `Address` already is returned as it is.
+
+    Raises `AddressError`, one line that names what is wrong.
+    """
+    if isinstance(text, Address):
+        return text
+    if not isinstance(text, str):
+        raise AddressError(f"an address is a str or an Address, not {quoted(text)}")
     try:
         return _parse(text)
     except AddressError as exc:
@@ -156,8 +166,8 @@ def parse_address(text: str) -> Address:
 
 def _parse(text: str) -> Address:
     match = _SCHEMES.match(text)
-    if match is None and "://" in text:
-        raise AddressError("no such scheme; there are tcp, tls, udp, unix, fd, tls+unix and tls+fd")
+    if match is None:
+        _check_no_scheme(text)
 
     scheme = (match[1] or match[2]).lower() if match else "tcp"
     rest, query_mark, query = (text[match.end() :] if match else text).partition("?")
@@ -183,6 +193,20 @@ def _parse(text: str) -> Address:
         raise AddressError(f"no setting {next(iter(settings))!r} here (known: {known})")
 
     return address
+
+
+def _check_no_scheme(text: str) -> None:
+    """Raise `AddressError` for `text` that is no ``host:port`` and looks like something else."""
+    if "://" in text:
+        raise AddressError("no such scheme; there are tcp, tls, udp, unix, fd, tls+unix and tls+fd")
+    if scheme := re.match(r"(tcp|tls|udp|fd|tls\+fd):(.*:.*)", text, re.I):
+        raise AddressError(f"the // is missing: {scheme[1]}://{scheme[2]}")
+    if re.match(r"[/~@]|\.\.?/|[^:\[]+/", text):
+        raise AddressError(f"a Unix socket is written unix:{text}")
+    if re.fullmatch("[0-9]{1,5}", text, re.A):
+        raise AddressError(f"a port needs its host: localhost:{text}, or :{text} for every interface")
+    if "," in text:
+        raise AddressError("a comma does not separate addresses: give each one on its own")
 
 
 def _parse_settings(query: str) -> dict[str, str]:
@@ -251,7 +275,7 @@ def _parse_authority(text: str, scheme: str) -> tuple[str, int]:
             raise AddressError("the bracket of the IPv6 address is not closed")
         if ":" not in inside:
             raise AddressError(f"{inside!r} in brackets is not an IPv6 address")
-        host = _parse_zone(inside)
+        host = parse_zone(inside)
     else:
         host, colon, port = text.rpartition(":")
         if ":" in host:
@@ -264,12 +288,6 @@ def _parse_authority(text: str, scheme: str) -> tuple[str, int]:
     return host, _digits(tail[1:], "the port", hint)
 
 
-def _parse_zone(text: str) -> str:
-    address, percent, zone = text.partition("%")
-    # RFC 6874 writes the % of a zone as %25; a bare % is what people copy from ip(8).
-    return address + percent + unquote(zone.removeprefix("25"), errors="strict")
-
-
 def _digits(text: str, what: str, hint: str) -> int:
     if not text:
         raise AddressError(f"{what} is missing: {hint}")
@@ -277,28 +295,3 @@ def _digits(text: str, what: str, hint: str) -> int:
         raise AddressError(f"{what} {text!r} is not a number: {hint}")
 
     return int(text[-4000:])  # more digits than int() takes are out of range all the same
-
-
-def _check_host(host: str) -> None:
-    if len(host) > _HOST_MAX:
-        raise AddressError(f"the host has {len(host)} characters; a name can have {_HOST_MAX}")
-    if ":" not in host:
-        if not host.isprintable() or re.search(r"[\s/?#@\[\]\\%]", host):
-            raise AddressError(f"{host!r} is not a host name")
-        return
-
-    address, percent, zone = host.partition("%")
-    try:
-        IPv6Address(address)
-    except ValueError:
-        raise AddressError(f"{address!r} is not an IPv6 address") from None
-    if percent and (not zone or not zone.isprintable() or re.search(r"[\s/\]%]", zone)):
-        raise AddressError(f"{zone!r} is not a zone id, like eth0")
-
-
-def _format_host(host: str) -> str:
-    if ":" not in host:
-        return quote(host, safe="")
-
-    address, percent, zone = host.partition("%")
-    return f"[{address}{percent and '%25'}{quote(zone, safe='')}]"

@@ -26,13 +26,21 @@ __all__ = (
     "bare_errors",
 )
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
 
 class AnyechoError(Exception):
-    """The root; never raised itself."""
+    """The root; never raised itself.
+
+    `options` names the options that the text is about, as attributes, so that a command line can show its own
+    spelling of them instead. The text has them before any value: a path may contain the same words.
+    """
+
+    def __init__(self, *args: object, options: Collection[str] = ()) -> None:
+        super().__init__(*args)
+        self.options = tuple(options)
 
 
 class UsageError(AnyechoError, ValueError):

@@ -23,18 +23,20 @@ FLOORS = {
     "_version": 0,
     "passthrough": 0,
     "throttled_log": 0,
+    "host": 1,
     "units": 1,
-    "address": 1,
-    "backends": 1,
-    "echo": 1,
-    "transcript": 1,
-    "net": 2,
-    "faults": 3,
-    "server": 4,
-    "measure": 4,
-    "cli": 5,
-    "__main__": 6,
-    "": 7,
+    "validation": 1,
+    "address": 2,
+    "backends": 2,
+    "echo": 2,
+    "transcript": 2,
+    "net": 3,
+    "faults": 4,
+    "server": 5,
+    "measure": 5,
+    "cli": 6,
+    "__main__": 7,
+    "": 8,
 }
 
 #: Within a folder, a module imports from what is listed before it.
@@ -50,6 +52,7 @@ FOLDERS = {
         "stream",
         "tls_errors",
         "tls_records",
+        "tls_files",
         "tls_contexts",
         "tls",
         "proxy_protocol",
@@ -84,7 +87,7 @@ FOLDERS = {
         "server",
     ),
     "measure": ("options", "exchange", "ledger", "datagrams", "client", "course", "closed_loop", "load"),
-    "cli": ("console", "streams", "signals", "logs", "flags", "send", "serve", "main"),
+    "cli": ("console", "streams", "signals", "logs", "flags", "spelling", "send", "serve", "main"),
 }
 
 #: What is touched in certain rooms only; a name stands for all that is in it.

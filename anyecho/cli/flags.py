@@ -6,11 +6,14 @@ is put back together. A field without ``help`` in its metadata is no flag; what 
 
 from __future__ import annotations
 
-__all__ = ("BackendFlag", "flattened")
+__all__ = ("BackendFlag", "file_name", "flattened", "whole_number")
 
 import inspect
+import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from cyclopts import Parameter, Token
@@ -60,8 +63,28 @@ def _flags(options: Any) -> Iterator[inspect.Parameter]:
             )
 
 
+def file_name(_: type, tokens: Sequence[Token]) -> Path:
+    """The file that a flag names. ``--file "$VARIABLE"`` with an unset variable is not the current directory."""
+    if not tokens[0].value:
+        raise ValueError("it is empty: name a file")
+
+    return Path(tokens[0].value)
+
+
+def whole_number(_: type, tokens: Sequence[Token]) -> int:
+    """The number that a flag has as its value. (Cyclopts would round 1.5 to 2.)"""
+    if not re.fullmatch("[+-]?[0-9]{1,20}", tokens[0].value, re.A):
+        raise ValueError(f"{tokens[0].value!r} is not a whole number")
+
+    return int(tokens[0].value)
+
+
 def _annotate(field: Field[Any], hint: Any) -> Any:
     unit = next((extra for extra in get_args(hint)[1:] if isinstance(extra, Unit)), None)
+    if any(get_origin(each) is os.PathLike for each in get_args(hint)):
+        return Annotated[Path | None, Parameter(converter=file_name, **field.metadata)]
+    if hint is int:
+        return Annotated[int, Parameter(converter=whole_number, **field.metadata)]
     if unit is None:
         # A flag of several values is given again for each; none of them needs one that empties it.
         given: dict[str, Any] = {"negative": ()} if get_origin(hint) is tuple else {}

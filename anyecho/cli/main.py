@@ -17,6 +17,7 @@ from anyecho._version import __version__
 from anyecho.cli.flags import flattened
 from anyecho.cli.send import send
 from anyecho.cli.serve import serve
+from anyecho.cli.spelling import Spelling
 from anyecho.cli.streams import complain, open_standard_streams, printed_whole
 from anyecho.errors import AnyechoError, StartError, UsageError
 
@@ -63,13 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             status = app(list(arguments), console=_console(arguments))
         return status if isinstance(status, int) else 0
     except (AnyechoError, CycloptsError) as exc:
-        complain(exc)
+        complain(Spelling().text(str(exc), exc.options) if isinstance(exc, AnyechoError) else str(exc))
         if isinstance(exc, StartError):
             return _COULD_NOT_START
 
         return _USAGE if isinstance(exc, UsageError | CycloptsError) else _FAILED
     except OSError as exc:  # a listener that can accept no more, or no descriptors for the event loop
-        complain(exc)
+        complain(str(exc))
         return _FAILED
 
 

@@ -18,7 +18,7 @@ from cyclopts import Parameter
 
 from anyecho.address import UDPAddress, parse_address
 from anyecho.backends import run
-from anyecho.cli.flags import BackendFlag
+from anyecho.cli.flags import BackendFlag, file_name, whole_number
 from anyecho.cli.logs import LogOptions, log_to_stderr
 from anyecho.cli.signals import Signals, caught_signals
 from anyecho.errors import LocalError, UsageError, bare_errors
@@ -41,8 +41,10 @@ def send(
     address: str,
     /,
     *messages: str,
-    file: Annotated[Path | None, Parameter(help="Send what is in this file.")] = None,
-    repeat: Annotated[int, Parameter(help="Send the messages, or the file, this often.")] = 1,
+    file: Annotated[Path | None, Parameter(help="Send what is in this file.", converter=file_name)] = None,
+    repeat: Annotated[
+        int, Parameter(help="Send the messages, or the file, this often.", converter=whole_number)
+    ] = 1,
     ipv4: Annotated[bool, Parameter(name="-4", help="Use only IPv4.", negative=())] = False,
     ipv6: Annotated[bool, Parameter(name="-6", help="Use only IPv6.", negative=())] = False,
     backend: BackendFlag = "asyncio",

@@ -61,8 +61,8 @@ class _Stdout(io.FileIO):
         return len(data)
 
 
-def complain(exc: Exception) -> None:
-    """Write `exc` as one line to standard error; give up in silence when that takes longer than a second."""
+def complain(text: str) -> None:
+    """Write `text` as one line to standard error; give up in silence when that takes longer than a second."""
     with suppress(OSError):
-        line = f"anyecho: {' '.join(str(exc).split())}\n"
+        line = f"anyecho: {' '.join(text.split())}\n"
         write_all(2, line.encode(errors="backslashreplace"), timeout=_COMPLAIN_TIMEOUT)

@@ -12,6 +12,7 @@ from anyecho.errors import UsageError
 from anyecho.net.sockets import SocketOptions
 from anyecho.net.tls_contexts import TLSClientOptions
 from anyecho.units import Seconds, Size
+from anyecho.validation import check_types
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +35,11 @@ class ConnectOptions:
     tls: TLSClientOptions = field(default_factory=TLSClientOptions)
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("timeout", "deadline"):
             if not getattr(self, name) > 0:
-                raise UsageError(f"{name} must be more than 0 seconds, not {getattr(self, name)}")
+                text = f"{name} must be more than 0 seconds, not {getattr(self, name)}; off (infinite) is no limit"
+                raise UsageError(text, options=(name,))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +52,7 @@ class LoadOptions:
     connect: ConnectOptions = field(default_factory=ConnectOptions)
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("connections", "size"):
             if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be 1 or more, not {getattr(self, name)}")
+                raise UsageError(f"{name} must be 1 or more, not {getattr(self, name)}", options=(name,))

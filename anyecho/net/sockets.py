@@ -30,6 +30,7 @@ from anyecho.address import Address, TCPAddress, UDPAddress, UnixAddress
 from anyecho.errors import UsageError
 from anyecho.net.tuning import Option, tune_all
 from anyecho.units import Seconds, Size
+from anyecho.validation import check_types
 
 #: (family, socket address), ready for bind(2) or connect(2).
 Endpoint: TypeAlias = tuple[socket.AddressFamily, Any]
@@ -63,11 +64,14 @@ class SocketOptions:
     rcvbuf: Size = field(default=0, metadata={"help": "Fixed receive buffer (SO_RCVBUF); 0: the kernel tunes it."})
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("tcp_notsent_lowat", "sndbuf", "rcvbuf"):
             if not 0 <= getattr(self, name) < 2**31:
-                raise UsageError(f"{name} must be 0 to {2**31 - 1} bytes, not {getattr(self, name)}")
+                text = f"{name} must be 0 to {2**31 - 1} bytes, not {getattr(self, name)}"
+                raise UsageError(text, options=(name,))
         if not self.tcp_user_timeout >= 0:
-            raise UsageError(f"tcp_user_timeout must be 0 or more seconds, not {self.tcp_user_timeout}")
+            text = f"tcp_user_timeout must be 0 or more seconds, not {self.tcp_user_timeout}"
+            raise UsageError(text, options=("tcp_user_timeout",))
 
     def apply(self, sock: socket.socket, *, quiet: bool = False) -> None:
         """Set on `sock` what its kind knows: on a Unix socket, or one for datagrams, the sizes of its buffers.

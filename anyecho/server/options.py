@@ -14,6 +14,7 @@ from anyecho.net.proxied import TrustedNetworks
 from anyecho.net.sockets import SocketOptions
 from anyecho.net.tls_contexts import TLSServerOptions
 from anyecho.units import Rate, Seconds, Size
+from anyecho.validation import check_types
 
 _MORE_THAN_0 = (
     *("idle_timeout", "write_timeout", "max_duration", "min_rate_window", "handshake_timeout"),
@@ -106,21 +107,24 @@ class ServeOptions:
     tls: TLSServerOptions = field(default_factory=TLSServerOptions)
 
     def __post_init__(self) -> None:
-        if self.max_connections < 1:
-            raise UsageError(f"max_connections must be 1 or more, not {self.max_connections}")
+        check_types(self)
+        for name in ("max_connections", "udp_burst"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be 1 or more, not {getattr(self, name)}", options=(name,))
         if not 0 <= self.backlog < 2**31:
-            raise UsageError(f"backlog must be 0 or more, not {self.backlog}")
+            raise UsageError(f"backlog must be 0 or more, not {self.backlog}", options=("backlog",))
         for name in ("max_connections_per_ip", "max_bytes", "min_rate"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UsageError(f"{name} must be 0 or more, not {getattr(self, name)}")
+            if not 0 <= (value := getattr(self, name)) < math.inf:
+                text = f"{name} must be 0 (no limit) or more, and finite, not {value}"
+                raise UsageError(text, options=(name,))
         for name in ("graceful_timeout", "linger", "proxy_timeout"):
             if not getattr(self, name) >= 0:
-                raise UsageError(f"{name} must be 0 or more seconds, not {getattr(self, name)}")
+                text = f"{name} must be 0 or more seconds, not {getattr(self, name)}"
+                raise UsageError(text, options=(name,))
         for name in _MORE_THAN_0:
             if not getattr(self, name) > 0:
-                raise UsageError(f"{name} must be more than 0; off (infinite) is no limit")
+                raise UsageError(f"{name} must be more than 0; off (infinite) is no limit", options=(name,))
         if self.engine == "events" and not math.isinf(self.rate_limit):
-            raise UsageError("rate_limit needs a task for each connection: the engine must be auto or tasks")
-        if self.udp_burst < 1:
-            raise UsageError(f"udp_burst must be 1 or more, not {self.udp_burst}")
+            text = "rate_limit needs a task for each connection: engine must be auto or tasks"
+            raise UsageError(text, options=("rate_limit", "engine"))
         TrustedNetworks.parse(self.proxy_trusted)

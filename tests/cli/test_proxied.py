@@ -55,8 +55,11 @@ def test_one_address_may_be_for_proxies_and_another_not(processes: Processes) ->
         (("-b", f"{TCP}?proxy=v3"), "proxy is off, v1, v2, require, not 'v3'"),
         (("-b", "udp://127.0.0.1:0?proxy=v1"), "no setting 'proxy' here"),
         (("--proxy-trusted", "localhost"), "bad network 'localhost'"),
-        (("--engine", "events", "--rate-limit", "1k"), "rate_limit needs a task"),
-        (("--write-timeout", "0"), "write_timeout must be more than 0"),
+        (
+            ("--engine", "events", "--rate-limit", "1k"),
+            "--rate-limit needs a task for each connection: --engine must be",
+        ),
+        (("--write-timeout", "0"), "--write-timeout must be more than 0"),
     ],
 )
 def test_a_mistake_is_one_line(processes: Processes, arguments: tuple[str, ...], complaint: str) -> None:

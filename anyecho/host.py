@@ -1,0 +1,44 @@
+"""Host names, IPv4 and IPv6 addresses with zone ids, as they stand in an address: check, format and parse them."""
+
+from __future__ import annotations
+
+__all__ = ("check_host", "format_host", "parse_zone")
+
+import re
+from ipaddress import IPv6Address
+from urllib.parse import quote, unquote
+
+from anyecho.errors import AddressError
+
+_HOST_MAX = 253  # RFC 1035, section 2.3.4, as text
+
+
+def check_host(host: str) -> None:
+    if len(host) > _HOST_MAX:
+        raise AddressError(f"the host has {len(host)} characters; a name can have {_HOST_MAX}")
+    if ":" not in host:
+        if not host.isprintable() or re.search(r"[\s/?#@\[\]\\%]", host):
+            raise AddressError(f"{host!r} is not a host name")
+        return
+
+    address, percent, zone = host.partition("%")
+    try:
+        IPv6Address(address)
+    except ValueError:
+        raise AddressError(f"{address!r} is not an IPv6 address") from None
+    if percent and (not zone or not zone.isprintable() or re.search(r"[\s/\]%]", zone)):
+        raise AddressError(f"{zone!r} is not a zone id, like eth0")
+
+
+def format_host(host: str) -> str:
+    if ":" not in host:
+        return quote(host, safe="")
+
+    address, percent, zone = host.partition("%")
+    return f"[{address}{percent and '%25'}{quote(zone, safe='')}]"
+
+
+def parse_zone(text: str) -> str:
+    address, percent, zone = text.partition("%")
+    # RFC 6874 writes the % of a zone as %25; a bare % is what people copy from ip(8).
+    return address + percent + unquote(zone.removeprefix("25"), errors="strict")

@@ -1,0 +1,102 @@
+"""Options at run time: each value is of the type that its field declares.
+
+Not every caller uses a type checker. Without a check, a wrong word is compared with the right ones later, and
+silently means the last of them. The dataclasses check ranges themselves.
+"""
+
+from __future__ import annotations
+
+__all__ = ("FilePath", "check_types", "given_options", "quoted")
+
+import os
+from collections.abc import Iterator
+from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
+
+from anyecho.errors import UsageError
+
+#: The name of a file, as `open` takes it.
+FilePath: TypeAlias = str | os.PathLike[str]
+
+#: Characters of a wrong value that an error shows.
+_SHOWN = 60
+_UNITS = {"DURATION": "float (seconds)", "SIZE": "int (bytes)", "RATE": "float (per second)"}
+
+
+def check_types(options: Any, *, error: type[UsageError] = UsageError) -> None:
+    """Raise `error` for the first field of the dataclass instance `options` whose value has the wrong type.
+
+    A list is taken for a tuple and replaced by one; an int is taken for a float. A bool is neither of the two, and
+    NaN is no float.
+    """
+    kind: Any = type(options)
+    for name, hint in _hints(kind).items():
+        value = getattr(options, name)
+        if isinstance(value, list) and get_origin(hint) is tuple:
+            value = tuple(value)
+            object.__setattr__(options, name, value)
+        if not _fits(value, hint):
+            raise error(f"{name} must be {_describe(hint)}, not {quoted(value)}", options=(name,))
+
+
+def given_options(options: Any) -> Iterator[str]:
+    """The names of the fields that differ from their defaults, those of nested options included."""
+    for each in fields(options):
+        value = getattr(options, each.name)
+        if is_dataclass(value):
+            yield from given_options(value)
+        elif each.default is not MISSING and value != each.default:
+            yield each.name
+
+
+def quoted(value: object) -> str:
+    """`value` for a message of one line: its repr, cut if it is long."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+@cache
+def _hints(options: Any) -> dict[str, Any]:
+    hints = get_type_hints(options, include_extras=True)
+    return {each.name: hints[each.name] for each in fields(options)}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _fits(value, arguments[0])
+    if origin in (Union, UnionType):
+        return any(_fits(value, each) for each in arguments)
+    if origin is Literal:
+        return any(isinstance(value, type(each)) and value == each for each in arguments)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(each, arguments[0]) for each in value)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+
+    return isinstance(value, origin or hint)
+
+
+def _describe(hint: Any) -> str:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _UNITS.get(getattr(arguments[1], "name", ""), _describe(arguments[0]))
+    if origin in (Union, UnionType):
+        return _alternatives([_describe(each) for each in arguments])
+    if origin is Literal:
+        return _alternatives([str(each) for each in arguments])
+    if origin is tuple:
+        return f"a tuple of {_describe(arguments[0])}"
+    if origin is os.PathLike:
+        return "os.PathLike"
+
+    return "None" if hint is NoneType else str(hint.__name__)
+
+
+def _alternatives(words: list[str]) -> str:
+    flat = ", ".join(words).replace(" or ", ", ").split(", ")
+    return " or ".join([", ".join(flat[:-1]), flat[-1]]) if len(flat) > 1 else flat[0]
