@@ -8,10 +8,11 @@ from __future__ import annotations
 
 __all__ = ("Certificates", "TLSClientOptions", "TLSServerOptions", "client_context")
 
+import os
 import socket
 import ssl
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,24 +21,32 @@ from typing import Literal
 from anyecho.address import Address, TCPAddress
 from anyecho.errors import CertificateError, UsageError
 from anyecho.net.tls_errors import explain
+from anyecho.net.tls_files import load_chain
+from anyecho.validation import FilePath, check_types, given_options
 
 _VERIFY = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TLSServerOptions:
-    """Who a server is, and of which clients it wants a certificate."""
+    """Which certificate a server shows, and whether its clients have to show one.
 
-    ssl_certfile: Path | None = field(
+    `context`, a context of the caller's own for the server's side, takes the place of every other option here. Its
+    certificates, ciphers, client certificates, ALPN and callbacks are used as they are. It must not allow versions
+    older than TLS 1.2, and ``OP_NO_RENEGOTIATION`` is added to its options. `Certificates.reload` leaves it alone:
+    its owner may call ``load_cert_chain`` on it again at any time, for handshakes from then on.
+    """
+
+    ssl_certfile: FilePath | None = field(
         default=None, metadata={"help": "The server's certificate, and those up to its CA's (PEM)."}
     )
-    ssl_keyfile: Path | None = field(
+    ssl_keyfile: FilePath | None = field(
         default=None, metadata={"help": "The certificate's key, unless it is in the same file (PEM)."}
     )
-    ssl_keyfile_password_file: Path | None = field(
+    ssl_keyfile_password_file: FilePath | None = field(
         default=None, metadata={"help": "A file whose first line is the password of the key."}
     )
-    ssl_ca_certs: Path | None = field(
+    ssl_ca_certs: FilePath | None = field(
         default=None, metadata={"help": "The CAs whose certificates clients may show (PEM)."}
     )
     ssl_cert_reqs: Literal["none", "optional", "required"] = field(
@@ -51,27 +60,39 @@ class TLSServerOptions:
         default=False,
         metadata={"help": "Make up a CA and a certificate, for this run only (needs trustme).", "negative": ()},
     )
+    context: ssl.SSLContext | None = None
 
     def __post_init__(self) -> None:
+        _check(self, ("ssl_certfile", "ssl_keyfile", "ssl_keyfile_password_file", "ssl_ca_certs"))
         if self.ssl_self_signed and self.ssl_certfile:
-            raise UsageError("ssl_self_signed and ssl_certfile exclude each other")
+            both = ("ssl_self_signed", "ssl_certfile")
+            raise UsageError("ssl_self_signed and ssl_certfile exclude each other", options=both)
         for name in ("ssl_keyfile", "ssl_keyfile_password_file"):
             if getattr(self, name) and not self.ssl_certfile:
-                raise UsageError(f"{name} needs ssl_certfile")
-        # A CA that nobody is held against would look like safety.
-        if (self.ssl_cert_reqs == "none") != (self.ssl_ca_certs is None):
-            raise UsageError("ssl_ca_certs needs ssl_cert_reqs optional or required, and they need it")
+                raise UsageError(f"{name} needs ssl_certfile", options=(name, "ssl_certfile"))
+        if self.ssl_ca_certs and self.ssl_cert_reqs == "none":
+            # The CA would verify no client, and look as if it did.
+            text = "ssl_ca_certs needs ssl_cert_reqs optional or required"
+            raise UsageError(text, options=("ssl_ca_certs", "ssl_cert_reqs"))
+        if self.ssl_cert_reqs != "none" and not self.ssl_ca_certs:
+            text = f"ssl_cert_reqs {self.ssl_cert_reqs} needs ssl_ca_certs"
+            raise UsageError(text, options=("ssl_cert_reqs", "ssl_ca_certs"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class TLSClientOptions:
-    """Which servers a client believes, and who it says it is."""
+    """Which servers a client believes, and which certificate it shows.
 
-    cacert: Path | None = field(
+    `context`, a context of the caller's own for the client's side, takes the place of every other option here but
+    `sni`. It decides whether the server is verified, and is used as it is. It must not allow versions older than
+    TLS 1.2, and ``OP_NO_RENEGOTIATION`` is added to its options.
+    """
+
+    cacert: FilePath | None = field(
         default=None, metadata={"help": "Believe the CAs in this file (PEM) instead of the system's."}
     )
-    cert: Path | None = field(default=None, metadata={"help": "The certificate to show to the server (PEM)."})
-    key: Path | None = field(
+    cert: FilePath | None = field(default=None, metadata={"help": "The certificate to show to the server (PEM)."})
+    key: FilePath | None = field(
         default=None, metadata={"help": "The certificate's key, unless it is in the same file (PEM)."}
     )
     sni: str | None = field(default=None, metadata={"help": "The name to ask for and verify, instead of the host."})
@@ -82,14 +103,44 @@ class TLSClientOptions:
         default=False,
         metadata={"help": "Believe any server.", "name": ("--insecure", "-k"), "negative": ()},
     )
+    context: ssl.SSLContext | None = None
 
     def __post_init__(self) -> None:
+        _check(self, ("cacert", "cert", "key"), besides=("sni",))
         if self.key and not self.cert:
-            raise UsageError("key needs cert")
+            raise UsageError("key needs cert", options=("key", "cert"))
+
+
+def _check(
+    options: TLSServerOptions | TLSClientOptions, paths: Collection[str], *, besides: Collection[str] = ()
+) -> None:
+    """Raise `UsageError` for a wrong type, an empty path, or a context that cannot be used as it is."""
+    check_types(options)
+    for name in paths:
+        if (path := getattr(options, name)) is not None and not os.fspath(path):
+            raise UsageError(f"{name} is empty: it must name a file", options=(name,))
+    if options.context is None:
+        return
+
+    others = [name for name in given_options(options) if name not in ("context", *besides)]
+    if others:
+        raise UsageError(f"context and {others[0]} exclude each other", options=("context", others[0]))
+    side = "SERVER" if isinstance(options, TLSServerOptions) else "CLIENT"
+    if options.context.protocol not in (getattr(ssl, f"PROTOCOL_TLS_{side}"), ssl.PROTOCOL_TLS):
+        raise UsageError(
+            f"context is not for this side: make it with ssl.PROTOCOL_TLS_{side}", options=("context",)
+        )
+    if options.context.minimum_version < ssl.TLSVersion.TLSv1_2:
+        text = "context allows versions older than TLS 1.2: set its minimum_version to ssl.TLSVersion.TLSv1_2"
+        raise UsageError(text, options=("context",))
 
 
 def client_context(options: TLSClientOptions) -> ssl.SSLContext:
-    """A context to connect with. Raises `CertificateError`."""
+    """A context to connect with: the caller's own, if there is one. Raises `CertificateError`."""
+    if options.context is not None:
+        options.context.options |= ssl.OP_NO_RENEGOTIATION
+        return options.context
+
     with _certificate_errors(options.cacert):
         context = ssl.create_default_context(cafile=options.cacert)
     _restrict(context, options.alpn)
@@ -97,14 +148,16 @@ def client_context(options: TLSClientOptions) -> ssl.SSLContext:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     if options.cert:
-        with _certificate_errors(options.cert, options.key):
-            context.load_cert_chain(options.cert, options.key, password=_no_password)
+        load_chain(context, options.cert, options.key, key_option="key")
 
     return context
 
 
 class Certificates:
-    """What the listeners for `addresses` show to whoever connects. Raises `CertificateError`."""
+    """What the listeners for `addresses` show to their peers.
+
+    Raises `CertificateError` for a file that cannot be used, `UsageError` if `options` name no certificate.
+    """
 
     def __init__(self, options: TLSServerOptions, addresses: Sequence[Address]) -> None:
         self._options = options
@@ -112,12 +165,16 @@ class Certificates:
         self.context: ssl.SSLContext
         #: The file of the CA that was made up, for clients to believe.
         self.cacert: Path | None = None
-        if options.ssl_self_signed:
+        if options.context is not None:
+            self.context = options.context
+            self.context.options |= ssl.OP_NO_RENEGOTIATION
+        elif options.ssl_self_signed:
             self.context = self._made_up(addresses)
         elif options.ssl_certfile:
             self.context = self._loaded(options.ssl_certfile)
         else:
-            raise CertificateError(f"cannot listen on {addresses[0]}: it needs ssl_certfile or ssl_self_signed")
+            text = f"{addresses[0]} needs a certificate: give ssl_certfile or ssl_self_signed"
+            raise UsageError(text, options=("ssl_certfile", "ssl_self_signed"))
 
     def reload(self) -> None:
         """Read the files again, for handshakes from now on.
@@ -132,15 +189,16 @@ class Certificates:
         if self.cacert is not None:
             self.cacert.unlink(missing_ok=True)
 
-    def _loaded(self, certfile: Path) -> ssl.SSLContext:
+    def _loaded(self, certfile: FilePath) -> ssl.SSLContext:
         context = self._new()
-        options = self._options
-        password = options.ssl_keyfile_password_file
-        with _certificate_errors(certfile, options.ssl_keyfile, password):
-            context.load_cert_chain(
-                certfile, options.ssl_keyfile, password=_first_line(password) if password else _no_password
-            )
-
+        load_chain(
+            context,
+            certfile,
+            self._options.ssl_keyfile,
+            self._options.ssl_keyfile_password_file,
+            key_option="ssl_keyfile",
+            password_option="ssl_keyfile_password_file",
+        )
         return context
 
     def _made_up(self, addresses: Sequence[Address]) -> ssl.SSLContext:
@@ -188,21 +246,9 @@ def _restrict(context: ssl.SSLContext, alpn: Sequence[str]) -> None:
             raise UsageError(f"{', '.join(alpn)!r} are no ALPN protocols: 1 to 255 ASCII characters each") from exc
 
 
-def _first_line(path: Path) -> bytes:
-    return path.read_bytes().partition(b"\n")[0].rstrip(b"\r")
-
-
-def _no_password() -> str:
-    # Without it, OpenSSL asks at the terminal, and the event loop waits for the answer.
-    raise CertificateError("the key is encrypted, and there is no file with its password")
-
-
 @contextmanager
-def _certificate_errors(*paths: Path | None) -> Iterator[None]:
-    what = " or ".join(str(path) for path in paths if path)
+def _certificate_errors(path: FilePath | None) -> Iterator[None]:
     try:
         yield
-    except CertificateError as exc:
-        raise CertificateError(f"cannot use {what}: {exc}") from exc.__cause__
     except (OSError, ValueError) as exc:
-        raise CertificateError(f"cannot use {what}: {explain(exc)}") from exc
+        raise CertificateError(f"cannot use {os.fspath(path or '')}: {explain(exc)}") from exc

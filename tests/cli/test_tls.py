@@ -248,7 +248,7 @@ def test_send_believes_anybody_if_told_to(flags: tuple[str, ...], processes: Pro
         ((), "certificate verify failed: .*certificate"),
         (("--cacert", "{ca}", "--sni", "example.org"), "certificate verify failed: Hostname mismatch"),
         (("--cacert", "/absent"), "cannot use /absent: No such file or directory"),
-        (("--cert", "{ca}"), "cannot use .*ca.pem: it holds nothing of the kind"),
+        (("--cert", "{ca}"), "--key is missing: .*ca.pem holds no private key in PEM format"),
     ],
 )
 def test_a_certificate_that_will_not_do_is_exit_3_and_one_line(
@@ -260,10 +260,16 @@ def test_a_certificate_that_will_not_do_is_exit_3_and_one_line(
     assert re.fullmatch(rf"anyecho: .*{why}.*\n", errors)
 
 
-def test_serve_without_a_certificate_is_exit_3_and_one_line(processes: Processes) -> None:
+def test_serve_without_a_certificate_is_exit_2_and_one_line(processes: Processes) -> None:
     status, _, errors = processes.run("serve", "-b", TLS)
-    assert status == 3
-    assert errors == f"anyecho: cannot listen on {TLS}: it needs ssl_certfile or ssl_self_signed\n"
+    assert status == 2
+    assert errors == f"anyecho: {TLS} needs a certificate: give --ssl-certfile or --ssl-self-signed\n"
+
+
+def test_a_key_file_that_is_absent_is_named_and_not_the_certificate(processes: Processes, files: Files) -> None:
+    given = ("--ssl-certfile", str(files.cert), "--ssl-keyfile", "/absent.pem")
+    status, _, errors = processes.run("serve", "-b", TLS, *given)
+    assert (status, errors) == (3, "anyecho: cannot use /absent.pem: No such file or directory\n")
 
 
 def test_a_made_up_ca_is_named_and_works(processes: Processes) -> None:

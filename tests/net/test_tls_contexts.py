@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import ssl
 import subprocess
@@ -43,7 +44,11 @@ def encrypted(files: Files) -> Path:
         ({"ssl_keyfile_password_file": "word"}, "ssl_keyfile_password_file needs ssl_certfile"),
         ({"ssl_self_signed": True, "ssl_certfile": "cert.pem"}, "exclude each other"),
         ({"ssl_ca_certs": "ca.pem"}, "ssl_ca_certs needs ssl_cert_reqs"),
-        ({"ssl_cert_reqs": "required"}, "ssl_ca_certs needs ssl_cert_reqs"),
+        ({"ssl_cert_reqs": "required"}, "ssl_cert_reqs required needs ssl_ca_certs"),
+        ({"ssl_certfile": ""}, "ssl_certfile is empty"),
+        ({"context": ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), "ssl_self_signed": True}, "exclude each other"),
+        ({"context": ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), "ssl_alpn": ("x",)}, "exclude each other"),
+        ({"context": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)}, "make it with ssl.PROTOCOL_TLS_SERVER"),
     ],
 )
 def test_options_that_make_no_sense_together_are_refused(wrong: dict[str, Any], why: str) -> None:
@@ -85,12 +90,14 @@ def test_a_key_is_opened_with_the_first_line_of_a_file(files: Files, encrypted: 
     word.write_text("secret\nand more\n")
     served(files, ssl_keyfile=encrypted, ssl_keyfile_password_file=word)
     word.write_text("wrong")
-    with pytest.raises(CertificateError, match="or the password is wrong"):
+    with pytest.raises(CertificateError, match=r"encrypted\.pem: the password in .*word is wrong"):
         served(files, ssl_keyfile=encrypted, ssl_keyfile_password_file=word)
 
 
 def test_a_locked_key_without_a_password_asks_nobody(files: Files, encrypted: Path) -> None:
-    with pytest.raises(CertificateError, match=r"encrypted\.pem: the key is encrypted"):
+    with pytest.raises(
+        CertificateError, match=r"ssl_keyfile_password_file is missing: the key in .*encrypted\.pem is encrypted"
+    ):
         served(files, ssl_keyfile=encrypted)
 
 
@@ -98,9 +105,10 @@ def test_a_locked_key_without_a_password_asks_nobody(files: Files, encrypted: Pa
     ("name", "content", "why"),
     [
         ("ssl_certfile", None, "No such file or directory"),
-        ("ssl_certfile", "garbage", "nothing of the kind in PEM format"),
+        ("ssl_certfile", "garbage", "it holds no certificate in PEM format"),
         ("ssl_keyfile", None, "No such file or directory"),
-        ("ssl_keyfile", "garbage", "nothing of the kind in PEM format"),
+        ("ssl_keyfile", "garbage", "it holds no private key in PEM format"),
+        ("ssl_keyfile", "-----BEGIN PRIVATE KEY-----\nAAAA", "its private key is damaged"),
         ("ssl_keyfile_password_file", None, "No such file or directory"),
         ("ssl_ca_certs", None, "No such file or directory"),
         ("ssl_ca_certs", "garbage", "no certificate or crl found"),
@@ -113,15 +121,85 @@ def test_a_file_that_cannot_be_used_is_named(
     if content is not None:
         path.write_text(content)
     others = {"ssl_cert_reqs": "required"} if name == "ssl_ca_certs" else {}
-    with pytest.raises(CertificateError, match=f"this one.*{why}"):
+    with pytest.raises(CertificateError, match=f"cannot use {tmp_path}/this one: {why}"):
         served(files, **{name: path}, **others)
+
+
+def test_a_directory_in_place_of_a_file_is_told_so(files: Files, tmp_path: Path) -> None:
+    for name in ("ssl_certfile", "ssl_keyfile"):
+        with pytest.raises(CertificateError, match=f"cannot use {tmp_path}: Is a directory"):
+            served(files, **{name: tmp_path})
+
+
+@pytest.mark.parametrize("absent", ["ssl_certfile", "ssl_keyfile"])
+def test_of_two_files_the_absent_one_is_named_whatever_the_other_holds(
+    absent: str, files: Files, tmp_path: Path
+) -> None:
+    (tmp_path / "garbage").write_text("garbage")
+    both = dict.fromkeys(("ssl_certfile", "ssl_keyfile"), tmp_path / "garbage")
+    with pytest.raises(CertificateError, match=f"cannot use {tmp_path}/absent: No such file or directory"):
+        served(files, **both | {absent: tmp_path / "absent"})
+
+
+def test_a_certificate_file_without_a_key_asks_for_the_key(files: Files) -> None:
+    with pytest.raises(
+        CertificateError, match=r"ssl_keyfile is missing: .*cert\.pem holds no private key"
+    ) as caught:
+        served(files, ssl_keyfile=None)
+    assert caught.value.options == ("ssl_keyfile",)
+    with pytest.raises(CertificateError, match=r"^key is missing: .*cert\.pem holds no private key"):
+        client_context(TLSClientOptions(cert=files.cert))
+
+
+def test_files_may_be_named_by_text(files: Files) -> None:
+    served(files, ssl_certfile=str(files.cert), ssl_keyfile=str(files.key))
+    client_context(TLSClientOptions(cacert=str(files.cacert), cert=str(files.client)))
+
+
+def test_a_pipe_is_read_once_and_can_hold_the_key(files: Files) -> None:
+    read_end, write_end = os.pipe()
+    try:
+        os.write(write_end, files.key.read_bytes())
+        os.close(write_end)
+        served(files, ssl_keyfile=f"/dev/fd/{read_end}")
+    finally:
+        os.close(read_end)
 
 
 def test_a_key_of_another_certificate_is_told_so(files: Files, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     other = files_in(tmp_path / "other")
-    with pytest.raises(CertificateError, match="key values mismatch"):
+    with pytest.raises(CertificateError, match=r"other/key\.pem: it is not the key of .*/cert\.pem"):
         served(files, ssl_keyfile=other.key)
+
+
+def test_a_context_of_the_caller_is_used_as_it_is_and_never_renegotiates() -> None:
+    mine = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificates = Certificates(TLSServerOptions(context=mine), HERE)
+    certificates.reload()
+    assert certificates.context is mine
+    theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    assert client_context(TLSClientOptions(context=theirs, sni="example.org")) is theirs
+    assert mine.options & theirs.options & ssl.OP_NO_RENEGOTIATION
+
+
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1 is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_1, ssl.TLSVersion.MINIMUM_SUPPORTED])
+def test_a_context_that_speaks_older_versions_than_tls_1_2_is_refused(version: ssl.TLSVersion) -> None:
+    for protocol, options in (
+        (ssl.PROTOCOL_TLS_SERVER, TLSServerOptions),
+        (ssl.PROTOCOL_TLS_CLIENT, TLSClientOptions),
+    ):
+        context = ssl.SSLContext(protocol)
+        context.minimum_version = version
+        with pytest.raises(UsageError, match="context allows versions older than TLS 1"):
+            options(context=context)
+
+
+@pytest.mark.parametrize("other", [{"cacert": "ca.pem"}, {"insecure": True}, {"alpn": ("x",)}, {"cert": "me.pem"}])
+def test_a_clients_context_leaves_room_for_no_other_option(other: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=f"context and {next(iter(other))} exclude each other"):
+        TLSClientOptions(context=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), **other)
 
 
 def test_a_client_names_its_files_too(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from anyio import (
 from anyio.lowlevel import checkpoint
 
 from anyecho.address import Address, TCPAddress, UnixAddress
-from anyecho.errors import CertificateError, ConnectError, EchoTruncated
+from anyecho.errors import CertificateError, ConnectError, EchoTruncated, UsageError
 from anyecho.measure.client import connect
 from anyecho.measure.options import ConnectOptions
 from anyecho.net import tls
@@ -596,6 +596,6 @@ async def test_a_server_that_says_nothing_is_given_up_and_closed() -> None:
 
 
 async def test_tls_without_a_certificate_is_an_error_before_the_block() -> None:
-    with pytest.raises(CertificateError, match="ssl_certfile or ssl_self_signed"):
+    with pytest.raises(UsageError, match="ssl_certfile or ssl_self_signed"):
         async with open_server(TLS):
             pytest.fail("it opened")
