@@ -64,6 +64,7 @@ FOLDERS = {
         "datagrams",
         "bind",
         "inherit",
+        "unix",
         "listen",
         "activation",
         "notify",

@@ -5,39 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import stat
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
-from anyecho.address import TCPAddress, UnixAddress, parse_address
-from anyecho.errors import BindError, UsageError
-from anyecho.net import listen
-from anyecho.net.listen import Listener, open_listeners
+from anyecho.address import TCPAddress
+from anyecho.errors import UsageError
 from anyecho.net.sockets import SocketOptions
 from tests.machine import needs_ipv6
-
-
-@asynccontextmanager
-async def listening(*addresses: str, backlog: int = 16) -> AsyncIterator[list[Listener]]:
-    listeners = await open_listeners(
-        [parse_address(address) for address in addresses], backlog=backlog, options=SocketOptions()
-    )
-    try:
-        yield listeners
-    finally:
-        for listener in listeners:
-            listener.close()
-
-
-async def refused(*addresses: str) -> str:
-    with pytest.raises(BindError) as caught:
-        async with listening(*addresses):
-            pass
-
-    return str(caught.value)
+from tests.net.listeners import listening, refused
 
 
 @contextmanager
@@ -165,118 +142,6 @@ _TCP = {
     "TCP_KEEPINTVL": 10,
     "TCP_KEEPCNT": 6,
 }
-
-
-@pytest.mark.parametrize(("query", "mode"), [("", 0o600), ("?mode=666", 0o666), ("?mode=660", 0o660)])
-async def test_a_socket_file_has_its_mode_from_the_first_moment(
-    query: str, mode: int, short_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bind = socket.socket.bind
-    seen: list[int] = []
-
-    def watched(sock: socket.socket, path: bytes) -> None:
-        bind(sock, path)
-        if not path.startswith(b"\0"):
-            seen.append(stat.S_IMODE(os.stat(path).st_mode))
-
-    monkeypatch.setattr(socket.socket, "bind", watched)
-    before = os.umask(0o027)
-    try:
-        async with listening(f"unix:{short_path}/echo{query}"):
-            assert seen == [mode]
-            assert stat.S_IMODE((short_path / "echo").stat().st_mode) == mode
-            assert os.umask(0o027) == 0o027
-    finally:
-        os.umask(before)
-
-
-async def test_a_live_servers_path_is_not_stolen(short_path: Path) -> None:
-    path = short_path / "echo"
-    async with listening(f"unix:{path}") as [listener]:
-        inode = path.stat().st_ino
-        assert "it is in use already" in await refused(f"unix:{path}")
-        assert path.stat().st_ino == inode
-        with socket.socket(socket.AF_UNIX) as client:
-            client.connect(str(path))
-            listener.sock.accept()[0].close()
-
-
-async def test_a_server_too_busy_to_answer_is_alive(short_path: Path) -> None:
-    path = str(short_path / "echo")
-    async with listening(f"unix:{path}", backlog=0):
-        with socket.socket(socket.AF_UNIX) as first:
-            first.connect(path)  # fills the backlog
-            assert "it is in use already" in await refused(f"unix:{path}")
-
-
-async def test_a_stale_path_is_taken_over(short_path: Path) -> None:
-    path = short_path / "echo"
-    with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(path))
-    async with listening(f"unix:{path}"):
-        with socket.socket(socket.AF_UNIX) as client:
-            client.connect(str(path))
-
-    assert not path.exists()
-
-
-async def test_two_cannot_take_over_one_stale_path_at_once(
-    short_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = short_path / "echo"
-    with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(path))
-    unlink = os.unlink
-    rivals: list[str] = []
-
-    def unlink_while_a_rival_comes(target: bytes) -> None:
-        """The rival has its turn after we found the path stale and before we removed it."""
-        monkeypatch.setattr(os, "unlink", unlink)
-        try:
-            listen._bind_unix(UnixAddress(path=str(path)), 16, SocketOptions()).close()
-            rivals.append("stole it")
-        except OSError as exc:
-            rivals.append(errno.errorcode[exc.errno or 0])
-        unlink(target)
-
-    monkeypatch.setattr(os, "unlink", unlink_while_a_rival_comes)
-    async with listening(f"unix:{path}"):
-        assert rivals == ["EBUSY"]
-
-
-async def test_only_our_own_file_is_removed(short_path: Path) -> None:
-    path = short_path / "echo"
-    async with listening(f"unix:{path}"):
-        path.unlink()
-        path.write_text("somebody else's")
-
-    assert path.read_text() == "somebody else's"
-
-
-async def test_a_relative_path_is_removed_from_where_it_was_made(
-    short_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(short_path)
-    async with listening("unix:echo"):
-        monkeypatch.chdir("/")
-
-    assert not (short_path / "echo").exists()
-
-
-async def test_an_abstract_name_needs_no_file(short_path: Path) -> None:
-    name = f"anyecho-test-{short_path.name}"
-    async with listening(f"unix:@{name}") as [listener]:
-        assert str(listener.address) == f"unix:@{name}"
-        with socket.socket(socket.AF_UNIX) as client:
-            client.connect(f"\0{name}")
-        assert "in use" in await refused(f"unix:@{name}")
-
-
-async def test_a_path_of_107_bytes_is_listened_on(short_path: Path) -> None:
-    path = str(short_path) + "/" + "x" * (106 - len(str(short_path)))
-    async with listening(f"unix:{path}"):
-        with socket.socket(socket.AF_UNIX) as client:
-            client.connect(path)
 
 
 @pytest.mark.parametrize("size", [-1, 2**31])

@@ -1,0 +1,231 @@
+"""Binding a Unix socket to a path: the lock, taking over a stale file, the file's mode, removing the file.
+
+Nothing here changes state that belongs to the whole process, such as its umask: other threads create files too.
+"""
+
+from __future__ import annotations
+
+__all__ = ("SocketFile", "bind_unix")
+
+import errno
+import fcntl
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+
+from anyecho.address import UnixAddress
+from anyecho.net.sockets import SocketOptions
+
+#: Owner only, unless the address says otherwise (``?mode=666``).
+_DEFAULT_MODE = 0o600
+#: How often the previous holder may remove the lock file between our open(2) and flock(2).
+_LOCK_TRIES = 100
+_LOCK_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+
+
+@dataclass(frozen=True)
+class SocketFile:
+    """The file of a bound Unix socket: an absolute path, device and inode."""
+
+    path: bytes
+    identity: tuple[int, int]
+
+    def remove(self) -> None:
+        """Remove the file if it still is the one that was bound."""
+        with suppress(OSError):
+            if _identity(os.lstat(self.path)) == self.identity:
+                os.unlink(self.path)
+
+
+def bind_unix(
+    address: UnixAddress, *, backlog: int, options: SocketOptions
+) -> tuple[socket.socket, SocketFile | None]:
+    """Return a non-blocking socket bound to `address`, and its file; an abstract name has no file.
+
+    A socket with a file listens already. Raises `OSError`: EADDRINUSE if a server listens on the path, EEXIST if
+    the path is no socket, EBUSY if another server is about to listen. After an error nothing is left behind.
+    """
+    with ExitStack() as opened:
+        sock = opened.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        sock.setblocking(False)
+        options.apply(sock)
+        path, file = os.fsencode(address.path), None
+        if address.is_abstract:
+            sock.bind(path)
+        else:
+            _is_stale(path)  # says what is wrong with the path, also where no lock file can be created
+            with _locked(path):
+                file = _bind_path(sock, path, _DEFAULT_MODE if address.mode is None else address.mode, backlog)
+
+        opened.pop_all()
+        return sock, file
+
+
+def _bind_path(sock: socket.socket, path: bytes, mode: int, backlog: int) -> SocketFile:
+    if _is_stale(path):
+        os.unlink(path)
+    # Linux creates the file with the mode of the socket, less the umask: never wider than `mode`. Elsewhere
+    # fchmod(2) refuses a socket, and the mode is right from the chmod on.
+    with suppress(OSError):
+        os.fchmod(sock.fileno(), mode)
+    sock.bind(path)
+    # Not os.path.abspath(), which drops "link/.." as if it were nothing.
+    file = SocketFile(os.path.join(os.getcwdb(), path), _identity(os.lstat(path)))
+    try:
+        # Before listen(2): until then every connect(2) is refused, whatever the mode.
+        _set_mode(file, mode)
+        # Before the lock is released: a socket that is bound and does not listen looks stale.
+        sock.listen(backlog)
+    except BaseException:
+        file.remove()
+        raise
+
+    return file
+
+
+def _set_mode(file: SocketFile, mode: int) -> None:
+    """Set the mode that bind(2) did not: the umask is narrower, or fchmod(2) refused the socket.
+
+    In a directory of several writers, the path may name another file by now. So the file that was bound is opened,
+    checked, and changed through the descriptor; a link to some private file must not be opened to the world.
+    """
+    if stat.S_IMODE(os.lstat(file.path).st_mode) == mode:
+        return
+    try:
+        if not hasattr(os, "O_PATH"):
+            os.chmod(file.path, mode, follow_symlinks=os.chmod not in os.supports_follow_symlinks)
+            return
+
+        descriptor = os.open(file.path, os.O_PATH | os.O_NOFOLLOW)
+        try:
+            found = os.fstat(descriptor)
+            if _identity(found) != file.identity or not stat.S_ISSOCK(found.st_mode) or found.st_nlink != 1:
+                raise OSError(errno.EBUSY, "another program replaced the socket file")
+            os.chmod(f"/proc/self/fd/{descriptor}", mode)  # fchmod(2) refuses O_PATH
+        finally:
+            os.close(descriptor)
+    except OSError as exc:
+        raise OSError(exc.errno, f"the mode of the socket file cannot be set: {exc.strerror}") from exc
+
+
+@contextmanager
+def _locked(path: bytes) -> Iterator[None]:
+    """Let one server at a time find a stale file at `path`, remove it and bind. Wait for no other: raise EBUSY.
+
+    Without the lock, two servers find one stale file, and the slower one removes the socket of the faster one.
+
+    The lock is an flock(2) on ``.NAME.lock`` beside the socket. It works between all processes of one kernel that
+    see the directory; an abstract name would be per network namespace. It ends with its process, so a file that a
+    killed server left behind is locked again and then removed. flock(2) on the directory itself would not do: read
+    permission is enough for it. `_lock_mode` lets in the users that can write to the directory, and no others; they
+    can replace the socket anyway.
+
+    In a sticky directory (/tmp) each user can create the lock file but not remove that of another user. There only
+    the owner of a socket file can remove it, so only servers of one user need the lock: a lock file of another
+    user, or a thing that is no file, counts for nothing, and the server starts without a lock.
+    """
+    directory, name = os.path.split(path)
+    found = os.stat(directory or b".")
+    lock = os.path.join(directory, b"." + name + b".lock")
+    descriptor = _lock(lock, found)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            # In this order: a lock file that nothing holds could be locked and removed by two at once.
+            with suppress(OSError):
+                os.unlink(lock)
+            os.close(descriptor)
+
+
+def _lock(lock: bytes, directory: os.stat_result) -> int | None:
+    """Return a descriptor of the file `lock`, locked; None where it is not ours to lock, and need not be."""
+    for _ in range(_LOCK_TRIES):
+        try:
+            # O_EXCL, because the mode is set of a new file only, never of a link to another one.
+            descriptor = os.open(lock, _LOCK_FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            try:
+                descriptor = os.open(lock, _LOCK_FLAGS)
+            except FileNotFoundError:
+                continue  # its holder has removed it
+            except OSError:
+                break  # a symbolic link, or another user's
+        else:
+            with suppress(OSError):
+                os.fchmod(descriptor, _lock_mode(directory, os.fstat(descriptor)))
+
+        try:
+            if (is_trusted := _is_trusted(descriptor, directory)) and _flock(descriptor, lock):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+        os.close(descriptor)
+        if not is_trusted:
+            break
+
+    if directory.st_mode & stat.S_ISVTX:
+        return None
+
+    raise OSError(errno.EBUSY, f"{os.fsdecode(lock)} is in the way; remove it, unless another server is starting")
+
+
+def _is_trusted(descriptor: int, directory: os.stat_result) -> bool:
+    found = os.fstat(descriptor)
+    is_sticky = directory.st_mode & stat.S_ISVTX
+    return stat.S_ISREG(found.st_mode) and (not is_sticky or found.st_uid == os.geteuid())
+
+
+def _lock_mode(directory: os.stat_result, lock: os.stat_result) -> int:
+    """Return the mode by which the users that can write to `directory`, and no others, can open `lock`."""
+    if directory.st_mode & stat.S_ISVTX:
+        return 0o600
+
+    others = 0o6 if directory.st_mode & stat.S_IWOTH else 0
+    group = 0o6 if directory.st_mode & stat.S_IWGRP else 0
+    return 0o600 | (group if lock.st_gid == directory.st_gid else others) << 3 | others
+
+
+def _flock(descriptor: int, lock: bytes) -> bool:
+    """Lock `descriptor`; return whether `lock` still is that file. Raise EBUSY if another process holds it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
+        raise OSError(errno.EBUSY, "another server is about to listen there") from exc
+    except OSError:
+        pass  # this file system has no locks
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.lstat(lock))
+    except FileNotFoundError:
+        return False
+
+
+def _is_stale(path: bytes) -> bool:
+    """Whether `path` is a socket that no server listens on. Raises `OSError` if it is in use or is no socket."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise FileExistsError(errno.EEXIST, "it exists and is not a socket")
+    except FileNotFoundError:
+        return False
+
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return True
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:  # its accept backlog is full
+            pass
+
+    raise OSError(errno.EADDRINUSE, "a server is listening there")
+
+
+def _identity(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
