@@ -163,8 +163,9 @@ class Certificates:
         self._options = options
         #: Each handshake takes that of its moment.
         self.context: ssl.SSLContext
-        #: The file of the CA that was made up, for clients to believe.
+        #: The file of the CA that was made up, for clients to believe, and the process that it belongs to.
         self.cacert: Path | None = None
+        self._owner = os.getpid()
         if options.context is not None:
             self.context = options.context
             self.context.options |= ssl.OP_NO_RENEGOTIATION
@@ -185,8 +186,8 @@ class Certificates:
             self.context = self._loaded(self._options.ssl_certfile)
 
     def close(self) -> None:
-        """Remove the file of a CA that was made up."""
-        if self.cacert is not None:
+        """Remove the file of a CA that was made up, unless this is a forked child of the process that made it."""
+        if self.cacert is not None and os.getpid() == self._owner:
             self.cacert.unlink(missing_ok=True)
 
     def _loaded(self, certfile: FilePath) -> ssl.SSLContext:

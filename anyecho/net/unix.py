@@ -14,7 +14,7 @@ import socket
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from anyecho.address import UnixAddress
 from anyecho.net.sockets import SocketOptions
@@ -28,16 +28,21 @@ _LOCK_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 
 @dataclass(frozen=True)
 class SocketFile:
-    """The file of a bound Unix socket: an absolute path, device and inode."""
+    """The file of a bound Unix socket: an absolute path, device and inode, and the process that bound it."""
 
     path: bytes
     identity: tuple[int, int]
+    owner: int = field(default_factory=os.getpid)
 
     def remove(self) -> None:
-        """Remove the file if it still is the one that was bound."""
-        with suppress(OSError):
-            if _identity(os.lstat(self.path)) == self.identity:
-                os.unlink(self.path)
+        """Remove the file if it still is the one that this process bound.
+
+        A forked child has a copy of this object. The file belongs to the parent, which still listens.
+        """
+        if os.getpid() == self.owner:
+            with suppress(OSError):
+                if _identity(os.lstat(self.path)) == self.identity:
+                    os.unlink(self.path)
 
 
 def bind_unix(

@@ -413,3 +413,28 @@ def test_a_bind_that_fails_leaves_nothing_behind(short_path: Path, monkeypatch: 
 
     assert os.listdir(short_path) == []
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+_FORK = """
+import os, sys, anyecho
+from anyecho.net.tls_contexts import TLSServerOptions
+
+async def main():
+    options = anyecho.ServeOptions(tls=TLSServerOptions(ssl_self_signed=True))
+    async with anyecho.open_server("tls+unix:" + sys.argv[1], options=options) as server:
+        if os.fork() == 0:
+            sys.exit("the child unwinds")
+        os.wait()
+        print(os.path.exists(sys.argv[1]), os.path.exists(server.certificates.cacert), flush=True)
+        os.unlink(server.certificates.cacert)
+        os._exit(0)
+
+anyecho.run(main, backend=sys.argv[2])
+"""
+
+
+def test_a_forked_child_that_unwinds_removes_no_file_of_its_parent(backend: str, short_path: Path) -> None:
+    command = [sys.executable, "-c", _FORK, f"{short_path}/echo", backend]
+    parent = subprocess.run(command, capture_output=True, timeout=30)
+    assert parent.stdout == b"True True\n"
+    assert b"the child unwinds" in parent.stderr
