@@ -21,8 +21,8 @@ _IPPROTO_MPTCP: int = getattr(socket, "IPPROTO_MPTCP", 262)
 
 def preparation_for(listener: socket.socket, options: SocketOptions) -> Preparation | None:
     """What has to be done to each socket that `listener` accepts; None where it inherits all `options`."""
-    if _is_mptcp(listener):
-        # A peer that speaks plain TCP gets a plain TCP socket, which inherits none of them.
+    # A Unix socket inherits nothing, nor does the socket of a plain TCP peer of an MPTCP listener.
+    if listener.family == socket.AF_UNIX or _is_mptcp(listener):
         return _apply(options)
 
     return None

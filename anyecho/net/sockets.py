@@ -42,7 +42,7 @@ _unix_peers = count(1)
 
 @dataclass(frozen=True, kw_only=True)
 class SocketOptions:
-    """What the kernel shall do for a socket; set on a listener, and inherited by all it accepts.
+    """What the kernel shall do for a socket; set on a listener, and inherited by all it accepts but Unix sockets.
 
     Options that a system does not know are left out there, and so are those that it refuses.
     """
@@ -74,7 +74,7 @@ class SocketOptions:
             raise UsageError(text, options=("tcp_user_timeout",))
 
     def apply(self, sock: socket.socket, *, quiet: bool = False) -> None:
-        """Set on `sock` what its kind knows: on a Unix socket, or one for datagrams, the sizes of its buffers.
+        """Set on `sock` what its kind knows: on one for datagrams, the sizes of its buffers.
 
         Options that the kernel refuses (on MPTCP, some of them) are one line of the log, unless `quiet`.
         """
@@ -89,11 +89,15 @@ class SocketOptions:
             yield socket.SOL_SOCKET, "SO_SNDBUF", self.sndbuf
         if self.rcvbuf:
             yield socket.SOL_SOCKET, "SO_RCVBUF", self.rcvbuf
-        if sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_STREAM:
+        if sock.type != socket.SOCK_STREAM:
             return
 
-        # An urgent byte is a byte the peer sent: it is echoed in its place (RFC 6093), not taken out of line.
+        # An urgent byte is a byte the peer sent: it is echoed in its place (RFC 6093), not taken out of line. Unix
+        # sockets have one too, since Linux 5.15.
         yield socket.SOL_SOCKET, "SO_OOBINLINE", 1
+        if sock.family not in (socket.AF_INET, socket.AF_INET6):
+            return
+
         yield socket.SOL_SOCKET, "SO_KEEPALIVE", int(self.keepalive)
         for name, value in self._tcp_options().items():
             yield socket.IPPROTO_TCP, name, value
