@@ -12,7 +12,7 @@ from anyio import fail_after, sleep
 from anyecho.address import Address, TCPAddress, UnixAddress
 
 #: How long anything may take that should happen at once, on a busy machine.
-SOON = 5.0
+SOON = 8.0
 
 
 def dial(address: Address) -> socket.socket:

@@ -24,6 +24,7 @@ from anyecho.cli.main import main
 from anyecho.units import format_duration
 from tests.machine import needs_ipv6
 from tests.process import (
+    PATIENCE,
     Processes,
     accepts,
     echo,
@@ -340,18 +341,16 @@ def test_an_echo_that_stalls_is_exit_1_after_the_timeout(processes: Processes, s
         b"",
         f"anyecho: no byte has moved for {format_duration(0.3)}: byte 0 is missing, 5 were sent\n",
     )
-    # Half a second to start and to end.
-    assert 0.3 <= monotonic() - began < 3 * 0.8
+    assert monotonic() - began >= 0.3
 
 
 def test_a_deadline_ends_what_is_still_going_on(processes: Processes, serve: Serve) -> None:
-    process = processes.start("send", serve(echo), "--deadline", "500ms", stdin=subprocess.PIPE)
+    process = processes.start("send", serve(echo), "--deadline", "2s", stdin=subprocess.PIPE)
     assert process.popen.stdin is not None
     os.write(process.popen.stdin.fileno(), b"hello")
 
-    # Half a second to start and to end.
-    assert process.wait(3 * 1.0) == 1
     assert process.read_bytes(5) == b"hello"
+    assert process.wait() == 1
     line = "the deadline is over: all 5 bytes are back, but more was to be sent"
     assert process.errors() == f"anyecho: {line}\n"
 
@@ -361,7 +360,7 @@ def test_no_answer_within_the_timeout_is_exit_3(processes: Processes, backend: s
     ended = processes.run("send", absent, "--backend", backend, "--timeout", "300ms", "hello")
 
     assert ended == (3, b"", f"anyecho: cannot connect to {absent}: no answer within {format_duration(0.3)}\n")
-    assert 0.3 <= monotonic() - began < 3 * 0.8
+    assert monotonic() - began >= 0.3
 
 
 def test_an_attempt_to_connect_can_be_interrupted(processes: Processes, absent: str) -> None:
@@ -433,17 +432,15 @@ def test_a_file_that_cannot_be_read_is_exit_1_and_one_line(send: Send, serve: Se
 
 def test_a_message_is_repeated_without_being_kept_as_often(processes: Processes, serve: Serve) -> None:
     process = processes.start("send", serve(echo), "hello", "--repeat", "100000000000", "--deadline", "300ms")
-    process.popen.communicate(timeout=10)
+    process.popen.communicate(timeout=PATIENCE)
 
     assert process.wait() == 1
 
 
 def test_messages_of_nothing_leave_the_deadline_in_force(processes: Processes, serve: Serve) -> None:
-    began = monotonic()
     status, _, errors = processes.run("send", serve(echo), "", "--repeat", "100000000", "--deadline", "300ms")
 
     assert (status, errors) == (1, "anyecho: the deadline is over: all 0 bytes are back, but more was to be sent\n")
-    assert monotonic() - began < 5
 
 
 def test_the_deadline_is_for_connecting_too(processes: Processes) -> None:
@@ -453,11 +450,9 @@ def test_the_deadline_is_for_connecting_too(processes: Processes) -> None:
             client.setblocking(False)
             client.connect_ex(silent.getsockname())
         address = f"127.0.0.1:{silent.getsockname()[1]}"
-        began = monotonic()
         status, _, errors = processes.run("send", address, "hello", "--deadline", "300ms")
 
     assert (status, errors) == (3, f"anyecho: cannot connect to tcp://{address}: no answer within 300ms\n")
-    assert monotonic() - began < 5
 
 
 def test_a_fifo_that_nobody_writes_to_is_waited_for_until_the_deadline(

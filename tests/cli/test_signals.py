@@ -31,10 +31,8 @@ from tests.process import (
 )
 
 TCP = "tcp://127.0.0.1:0"
-#: What a promised time may become on a busy machine.
-SLACK = 3
-#: What the end of a process may take besides the times that its options give.
-END = 0.5
+#: What the end of a process may take on a busy machine besides the times of its options; 0.5 s on an idle one.
+END = 10.0
 #: Longer than anybody waits here.
 LONG = "1h"
 
@@ -78,7 +76,7 @@ def test_an_idle_server_ends_at_once(processes: Processes, backend: str, signum:
     process = processes.serve("-b", TCP, "--backend", backend)
     process.signal(signum)
 
-    assert process.wait(SLACK * END) == 0
+    assert process.wait(END) == 0
     assert process.errors() == ""
 
 
@@ -95,8 +93,8 @@ def test_a_busy_server_echoes_for_the_grace_and_then_lingers(processes: Processe
         # It closes its half, and waits for ours.
         assert read_all(sock) == b""
         assert monotonic() - began >= grace
-        assert process.wait(SLACK * (grace + linger + END)) == 0
-        assert grace + linger <= monotonic() - began < SLACK * (grace + linger + END)
+        assert process.wait(grace + linger + END) == 0
+        assert grace + linger <= monotonic() - began < grace + linger + END
 
 
 def test_a_drain_is_over_when_the_last_peer_is_done(processes: Processes, backend: str) -> None:
@@ -109,7 +107,7 @@ def test_a_drain_is_over_when_the_last_peer_is_done(processes: Processes, backen
         sock.shutdown(socket.SHUT_WR)
         assert read_all(sock) == b""
 
-    assert process.wait(SLACK * END) == 0
+    assert process.wait(END) == 0
 
 
 def test_what_is_sent_half_before_and_half_after_is_echoed_whole(
@@ -129,7 +127,7 @@ def test_what_is_sent_half_before_and_half_after_is_echoed_whole(
         reading.join(PATIENCE)
 
     assert echo == [first + second]
-    assert process.wait(SLACK * END) == 0
+    assert process.wait(END) == 0
 
 
 def test_a_peer_that_reads_nothing_holds_nobody_up_for_longer(processes: Processes) -> None:
@@ -145,7 +143,7 @@ def test_a_peer_that_reads_nothing_holds_nobody_up_for_longer(processes: Process
         flooding.start()
         process.signal()
 
-        assert process.wait(SLACK * (0.4 + END)) == 0
+        assert process.wait(0.4 + END) == 0
         flooding.join(PATIENCE)
 
 
@@ -157,7 +155,7 @@ def test_the_second_signal_closes_at_once(processes: Processes, backend: str, si
         wait_until(lambda: not accepts(process.addresses[0]))
         process.signal(signum)
 
-        assert process.wait(SLACK * 1.0) == 0
+        assert process.wait(END) == 0
         assert sock.recv(1) == b""
 
     assert process.errors() == ""
@@ -171,7 +169,7 @@ def test_the_second_signal_ends_a_linger_too(processes: Processes, backend: str)
         assert read_all(sock) == b""
         process.signal(signal.SIGTERM)
 
-        assert process.wait(SLACK * 1.0) == 0
+        assert process.wait(END) == 0
 
 
 def test_the_third_signal_ends_a_loop_that_is_stuck(
@@ -186,7 +184,7 @@ def test_the_third_signal_ends_a_loop_that_is_stuck(
         assert process.popen.poll() is None
         process.signal(signum)
 
-        assert process.wait(SLACK * END) == -signum
+        assert process.wait(END) == -signum
 
 
 def test_a_signal_before_it_listens_ends_it_as_well(processes: Processes, backend: str) -> None:
@@ -202,7 +200,7 @@ bind.resolve = resolve
     assert process.read_errors(until="\n") == "resolving\n"
     process.signal(signal.SIGTERM)
 
-    assert process.wait(SLACK * END) == 0
+    assert process.wait(END) == 0
     assert process.errors() == ""
 
 
@@ -232,7 +230,7 @@ def test_an_interrupted_send_has_written_what_came_back(
     process.signal(signum)
 
     # 130 or 143, as a shell says it.
-    assert process.wait(SLACK * END) == 128 + signum
+    assert process.wait(END) == 128 + signum
     assert process.errors() == ""
 
 
@@ -244,7 +242,7 @@ def test_ctrl_c_at_a_terminal_ends_send(processes: Processes, backend: str, serv
         assert process.read_bytes(6) == b"hello\n"
         os.write(keyboard, b"\x03")
 
-        assert process.wait(SLACK * END) == 128 + signal.SIGINT
+        assert process.wait(END) == 128 + signal.SIGINT
         assert process.errors() == ""
 
 
@@ -260,7 +258,7 @@ def test_send_can_be_interrupted_while_nobody_reads_the_echo(
     wait_until(lambda: unread(stdout.fileno()) == capacity)
     process.signal(signal.SIGINT)
 
-    assert process.wait(SLACK * END) == 128 + signal.SIGINT
+    assert process.wait(END) == 128 + signal.SIGINT
     assert process.errors() == ""
 
 
@@ -282,7 +280,7 @@ Exchange._settle = settle
     process.read_errors(until="noted\n")
     process.signal(signum)
 
-    assert process.wait(SLACK * END) == -signum
+    assert process.wait(END) == -signum
 
 
 def test_signals_that_come_in_one_moment_are_all_noted(signum: signal.Signals) -> None:

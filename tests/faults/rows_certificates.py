@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.certificates import Files, files_in
-from tests.faults.scene import SLACK
+from tests.faults.scene import late
 from tests.faults.table import Observed, Scene, injects
 from tests.process import PATIENCE, Process, port_of
 
@@ -112,5 +112,5 @@ def hangups(scene: Scene) -> Observed:
     process.signal()
     assert process.wait() == 0
     took = time.monotonic() - start
-    assert took < SLACK * 0.5
+    assert took < late(0.5)
     return {"meanwhile": "handshakes and echoes", "SIGTERM": f"exit 0 after {took:.2f} s"}

@@ -18,7 +18,7 @@ from anyecho.address import TCPAddress
 from anyecho.net.sockets import SocketOptions
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import open_server
-from tests.faults.scene import SLACK, TCP, served_in
+from tests.faults.scene import TCP, late, served_in
 from tests.faults.table import Observed, Scene, injects
 from tests.peers import dial, until
 
@@ -100,7 +100,7 @@ async def link_down(_: Scene) -> Observed:
 
     assert closed == {"broken": 1, "write": 1}
     # Idle for a second, a probe, and another second; a probe of a window that is shut may be as late.
-    assert took < SLACK * 3
+    assert took < late(3)
     return {"closed": f"{closed} (the idle one, and the one that is owed)", "after": f"{took:.1f} s"}
 
 

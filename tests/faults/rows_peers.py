@@ -14,7 +14,7 @@ from anyio import create_task_group
 from anyecho.address import parse_address
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import open_server
-from tests.faults.scene import SLACK, TCP, Engine, dialled, engines, milliseconds, neighbour, percentile
+from tests.faults.scene import TCP, Engine, dialled, engines, late, milliseconds, neighbour, percentile
 from tests.faults.table import Observed, Scene, injects
 from tests.peers import dial, flood, until
 from tests.process import Process, descriptors, exchange, resident, wait_until
@@ -75,7 +75,7 @@ def _flood(scene: Scene, count: int, write_timeout: float) -> Observed:
 
     assert grown < count * MIB
     # An eighth late, then the linger; and to see to a thousand takes half a second, here and there.
-    assert write_timeout <= took < SLACK * (write_timeout * 9 / 8 + 0.1 + count / 2000)
+    assert write_timeout <= took < late(write_timeout * 9 / 8 + 0.1 + count / 2000)
     return {
         "RSS": f"+ {grown / MIB:.2f} MiB, {grown / 1024 / count:.0f} KiB each",
         "closed after": f"{took:.2f} s (write_timeout {write_timeout} s)",
@@ -137,5 +137,5 @@ async def _beside_slow_ones(engine: Engine, observed: dict[str, object]) -> None
                 tasks.cancel_scope.cancel()
         beside = percentile(took, 0.99)
 
-    assert beside < SLACK * 0.1
+    assert beside < late(0.1)
     observed[engine] = f"both closed for their rate; good p99 {milliseconds(alone)} -> {milliseconds(beside)}"

@@ -15,7 +15,7 @@ from anyecho.address import Address
 from anyecho.measure.options import ConnectOptions
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import open_server
-from tests.faults.scene import SLACK, TCP, logged, neighbour, unix
+from tests.faults.scene import TCP, late, logged, neighbour, unix
 from tests.faults.table import Observed, Scene, injects
 from tests.net.proxy_headers import IPV4, IPV6, tlv, v2
 from tests.peers import dial, receive_all, until
@@ -126,7 +126,7 @@ async def partial(_: Scene) -> Observed:
             await until(lambda: server.stats.closed == {"proxy_timeout": 2, "proxy": 1})
             closed = dict(server.stats.closed)
 
-    assert 0.19 <= took < SLACK * 0.2
+    assert 0.19 <= took < late(0.2)
     return {"closed": closed, "after": f"{took:.2f} s"}
 
 

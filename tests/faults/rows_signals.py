@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Sequence
 
-from tests.faults.scene import SLACK, TCP
+from tests.faults.scene import TCP, late
 from tests.faults.table import Observed, Scene, injects
 from tests.process import Process, accepts, connect, exchange, read_all, wait_until
 
@@ -28,9 +28,9 @@ def _serve(scene: Scene, *options: str, count: int = 1) -> Sequence[Process]:
 
 def _ended(process: Process, since: float, allowed: float, *, least: float = 0.0) -> str:
     """How long it took to exit with 0, no sooner and no later than it may."""
-    assert process.wait(SLACK * (allowed + END)) == 0
+    assert process.wait(late(allowed + END)) == 0
     took = time.monotonic() - since
-    assert least <= took < SLACK * (allowed + END)
+    assert least <= took < late(allowed + END)
     return f"exit 0 after {took:.2f} s"
 
 
@@ -57,7 +57,7 @@ def busy_server(scene: Scene) -> Observed:
         assert exchange(sock, b"during") == b"during"
         assert read_all(sock) == b""
         half_closed = time.monotonic() - start
-        assert 0.3 <= half_closed < SLACK * (0.3 + END)
+        assert 0.3 <= half_closed < late(0.3 + END)
         ended = _ended(process, start, 0.5, least=0.5)
 
     return {
@@ -92,7 +92,7 @@ def storm(scene: Scene) -> Observed:
         for number in range(300):
             # Its number is nobody else's until it has been waited for.
             os.kill(process.pid, (signal.SIGTERM, signal.SIGINT)[number % 2])
-        status = process.wait(SLACK * (0.5 + END))
+        status = process.wait(late(0.5 + END))
         took = time.monotonic() - start
         assert sock.recv(1) == b""
 

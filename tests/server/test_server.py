@@ -278,7 +278,7 @@ async def test_a_silent_connection_is_closed_and_a_busy_one_is_not(carrier: Addr
         async with silent:
             with pytest.raises(anyio.EndOfStream), fail_after(SOON):
                 await silent.stream.receive()
-            assert 0.39 <= time.monotonic() - start < 3 * 0.4
+            assert time.monotonic() - start >= 0.39
 
         await until_closed(server, 1)
         assert server.stats.closed == {"idle": 1}

@@ -235,7 +235,7 @@ async def test_a_thousand_half_open_handshakes_do_not_delay_a_good_one(
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limits[1] < 6000:
         pytest.skip("too few descriptors for a thousand connections with both ends")
-    many = options(files, max_connections=5000, handshake_timeout=3.0, linger=0.1)
+    many = options(files, max_connections=5000, handshake_timeout=600, linger=0.1)
     half_open: list[socket.socket] = []
     try:
         async with open_server(TLS, options=many) as server:
@@ -243,14 +243,10 @@ async def test_a_thousand_half_open_handshakes_do_not_delay_a_good_one(
                 half_open.append(dial(server.addresses[0]))
                 half_open[-1].sendall(b"\x16\x03\x01\x02\x00\x01")
             await until(lambda: server.stats.active == 1000)
-            start = time.monotonic()
-            async with await connect(server.addresses[0], options=believing) as client:
-                await client.exchange(b"x")
-                assert time.monotonic() - start < 3 * 0.2
-                await until_closed(server, 1000)
-                assert server.stats.closed == {"handshake": 1000}
-                assert time.monotonic() - start < 3 * 3.4
-                await client.exchange(b"y")
+            with fail_after(SOON):
+                async with await connect(server.addresses[0], options=believing) as client:
+                    await client.exchange(b"x")
+                    assert (server.stats.active, server.stats.closed) == (1001, {})
     finally:
         for sock in half_open:
             sock.close()
@@ -444,7 +440,10 @@ async def test_an_abort_waits_for_nobody(phase: str, files: Files) -> None:
         assert server.stats.closed == {"cancelled": 1}
 
 
-async def test_a_mute_peer_holds_up_a_close_no_longer_than_the_linger(files: Files) -> None:
+async def test_a_mute_peer_holds_up_a_close_no_longer_than_the_linger(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tls, "CLOSE_TIMEOUT", 4 * SOON)  # the stream's own, which must not be waited for as well
     async with open_server(TLS, options=options(files)) as server:
         stream = await shake_hands(server.addresses[0])
         async with create_task_group() as tasks:
@@ -453,8 +452,7 @@ async def test_a_mute_peer_holds_up_a_close_no_longer_than_the_linger(files: Fil
             tasks.cancel_scope.cancel()
         start = time.monotonic()
 
-    # Not the linger and the stream's own two seconds.
-    assert 0.29 < time.monotonic() - start < 0.3 + 3 * 0.5
+    assert 0.29 < time.monotonic() - start < 0.3 + SOON
     with CancelScope() as scope:
         scope.cancel()
         await stream.aclose()
