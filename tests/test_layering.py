@@ -45,6 +45,7 @@ FOLDERS = {
         "descriptors",
         "tuning",
         "sockets",
+        "names",
         "accepted",
         "fallback",
         "registration",
@@ -332,7 +333,7 @@ def test_what_the_law_forbids_is_found(module: str, source: str, complaint: str)
     ("module", "source"),
     [
         ("units", "from anyecho.errors import UnitError"),
-        ("net.connect", "from anyecho.net.stream import PolledStream\nfrom .sockets import resolve"),
+        ("net.connect", "from anyecho.net.stream import PolledStream\nfrom .names import resolve"),
         ("net.stream", "import anyecho.net.poller"),
         ("net.sockets", "from .. import address"),
         (

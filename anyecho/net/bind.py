@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from typing import Any, TypeAlias
 
 from anyecho.address import TCPAddress, UDPAddress
-from anyecho.net.sockets import Endpoint, resolve
+from anyecho.net.names import Endpoint, resolve
 
 #: Makes one socket of a family, bound to a socket address.
 BindOne: TypeAlias = Callable[[int, Any], socket.socket]

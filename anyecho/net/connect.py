@@ -16,9 +16,10 @@ from anyio.abc import SocketAttribute
 
 from anyecho.address import Address, FDAddress, TCPAddress, UDPAddress, UnixAddress
 from anyecho.errors import ConnectError, bare_errors
+from anyecho.net.names import Endpoint, resolve
 from anyecho.net.poller import Fallback, Poller
 from anyecho.net.proxy_protocol import encode_header
-from anyecho.net.sockets import Endpoint, SocketOptions, resolve
+from anyecho.net.sockets import SocketOptions
 from anyecho.net.stream import PolledStream
 from anyecho.net.tls import TLSStream
 from anyecho.net.tls_contexts import TLSClientOptions, client_context

@@ -21,8 +21,9 @@ from anyio.lowlevel import checkpoint
 from anyecho.address import UDPAddress
 from anyecho.errors import ConnectError
 from anyecho.net.fallback import Registration
+from anyecho.net.names import resolve
 from anyecho.net.poller import Fallback, Poller
-from anyecho.net.sockets import SocketOptions, resolve
+from anyecho.net.sockets import SocketOptions
 
 #: The largest datagram there is, headers included.
 _BUFFER_SIZE = 65536

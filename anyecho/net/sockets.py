@@ -10,7 +10,6 @@ __all__ = (
     "address_of",
     "datagram_address_of",
     "peer_name",
-    "resolve",
 )
 
 import logging
@@ -20,20 +19,14 @@ import socket
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import count
-from typing import Any, TypeAlias
-
-from anyio import to_thread
+from typing import Any
 
 from anyecho.address import Address, TCPAddress, UDPAddress, UnixAddress
 from anyecho.errors import UsageError
 from anyecho.net.tuning import Option, tune_all
 from anyecho.units import Seconds, Size
 from anyecho.validation import check_types
-
-#: (family, socket address), ready for bind(2) or connect(2).
-Endpoint: TypeAlias = tuple[socket.AddressFamily, Any]
 
 logger = logging.getLogger("anyecho.net")
 
@@ -115,28 +108,6 @@ class SocketOptions:
             options |= {idle: 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
 
         return options
-
-
-async def resolve(host: str, port: int, *, family: int = socket.AF_UNSPEC) -> list[Endpoint]:
-    """The stream endpoints of `host`, best first (RFC 6724), without doubles. Raises `socket.gaierror`.
-
-    `localhost` is both loopback addresses (RFC 6761), whatever the hosts file says. Any other
-    name is looked up in a thread that is abandoned when cancelled: a dead name server holds nobody up.
-    """
-    if host == "localhost":
-        loopback: list[Endpoint] = [
-            (socket.AF_INET6, ("::1", port, 0, 0)),
-            (socket.AF_INET, ("127.0.0.1", port)),
-        ]
-        return [endpoint for endpoint in loopback if family in (socket.AF_UNSPEC, endpoint[0])]
-
-    look_up = partial(socket.getaddrinfo, host, port, family, socket.SOCK_STREAM)
-    try:
-        found = look_up(flags=socket.AI_NUMERICHOST)
-    except socket.gaierror:
-        found = await to_thread.run_sync(look_up, abandon_on_cancel=True)
-
-    return list(dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in found))
 
 
 def address_of(family: int, sockaddr: Any, *, tls: bool = False) -> Address:
