@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -51,3 +52,16 @@ def test_what_there_is_not_is_named() -> None:
 
     assert run.returncode == 1
     assert run.stderr.startswith("no nonsense; there are anyecho-events-asyncio, ")
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="the load of the paced benchmark needs a C compiler")
+def test_the_paced_benchmark_measures_and_judges(tmp_path: Path) -> None:
+    chosen = ("--only", "anyecho-events-asyncio,asyncio-protocol", "--connections", "50", "--sizes", "64")
+    load = ("--rates", "1000", "--rounds", "1", "--seconds", "0.1", "--output", str(tmp_path / "paced.md"))
+    command = [sys.executable, str(ROOT / "benchmarks" / "paced.py"), *chosen, *load]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+
+    assert run.returncode == 0, run.stderr
+    assert "## 1,000/s, 50 x 64 B" in run.stdout
+    assert "| anyecho-events-asyncio | 1000/s | <= 0.9 x asyncio-protocol |" in run.stdout
+    assert run.stdout == (tmp_path / "paced.md").read_text()

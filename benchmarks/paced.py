@@ -1,0 +1,218 @@
+"""Echo servers at a given load: ``python benchmarks/paced.py`` (with ``--quick``, a minute).
+
+An open loop: messages are sent at their due times, whether or not earlier ones are back. Most servers are idle most
+of the time, so the first rates are low. The server runs on the first core, the load on the last. The load is in C
+and does not sleep: a timer of an event loop is late by up to a millisecond.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+from process import PATIENCE, Running, ServerFailed, running, wait_until
+from results import describe_machine
+from run import choose, say
+from servers import NAMES, find
+
+PEERS = Path(__file__).parent / "peers"
+#: Messages a second in all, connections, bytes of a message.
+RATES = (100, 1000, 5000, 20_000)
+CONNECTIONS = (1, 50, 1000)
+SIZES = (64, 16 * 1024)
+#: At a low rate a second has few messages: 100 a second are measured for longer.
+LEAST_MESSAGES = 100
+#: What each server echoes first, messages a second and seconds: caches, allocators and branches are warm then.
+WARM_UP = "5000 0.2"
+#: (server, rate, limit, reference): CPU per echo, 50 connections, 64 B.
+TARGETS = (
+    ("anyecho-events-asyncio", 1000, 0.9, "asyncio-protocol"),
+    ("anyecho-events-asyncio", 5000, 1.0, "asyncio-protocol"),
+    ("anyecho-events-uvloop", 1000, 1.2, "uvloop-protocol"),
+    ("anyecho-events-uvloop", 5000, 1.7, "uvloop-protocol"),
+    ("anyecho-events-trio", 1000, 0.9, "trio-serve-tcp"),
+    ("anyecho-events-trio", 5000, 0.9, "trio-serve-tcp"),
+    *(
+        (f"anyecho-tasks-{backend}", rate, 1.0, reference)
+        for backend, reference in (
+            ("asyncio", "asyncio-streams"),
+            ("uvloop", "uvloop-streams"),
+            ("trio", "trio-serve-tcp"),
+        )
+        for rate in (1000, 5000)
+    ),
+)
+LEFT_OUT = ("socat",)
+
+
+class Load(NamedTuple):
+    rate: int
+    connections: int
+    size: int
+
+    def __str__(self) -> str:
+        size = f"{self.size // 1024} KiB" if self.size >= 1024 else f"{self.size} B"
+        return f"{self.rate:,}/s, {self.connections} x {size}"
+
+
+class Figures(NamedTuple):
+    cpu_us: float
+    p50_us: float
+    p99_us: float
+    lag_p99_us: float
+    #: Whether the load held the rate within 1 %.
+    held: bool
+
+
+#: The rounds of each server under each load.
+Values: TypeAlias = dict[tuple[Load, str], list[Figures]]
+
+
+def main() -> int:
+    arguments = parse()
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    cores = sorted(os.sched_getaffinity(0))
+    loads = [
+        Load(rate, connections, size)
+        for connections, size, rate in product(arguments.connections, arguments.sizes, arguments.rates)
+    ]
+    values: Values = {}
+    failed = False
+    with tempfile.TemporaryDirectory(prefix="anyecho-bench-") as folder:
+        binary = Path(folder) / "load"
+        subprocess.run(["cc", "-O2", "-o", binary, PEERS / "paced_load.c"], check=True)
+        servers = [find(name, Path(folder)) for name in choose(arguments.only, NAMES) if name not in LEFT_OUT]
+        present = [server for server in servers if not server.absent]
+        os.sched_setaffinity(0, {cores[-1]})
+        for turn in range(arguments.rounds):
+            for server in present[:: -1 if turn % 2 else 1]:
+                say(f"round {turn + 1}/{arguments.rounds}  {server.name}")
+                try:
+                    with running(server.command, core=cores[0]) as process:
+                        for load, figures in measure(process, binary, loads, arguments.seconds):
+                            values.setdefault((load, server.name), []).append(figures)
+                except ServerFailed as exc:
+                    say(f"{server.name} failed: {exc}")
+                    failed = True
+
+    text = render(values, loads, [server.name for server in present], arguments)
+    sys.stdout.write(text)
+    if arguments.output:
+        arguments.output.write_text(text)
+    return 1 if failed else 0
+
+
+def measure(server: Running, binary: Path, loads: Sequence[Load], seconds: float) -> Iterator[tuple[Load, Figures]]:
+    """Each of `loads`; those of the same connections and size on the same connections, one after another."""
+    for connections, size in dict.fromkeys((load.connections, load.size) for load in loads):
+        command = (binary, str(server.port), str(connections), str(size))
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+
+            def ask(line: str, process: subprocess.Popen[str] = process) -> list[float]:
+                assert process.stdin is not None
+                assert process.stdout is not None
+                print(line, file=process.stdin, flush=True)
+                answer = process.stdout.readline().split()
+                if not answer:
+                    raise ServerFailed("the load ended: a reply was wrong or missing")
+                return list(map(float, answer))
+
+            if process.stdout.readline() != "ready\n":
+                raise ServerFailed("the load could not connect")
+            ask(WARM_UP)
+            for load in loads:
+                if (load.connections, load.size) == (connections, size):
+                    wait_until(server.is_at_rest, seconds=PATIENCE)
+                    longest = max(seconds, LEAST_MESSAGES / load.rate)
+                    before = server.processor_ns()
+                    messages, took, p50, p99, _, lag = ask(f"{load.rate} {longest}")
+                    wait_until(server.is_at_rest, seconds=PATIENCE)
+                    spent = server.processor_ns() - before
+                    held = abs(messages / took / load.rate - 1) < 0.01
+                    yield load, Figures(spent / messages / 1e3, p50 / 1e3, p99 / 1e3, lag / 1e3, held)
+
+
+def render(values: Values, loads: Sequence[Load], names: Sequence[str], arguments: argparse.Namespace) -> str:
+    settings = {"rounds": arguments.rounds, "seconds": arguments.seconds}
+    head = CONDITIONS.format(**settings, **describe_machine())
+    parts = [head, "## Targets: CPU per echo, 50 x 64 B", table(TARGET_HEAD, judge(values))]
+    for load in loads:
+        rows = [[name, *cells(rounds)] for name in names if (rounds := values.get((load, name)))]
+        parts += [f"## {load}", table(HEAD, rows)]
+
+    return "\n\n".join(parts) + "\n"
+
+
+CONDITIONS = """\
+Medians of {rounds} interleaved rounds of {seconds:g} s (least-most). Latency counts from the due time; lag is how
+late the load itself sent. The server is pinned to one core, the load to another, and every reply is compared. CPU
+is user and system time of the server's process. Machine: {processor}, {cores} cores, {kernel}, Python {python},
+{date}, load average {load_average:.2f}."""
+HEAD = ("server", "CPU us/echo", "p50 us", "p99 us", "lag p99 us", "rate held")
+TARGET_HEAD = ("server", "rate", "limit", "by the medians", "by the rounds", "")
+
+
+def cells(rounds: Sequence[Figures]) -> Iterator[str]:
+    for each in ("cpu_us", "p50_us", "p99_us", "lag_p99_us"):
+        yield spread([getattr(figures, each) for figures in rounds])
+    yield f"{sum(figures.held for figures in rounds)}/{len(rounds)}"
+
+
+def spread(figures: Sequence[float], digits: int = 1) -> str:
+    return f"{statistics.median(figures):.{digits}f} ({min(figures):.{digits}f}-{max(figures):.{digits}f})"
+
+
+def judge(values: Values) -> Iterator[list[str]]:
+    for server, rate, limit, reference in TARGETS:
+        ours, theirs = (
+            [figures.cpu_us for figures in values.get((Load(rate, 50, 64), name), [])]
+            for name in (server, reference)
+        )
+        if ours and theirs:
+            reached = statistics.median(ours) / statistics.median(theirs)
+            rounds = [mine / other for mine, other in zip(ours, theirs, strict=False)]
+            verdict = "met" if reached <= limit else "**missed**"
+            yield [server, f"{rate}/s", f"<= {limit:g} x {reference}", f"{reached:.2f}", spread(rounds, 2), verdict]
+
+
+def table(head: Sequence[str], rows: Iterator[list[str]] | Sequence[list[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def parse() -> argparse.Namespace:
+    def numbers(text: str) -> list[int]:
+        return [int(word) for word in text.split(",")]
+
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="1 round of 1,000/s and 5,000/s, 50 x 64 B")
+    parser.add_argument("--rounds", type=int, help="how often each is measured (7)")
+    parser.add_argument("--seconds", type=float, default=0.5, help="of each measurement (0.5)")
+    parser.add_argument("--rates", type=numbers, metavar="N,...", help="messages a second, of all connections")
+    parser.add_argument("--connections", type=numbers, metavar="N,...")
+    parser.add_argument("--sizes", type=numbers, metavar="N,...", help="bytes")
+    parser.add_argument("--only", default="", metavar="NAME,...", help="these servers")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="save the tables here, too")
+    arguments = parser.parse_args()
+    quick = arguments.quick
+    arguments.rounds = arguments.rounds or (1 if quick else 7)
+    arguments.rates = arguments.rates or ((1000, 5000) if quick else RATES)
+    arguments.connections = arguments.connections or ((50,) if quick else CONNECTIONS)
+    arguments.sizes = arguments.sizes or ((64,) if quick else SIZES)
+    return arguments
+
+
+if __name__ == "__main__":
+    sys.exit(main())
