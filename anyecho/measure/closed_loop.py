@@ -176,13 +176,11 @@ class PolledLoop(ClosedLoop):
         self._descriptor = sock.fileno()
         poller.report(self._descriptor, READ, self)
 
-    def dispatch(self, mask: int) -> bool:
+    def dispatch(self, mask: int) -> None:
         if mask & WRITE and self._flush():
             self._poller.report(self._descriptor, READ, self)
         if mask & ~WRITE and not self._stopped:
             self._turn()
-
-        return False
 
     def abandoned(self) -> None:
         self.stop()

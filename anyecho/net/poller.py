@@ -1,7 +1,6 @@
-"""Readiness of many sockets in one await.
+"""Readiness of many sockets by one epoll(7): which descriptor has which event, and which object is told.
 
-Besides the fallback, the only caller of anyio's `wait_readable`. It knows descriptors and whom to tell of them; it
-reads and writes no byte and closes no socket.
+It reads and writes no byte and closes no socket. When the event loop calls it is `driver`'s business.
 """
 
 from __future__ import annotations
@@ -10,27 +9,20 @@ __all__ = ("Fallback", "Poller", "call_while_readable", "has_epoll", "open_polle
 
 import select
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from time import monotonic
 
-from anyio import CancelScope, Event, create_task_group, wait_readable
-from anyio.lowlevel import checkpoint
+from anyio import CancelScope, Event, create_task_group
 
+from anyecho.net.driver import drive
 from anyecho.net.fallback import Fallback
-from anyecho.net.registration import PROMPT, Pollable, PolledRegistration, Watch
+from anyecho.net.registration import Pollable, PolledRegistration, Watch
 
-#: Callbacks alone may keep the loop from everybody else for this long.
+#: Seconds for which one turn may keep the loop from other tasks. Checked between two callbacks.
 _SLICE = 0.001
-#: To park costs 25 to 45 us of processor time. While one peer speaks alone, it is looked again for as long as that,
-#: letting others run meanwhile;
-_PATIENCE = 0.00005
-#: once that was in vain, only after so many waits that ended soon.
-_DOUBT = 8
-#: Events that tasks may dispatch themselves before it is the Poller's turn, and how many before they look at the
-#: clock: a step of a TLS handshake takes most of a slice.
-_GLANCE = 64
-_PIECE = 8
+#: Events taken from the kernel at a time: the loop serves others between two batches.
+_BATCH = 128
 
 
 class Poller:
@@ -39,20 +31,12 @@ class Poller:
     def __init__(self) -> None:
         self.epoll = select.epoll()
         self.registered: dict[int, Pollable] = {}
-        #: Counts the batches of events taken, so that a batch is not taken for one that came later.
+        #: Number of the current batch. An event of batch N is not delivered to a descriptor that was registered
+        #: during batch N: the number was reused, and the event is about its predecessor.
         self.batch = 0
-        #: Counts how often events were asked for, and `PROMPT` more whenever there were none.
-        self.rounds = 0
-        #: Whether a batch is being dispatched, and how many events tasks may in this round.
-        self._dispatching = False
-        self._glance = _GLANCE
-        #: Callbacks that come batch after batch must not keep the loop to themselves either.
-        self._yielded_at = 0.0
-        #: Of which descriptor the last batch told first, and whether the last two told of that alone.
-        self._speaker = -1
-        self._alone = False
-        #: Whether to look again before parking: while it is not negative.
-        self._hope = 0
+        #: Events of the current batch that are not dispatched yet.
+        self._events: Iterator[tuple[int, int]] = iter(())
+        self._has_left = False
 
     def register(self, sock: socket.socket) -> PolledRegistration:
         """Watch `sock` for tasks that wait, until the registration is closed."""
@@ -84,81 +68,36 @@ class Poller:
             with suppress(OSError):  # closed too early, by a stranger: then the kernel has forgotten it already
                 self.epoll.unregister(descriptor)
 
-    def look(self) -> None:
-        """Dispatch what has happened. For a task that has just let others run, and would otherwise wait.
+    def turn(self) -> bool:
+        """Dispatch one batch of events, for `_SLICE` at most; return whether some of it are left.
 
-        Not while another batch is dispatched, which yields: what that says of a number that is somebody else's by
-        then would be believed.
+        What is left of an edge-triggered batch the kernel does not report again, so the next turn begins with it.
         """
-        over = monotonic() + _SLICE
-        while not (self._dispatching or self.epoll.closed) and self._glance > 0:
-            events = self.epoll.poll(0, _PIECE)
-            self._glance -= len(events)
+        if not self._has_left:
+            self._events = iter(self.epoll.poll(0, _BATCH))
             self.batch += 1
-            for descriptor, mask in events:
-                pollable = self.registered.get(descriptor)
-                if pollable is not None and pollable.batch != self.batch:
-                    pollable.dispatch(mask)
-            if len(events) < _PIECE or monotonic() > over:
-                return
+        self._has_left = False
+        over = monotonic() + _SLICE
+        batch, registered = self.batch, self.registered
+        for descriptor, mask in self._events:
+            pollable = registered.get(descriptor)
+            if pollable is not None and pollable.batch != batch:
+                pollable.dispatch(mask)
+                if monotonic() > over:
+                    self._has_left = True
+                    return True
+
+        return False
 
     async def run(self, scope: CancelScope) -> None:
-        """Dispatch events until `scope` is cancelled; then tell everybody that nothing more will come."""
+        """Dispatch events until `scope` is cancelled; then tell every `Pollable` that no event will follow."""
         try:
             with scope:
-                while True:
-                    self.rounds += 1
-                    looked, self._glance = self._glance < _GLANCE, _GLANCE
-                    if events := self.epoll.poll(0) or await self._wait(looked):
-                        self.batch += 1
-                        await self._dispatch(events)
+                await drive(self.epoll.fileno(), self.turn)
         finally:
             for pollable in list(self.registered.values()):
                 pollable.abandoned()
             self.epoll.close()
-
-    async def _wait(self, looked: bool) -> list[tuple[int, int]]:
-        """Let others run until there are events; return them, or nothing if they have to be asked for."""
-        if looked:  # it is not silence, only that tasks were faster
-            await self._yield()
-            return []
-
-        began = monotonic()
-        if self._alone and self._hope >= 0:
-            while self._yielded_at - began < _PATIENCE:
-                await self._yield()
-                if events := self.epoll.poll(0):
-                    self.rounds += PROMPT
-                    return events
-            self._hope = -_DOUBT
-
-        await wait_readable(self.epoll.fileno())
-        self.rounds += PROMPT
-        self._yielded_at = monotonic()
-        self._hope = self._hope + 1 if self._yielded_at - began < 2 * _PATIENCE else min(self._hope, -1)
-        return []
-
-    async def _dispatch(self, events: list[tuple[int, int]]) -> None:
-        woken = False
-        self._alone, self._speaker = len(events) == 1 and events[0][0] == self._speaker, events[0][0]
-        batch, registered = self.batch, self.registered
-        self._dispatching = True
-        for descriptor, mask in events:
-            pollable = registered.get(descriptor)
-            # Numbers are reused at once: one registered since this batch was taken is somebody else, to whom
-            # these events never happened. What happened to *it* the next batch will say.
-            if pollable is not None and pollable.batch != batch and pollable.dispatch(mask):
-                woken = True
-            elif monotonic() - self._yielded_at > _SLICE:
-                await self._yield()
-
-        self._dispatching = False
-        if woken:
-            await self._yield()
-
-    async def _yield(self) -> None:
-        await checkpoint()
-        self._yielded_at = monotonic()
 
 
 def has_epoll() -> bool:

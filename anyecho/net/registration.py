@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = (
     "ODD",
-    "PROMPT",
     "READ",
     "READ_ONCE",
     "WRITE",
@@ -19,7 +18,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from anyio import BusyResourceError, ClosedResourceError, Semaphore
-from anyio.lowlevel import checkpoint
 
 from anyecho.net.fallback import Registration
 
@@ -36,9 +34,6 @@ _MAY_WRITE = WRITE | 0x008 | 0x010  # EPOLLERR, EPOLLHUP
 _MAY_READ = ~WRITE
 ODD = ~(READ | WRITE)
 
-#: Rounds of the Poller, without an idle one, in which a prompt peer has answered.
-PROMPT = 2
-
 
 def short_read_empties(sock: socket.socket) -> bool:
     """Whether a read that got less than it asked for has left nothing, if the kernel reported nothing odd.
@@ -54,23 +49,23 @@ class Pollable(Protocol):
     #: The Poller's: the batch of events in which it began to be told.
     batch: int
 
-    def dispatch(self, mask: int) -> bool:
-        """Take in what the kernel reported; return whether a task was woken by it."""
+    def dispatch(self, mask: int) -> None:
+        """Take in what the kernel reported."""
 
     def abandoned(self) -> None:
         """The Poller has stopped: nothing will be reported any more."""
 
 
 class PolledRegistration(Registration):
-    """For tasks that wait: edge-triggered, once for its life, so that no message costs an epoll_ctl(2).
+    """Readiness for tasks that wait: edge-triggered, registered once for its life, so that no message costs an
+    epoll_ctl(2).
 
-    Waiting is on semaphores, of which each direction makes one: an `Event` made anew for every wait costs 3 us
-    more on asyncio and uvloop, and no less on trio. Whose peer is prompt only lets others run and has a look: where
-    many speak at once that is as good, and on trio costs 2 us less.
+    Each direction waits on a semaphore of its own: an `Event` made anew for every wait costs 3 us more on asyncio
+    and uvloop, and no less on trio.
     """
 
     __slots__ = (
-        *("_closed", "_descriptor", "_poller", "_prompt", "_reader", "_reading", "_writer", "_writing"),
+        *("_closed", "_descriptor", "_poller", "_reader", "_reading", "_writer", "_writing"),
         "batch",
     )
 
@@ -82,8 +77,6 @@ class PolledRegistration(Registration):
         self._poller = poller
         self._descriptor = sock.fileno()
         self._closed = False
-        #: Whether the peer had something to say soon after it was waited for the last time.
-        self._prompt = False
         self._reader: Semaphore | None = None
         self._writer: Semaphore | None = None
         self._reading = False
@@ -96,18 +89,10 @@ class PolledRegistration(Registration):
             if self._reading:
                 raise BusyResourceError("reading from")
 
-            poller, self._reading = self._poller, True
+            self._reader = self._reader or Semaphore(0)
+            self._reading = True
             try:
-                if self._prompt:
-                    await checkpoint()
-                    if not self.may_read:
-                        poller.look()
-                    self._prompt = self.may_read
-                else:
-                    self._reader = self._reader or Semaphore(0)
-                    rounds = poller.rounds
-                    await self._reader.acquire()
-                    self._prompt = poller.rounds - rounds <= PROMPT
+                await self._reader.acquire()
             finally:
                 self._reading = False
 
@@ -129,33 +114,23 @@ class PolledRegistration(Registration):
         if self._closed:
             raise ClosedResourceError
 
-    def dispatch(self, mask: int) -> bool:
-        woken = False
+    def dispatch(self, mask: int) -> None:
         if mask & ODD:
             self.short_read_empties = False
         if mask & _MAY_READ:
-            woken = self._wake_reader()
+            self._wake_reader()
         if mask & _MAY_WRITE:
-            woken |= self._wake_writer()
+            self._wake_writer()
 
-        return woken
-
-    def _wake_reader(self) -> bool:
+    def _wake_reader(self) -> None:
         self.may_read = True
-        if not self._reading:
-            return False
-
-        if not self._prompt and self._reader is not None:
+        if self._reading and self._reader is not None:
             self._reader.release()
-        return True
 
-    def _wake_writer(self) -> bool:
+    def _wake_writer(self) -> None:
         self.may_write = True
-        if not self._writing or self._writer is None:
-            return False
-
-        self._writer.release()
-        return True
+        if self._writing and self._writer is not None:
+            self._writer.release()
 
     def abandoned(self) -> None:
         self.close()
@@ -186,9 +161,8 @@ class Watch:
         self._callback = callback
         self.resume()
 
-    def dispatch(self, mask: int) -> bool:
+    def dispatch(self, mask: int) -> None:
         self._callback()
-        return False
 
     def pause(self) -> None:
         """Call nobody until `resume`."""

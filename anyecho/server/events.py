@@ -83,7 +83,7 @@ class EventConnection(Connection):
     def totals(self) -> tuple[int, int]:
         return self._received, self._sent
 
-    def dispatch(self, mask: int) -> bool:
+    def dispatch(self, mask: int) -> None:
         try:
             if mask & ODD and self._mask != READ:
                 self._distrust_short_reads()
@@ -97,8 +97,6 @@ class EventConnection(Connection):
             # The Poller calls this for everybody: whatever it is, it costs this connection only.
             logger.exception("connection failed", extra={"peer": self.name})
             self._finish("error")
-
-        return False
 
     def _turn(self) -> None:
         engine = self.engine

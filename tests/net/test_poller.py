@@ -19,12 +19,9 @@ from anyio import (
     fail_after,
     move_on_after,
     wait_all_tasks_blocked,
-    wait_readable,
 )
 from anyio.lowlevel import checkpoint
 
-from anyecho.net import poller as poller_module
-from anyecho.net import registration as registration_module
 from anyecho.net.fallback import Fallback, Registration
 from anyecho.net.poller import Poller, open_poller
 from anyecho.net.registration import PolledRegistration, Watch
@@ -46,39 +43,10 @@ async def epoll() -> AsyncIterator[Poller]:
         yield poller
 
 
-class Parking:
-    """How often a Poller has parked, and whether it does now."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.now = False
-
-    async def park(self, descriptor: int) -> None:
-        self.count += 1
-        self.now = True
-        await wait_readable(descriptor)
-        self.now = False
-
-
-@pytest.fixture
-def parking(monkeypatch: pytest.MonkeyPatch) -> Parking:
-    parking = Parking()
-    monkeypatch.setattr(poller_module, "wait_readable", parking.park)
-    return parking
-
-
 def quiet_pair(kind: str, opened: ExitStack) -> tuple[socket.socket, socket.socket]:
     peer, ours = (opened.enter_context(sock) for sock in raw_pair(kind))
     ours.setblocking(False)
     return peer, ours
-
-
-def prompt_pair(epoll: Poller, opened: ExitStack) -> tuple[socket.socket, PolledRegistration]:
-    """A peer that answered at once the last time, and has said nothing since."""
-    peer, ours = quiet_pair("tcp", opened)
-    registration = epoll.register(ours)
-    registration.may_read, registration._prompt = False, True
-    return peer, registration
 
 
 def keep_busy(seconds: float) -> None:
@@ -253,10 +221,10 @@ async def test_events_for_an_old_socket_do_not_reach_the_new_one_of_its_number(
 
 
 @needs_epoll
-async def test_a_look_in_the_middle_of_a_batch_changes_nothing_for_it(
-    epoll: Poller, opened: ExitStack, monkeypatch: pytest.MonkeyPatch
+async def test_an_event_left_for_the_next_turn_does_not_reach_a_new_socket_of_its_number(
+    epoll: Poller, opened: ExitStack
 ) -> None:
-    """The Poller yields after the first of two events; then a task looks, and the second's number is reused."""
+    """The first of two callbacks uses up the slice; before the next turn, the second's number is reused."""
     ours = {name: quiet_pair("unix", opened) for name in ("first", "second")}
     watches: dict[str, Watch] = {}
     calls: list[str] = []
@@ -266,142 +234,65 @@ async def test_a_look_in_the_middle_of_a_batch_changes_nothing_for_it(
         watches[name].pause()
         keep_busy(0.003)
 
-    async def interrupted() -> None:
-        if len(calls) == 1 and "new" not in watches:
-            epoll.look()
-            (other,) = set(ours) - set(calls)
-            number = ours[other][1].fileno()
-            watches[other].pause()
-            ours[other][1].close()
-            sockets = [opened.enter_context(each) for each in socket.socketpair()]
-            new = next(each for each in sockets if each.fileno() == number)
-            watches["new"] = epoll.watch(new, lambda: calls.append("new"))
-        await checkpoint()
-
-    monkeypatch.setattr(epoll, "_yield", interrupted)
     for name, (_, sock) in ours.items():
         watches[name] = epoll.watch(sock, partial(take_long, name))
     for peer, _ in ours.values():
         peer.send(b"x")
-    with fail_after(5):
-        while "new" not in watches:
-            await checkpoint()
-        await wait_all_tasks_blocked()
+    assert epoll.turn()
+    (left,) = set(ours) - set(calls)
+    number = ours[left][1].fileno()
+    watches[left].pause()
+    ours[left][1].close()
+    sockets = [opened.enter_context(each) for each in socket.socketpair()]
+    new = next(each for each in sockets if each.fileno() == number)
+    watch = epoll.watch(new, lambda: calls.append("new"))
+    assert not epoll.turn()
+    await wait_all_tasks_blocked()
 
     assert len(calls) == 1
+    watch.pause()
 
 
 @needs_epoll
-async def test_whose_peer_is_prompt_looks_and_does_not_sleep(
-    epoll: Poller, opened: ExitStack, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    peer, ours = quiet_pair("tcp", opened)
-    registration = epoll.register(ours)
-    looked = 0
+async def test_edge_triggered_events_left_over_by_a_slice_are_delivered(epoll: Poller, opened: ExitStack) -> None:
+    peer, slow = quiet_pair("unix", opened)
+    pairs = [quiet_pair("tcp", opened) for _ in range(3)]
+    registrations = [epoll.register(sock) for _, sock in pairs]
 
-    async def counted() -> None:
-        nonlocal looked
-        looked += 1
-        await checkpoint()
+    def take_long() -> None:
+        watch.pause()
+        keep_busy(0.003)
 
-    monkeypatch.setattr(registration_module, "checkpoint", counted)
+    watch = epoll.watch(slow, take_long)
+    await wait_all_tasks_blocked()  # that the sockets are writable has been reported
+    for registration in registrations:
+        registration.may_read = False
+    for sock in (peer, *(each for each, _ in pairs)):
+        sock.send(b"x")
     with fail_after(5):
-        for _ in range(40):
-            registration.may_read = False
-            peer.send(b"x")
+        for registration in registrations:
             await registration.readable()
-            assert ours.recv(2) == b"x"
-    registration.close()
-
-    assert looked
 
 
 @needs_epoll
-async def test_a_peer_that_lets_the_poller_sleep_is_not_prompt(
-    parking: Parking, epoll: Poller, opened: ExitStack
-) -> None:
-    peer, ours = quiet_pair("tcp", opened)
-    registration = epoll.register(ours)
-    with fail_after(5):
-        for _ in range(10):
-            registration.may_read = False
-            async with create_task_group() as tasks:
-                tasks.start_soon(registration.readable)
-                while not parking.now:
-                    await checkpoint()
-                peer.send(b"x")
-            assert not registration._prompt
-            assert ours.recv(2) == b"x"
-    registration.close()
-
-
-@needs_epoll
-async def test_a_look_at_callbacks_that_take_long_ends_with_the_slice(epoll: Poller, opened: ExitStack) -> None:
-    calls = 0
+async def test_one_turn_takes_no_more_events_than_a_batch(epoll: Poller, opened: ExitStack) -> None:
+    calls: list[int] = []
     watches: list[Watch] = []
-    for number in range(30):
+    for number in range(200):
 
-        def busy(number: int = number) -> None:
-            nonlocal calls
-            calls += 1
+        def take(number: int = number) -> None:
+            calls.append(number)
             watches[number].pause()
-            keep_busy(0.001)
 
         peer, ours = quiet_pair("unix", opened)
-        watches.append(epoll.watch(ours, busy))
+        watches.append(epoll.watch(ours, take))
         peer.send(b"x")
 
-    epoll.look()
-    assert 0 < calls < 30
+    epoll.turn()
+    assert 0 < len(calls) <= 128
     with fail_after(5):
-        while calls < 30:
+        while len(calls) < 200:
             await checkpoint()
-
-
-@needs_epoll
-async def test_a_look_after_the_poller_has_stopped_is_harmless(epoll: Poller) -> None:
-    async with open_poller() as stopped:
-        assert isinstance(stopped, Poller)
-
-    stopped.look()
-
-
-@needs_epoll
-async def test_a_prompt_peer_that_falls_silent_is_slept_for(epoll: Poller, opened: ExitStack) -> None:
-    peer, registration = prompt_pair(epoll, opened)
-    with fail_after(5):
-        async with create_task_group() as tasks:
-            tasks.start_soon(registration.readable)
-            await wait_all_tasks_blocked()  # no loop that lets others run, and never ends
-            peer.send(b"x")
-    registration.close()
-
-
-@needs_epoll
-async def test_a_look_that_is_cancelled_leaves_the_place_free(epoll: Poller, opened: ExitStack) -> None:
-    peer, registration = prompt_pair(epoll, opened)
-    with CancelScope() as scope:
-        scope.cancel()
-        await registration.readable()
-    assert scope.cancelled_caught
-
-    peer.send(b"x")
-    with fail_after(5):
-        await registration.readable()
-    registration.close()
-
-
-@needs_epoll
-async def test_a_look_at_what_is_being_closed_is_refused(epoll: Poller, opened: ExitStack) -> None:
-    _, registration = prompt_pair(epoll, opened)
-
-    async def close() -> None:
-        registration.close()
-
-    async with create_task_group() as tasks:
-        tasks.start_soon(close)
-        with fail_after(5), pytest.raises(ClosedResourceError):
-            await registration.readable()
 
 
 @needs_epoll
@@ -495,46 +386,6 @@ async def test_callbacks_that_take_long_let_tasks_run(
         tasks.start_soon(other)
 
     assert "task" in order[: len(order) - order[::-1].index("callback")]
-
-
-@needs_epoll
-async def test_one_that_speaks_alone_is_waited_for_without_parking(
-    parking: Parking, epoll: Poller, opened: ExitStack, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(poller_module, "_PATIENCE", 5.0)
-    peer, ours = quiet_pair("tcp", opened)
-    heard = 0
-
-    def hear() -> None:
-        nonlocal heard
-        heard += len(ours.recv(1))
-
-    watch = epoll.watch(ours, hear)
-    for spoken in range(50):
-        peer.send(b"x")
-        while heard <= spoken:
-            await checkpoint()
-    watch.pause()
-
-    assert parking.count <= 3
-
-
-@needs_epoll
-async def test_silence_after_one_that_spoke_alone_parks_the_poller(
-    parking: Parking, epoll: Poller, opened: ExitStack
-) -> None:
-    peer, ours = quiet_pair("tcp", opened)
-    heard = bytearray()
-    watch = epoll.watch(ours, lambda: heard.extend(ours.recv(1)))
-    with fail_after(5):
-        for spoken in range(3):
-            peer.send(b"x")
-            while len(heard) <= spoken:
-                await checkpoint()
-            while not parking.now:
-                await checkpoint()
-
-    watch.pause()
 
 
 @needs_epoll

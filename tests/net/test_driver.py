@@ -1,0 +1,202 @@
+"""How an event loop calls the Poller: on each loop, and on one that refuses readers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+
+import pytest
+from anyio import CancelScope, create_task_group, fail_after
+from anyio.lowlevel import checkpoint, current_token
+
+from anyecho.address import TCPAddress
+from anyecho.measure.client import connect
+from anyecho.net.driver import drive
+from anyecho.net.poller import has_epoll
+from anyecho.server.options import ServeOptions
+from anyecho.server.server import open_server
+
+
+class Bug(Exception):
+    """Raised on purpose."""
+
+
+class Pipe:
+    def __init__(self) -> None:
+        self.read_end, self.write_end = os.pipe()
+        os.set_blocking(self.read_end, False)
+
+    def write(self) -> None:
+        os.write(self.write_end, b"x")
+
+    def close(self) -> None:
+        os.close(self.read_end)
+        os.close(self.write_end)
+
+
+@pytest.fixture
+def pipe() -> Iterator[Pipe]:
+    pipe = Pipe()
+    yield pipe
+    pipe.close()
+
+
+@pytest.fixture(params=["readers", "no readers"])
+def readers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """With "no readers", asyncio's loop refuses them, as the proactor of Windows does."""
+    name: str = request.param
+    if name == "no readers":
+
+        def refuse(*_: object) -> None:
+            raise NotImplementedError
+
+        monkeypatch.setattr(asyncio.SelectorEventLoop, "add_reader", refuse)
+    return name
+
+
+@pytest.fixture
+def waits(readers: str, anyio_backend: tuple[str, dict[str, bool]]) -> None:
+    # anyio needs the loop's own readers to wait for a descriptor, or a thread with a selector of its own.
+    if readers == "no readers" and anyio_backend != ("asyncio", {}):
+        pytest.skip("only asyncio has a loop without readers")
+
+
+@pytest.mark.usefixtures("waits")
+async def test_a_turn_is_taken_whenever_the_descriptor_is_readable(pipe: Pipe) -> None:
+    taken = 0
+
+    def turn() -> bool:
+        nonlocal taken
+        taken += len(os.read(pipe.read_end, 1))
+        return False
+
+    async with create_task_group() as tasks:
+        tasks.start_soon(drive, pipe.read_end, turn)
+        for expected in (1, 2, 3):
+            pipe.write()
+            with fail_after(5):
+                while taken < expected:
+                    await checkpoint()
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.usefixtures("waits")
+async def test_a_turn_that_has_more_is_called_again_and_lets_tasks_run_between(pipe: Pipe) -> None:
+    """Nothing more is readable, so that only the turn's own answer brings the next one."""
+    order: list[str] = []
+
+    def turn() -> bool:
+        if "turn" not in order:
+            os.read(pipe.read_end, 1)
+        order.append("turn")
+        return order.count("turn") < 4
+
+    pipe.write()
+    with fail_after(5):
+        async with create_task_group() as tasks:
+            tasks.start_soon(drive, pipe.read_end, turn)
+            while order.count("turn") < 4:
+                await checkpoint()
+                order.append("task")
+            tasks.cancel_scope.cancel()
+
+    turns = [index for index, word in enumerate(order) if word == "turn"]
+    assert len(turns) == 4
+    # trio shuffles what is ready: two turns may follow each other, the last of one pass and the first of the next.
+    assert all("task" in order[first:third] for first, third in zip(turns, turns[2:], strict=False))
+
+
+@pytest.mark.usefixtures("waits")
+async def test_a_pass_of_the_loop_has_one_turn_however_much_there_is(pipe: Pipe) -> None:
+    """The descriptor stays readable, and each turn has more: two reasons for the next turn, and one turn."""
+    turns = passes = 0
+
+    def turn() -> bool:
+        nonlocal turns
+        turns += 1
+        return True
+
+    pipe.write()
+    with fail_after(5):
+        async with create_task_group() as tasks:
+            tasks.start_soon(drive, pipe.read_end, turn)
+            while not turns:
+                await checkpoint()
+            turns = 0
+            while passes < 50:
+                await checkpoint()
+                passes += 1
+            tasks.cancel_scope.cancel()
+
+    assert 20 < turns <= passes + 2
+
+
+async def test_no_turn_is_taken_after_the_cancellation(pipe: Pipe) -> None:
+    turns = 0
+
+    def turn() -> bool:
+        nonlocal turns
+        turns += 1
+        return True
+
+    with CancelScope() as scope:
+        async with create_task_group() as tasks:
+            tasks.start_soon(drive, pipe.read_end, turn)
+            pipe.write()
+            with fail_after(5):
+                while not turns:
+                    await checkpoint()
+            scope.cancel()
+    before = turns
+    for _ in range(10):
+        await checkpoint()
+
+    assert turns == before
+
+
+@pytest.mark.usefixtures("waits")
+async def test_an_exception_in_a_turn_comes_out_of_the_driver(pipe: Pipe) -> None:
+    def turn() -> bool:
+        raise Bug
+
+    pipe.write()
+    with fail_after(5), pytest.raises(Bug):
+        await drive(pipe.read_end, turn)
+
+    if hasattr(loop := current_token().native_token, "remove_reader"):
+        assert not loop.remove_reader(pipe.read_end)
+
+
+@pytest.mark.skipif(not has_epoll(), reason="there is no Poller without epoll")
+async def test_an_exception_in_a_turn_ends_the_server_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with fail_after(5), pytest.raises(Bug):
+        async with open_server("tcp://127.0.0.1:0") as server:
+
+            def fail(*_: object) -> None:
+                raise Bug
+
+            monkeypatch.setattr("anyecho.net.registration.Watch.dispatch", fail)
+            async with await connect(server.addresses[0]):
+                await server.wait_closed()
+
+
+@pytest.mark.parametrize("engine", ["auto", "tasks"])
+def test_a_callback_knows_its_loop_where_anyio_did_not_start_it(engine: str) -> None:
+    """A limit ends the connection inside a turn, which asks anyio for the time."""
+
+    async def main() -> None:
+        options = ServeOptions(max_bytes=3, engine="tasks" if engine == "tasks" else "auto", linger=5.0)
+        async with open_server("tcp://127.0.0.1:0", options=options) as server:
+            address = server.addresses[0]
+            assert isinstance(address, TCPAddress)
+            reader, writer = await asyncio.open_connection("127.0.0.1", address.port)
+            writer.write(b"abcdef")
+            assert await asyncio.wait_for(reader.read(), 5) == b"abc"
+            writer.close()
+            await writer.wait_closed()
+            while server.stats.active:  # noqa: ASYNC110 - there is no event for it, by design
+                await asyncio.sleep(0.001)
+            assert server.stats.closed == {"bytes": 1}
+
+    asyncio.run(main())
