@@ -21,7 +21,7 @@ from anyecho.address import UDPAddress
 from anyecho.errors import AnyechoError, ConnectError, EchoLost, EchoStalled, UsageError, bare_errors
 from anyecho.measure.exchange import Source, tell
 from anyecho.measure.ledger import Ledger, Settled
-from anyecho.net.datagram_stream import DatagramStream
+from anyecho.net.datagram_stream import DATAGRAM_MAX, DatagramStream
 from anyecho.units import format_duration
 
 logger = logging.getLogger("anyecho.client")
@@ -107,9 +107,8 @@ class DatagramExchange:
             await self._stream.send(item)
         except BrokenResourceError as exc:
             if isinstance(exc.__cause__, OSError) and exc.__cause__.errno == errno.EMSGSIZE:
-                raise UsageError(
-                    f"a message of {len(item)} bytes is too large for a datagram, which holds at most 65507 bytes"
-                ) from exc
+                what = f"a message of {len(item)} bytes is too large for a datagram"
+                raise UsageError(f"{what}, which holds at most {DATAGRAM_MAX} bytes") from exc
             raise self._translate(exc) from exc
 
     def _is_window_full(self, more: int) -> bool:

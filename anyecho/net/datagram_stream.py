@@ -6,9 +6,10 @@ sockets and errno; which datagram answers which, others find out.
 
 from __future__ import annotations
 
-__all__ = ("DatagramStream", "connect_datagrams")
+__all__ = ("DATAGRAM_MAX", "DatagramStream", "connect_datagrams")
 
 import errno
+import logging
 import os
 import socket
 from collections.abc import Callable, Mapping
@@ -25,8 +26,14 @@ from anyecho.net.names import resolve
 from anyecho.net.poller import Fallback, Poller
 from anyecho.net.sockets import SocketOptions
 
+logger = logging.getLogger("anyecho.client")
+
 #: The largest datagram there is, headers included.
 _BUFFER_SIZE = 65536
+#: What IPv4's length field leaves of it. (IPv6's leaves 65527, and the kernel takes those.)
+DATAGRAM_MAX = 65507
+#: EMSGSIZE is reported once for each earlier datagram that did not fit the path, instead of sending this one.
+_SEND_TRIES = 4
 _FAMILIES = {None: socket.AF_UNSPEC, 4: socket.AF_INET, 6: socket.AF_INET6}
 
 
@@ -77,7 +84,8 @@ class DatagramStream(UnreliableObjectStream[bytes]):
     """`sock`, connected and non-blocking, as a stream of datagrams that closes it.
 
     An `OSError` is a `BrokenResourceError` with that as its cause. It may be about a datagram sent before
-    (ECONNREFUSED), and the stream goes on working.
+    (ECONNREFUSED), and the stream goes on working. EMSGSIZE is one only for an item larger than any datagram: else
+    it is about the MTU of the path, and a datagram that does not fit is lost like others on their way.
     """
 
     def __init__(self, sock: socket.socket, registration: Registration) -> None:
@@ -90,13 +98,16 @@ class DatagramStream(UnreliableObjectStream[bytes]):
         """The next datagram, or None while there is none."""
         if self._closed:
             raise ClosedResourceError
-        try:
-            return self._sock.recv(_BUFFER_SIZE)
-        except BlockingIOError:
-            self._registration.may_read = False
-            return None
-        except OSError as exc:
-            raise BrokenResourceError from exc
+        while True:
+            try:
+                return self._sock.recv(_BUFFER_SIZE)
+            except BlockingIOError:
+                self._registration.may_read = False
+                return None
+            except OSError as exc:
+                # A router has reported the MTU of the path: a datagram sent before did not fit, and is lost.
+                if exc.errno != errno.EMSGSIZE:
+                    raise BrokenResourceError from exc
 
     async def readable(self) -> None:
         """Return once `receive_nowait` is worth a try."""
@@ -124,14 +135,19 @@ class DatagramStream(UnreliableObjectStream[bytes]):
     def _try_to_send(self, item: bytes) -> bool:
         if self._closed:
             raise ClosedResourceError
-        try:
-            self._sock.send(item)
-        except BlockingIOError:
-            self._registration.may_write = False
-            return False
-        except OSError as exc:
-            raise BrokenResourceError from exc
+        for tries_left in reversed(range(_SEND_TRIES)):
+            try:
+                self._sock.send(item)
+            except BlockingIOError:
+                self._registration.may_write = False
+                return False
+            except OSError as exc:
+                if exc.errno != errno.EMSGSIZE or (len(item) > DATAGRAM_MAX and not tries_left):
+                    raise BrokenResourceError from exc
+            else:
+                return True
 
+        logger.debug("a datagram of %d bytes was not sent, and is lost: it is too long for the path", len(item))
         return True
 
     async def aclose(self) -> None:
