@@ -18,14 +18,16 @@ BindOne: TypeAlias = Callable[[int, Any], socket.socket]
 
 #: How often a free port found for one family may be taken in the other before we give up.
 _PORT_TRIES = 64
-#: What bind(2) says of a family that this machine does not have.
-_NO_SUCH_FAMILY = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT})
+#: What socket(2) says of a family that the kernel does not have.
+_NO_SUCH_FAMILY = frozenset({errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT})
+_LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 
 
 async def bind_hosts(address: TCPAddress | UDPAddress, bind_one: BindOne) -> list[socket.socket]:
     """A socket for every endpoint of `address`, v4 first; no host is every interface of both families.
 
-    All or none. Raises the `OSError` of the first that could not be had, and `socket.gaierror`.
+    All or none, but for a family that this machine lacks, if another one is left. Raises `socket.gaierror`, and the
+    `OSError` of the first endpoint that could not be bound, with its host as the `filename`.
     """
     if address.host:
         endpoints = sorted(await resolve(address.host, address.port), key=lambda endpoint: endpoint[0])
@@ -54,9 +56,10 @@ def _bind_each(endpoints: Sequence[Endpoint], bind_one: BindOne) -> list[socket.
             try:
                 sock = bind_one(family, (host, wanted or port, *rest))
             except OSError as exc:
-                if exc.errno not in _NO_SUCH_FAMILY:
-                    raise
-                absent = exc
+                failure = OSError(exc.errno, exc.strerror, host)
+                if not _is_family_absent(family, exc):
+                    raise failure from exc
+                absent = failure
                 continue
 
             opened.callback(sock.close)
@@ -68,3 +71,22 @@ def _bind_each(endpoints: Sequence[Endpoint], bind_one: BindOne) -> list[socket.
 
         opened.pop_all()
         return sockets
+
+
+def _is_family_absent(family: int, failure: OSError) -> bool:
+    """Whether an endpoint failed because this machine has no such family at all.
+
+    With IPv6 switched off (net.ipv6.conf.*.disable_ipv6), bind(2) says of ``::1`` what it says of the address of
+    another machine. Only the former is left out: the caller asked for the latter, and would not notice.
+    """
+    if failure.errno in _NO_SUCH_FAMILY:
+        return True
+    if failure.errno != errno.EADDRNOTAVAIL:
+        return False
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((_LOOPBACK[socket.AddressFamily(family)], 0))
+    except OSError:
+        return True
+
+    return False

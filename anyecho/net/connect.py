@@ -16,7 +16,7 @@ from anyio.abc import SocketAttribute
 
 from anyecho.address import Address, FDAddress, TCPAddress, UDPAddress, UnixAddress
 from anyecho.errors import ConnectError, bare_errors
-from anyecho.net.names import Endpoint, resolve
+from anyecho.net.names import Endpoint, most_telling, resolve, unmapped
 from anyecho.net.poller import Fallback, Poller
 from anyecho.net.proxy_protocol import encode_header
 from anyecho.net.sockets import SocketOptions
@@ -89,7 +89,7 @@ async def _introduce(stream: PolledStream, version: Literal["v1", "v2"], address
 def _session(address: TCPAddress | UnixAddress, options: TLSClientOptions) -> Records:
     # A path says nothing of who listens there: most likely it is the machine itself.
     host = address.host if isinstance(address, TCPAddress) else ""
-    name = options.sni or host.partition("%")[0] or "localhost"
+    name = options.sni or unmapped(host).partition("%")[0] or "localhost"
     context = client_context(options)
     try:
         return Records(context, server_side=False, server_hostname=name)
@@ -128,7 +128,7 @@ def _interleave(endpoints: Sequence[Endpoint]) -> list[Endpoint]:
 async def _race(endpoints: Sequence[Endpoint], options: SocketOptions, poller: Poller | Fallback) -> PolledStream:
     """Start one attempt after another, each a little later or once the one before failed; keep the first to win.
 
-    Raises the error of the attempt that failed first: the favourite's says most.
+    Raises the error of the attempt that tells most of the peer.
     """
     winners: list[PolledStream] = []
     failures: list[OSError] = []
@@ -157,7 +157,7 @@ async def _race(endpoints: Sequence[Endpoint], options: SocketOptions, poller: P
         raise
 
     if not winners:
-        raise failures[0]
+        raise most_telling(failures)
 
     await _close_all(winners[1:])  # two may win in one turn
     return winners[0]

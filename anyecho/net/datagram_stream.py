@@ -22,7 +22,7 @@ from anyio.lowlevel import checkpoint
 from anyecho.address import UDPAddress
 from anyecho.errors import ConnectError
 from anyecho.net.fallback import Registration
-from anyecho.net.names import resolve
+from anyecho.net.names import most_telling, resolve
 from anyecho.net.poller import Fallback, Poller
 from anyecho.net.sockets import SocketOptions
 
@@ -57,7 +57,7 @@ async def connect_datagrams(
                 return _connect(kind, sockaddr, options, poller or Fallback())
             except OSError as exc:
                 failures.append(exc)
-        raise failures[0]
+        raise most_telling(failures)
     except socket.gaierror as exc:
         raise ConnectError(f"cannot connect to {address}: no such host ({exc.strerror})") from exc
     except (OSError, UnicodeError) as exc:

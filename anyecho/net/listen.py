@@ -22,6 +22,7 @@ from anyecho.errors import BindError
 from anyecho.net.accepted import Preparation, preparation_for
 from anyecho.net.bind import bind_hosts
 from anyecho.net.inherit import inherit
+from anyecho.net.names import unmapped
 from anyecho.net.sockets import SocketOptions, address_of, datagram_address_of
 from anyecho.net.unix import SocketFile, bind_unix
 
@@ -159,4 +160,13 @@ def _bind_errors(address: Address) -> Iterator[None]:
     except (OSError, UnicodeError) as exc:
         strerror: object = getattr(exc, "strerror", None) or exc
         reason = _HINTS.get(getattr(exc, "errno", None) or 0, strerror)
-        raise BindError(f"cannot listen on {address}: {reason}") from exc
+        raise BindError(f"cannot listen on {address}: {reason}{_which(address, exc)}") from exc
+
+
+def _which(address: Address, failure: Exception) -> str:
+    """Of an address with several endpoints, the one that failed."""
+    host: object = getattr(failure, "filename", None)
+    if not isinstance(address, (TCPAddress, UDPAddress)) or host in (None, unmapped(address.host)):
+        return ""
+
+    return f" ({host})"

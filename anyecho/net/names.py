@@ -1,14 +1,17 @@
-"""From host names to endpoints.
+"""From host names to endpoints, and what of several failures to report.
 
 It opens no socket. Name look-ups run in threads of their own limit.
 """
 
 from __future__ import annotations
 
-__all__ = ("Endpoint", "resolve")
+__all__ = ("Endpoint", "most_telling", "resolve", "unmapped")
 
+import errno
 import socket
+from collections.abc import Sequence
 from functools import partial
+from ipaddress import IPv6Address
 from typing import Any, TypeAlias
 
 from anyio import CapacityLimiter, to_thread
@@ -23,12 +26,19 @@ _LOOK_UPS = 128
 
 _look_up_limiter: RunVar[CapacityLimiter] = RunVar("anyecho.net.names.look_up_limiter")
 
+#: Errors that tell something of this machine only: it has no such address, family or route.
+_LOCAL = frozenset(
+    {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.ENETUNREACH, errno.ENETDOWN}
+)
+#: Errors that tell that no answer came.
+_SILENT = frozenset({errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ETIMEDOUT})
+
 
 async def resolve(host: str, port: int, *, family: int = socket.AF_UNSPEC) -> list[Endpoint]:
     """Return the stream endpoints of `host`, best first (RFC 6724), without doubles. Raises `socket.gaierror`.
 
-    `localhost` is both loopback addresses (RFC 6761), whatever the hosts file says. Any other name is
-    looked up in a thread that is abandoned when the call is cancelled.
+    `localhost` is both loopback addresses (RFC 6761), whatever the hosts file says. IPv4-mapped is IPv4. Any other
+    name is looked up in a thread that is abandoned when the call is cancelled.
     """
     if host == "localhost":
         loopback: list[Endpoint] = [
@@ -37,13 +47,17 @@ async def resolve(host: str, port: int, *, family: int = socket.AF_UNSPEC) -> li
         ]
         return [endpoint for endpoint in loopback if family in (socket.AF_UNSPEC, endpoint[0])]
 
-    look_up = partial(socket.getaddrinfo, host, port, family, socket.SOCK_STREAM)
+    look_up = partial(socket.getaddrinfo, unmapped(host), port, family, socket.SOCK_STREAM)
     try:
         found = look_up(flags=socket.AI_NUMERICHOST)
     except socket.gaierror:
         found = await to_thread.run_sync(look_up, abandon_on_cancel=True, limiter=look_up_limiter())
 
-    return list(dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in found))
+    plain = dict.fromkeys(_plain(kind, sockaddr) for kind, _, _, _, sockaddr in found)
+    if endpoints := [endpoint for endpoint in plain if family in (socket.AF_UNSPEC, endpoint[0])]:
+        return endpoints
+
+    raise socket.gaierror(socket.EAI_NONAME, "it has no address of this family")
 
 
 def look_up_limiter() -> CapacityLimiter:
@@ -58,3 +72,39 @@ def look_up_limiter() -> CapacityLimiter:
         limiter = CapacityLimiter(_LOOK_UPS)
         _look_up_limiter.set(limiter)
         return limiter
+
+
+def _plain(family: socket.AddressFamily, sockaddr: Any) -> Endpoint:
+    # A socket that is IPv6 only, as ours are, cannot be bound to a mapped address.
+    if family == socket.AF_INET6 and (host := unmapped(sockaddr[0])) != sockaddr[0]:
+        return socket.AF_INET, (host, sockaddr[1])
+
+    return family, sockaddr
+
+
+def unmapped(host: str) -> str:
+    """Return the IPv4 address in an IPv4-mapped IPv6 address (RFC 4291, section 2.5.5.2), or `host` itself."""
+    if ":" not in host:
+        return host
+    try:
+        mapped = IPv6Address(host.partition("%")[0]).ipv4_mapped
+    except ValueError:
+        return host
+
+    return host if mapped is None else str(mapped)
+
+
+def most_telling(failures: Sequence[OSError]) -> OSError:
+    """Return the failure that tells most of the peer; of several alike, the first.
+
+    That a peer refuses says more than that none answers, and this more than that this machine has no such family:
+    without IPv6, ``localhost`` with no server is "Connection refused" and not "Cannot assign requested address".
+    """
+    return min(failures, key=_rank)
+
+
+def _rank(failure: OSError) -> int:
+    if failure.errno in _LOCAL:
+        return 2
+
+    return 1 if failure.errno in _SILENT else 0

@@ -111,6 +111,28 @@ async def test_a_family_that_was_asked_for_is_the_only_one_tried(opened: ExitSta
     assert "Connection refused" in await refused(address, family=6)
 
 
+async def test_without_ipv6_a_dead_port_of_localhost_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first address that is tried says of itself only that this machine does not have it."""
+    with socket.create_server(("127.0.0.1", 0)) as dead:
+        port = dead.getsockname()[1]
+    connect_ex = socket.socket.connect_ex
+
+    def without_ipv6(sock: socket.socket, address: Any) -> int:
+        return errno.EADDRNOTAVAIL if sock.family == socket.AF_INET6 else connect_ex(sock, address)
+
+    monkeypatch.setattr(socket.socket, "connect_ex", without_ipv6)
+    message = await refused(TCPAddress(host="localhost", port=port))
+    assert message == f"cannot connect to tcp://localhost:{port}: Connection refused"
+
+
+async def test_a_mapped_address_is_connected_to_as_ipv4(opened: ExitStack) -> None:
+    listener = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
+    address = TCPAddress(host="::ffff:127.0.0.1", port=listener.getsockname()[1])
+    async with await connect_stream(address, family=4, options=OPTIONS) as stream:
+        assert stream.extra(SocketAttribute.remote_address) == listener.getsockname()
+    assert "no such host" in await refused(address, family=6)
+
+
 async def test_a_silent_address_does_not_hold_up_one_that_answers(
     opened: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:

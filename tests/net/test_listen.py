@@ -12,6 +12,8 @@ import pytest
 
 from anyecho.address import TCPAddress
 from anyecho.errors import UsageError
+from anyecho.net import bind
+from anyecho.net.names import Endpoint
 from anyecho.net.sockets import SocketOptions
 from tests.machine import needs_ipv6
 from tests.net.listeners import listening, refused
@@ -76,6 +78,56 @@ async def test_a_family_that_the_machine_lacks_is_left_out(monkeypatch: pytest.M
     monkeypatch.setattr(socket.socket, "bind", without_ipv6)
     async with listening("tcp://localhost:0") as listeners:
         assert [listener.sock.family for listener in listeners] == [socket.AF_INET]
+
+
+def answer(monkeypatch: pytest.MonkeyPatch, *hosts: str) -> None:
+    """Let every name stand for `hosts`."""
+
+    async def resolve(host: str, port: int) -> list[Endpoint]:
+        return [
+            (socket.AF_INET6, (host, port, 0, 0)) if ":" in host else (socket.AF_INET, (host, port))
+            for host in hosts
+        ]
+
+    monkeypatch.setattr(bind, "resolve", resolve)
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "udp"])
+@pytest.mark.parametrize(
+    "foreign", ["192.0.2.1", pytest.param("2001:db8::1", marks=needs_ipv6)], ids=["IPv4", "IPv6"]
+)
+async def test_a_name_with_an_address_of_another_machine_is_not_half_bound(
+    scheme: str, foreign: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer(monkeypatch, "127.0.0.1", foreign)
+    before = len(os.listdir("/proc/self/fd"))
+    message = await refused(f"{scheme}://two.test:0")
+    assert message == f"cannot listen on {scheme}://two.test:0: this machine has no such address ({foreign})"
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("code", [errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT], ids=errno.errorcode.get)
+@pytest.mark.parametrize("address", ["tcp://localhost:0", "tcp://:0", "udp://localhost:0", "udp://:0"])
+async def test_a_kernel_without_a_family_serves_the_other(
+    address: str, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class WithoutIPv6(socket.socket):
+        def __init__(self, family: int = -1, *args: int, **options: int) -> None:
+            if family == socket.AF_INET6:
+                raise OSError(code, os.strerror(code))
+            super().__init__(family, *args, **options)
+
+    monkeypatch.setattr(socket, "socket", WithoutIPv6)
+    async with listening(address) as listeners:
+        assert [listener.sock.family for listener in listeners] == [socket.AF_INET]
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "tls", "udp"])
+@pytest.mark.parametrize("host", ["::ffff:127.0.0.1", "::FFFF:7f00:1"])
+async def test_a_mapped_address_is_bound_as_ipv4(scheme: str, host: str) -> None:
+    async with listening(f"{scheme}://[{host}]:0") as [listener]:
+        port = listener.sock.getsockname()[1]
+        assert str(listener.address) == f"{scheme}://127.0.0.1:{port}"
 
 
 async def test_a_taken_port_is_one_line_and_leaves_nothing_bound() -> None:

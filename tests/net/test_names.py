@@ -1,7 +1,8 @@
-"""Host names: look-ups that never end stop nothing else."""
+"""Host names: look-ups that never end stop nothing else, and the failure that tells most is reported."""
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import anyecho
 from anyecho.errors import ConnectError
 from anyecho.measure.options import ConnectOptions
 from anyecho.net import names
-from anyecho.net.names import resolve
+from anyecho.net.names import most_telling, resolve, unmapped
 
 
 @pytest.fixture
@@ -63,3 +64,56 @@ async def test_a_look_up_that_gets_no_thread_obeys_its_timeout(
                 with pytest.raises(ConnectError, match=r"no answer within 200ms$"):
                     await anyecho.connect(address, options=options)
             tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("::FFFF:c000:201", "192.0.2.1"),
+        ("::ffff:192.0.2.1%lo", "192.0.2.1"),
+        ("::ffff:0:192.0.2.1", "::ffff:0:192.0.2.1"),
+        ("64:ff9b::192.0.2.1", "64:ff9b::192.0.2.1"),
+        ("::1", "::1"),
+        ("192.0.2.1", "192.0.2.1"),
+        ("ffff.test", "ffff.test"),
+    ],
+)
+def test_only_a_mapped_address_is_ipv4(host: str, address: str) -> None:
+    assert unmapped(host) == address
+
+
+@pytest.mark.parametrize("family", [socket.AF_UNSPEC, socket.AF_INET])
+async def test_a_name_of_a_mapped_address_is_ipv4(family: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def getaddrinfo(*_: Any, flags: int = 0) -> list[Any]:
+        if flags:
+            raise socket.gaierror(socket.EAI_NONAME, "not numeric")
+        return [
+            (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::ffff:192.0.2.1", 7, 0, 0)),
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", 7)),
+        ]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    assert await resolve("mapped.test", 7, family=family) == [(socket.AF_INET, ("192.0.2.1", 7))]
+    with pytest.raises(socket.gaierror, match="no address of this family"):
+        await resolve("mapped.test", 7, family=socket.AF_INET6)
+
+
+def failures(*codes: int) -> list[OSError]:
+    return [OSError(code, os.strerror(code)) for code in codes]
+
+
+@pytest.mark.parametrize(
+    ("codes", "telling"),
+    [
+        ([errno.EADDRNOTAVAIL, errno.ECONNREFUSED], errno.ECONNREFUSED),
+        ([errno.ECONNREFUSED, errno.ENETUNREACH], errno.ECONNREFUSED),
+        ([errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES], errno.EACCES),
+        ([errno.EAFNOSUPPORT, errno.ETIMEDOUT, errno.ENETUNREACH], errno.ETIMEDOUT),
+        ([errno.ETIMEDOUT, errno.ECONNREFUSED, errno.ECONNRESET], errno.ECONNREFUSED),
+        ([errno.ENETUNREACH, errno.EADDRNOTAVAIL], errno.ENETUNREACH),
+    ],
+    ids=lambda value: errno.errorcode[value] if isinstance(value, int) else "",
+)
+def test_the_failure_that_tells_most_of_the_peer_is_reported(codes: list[int], telling: int) -> None:
+    assert most_telling(failures(*codes)).errno == telling
