@@ -10,6 +10,10 @@ from threading import main_thread
 
 def main() -> None:
     try:
+        # First, because a container may be stopped while the rest is being imported.
+        from anyecho.cli.default_action import end_on_sigterm
+
+        end_on_sigterm()
         from anyecho.cli.main import main as cli  # here, because Ctrl-C may come while it is being imported
 
         status = cli()

@@ -90,7 +90,19 @@ FOLDERS = {
         "server",
     ),
     "measure": ("options", "exchange", "ledger", "datagrams", "client", "course", "closed_loop", "load"),
-    "cli": ("console", "streams", "signals", "logs", "flags", "spelling", "send", "serve", "main"),
+    "cli": (
+        "default_action",
+        "terminal",
+        "console",
+        "streams",
+        "signals",
+        "logs",
+        "flags",
+        "spelling",
+        "send",
+        "serve",
+        "main",
+    ),
 }
 
 #: What is touched in certain rooms only; a name stands for all that is in it.

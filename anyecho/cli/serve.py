@@ -51,15 +51,14 @@ def serve(
     Addresses: tcp://host:port (or host:port; no host is every interface), unix:/path, unix:@abstract, fd://3,
     fd://NAME (as LISTEN_FDNAMES has it), udp://host:port; over TLS tls://host:port, tls+unix:, tls+fd://.
     Each one bound is printed on a line once it accepts. The first signal lets connections finish, the second
-    closes them, a third ends a process that is stuck. SIGHUP reads the certificate's files again.
+    closes them, a third ends a process that is stuck. SIGHUP reads the certificate's files again. Without any, it
+    is ignored, unless the controlling terminal is gone: then it is like SIGTERM, except under nohup.
     """
-    # Without a certificate to read, it goes on meaning that the terminal is gone.
-    hangup = options.tls.ssl_certfile is not None
     activation = take_activation(os.environ)
     addresses = activation.resolve([parse_address(text) for text in bind])
     with (
         log_to_stderr(log, access=access_log),
-        caught_signals(forgive=2, hangup=hangup) as signals,  # one to drain, one to close at once
+        caught_signals(forgive=2, hangup=True) as signals,  # one to drain, one to close at once
         open_notifier(os.environ) as notifier,
     ):
         run(_serve, addresses, activation, options, signals, notifier, backend=backend)
@@ -76,22 +75,22 @@ async def _serve(
 ) -> None:
     server: Server | None = None
 
-    async def next_to_end() -> None:
-        while await signals.next() == signal.SIGHUP:
-            if server is not None and server.certificates is not None:
-                notifier.reloading()
-                _reload(server.certificates)
-                notifier.ready(_status(server))
-
     async def stop_on_signals() -> None:
-        await next_to_end()
+        while await signals.next() == signal.SIGHUP:
+            if options.tls.ssl_certfile is None and signals.terminal_is_gone():
+                logger.warning("the terminal is gone: letting connections finish")
+                break
+            _hang_up(server, options, notifier)
+
         notifier.stopping("letting connections finish")
         if server is None:
             tasks.cancel_scope.cancel()
             return
 
         tasks.start_soon(server.drain)
-        await next_to_end()
+        while await signals.next() == signal.SIGHUP:
+            if not signals.terminal_is_gone():  # of that, the kernel and the shell each send one
+                _hang_up(server, options, notifier)
         server.abort()
 
     with bare_errors():
@@ -118,6 +117,17 @@ def _warn(unused: Sequence[str], certificates: Certificates | None) -> None:
 
 def _status(server: Server) -> str:
     return f"listening on {', '.join(map(str, server.addresses))}"
+
+
+def _hang_up(server: Server | None, options: ServeOptions, notifier: Notifier) -> None:
+    """Do what SIGHUP asks for. A service manager is told of the end of a reload, even if nothing was read."""
+    if options.tls.ssl_certfile is None:
+        logger.warning("SIGHUP is ignored: there are no certificate's files to read again")
+    if server is not None:
+        notifier.reloading()
+        if options.tls.ssl_certfile is not None and server.certificates is not None:
+            _reload(server.certificates)
+        notifier.ready(_status(server))
 
 
 def _reload(certificates: Certificates) -> None:

@@ -1,4 +1,7 @@
-"""SIGINT and SIGTERM, handed to a task on any backend, and to the kernel again when enough have come.
+"""SIGINT, SIGTERM and SIGHUP, handed to a task on any backend; the default action again after enough of them.
+
+A SIGINT that is ignored when the process starts stays ignored: a shell without job control starts ``command &`` so,
+and Ctrl-C is not meant for it. An ignored SIGTERM is handled all the same, because it is how a server is stopped.
 
 Not anyio's receiver, because that counts inside the event loop: a loop that is stuck would swallow every signal,
 and only SIGKILL would end it. Here Python itself counts, between two bytecodes of whatever is stuck.
@@ -15,6 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+from anyecho.cli.default_action import restore_default
+from anyecho.cli.terminal import Terminal
 from anyecho.net.fallback import Fallback
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -23,8 +28,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Signals:
     """The signals that came, in order; `forgive` of them, after which the default action is restored."""
 
-    def __init__(self, forgive: int) -> None:
+    def __init__(self, forgive: int, terminal: Terminal | None) -> None:
         self._forgive = forgive
+        self._terminal = terminal
         self._came: deque[int] = deque()
         self._read_end, self._write_end = os.pipe()
         os.set_blocking(self._read_end, False)
@@ -44,13 +50,17 @@ class Signals:
 
         return self._came.popleft()
 
+    def terminal_is_gone(self) -> bool:
+        """Whether the process has lost the controlling terminal that it depends on."""
+        return self._terminal is not None and self._terminal.is_gone()
+
     def note(self, signum: int, _: FrameType | None) -> None:
         self._came.append(signum)
         self._forgive -= signum in _SIGNALS
         if self._forgive <= 0 and signum in _SIGNALS:
             # Its own only: of another that has come in the same moment, Python would say, with a traceback, that it
             # is ignored. That one is restored, and repeated, when it is noted in its turn.
-            signal.signal(signum, signal.SIG_DFL)
+            restore_default(signum)
             if self._forgive < 0:
                 os.kill(os.getpid(), signum)
 
@@ -74,10 +84,14 @@ class Signals:
 def caught_signals(*, forgive: int, hangup: bool = False) -> Iterator[Signals]:
     """Catch them within the block, in the main thread; enter it before the event loop starts.
 
-    With `hangup`, SIGHUP too, as often as it comes.
+    With `hangup`, SIGHUP too, as often as it comes, even if it is ignored when the block is entered.
     """
-    signals = Signals(forgive)
-    caught = (*_SIGNALS, signal.SIGHUP) if hangup else _SIGNALS
+    # nohup(1) ignores SIGHUP for a process that shall survive its terminal.
+    depends_on_terminal = hangup and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+    signals = Signals(forgive, Terminal() if depends_on_terminal else None)
+    caught = {signal.SIGTERM} | ({signal.SIGHUP} if hangup else set())
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        caught.add(signal.SIGINT)
     before = {each: signal.signal(each, signals.note) for each in caught}
     try:
         yield signals

@@ -47,6 +47,17 @@ def stuck(self, *args):
 Reception.begin = stuck
 """
 
+#: A client that is stuck as soon as echo returns, and which says so.
+STUCK_SEND = """
+import os, time
+from anyecho.measure.exchange import Exchange
+def settle(self, chunk):
+    os.write(2, b"stuck\\n")
+    while True:
+        time.sleep(60)
+Exchange._settle = settle
+"""
+
 #: Says on standard error when a signal has been taken note of; two in quick succession are one to the kernel.
 TOLD = """
 import os
@@ -265,16 +276,7 @@ def test_send_can_be_interrupted_while_nobody_reads_the_echo(
 def test_a_second_signal_ends_a_send_that_is_stuck(
     processes: Processes, signum: signal.Signals, server: str
 ) -> None:
-    stuck = """
-import time
-from anyecho.measure.exchange import Exchange
-def settle(self, chunk):
-    os.write(2, b"stuck\\n")
-    while True:
-        time.sleep(60)
-Exchange._settle = settle
-"""
-    process = processes.start("send", server, "hello", before=TOLD + stuck)
+    process = processes.start("send", server, "hello", before=TOLD + STUCK_SEND)
     process.read_errors(until="stuck\n")
     process.signal(signum)
     process.read_errors(until="noted\n")

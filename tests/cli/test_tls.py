@@ -314,10 +314,3 @@ def test_sighup_reads_the_certificate_again_and_keeps_it_if_the_new_one_is_broke
     assert certificate_of(process) == new
     process.signal()
     assert process.wait() == 0
-
-
-def test_sighup_goes_on_ending_a_server_that_has_no_certificate_to_read(processes: Processes) -> None:
-    process = processes.serve("-b", "tcp://127.0.0.1:0")
-    process.signal(signal.SIGHUP)
-    wait_until(lambda: process.popen.poll() is not None)
-    assert process.wait() == -signal.SIGHUP

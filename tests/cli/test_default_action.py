@@ -1,0 +1,162 @@
+"""Signals at a process for which the kernel or its parent has made them mean less: PID 1, and an ignored SIGINT."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.cli.test_signals import STUCK, STUCK_SEND, TOLD
+from tests.process import (
+    PATIENCE,
+    Process,
+    Processes,
+    accepts,
+    connect,
+    echo,
+    exchange,
+    peer,
+    read_all,
+    wait_until,
+)
+
+TCP = "tcp://127.0.0.1:0"
+LONG = "1h"
+
+#: Goes on as PID 1 of a new namespace; the parent says its own number of that process, and exits as it does.
+AS_PID_1 = """
+import ctypes, os, signal
+libc = ctypes.CDLL(None, use_errno=True)
+CLONE_NEWPID, CLONE_NEWUSER, PR_SET_PDEATHSIG = 0x20000000, 0x10000000, 1
+if libc.unshare(CLONE_NEWPID | (CLONE_NEWUSER if os.getuid() else 0)):
+    raise OSError(ctypes.get_errno(), "unshare")
+child = os.fork()
+if child:
+    os.write(2, b"%d\\n" % child)
+    os._exit(abs(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])))
+libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+assert os.getpid() == 1
+"""
+IGNORE_SIGINT = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+
+#: Starts ``anyecho *arguments`` as PID 1; returns it, and what sends a signal to it.
+Start = Callable[..., tuple[Process, Callable[[int], None]]]
+
+
+@pytest.fixture
+def start_as_pid_1(processes: Processes) -> Start:
+    probe = subprocess.run([sys.executable, "-c", AS_PID_1], capture_output=True, timeout=PATIENCE)
+    if probe.returncode:
+        pytest.skip(f"no PID namespace can be made here: {probe.stderr.decode().splitlines()[-1]}")
+
+    def start(*arguments: str, before: str = "", **options: Any) -> tuple[Process, Callable[[int], None]]:
+        process = processes.start(*arguments, before=AS_PID_1 + before, **options)
+        first, _, _ = process.read_errors(until="\n").partition("\n")
+        return process, lambda signum: os.kill(int(first), signum)
+
+    return start
+
+
+@pytest.fixture(params=[signal.SIGTERM, signal.SIGINT], ids=lambda signum: signum.name)
+def signum(request: pytest.FixtureRequest) -> signal.Signals:
+    number: signal.Signals = request.param
+    return number
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    with peer(echo) as address:
+        yield address
+
+
+def test_the_first_signal_drains_a_server_that_is_pid_1(start_as_pid_1: Start, signum: int, backend: str) -> None:
+    process, kill = start_as_pid_1("serve", "-b", TCP, "--backend", backend)
+    process.read_lines(1)
+    kill(signum)
+
+    assert process.wait() == 0
+
+
+def test_the_third_signal_ends_a_stuck_server_that_is_pid_1(
+    start_as_pid_1: Start, signum: int, backend: str
+) -> None:
+    process, kill = start_as_pid_1("serve", "-b", TCP, "--backend", backend, before=STUCK + TOLD)
+    with connect(process.read_lines(1)[0]):
+        process.read_errors(until="stuck\n")
+        for _ in range(2):
+            kill(signum)
+            process.read_errors(until="noted\n")
+        assert process.popen.poll() is None
+        kill(signum)
+
+        assert process.wait() == 128 + signum
+
+
+def test_the_second_signal_ends_a_stuck_send_that_is_pid_1(start_as_pid_1: Start, signum: int, server: str) -> None:
+    process, kill = start_as_pid_1("send", server, "hello", before=TOLD + STUCK_SEND)
+    process.read_errors(until="stuck\n")
+    kill(signum)
+    process.read_errors(until="noted\n")
+    kill(signum)
+
+    assert process.wait() == 128 + signum
+
+
+def test_sigterm_ends_pid_1_while_it_is_being_imported(start_as_pid_1: Start) -> None:
+    slow_import = """
+import os, sys, time
+class Finder:
+    def find_spec(name, *_):
+        if name == "anyecho.cli.main":
+            os.write(2, b"importing\\n")
+            time.sleep(60)
+sys.meta_path.insert(0, Finder)
+"""
+    process, kill = start_as_pid_1("serve", "-b", TCP, before=slow_import)
+    process.read_errors(until="importing\n")
+    kill(signal.SIGTERM)
+
+    assert process.wait() == 128 + signal.SIGTERM
+
+
+def test_a_server_started_with_sigint_ignored_leaves_it_ignored(processes: Processes, backend: str) -> None:
+    options = ("--backend", backend, "--graceful-timeout", LONG, "--linger", LONG)
+    process = processes.serve("-b", TCP, *options, before=IGNORE_SIGINT)
+    with connect(process.addresses[0]) as sock:
+        assert exchange(sock, b"before") == b"before"
+        process.signal(signal.SIGINT)
+        process.signal(signal.SIGTERM)
+        # Were it the second signal, it would close the connection.
+        wait_until(lambda: not accepts(process.addresses[0]))
+        assert exchange(sock, b"after") == b"after"
+        sock.shutdown(socket.SHUT_WR)
+        assert read_all(sock) == b""
+
+    assert process.wait() == 0
+
+
+def test_a_send_started_with_sigint_ignored_leaves_it_ignored(processes: Processes, server: str) -> None:
+    process = processes.start("send", server, before=IGNORE_SIGINT, stdin=subprocess.PIPE)
+    stdin = process.popen.stdin
+    assert stdin is not None
+    for line in (b"one\n", b"two\n"):
+        os.write(stdin.fileno(), line)
+        assert process.read_bytes(4) == line
+        process.signal(signal.SIGINT)
+    stdin.close()
+
+    assert process.wait() == 0
+
+
+def test_an_ignored_sigterm_drains_all_the_same(processes: Processes, backend: str) -> None:
+    ignore = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    process = processes.serve("-b", TCP, "--backend", backend, before=ignore)
+    process.signal(signal.SIGTERM)
+
+    assert process.wait() == 0

@@ -1,0 +1,156 @@
+"""SIGHUP at a real server: a reload, a line of the log, or the end of its terminal."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.certificates import Files, files_in
+from tests.process import PATIENCE, Process, Processes, accepts, connect, exchange, read_all, wait_until
+
+TCP = "tcp://127.0.0.1:0"
+LONG = "1h"
+IGNORED = "main: SIGHUP is ignored: there are no certificate's files to read again\n"
+DRAINS = "main: the terminal is gone: letting connections finish\n"
+
+#: Makes the terminal that is standard input the controlling one, as a login does.
+TAKE_TERMINAL = "import fcntl, os, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
+#: What nohup(1) does.
+NOHUP = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+
+
+@contextmanager
+def at_terminal(processes: Processes, *arguments: str, before: str = "") -> Iterator[tuple[Process, int]]:
+    """A server that leads the session of a terminal, and the other end of that terminal, whose closing is left
+    to the block."""
+    keyboard, screen = os.openpty()
+    try:
+        process = processes.serve(*arguments, before=TAKE_TERMINAL + before, stdin=screen)
+    finally:
+        os.close(screen)
+    try:
+        yield process, keyboard
+    finally:
+        if process.popen.poll() is None:
+            process.popen.kill()
+
+
+@pytest.mark.parametrize("arguments", [["-b", TCP], ["-b", "tls://127.0.0.1:0", "--ssl-self-signed"]])
+def test_sighup_without_files_to_read_again_is_a_warning(
+    processes: Processes, backend: str, arguments: list[str]
+) -> None:
+    process = processes.serve("--backend", backend, *arguments)
+    for _ in range(3):  # it never counts as a signal to end
+        process.signal(signal.SIGHUP)
+        assert process.read_errors(until=IGNORED).endswith(IGNORED)
+    assert accepts(process.addresses[0].replace("tls", "tcp"))
+
+    process.signal()
+    assert process.wait() == 0
+    assert process.errors() == ""
+
+
+def test_sighup_before_the_server_listens_is_a_warning(processes: Processes, backend: str) -> None:
+    slow_names = """
+import os, anyio
+import anyecho.net.bind as bind
+async def resolve(*args):
+    os.write(2, b"resolving\\n")
+    await anyio.sleep_forever()
+bind.resolve = resolve
+"""
+    process = processes.start("serve", "-b", TCP, "--backend", backend, before=slow_names)
+    process.read_errors(until="resolving\n")
+    process.signal(signal.SIGHUP)
+    assert process.read_errors(until="\n") == IGNORED
+    process.signal()
+
+    assert process.wait() == 0
+
+
+def test_a_service_manager_is_told_the_end_of_a_reload_that_has_nothing_to_read(
+    processes: Processes, short_path: Path
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(f"{short_path}/notify")
+        manager.settimeout(PATIENCE)
+        process = processes.serve("-b", TCP, env=os.environ | {"NOTIFY_SOCKET": f"{short_path}/notify"})
+        assert manager.recv(4096).startswith(b"READY=1\n")
+        process.signal(signal.SIGHUP)
+        assert manager.recv(4096).startswith(b"RELOADING=1\n")
+        assert manager.recv(4096).startswith(b"READY=1\n")
+
+
+def test_sighup_is_ignored_while_the_terminal_exists(processes: Processes, backend: str) -> None:
+    with at_terminal(processes, "-b", TCP, "--backend", backend) as (process, keyboard):
+        process.signal(signal.SIGHUP)
+        assert process.read_errors(until="\n") == IGNORED
+        process.signal()
+        assert process.wait() == 0
+        os.close(keyboard)
+
+
+def test_a_server_drains_when_its_terminal_is_gone(processes: Processes, backend: str, short_path: Path) -> None:
+    path = short_path / "echo"
+    options = ("--backend", backend, "--graceful-timeout", LONG)
+    with at_terminal(processes, "-b", f"unix:{path}", *options) as (process, keyboard):
+        with connect(process.addresses[0]) as sock:
+            assert exchange(sock, b"before") == b"before"
+            os.close(keyboard)
+            assert process.read_errors(until="\n") == DRAINS
+            wait_until(lambda: not accepts(process.addresses[0]))
+            # A shell repeats the kernel's signal. By the third echo it has been handled.
+            process.signal(signal.SIGHUP)
+            for _ in range(3):
+                assert exchange(sock, b"after") == b"after"
+            sock.shutdown(socket.SHUT_WR)
+            assert read_all(sock) == b""
+
+        assert process.wait() == 0
+        assert process.errors() == ""
+
+    assert not path.exists()
+
+
+def test_a_server_that_drains_for_its_terminal_ends_at_once_on_the_next_sigterm(processes: Processes) -> None:
+    options = ("--graceful-timeout", LONG, "--linger", LONG)
+    with at_terminal(processes, "-b", TCP, *options) as (process, keyboard), connect(process.addresses[0]) as sock:
+        assert exchange(sock, b"before") == b"before"
+        os.close(keyboard)
+        process.read_errors(until=DRAINS)
+        process.signal()
+
+        assert process.wait() == 0
+
+
+def test_a_server_under_nohup_survives_its_terminal(processes: Processes, backend: str) -> None:
+    with at_terminal(processes, "-b", TCP, "--backend", backend, before=NOHUP) as (process, keyboard):
+        os.close(keyboard)
+        assert process.read_errors(until="\n") == IGNORED
+        assert accepts(process.addresses[0])
+        process.signal()
+
+        assert process.wait() == 0
+
+
+@pytest.mark.parametrize("before", ["", NOHUP], ids=["", "nohup"])
+def test_a_server_with_a_certificate_reloads_it_when_its_terminal_is_gone(
+    processes: Processes, tmp_path: Path, before: str
+) -> None:
+    """SIGHUP has a meaning of its own there, whoever sends it."""
+    files: Files = files_in(tmp_path)
+    arguments = ("-b", "tls://127.0.0.1:0", "--ssl-certfile", str(files.cert), "--ssl-keyfile", str(files.key))
+    with at_terminal(processes, *arguments, "--log-level", "info", before=before) as (process, keyboard):
+        os.close(keyboard)
+        process.read_errors(until="main: certificates reloaded\n")
+        process.signal(signal.SIGHUP)
+        process.read_errors(until="main: certificates reloaded\n")
+        process.signal()
+
+        assert process.wait() == 0
