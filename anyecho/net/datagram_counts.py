@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ("DatagramCounts", "Guard", "Source", "network_of")
+__all__ = ("DatagramCounts", "Guard", "Source")
 
 import errno
-import socket
 from collections import Counter
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, Protocol, TypeAlias
 
 #: Host and port of a peer, and what else recvfrom(2) may say of it.
@@ -44,12 +42,3 @@ class Guard(Protocol):
 
     def refuse(self, source: Source) -> None:
         """`source` was admitted, but an answer would have gone to many, or from many."""
-
-
-@lru_cache(maxsize=16384)
-def network_of(host: str) -> str | bytes:
-    """What may be one sender: an IPv4 address, an IPv6 /64, or one neighbour on a link."""
-    if ":" not in host or host.startswith(("fe80:", "::")):
-        return host
-
-    return socket.inet_pton(socket.AF_INET6, host)[:8]

@@ -1,16 +1,16 @@
-"""From host names to endpoints, and what of several failures to report.
+"""From host names to endpoints, from addresses to what limits count, and what of several failures to report.
 
 It opens no socket. Name look-ups run in threads of their own limit.
 """
 
 from __future__ import annotations
 
-__all__ = ("Endpoint", "most_telling", "resolve", "unmapped")
+__all__ = ("Endpoint", "most_telling", "resolve", "source_key", "unmapped")
 
 import errno
 import socket
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
 from ipaddress import IPv6Address
 from typing import Any, TypeAlias
 
@@ -32,6 +32,11 @@ _LOCAL = frozenset(
 )
 #: Errors that tell that no answer came.
 _SILENT = frozenset({errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ETIMEDOUT})
+
+#: IPv4-mapped addresses (RFC 4291) and those of the well-known prefix of NAT64 (RFC 6052) end in an IPv4 address.
+_EMBEDDED_IPV4 = (bytes(10) + b"\xff\xff", b"\x00\x64\xff\x9b" + bytes(8))
+#: 64:ff9b:1::/48, for translators inside a network (RFC 8215).
+_LOCAL_NAT64 = b"\x00\x64\xff\x9b\x00\x01"
 
 
 async def resolve(host: str, port: int, *, family: int = socket.AF_UNSPEC) -> list[Endpoint]:
@@ -92,6 +97,26 @@ def unmapped(host: str) -> str:
         return host
 
     return host if mapped is None else str(mapped)
+
+
+@lru_cache(maxsize=16384)
+def source_key(host: str) -> str | bytes:
+    """Return what counts as one source in every limit by source: an IPv4 address, or an IPv6 /64.
+
+    A host can take any address of its /64 (RFC 6177), link-local ones included; a zone does not count. Behind a
+    translator (NAT64) all of IPv4 is in one /64, so there an address of the well-known prefix counts as the IPv4
+    address in it. In 64:ff9b:1::/48 each network chooses the place of the IPv4 address: the whole address counts.
+
+    This is for limits, and no reason to trust. A router can let any host use an address of these prefixes.
+    """
+    if ":" not in host:
+        return host
+
+    packed = socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
+    if packed.startswith(_EMBEDDED_IPV4):
+        return socket.inet_ntop(socket.AF_INET, packed[12:])
+
+    return packed if packed.startswith(_LOCAL_NAT64) else packed[:8]
 
 
 def most_telling(failures: Sequence[OSError]) -> OSError:

@@ -71,7 +71,11 @@ class HeaderReader:
 
 @dataclass(frozen=True)
 class TrustedNetworks:
-    """Peers whose headers are believed; ask ``sockaddr in trusted``, as accept(2) has it. IPv4-mapped is IPv4."""
+    """Peers whose headers are believed; ask ``sockaddr in trusted``, as accept(2) has it. IPv4-mapped is IPv4.
+
+    NAT64 is not: mapped addresses are made by this machine's kernel, but an address of 64:ff9b::/96 says only what
+    the routers on the way let pass, and no private IPv4 address may be in one (RFC 6052, section 3.1).
+    """
 
     networks: tuple[IPv4Network | IPv6Network, ...] = ()
     unix: bool = False

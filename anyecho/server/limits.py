@@ -12,12 +12,12 @@ import resource
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from ipaddress import IPv6Address
 from typing import Any, Protocol
 
 from anyio import Event, sleep
 from anyio.lowlevel import checkpoint
 
+from anyecho.net.names import source_key
 from anyecho.server.options import ServeOptions
 
 #: Descriptors kept for all that is no connection: listeners, the event loop's own, log files, a resolver.
@@ -99,8 +99,10 @@ class AddressLimit:
 
     def take(self, holder: object, sockaddr: Any) -> bool:
         """Count `holder`, who calls from `sockaddr`, until it is given back; false if that were one too many."""
-        if not self._limit or (address := _counted_as(sockaddr)) is None:
+        if not self._limit or not isinstance(sockaddr, tuple):
             return True
+
+        address = source_key(sockaddr[0])
         if self._held[address] >= self._limit:
             return False
 
@@ -113,19 +115,6 @@ class AddressLimit:
             self._held[address] -= 1
             if not self._held[address]:
                 del self._held[address]
-
-
-def _counted_as(sockaddr: Any) -> str | bytes | None:
-    if not isinstance(sockaddr, tuple):
-        return None
-
-    host: str = sockaddr[0]
-    if ":" not in host:
-        return host
-
-    address = IPv6Address(host.partition("%")[0])
-    # Everybody has a /64 to choose addresses from (RFC 6177); of IPv4 in IPv6, the IPv4.
-    return str(address.ipv4_mapped) if address.ipv4_mapped else address.packed[:8]
 
 
 class Reapable(Protocol):

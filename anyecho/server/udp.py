@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING
 
 from anyio import create_task_group
 
-from anyecho.net.datagram_counts import DatagramCounts, Source, network_of
+from anyecho.net.datagram_counts import DatagramCounts, Source
 from anyecho.net.datagrams import Reflector
+from anyecho.net.names import source_key
 from anyecho.net.poller import Fallback, Poller
 from anyecho.server.options import ServeOptions
 from anyecho.units import format_rate
@@ -116,12 +117,13 @@ class SourceGuard:
         if port < self._least_port or port in self._own_ports:
             return self._drop(source, self._judge_port(port))
 
-        # An IPv4 address has dots, and is its own network: no call for most.
-        network = host if "." in host else network_of(host)
+        # An IPv4 address is its own network: no call for most.
+        network = host if ":" not in host else source_key(host)
         try:
             full_at = self._newer[network]
         except KeyError:
-            if (reason := _judge_host(host)) is not None:
+            # Of NAT64, the IPv4 address: an answer to the translated 255.255.255.255 would go to many too.
+            if (reason := _judge_host(network if isinstance(network, str) else host)) is not None:
                 return self._drop(source, reason)
             full_at = self._meet(network)
 
@@ -157,7 +159,7 @@ class SourceGuard:
 
     def _drop(self, source: Source, reason: str) -> bool:
         self._dropped[reason] += 1
-        network = network_of(source[0])
+        network = source_key(source[0])
         if network not in self._told:
             if len(self._told) >= _TABLE_SIZE:
                 self._told.clear()

@@ -1,4 +1,4 @@
-"""Host names: look-ups that never end stop nothing else, and the failure that tells most is reported."""
+"""Host names, source addresses, failures: look-ups that never end stop nothing else; NAT64 is many sources."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import anyecho
 from anyecho.errors import ConnectError
 from anyecho.measure.options import ConnectOptions
 from anyecho.net import names
-from anyecho.net.names import most_telling, resolve, unmapped
+from anyecho.net.names import most_telling, resolve, source_key, unmapped
 
 
 @pytest.fixture
@@ -97,6 +97,26 @@ async def test_a_name_of_a_mapped_address_is_ipv4(family: int, monkeypatch: pyte
     assert await resolve("mapped.test", 7, family=family) == [(socket.AF_INET, ("192.0.2.1", 7))]
     with pytest.raises(socket.gaierror, match="no address of this family"):
         await resolve("mapped.test", 7, family=socket.AF_INET6)
+
+
+@pytest.mark.parametrize(
+    ("host", "key"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("64:ff9b::192.0.2.1", "192.0.2.1"),
+        ("64:ff9b::c000:201", "192.0.2.1"),
+        ("64:ff9b:0:0:0:1:c000:201", bytes.fromhex("0064ff9b00000000")),
+        ("64:ff9b:1::c000:201", bytes.fromhex("0064ff9b0001000000000000c0000201")),
+        ("64:ff9b:1:c000:2:100::", bytes.fromhex("0064ff9b0001c0000002010000000000")),
+        ("64:ff9b:2::c000:201", bytes.fromhex("0064ff9b00020000")),
+        ("2001:db8::ff:1", bytes.fromhex("20010db800000000")),
+        ("fe80::1%eth0", bytes.fromhex("fe80000000000000")),
+        ("::1", bytes(8)),
+    ],
+)
+def test_a_limit_counts_an_ipv4_address_or_an_ipv6_64(host: str, key: str | bytes) -> None:
+    assert source_key(host) == key
 
 
 def failures(*codes: int) -> list[OSError]:

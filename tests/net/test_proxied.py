@@ -274,6 +274,12 @@ def test_a_zone_does_not_take_a_peer_out_of_its_network() -> None:
     assert ("fe80::1%eth0", 1, 0, 2) in TrustedNetworks.parse(["fe80::/10"])
 
 
+@pytest.mark.parametrize("host", ["64:ff9b::a00:1", "64:ff9b:1::a00:1", "64:ff9b::a00:1%eth0"])
+def test_an_address_of_nat64_is_not_the_trusted_ipv4_one(host: str) -> None:
+    assert (host, 1, 0, 0) not in TrustedNetworks.parse(["10.0.0.0/8", "0.0.0.0/0"])
+    assert (host, 1, 0, 0) in TrustedNetworks.parse(["64:ff9b::/32"])
+
+
 def test_a_peer_on_a_unix_socket_is_in_no_network() -> None:
     trusted = TrustedNetworks.parse(["0.0.0.0/0", "::/0"])
 

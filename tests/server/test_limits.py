@@ -363,6 +363,8 @@ async def test_the_limit_of_all_counts_those_who_have_not_said_for_whom_they_are
         (("::ffff:192.0.2.1", 1, 0, 0), ("192.0.2.1", 1), True),
         (("::ffff:192.0.2.1", 1, 0, 0), ("::ffff:192.0.2.2", 1, 0, 0), False),
         (("fe80::1%eth0", 1, 0, 2), ("fe80::2%eth1", 1, 0, 3), True),
+        (("64:ff9b::c000:201", 1, 0, 0), ("64:ff9b::c000:202", 1, 0, 0), False),
+        (("64:ff9b::c000:201", 1, 0, 0), ("192.0.2.1", 1), True),
         ("", "", False),
         ("/run/a", "/run/a", False),
     ],

@@ -61,6 +61,9 @@ class Gate:
         (("::1", OWN, 0, 0), "own_port"),
         (("ff02::1", 5000, 0, 0), "multicast"),
         (("::", 5000, 0, 0), "unspecified"),
+        (("64:ff9b::e000:1", 5000, 0, 0), "multicast"),
+        (("64:ff9b::ffff:ffff", 5000, 0, 0), "broadcast"),
+        (("64:ff9b::", 5000, 0, 0), "unspecified"),
     ],
 )
 @pytest.mark.parametrize("unsafe", [False, True])
@@ -134,7 +137,9 @@ def test_one_that_has_had_its_share_takes_nothing_from_its_neighbour() -> None:
         ("2001:db8::1", "2001:db8::ffff:1", True),
         ("2001:db8::1", "2001:db8:0:1::1", False),
         ("::1", "::ffff:192.0.2.1", False),
-        ("fe80::1", "fe80::2", False),
+        ("fe80::1", "fe80::2", True),
+        ("64:ff9b::c000:201", "64:ff9b::c000:202", False),
+        ("64:ff9b::c000:201", "::ffff:192.0.2.1", True),
     ],
 )
 def test_an_ipv6_network_of_64_bits_is_one_source(first: str, second: str, same: bool) -> None:
