@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ("SOON", "dial", "flood", "receive_all", "until")
+__all__ = ("SOON", "dial", "flood", "receive_all", "unread", "until")
 
+import fcntl
 import socket
+import sys
+import termios
 from collections.abc import Callable
 
 from anyio import fail_after, sleep
@@ -38,6 +41,11 @@ def dial(address: Address) -> socket.socket:
 def receive_all(sock: socket.socket) -> bytes:
     """All that comes until the end."""
     return b"".join(iter(lambda: sock.recv(65536), b""))
+
+
+def unread(sock: socket.socket) -> int:
+    """How many bytes the kernel has for it."""
+    return int.from_bytes(fcntl.ioctl(sock, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 async def flood(sock: socket.socket) -> None:

@@ -6,6 +6,8 @@ It keeps the contract of the plain one, and with it the same errors, budget and 
 * `send_eof` says close_notify and no more; either side may go on sending after the other has.
 * What OpenSSL wants said while nobody sends goes out with the next call of any kind, in order. A `send` that was
   cancelled has given a part to OpenSSL: the next call sends the rest of that first.
+* While only a part of a TLS 1.3 message has come, OpenSSL encrypts nothing. One `send` returns all the same, and
+  `receive` sends that once the message is complete. A second `send` waits for that, and reads if no `receive` does.
 * `aclose` takes `CLOSE_TIMEOUT` seconds at most; it says close_notify, and does not wait for the peer's.
 """
 
@@ -17,7 +19,7 @@ import ssl
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from operator import index
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from anyio import (
     BrokenResourceError,
@@ -30,18 +32,14 @@ from anyio import (
 from anyio.lowlevel import checkpoint
 
 from anyecho.net.stream import PolledStream
-from anyecho.net.tls_records import OVERHEAD, RECORD, Records
-
-if TYPE_CHECKING:
-    import socket
-
-    from anyecho.net.fallback import Registration
+from anyecho.net.tls_attributes import attributes_of
+from anyecho.net.tls_records import RECORD, Records
+from anyecho.net.tls_transfer import TLSTransfer
 
 #: Seconds that a peer who takes nothing can hold up a close.
 CLOSE_TIMEOUT = 2.0
-#: Given to OpenSSL at a time: four full records; and what they are on the wire, which is read at a time.
+#: Given to OpenSSL at a time: four full records.
 _CHUNK = 4 * RECORD
-_WIRE_CHUNK = 4 * (RECORD + OVERHEAD)
 #: Of what a peer sent that nobody will read; one that sends more is still sending.
 _MOST_DISCARDED = 1 << 20
 #: Pending at most while a peer makes OpenSSL answer (refuse to renegotiate, say) and does not read that: twice what
@@ -49,16 +47,10 @@ _MOST_DISCARDED = 1 << 20
 _MOST_UNSENT = 2 * _CHUNK
 
 
-class TLSStream(PolledStream):
+class TLSStream(TLSTransfer):
     """`sock`, connected and non-blocking, as a stream that speaks TLS and closes it. First comes `handshake`."""
 
-    __slots__ = ("records",)
-
-    def __init__(
-        self, sock: socket.socket, registration: Registration, records: Records, *, budget: int = 1
-    ) -> None:
-        super().__init__(sock, registration, budget=budget)
-        self.records = records
+    __slots__ = ()
 
     @classmethod
     def over(cls, stream: PolledStream, records: Records) -> TLSStream:
@@ -84,10 +76,8 @@ class TLSStream(PolledStream):
                     # Within it: whoever waits for the turn has it a round later, when others had theirs.
                     await checkpoint()
                 await self._flush()
-                if not (over or self.records.go_on()):
-                    while not self._feed():
-                        await self._registration.readable()
-                        self._refill()
+                if not over:
+                    await self._read_more()
         except OSError as exc:
             self._flush_if_alive()
             raise self._translate(exc) from exc
@@ -100,7 +90,7 @@ class TLSStream(PolledStream):
         if self._closed:
             raise ClosedResourceError
         if self._receiving:
-            raise BusyResourceError("receiving from")
+            await self._take_over_reading()
 
         records, registration = self.records, self._registration
         self._receiving = True
@@ -113,6 +103,8 @@ class TLSStream(PolledStream):
                     self._flush_if_alive()
                     if records.unsent > _MOST_UNSENT:
                         raise ssl.SSLError(ssl.SSL_ERROR_SSL, "the peer does not read the answers it asks for")
+                if self._turn is not None:
+                    self._end_turn()
                 # What brings nothing is not cheap: a flood of it must not keep others waiting.
                 if fruitless:
                     await self._yield()
@@ -121,12 +113,17 @@ class TLSStream(PolledStream):
                     while not (registration.may_read and self._feed()):
                         await registration.readable()
                         self._refill()
+            if records.resumed:
+                records.resumed = False
+                self._flush_if_alive()
         except OSError as exc:
             self._flush_if_alive()
             # What broke it comes first: after a reset, the kernel says that the data has ended.
             raise self._translate(exc) from self._broken or exc
         finally:
             self._receiving = False
+            if self._turn is not None:
+                self._end_turn()
 
         if not data:
             raise EndOfStream if self._broken is None else BrokenResourceError from self._broken
@@ -143,6 +140,8 @@ class TLSStream(PolledStream):
             if self.records.unsent:
                 await self._flush()
             for start in range(0, len(item), _CHUNK):
+                if self.records.held_up:
+                    await self._complete_message()
                 # No more than OpenSSL's buffer should hold; it would take any amount, three times over.
                 self.records.send(memoryview(item)[start : start + _CHUNK] if len(item) > _CHUNK else item)
                 if not self._flush_now() or self._bytes_left <= 0:
@@ -185,65 +184,20 @@ class TLSStream(PolledStream):
         await super().aclose()
 
     async def _say_goodbye(self) -> None:
-        with suppress(OSError, ClosedResourceError), move_on_after(CLOSE_TIMEOUT):
+        with suppress(OSError, BrokenResourceError, ClosedResourceError), move_on_after(CLOSE_TIMEOUT):
             if self.records.established and self._broken is None and not self._eof_sent:
                 self._eof_sent = True
                 self.records.send_eof()
             # No checkpoint if the kernel takes it all: somebody cancelled closes as politely.
             await self._flush()
+            if self.records.held_up:
+                await self._complete_message()
             # Tickets, and answers nobody waited for. Unread, they would make the kernel reset the connection, and
             # destroy what was sent just now.
             for _ in range(_MOST_DISCARDED // _CHUNK):
                 if not self._sock.recv(_CHUNK):
                     break
 
-    def _feed(self) -> bool:
-        """Give OpenSSL more of what the peer said; return whether there was more."""
-        registration = self._registration
-        try:
-            data = self._sock.recv(_WIRE_CHUNK)
-        except BlockingIOError:
-            registration.may_read = False
-            return False
-
-        if not data:
-            raise ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "it ended without a close_notify")
-
-        if len(data) < _WIRE_CHUNK and registration.short_read_empties:
-            registration.may_read = False
-        self._bytes_left -= len(data)
-        self.records.feed(data)
-        return True
-
-    async def _flush(self) -> None:
-        """Send all that is pending. Cancelled, it leaves the rest pending."""
-        while not self._flush_now():
-            await self._registration.writable()
-            self._refill()
-        if self._bytes_left <= 0:
-            await self._yield()
-
-    def _flush_now(self) -> bool:
-        """Send what the kernel takes; return whether that was all."""
-        records, registration = self.records, self._registration
-        gone, over = records.gone, False
-        try:
-            while not over and registration.may_write:
-                over = records.flush(self._sock.send)
-        except BlockingIOError:
-            registration.may_write = False
-        finally:
-            self._bytes_left -= records.gone - gone
-            self.bytes_sent = records.given if over else records.delivered
-
-        return over or not records.unsent
-
-    def _flush_if_alive(self) -> None:
-        # Whoever reads is not to be told that it cannot be written: what had come before may still be read.
-        self._registration.may_write = True  # whether it may is not known if nobody waits for it: the kernel says
-        with suppress(OSError):
-            self._flush_now()
-
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
-        return {**super().extra_attributes, **self.records.extra_attributes}
+        return {**super().extra_attributes, **attributes_of(self.records.tls)}

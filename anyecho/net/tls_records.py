@@ -9,13 +9,11 @@ from __future__ import annotations
 __all__ = ("OVERHEAD", "RECORD", "Records")
 
 import ssl
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any, TypeVar
 
-from anyio.streams.tls import TLSAttribute
-
 from anyecho.net.tls_errors import TLSError
+from anyecho.net.tls_outgoing import Outgoing
 
 T = TypeVar("T")
 
@@ -31,12 +29,16 @@ _HEADER = 5
 _RECORDS = 64
 
 
-class Records:
+class Records(Outgoing):
     """One TLS session. Nothing here waits; what is missing to go on is said.
 
     All that OpenSSL has to say to the peer, asked for or not (handshakes, tickets, alerts, answers to key updates),
     lies in one place and in order, until it is taken by `flush` or `take`. A `TLSError` is final, and raised again;
     the alert that tells the peer of it is pending then.
+
+    TLS 1.3 sends messages after the handshake (tickets, KeyUpdates), and may cut one over several records
+    (RFC 8446, section 5.1). OpenSSL encrypts nothing while it has read only a part. What `send` and `send_eof` are
+    given then is held, in order, until `receive` or `resume` finds the message complete.
     """
 
     __slots__ = (
@@ -44,26 +46,21 @@ class Records:
         "_failure",
         "_incoming",
         "_kept",
-        "_outgoing",
-        "_rest",
-        "_settled",
         "_skip",
         "_stored",
         "established",
-        "given",
-        "gone",
         "half_closed",
+        "held_up",
+        "resumed",
         "tls",
     )
 
     def __init__(self, context: ssl.SSLContext, *, server_side: bool, server_hostname: str | None = None) -> None:
+        super().__init__()
         self._incoming = ssl.MemoryBIO()
-        self._outgoing = ssl.MemoryBIO()
         self.tls = context.wrap_bio(
             self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
         )
-        #: Taken out of the BIO, which cannot be looked into, and not yet sent.
-        self._rest: bytes | memoryview = b""
         #: Of what came: fed, but not looked at yet; and how much is still to come of the record before that.
         self._kept = b""
         self._skip = 0
@@ -76,12 +73,10 @@ class Records:
         self.established = False
         #: Whether our close_notify is among what was, or is to be, sent.
         self.half_closed = False
-        #: Bytes of plaintext given to `send`.
-        self.given = 0
-        #: Bytes of the network sent.
-        self.gone = 0
-        #: `given` when nothing was pending for the last time.
-        self._settled = 0
+        #: Whether plaintext or our close_notify waits until the peer has completed a message.
+        self.held_up = False
+        #: Set when that was encrypted; the stream clears it.
+        self.resumed = False
 
     @property
     def failed(self) -> bool:
@@ -91,43 +86,6 @@ class Records:
     def wants_more(self) -> bool:
         """Whether there is nothing to `receive` until the peer has said more."""
         return self._dry and not self._stored and len(self._kept) < _HEADER
-
-    @property
-    def unsent(self) -> int:
-        """How many bytes are pending."""
-        return len(self._rest) + self._outgoing.pending
-
-    @property
-    def delivered(self) -> int:
-        """Bytes of plaintext sent, as far as can be told: what is pending of it has headers as well."""
-        return max(self._settled, self.given - self.unsent)
-
-    def take(self) -> bytes:
-        """All that is pending, and is not any more."""
-        rest = bytes(self._rest) + self._outgoing.read()
-        self._rest = b""
-        self.gone += len(rest)
-        self._settled = self.given
-        return rest
-
-    def flush(self, send: Callable[[bytes | memoryview], int]) -> bool:
-        """Give `send` all that is pending, once, which returns how much it took; return whether that was all."""
-        rest: bytes | memoryview = self._outgoing.read()
-        if self._rest:
-            rest = bytes(self._rest) + rest if rest else self._rest
-        if not rest:
-            return True
-
-        self._rest = rest
-        count = send(rest)
-        self.gone += count
-        if count < len(rest):
-            self._rest = memoryview(rest)[count:]
-            return False
-
-        self._rest = b""
-        self._settled = self.given
-        return True
 
     def feed(self, data: bytes | memoryview) -> None:
         """Take in bytes of the network, if more are wanted; of many small records, some are kept for `go_on`."""
@@ -184,6 +142,8 @@ class Records:
             return None
 
         first = self._read(min(max_bytes, RECORD))
+        if self.held_up:
+            self._resume_after(first)
         if not first or self._dry or len(first) == max_bytes:
             return first
 
@@ -218,52 +178,85 @@ class Records:
         except ssl.SSLError as exc:
             return self._judge(exc, True) or False
 
+        self._check_end()
         return True
 
     def send(self, item: bytes | memoryview) -> None:
-        """Encrypt all of `item`."""
+        """Encrypt all of `item`, or hold it while a part of a message has been read."""
         self.given += len(item)
+        if self.held_up:
+            self.hold(item)
+            return
+
         try:
             count = self.tls.write(item)
             while count < len(item):
                 item = memoryview(item)[count:]
                 count = self.tls.write(item)
+        except ssl.SSLWantReadError:
+            self.hold(item)
+            self.held_up = True
         except ssl.SSLError as exc:
             self._note(exc)
             raise
 
     def send_eof(self) -> None:
-        """Say close_notify. The peer may go on sending, and `receive` goes on working."""
+        """Say close_notify, after what is held. The peer may go on sending, and `receive` goes on working."""
+        self.half_closed = True
+        if self.held or not self._send_close_notify():
+            self.held_up = True
+
+    def resume(self) -> None:
+        """Encrypt what is held, if the peer has completed its message; `held_up` tells."""
+        try:
+            while self.held:
+                self.release(self.tls.write)
+        except ssl.SSLError as exc:
+            if self._judge(exc, True):
+                self._check_end()
+            return
+
+        self.held_up = self.half_closed and not self._send_close_notify()
+        self.resumed = True
+
+    def _resume_after(self, data: bytes | None) -> None:
+        """As `resume`; after `data`, a failure is raised the next time."""
+        with suppress(TLSError) if data else nullcontext():
+            self.resume()
+
+    def _send_close_notify(self) -> bool:
+        """Return whether OpenSSL could say it."""
         # Not while a record is left to read: OpenSSL looks for the peer's close_notify at once, and takes anything
         # else for an attack.
         while (data := self._read(RECORD)) or self.go_on():
             self._stored += data or b""
 
-        self.half_closed = True
         try:
             self.tls.unwrap()
         except ssl.SSLError as exc:
+            if exc.reason == "SHUTDOWN_WHILE_IN_INIT":
+                return False
+
             self._judge(exc, None)  # that it wants to read the peer's own is no failure
 
-    @property
-    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
-        tls = self.tls
-        return {
-            TLSAttribute.alpn_protocol: tls.selected_alpn_protocol,
-            TLSAttribute.channel_binding_tls_unique: tls.get_channel_binding,
-            TLSAttribute.cipher: tls.cipher,
-            TLSAttribute.peer_certificate: lambda: tls.getpeercert(False),
-            TLSAttribute.peer_certificate_binary: lambda: tls.getpeercert(True),
-            TLSAttribute.server_side: lambda: tls.server_side,
-            TLSAttribute.shared_ciphers: lambda: tls.shared_ciphers() if tls.server_side else None,
-            TLSAttribute.ssl_object: lambda: tls,
-            TLSAttribute.standard_compatible: lambda: True,
-            TLSAttribute.tls_version: tls.version,
-        }
+        return True
 
-    def _read(self, size: int) -> bytes | None:
+    def _check_end(self) -> None:
+        """Raise if the peer has said close_notify instead of the rest of its message: nothing can be encrypted."""
+        try:
+            self.tls.write(b"")  # makes no record
+        except ssl.SSLWantReadError:
+            self._note(TLSError(ssl.SSL_ERROR_SSL, "the peer ended in the middle of a handshake message"))
+        except ssl.SSLError:
+            return  # our close_notify has been said
+        self._raise_failure()
+
+    def _raise_failure(self) -> None:
         if self._failure is not None:
             raise type(self._failure)(*self._failure.args)
+
+    def _read(self, size: int) -> bytes | None:
+        self._raise_failure()
         if self._dry:
             return None
 
@@ -272,6 +265,8 @@ class Records:
         except ssl.SSLError as exc:
             return self._judge(exc, b"")
 
+        if not data:
+            self._check_end()
         # Less than was asked for has left nothing in OpenSSL's own.
         self._dry = bool(data) and not (self._incoming.pending or (len(data) == size and self.tls.pending()))
         return data

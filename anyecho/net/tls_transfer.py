@@ -1,0 +1,140 @@
+"""The lower half of a `TLSStream`: encrypted bytes between the socket and `Records`, and which task reads them.
+
+A sender reads too, when only the rest of a message lets it go on. Then a receiver waits, and the other way round.
+"""
+
+from __future__ import annotations
+
+__all__ = ("TLSTransfer",)
+
+import ssl
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from anyio import BrokenResourceError, BusyResourceError, ClosedResourceError, Event
+
+from anyecho.net.stream import PolledStream
+from anyecho.net.tls_records import OVERHEAD, RECORD, Records
+
+if TYPE_CHECKING:
+    import socket
+
+    from anyecho.net.fallback import Registration
+
+#: Read at a time: four full records.
+_WIRE_CHUNK = 4 * (RECORD + OVERHEAD)
+
+
+class TLSTransfer(PolledStream):
+    """`PolledStream`'s socket and budget, for what `records` exchange with the peer."""
+
+    __slots__ = ("_sender_reads", "_turn", "records")
+
+    def __init__(
+        self, sock: socket.socket, registration: Registration, records: Records, *, budget: int = 1
+    ) -> None:
+        super().__init__(sock, registration, budget=budget)
+        self.records = records
+        #: Whether the task that reads is a sender's.
+        self._sender_reads = False
+        #: Set once the task that reads has read something. There is one only while another task waits for that.
+        self._turn: Event | None = None
+
+    async def _complete_message(self) -> None:
+        """Return once nothing is held any more, and what was is sent. Read for that, unless a receiver does."""
+        records = self.records
+        while records.held_up:
+            if self._broken is not None:
+                raise BrokenResourceError from self._broken
+            if self._receiving:
+                await self._wait_for_turn()
+            else:
+                await self._read_as_sender()
+            await self._flush()
+
+    async def _read_as_sender(self) -> None:
+        self._receiving = self._sender_reads = True
+        try:
+            await self._read_more()
+            self.records.resume()
+            if self.records.held_up:
+                await self._yield()
+        except OSError:
+            self._flush_if_alive()
+            raise
+        finally:
+            self._receiving = self._sender_reads = False
+            self._end_turn()
+
+    async def _take_over_reading(self) -> None:
+        """Wait until the sender that reads has read. Raises `BusyResourceError` if it is a receiver that reads."""
+        while self._receiving:
+            if not self._sender_reads:
+                raise BusyResourceError("receiving from")
+
+            await self._wait_for_turn()
+        if self._closed:
+            raise ClosedResourceError
+
+    async def _wait_for_turn(self) -> None:
+        self._turn = self._turn or Event()
+        await self._turn.wait()
+
+    def _end_turn(self) -> None:
+        if self._turn is not None:
+            self._turn.set()
+            self._turn = None
+
+    async def _read_more(self) -> None:
+        """Give OpenSSL more of what the peer said, once there is more."""
+        if not self.records.go_on():
+            while not (self._registration.may_read and self._feed()):
+                await self._registration.readable()
+                self._refill()
+
+    def _feed(self) -> bool:
+        """Give OpenSSL more of what the peer said; return whether there was more."""
+        registration = self._registration
+        try:
+            data = self._sock.recv(_WIRE_CHUNK)
+        except BlockingIOError:
+            registration.may_read = False
+            return False
+
+        if not data:
+            raise ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "it ended without a close_notify")
+
+        if len(data) < _WIRE_CHUNK and registration.short_read_empties:
+            registration.may_read = False
+        self._bytes_left -= len(data)
+        self.records.feed(data)
+        return True
+
+    async def _flush(self) -> None:
+        """Send all that is pending. Cancelled, it leaves the rest pending."""
+        while not self._flush_now():
+            await self._registration.writable()
+            self._refill()
+        if self._bytes_left <= 0:
+            await self._yield()
+
+    def _flush_now(self) -> bool:
+        """Send what the kernel takes; return whether that was all."""
+        records, registration = self.records, self._registration
+        gone, over = records.gone, False
+        try:
+            while not over and registration.may_write:
+                over = records.flush(self._sock.send)
+        except BlockingIOError:
+            registration.may_write = False
+        finally:
+            self._bytes_left -= records.gone - gone
+            self.bytes_sent = records.given - records.held if over else records.delivered
+
+        return over or not records.unsent
+
+    def _flush_if_alive(self) -> None:
+        # Whoever reads is not to be told that it cannot be written: what had come before may still be read.
+        self._registration.may_write = True  # whether it may is not known if nobody waits for it: the kernel says
+        with suppress(OSError):
+            self._flush_now()
