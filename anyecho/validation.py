@@ -10,7 +10,7 @@ __all__ = ("FilePath", "check_types", "given_options", "quoted")
 
 import os
 from collections.abc import Iterator
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
@@ -47,7 +47,7 @@ def given_options(options: Any) -> Iterator[str]:
         value = getattr(options, each.name)
         if is_dataclass(value):
             yield from given_options(value)
-        elif each.default is not MISSING and value != each.default:
+        elif value != each.default and each.name != "from_environment":
             yield each.name
 
 

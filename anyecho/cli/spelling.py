@@ -9,7 +9,8 @@ from collections.abc import Collection
 
 #: What the name of an environment variable begins with.
 PREFIX = "ANYECHO_"
-_FLAGS = {"family": "-4 or -6"}
+#: Not after the attribute; of a switch that is on by default, the flag that is given.
+_FLAGS = {"family": "-4 or -6", "keepalive": "--no-keepalive", "tcp_nodelay": "--no-tcp-nodelay"}
 
 
 class Spelling:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("Client", "connect")
+__all__ = ("Client", "connect", "connect_checked")
 
 import logging
 from collections.abc import AsyncIterator
@@ -19,6 +19,7 @@ from anyecho.measure.datagrams import DatagramExchange
 from anyecho.measure.exchange import Exchange, Source
 from anyecho.measure.ledger import Settled
 from anyecho.measure.options import ConnectOptions
+from anyecho.measure.unused import check_options
 from anyecho.net.connect import connect_stream
 from anyecho.net.datagram_stream import DatagramStream, connect_datagrams
 from anyecho.units import format_duration
@@ -40,10 +41,18 @@ async def connect(
     """A client connected to the echo server at `address`; whoever called closes it.
 
     Raises `ConnectError` when no endpoint of `address` answers within `options.timeout`, or the one that does is
-    not to be believed.
+    not to be believed. Raises `UsageError` when options that protect (TLS, a PROXY header) cannot act on `address`.
     """
     options = options or ConnectOptions()
-    address = parse_address(address) if isinstance(address, str) else address
+    address = parse_address(address)
+    check_options(options, address)
+    return await connect_checked(address, options, poller)
+
+
+async def connect_checked(
+    address: Address, options: ConnectOptions, poller: Poller | Fallback | None = None
+) -> Client:
+    """As `connect`, for options that were checked against `address` already."""
     logger.debug("connecting to %s", _describe(address))
     stream: ByteStream | DatagramStream
     try:

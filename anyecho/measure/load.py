@@ -27,10 +27,11 @@ from anyio.abc import SocketAttribute, TaskGroup
 
 from anyecho.address import Address, UDPAddress, parse_address
 from anyecho.errors import EchoStalled, UsageError, bare_errors
-from anyecho.measure.client import Client, connect
+from anyecho.measure.client import Client, connect_checked
 from anyecho.measure.closed_loop import PolledLoop, WaitingLoop
 from anyecho.measure.course import Course
 from anyecho.measure.options import LoadOptions
+from anyecho.measure.unused import check_options
 from anyecho.net.poller import Fallback, Poller, open_poller
 from anyecho.units import format_duration
 
@@ -61,7 +62,7 @@ async def open_load(
     Loads that shall run side by side share a `poller`. Raises `ConnectError`, and `UsageError` for datagrams: each
     may be lost, and its loop would never be closed.
     """
-    address = parse_address(address) if isinstance(address, str) else address
+    address = parse_address(address)
     if isinstance(address, UDPAddress):
         raise UsageError(f"a load needs a stream: {address} is none")
     if address.tls:
@@ -78,6 +79,7 @@ async def open_load(
         return
 
     options = options or LoadOptions()
+    check_options(options.connect, address)
     load = Load(await _connect_all(address, options), options, poller)
     try:
         yield load
@@ -85,14 +87,14 @@ async def open_load(
         await load.aclose()
 
 
-async def _connect_all(address: str | Address, options: LoadOptions) -> list[Client]:
+async def _connect_all(address: Address, options: LoadOptions) -> list[Client]:
     clients: list[Client] = []
     numbers = iter(range(options.connections))
 
     async def connect_some() -> None:
         for _ in numbers:
             # Not with the load's poller, where a socket has one registration: it shall be the load's.
-            clients.append(await connect(address, options=options.connect))
+            clients.append(await connect_checked(address, options.connect))
 
     try:
         with bare_errors():

@@ -33,6 +33,8 @@ class ConnectOptions:
     family: Literal[4, 6] | None = None
     socket: SocketOptions = field(default_factory=SocketOptions)
     tls: TLSClientOptions = field(default_factory=TLSClientOptions)
+    #: The options that the environment has set. One of them that cannot act is a warning, and never an error.
+    from_environment: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -105,6 +105,8 @@ class ServeOptions:
     )
     socket: SocketOptions = field(default_factory=SocketOptions)
     tls: TLSServerOptions = field(default_factory=TLSServerOptions)
+    #: The options that the environment has set. One of them that cannot act is a warning, and never an error.
+    from_environment: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -16,12 +16,11 @@ from functools import partial
 from anyio import TASK_STATUS_IGNORED, CancelScope, Event, create_task_group, move_on_after
 from anyio.abc import TaskGroup, TaskStatus
 
-from anyecho.address import Address, TCPAddress, UDPAddress, parse_address
-from anyecho.errors import UsageError, bare_errors
+from anyecho.address import Address, FDAddress, TCPAddress, UDPAddress, parse_address
+from anyecho.errors import bare_errors
 from anyecho.net.accept import Acceptor
 from anyecho.net.listen import Listener, open_listeners
 from anyecho.net.poller import Fallback, Poller, open_poller
-from anyecho.net.proxy_protocol import Versions
 from anyecho.net.tls_contexts import Certificates
 from anyecho.server.introduction import Entrance
 from anyecho.server.limits import ConnectionLimit, Reaper, raise_descriptor_limit, within_descriptors
@@ -29,6 +28,7 @@ from anyecho.server.options import ServeOptions
 from anyecho.server.reception import Reception
 from anyecho.server.stats import Peer, Stats
 from anyecho.server.udp import UDPEcho
+from anyecho.server.unused import check_options, expected_header
 
 logger = logging.getLogger("anyecho.server")
 
@@ -44,7 +44,8 @@ async def serve(
     """Echo on `addresses` (by default ``tcp://localhost:10000``) until cancelled.
 
     `task_status` is told the addresses once they accept, with port 0 replaced by the port that was free. Raises
-    `BindError` when one cannot be listened on; then none is.
+    `BindError` when one cannot be listened on; then none is. Raises `UsageError` when options that protect (TLS,
+    PROXY trust) cannot act on any of the addresses.
     """
     async with open_server(*addresses, options=options) as server:
         task_status.started(server.addresses)
@@ -58,9 +59,11 @@ async def open_server(*addresses: str | Address, options: ServeOptions | None = 
     Raises as `serve` does, before the block.
     """
     options = options or ServeOptions()
-    wanted = [parse_address(text) if isinstance(text, str) else text for text in addresses or (DEFAULT_ADDRESS,)]
-    if not options.proxy_trusted and any(_versions(address, options) for address in wanted):
-        raise UsageError("a header of the PROXY protocol is required, and taken from nobody: give --proxy-trusted")
+    wanted = [parse_address(address) for address in addresses or (DEFAULT_ADDRESS,)]
+    # An inherited descriptor may be for streams or for datagrams: its options are checked once it is open.
+    inherits = any(isinstance(address, FDAddress) for address in wanted)
+    if not inherits:
+        check_options(options, [(address, address) for address in wanted])
     limit = within_descriptors(options.max_connections, raise_descriptor_limit())
     with ExitStack() as opened, bare_errors() as whole:
         certificates: Certificates | None = None
@@ -70,6 +73,8 @@ async def open_server(*addresses: str | Address, options: ServeOptions | None = 
         listeners = await open_listeners(wanted, backlog=options.backlog, options=options.socket)
         for listener in listeners:
             opened.callback(listener.close)
+        if inherits:
+            check_options(options, [(listener.asked, listener.address) for listener in listeners])
 
         async with open_poller() as poller, create_task_group() as tasks:
             gate = ConnectionLimit(limit, wait=options.over_limit == "wait")
@@ -121,7 +126,7 @@ class Server:
 
     def _acceptor(self, listener: Listener) -> Acceptor:
         asked = listener.asked
-        entrance = Entrance(_versions(asked, self.options), self.certificates if asked.tls else None)
+        entrance = Entrance(expected_header(asked, self.options), self.certificates if asked.tls else None)
         return Acceptor(
             sock=listener.sock,
             gate=self._reception.gate(entrance),
@@ -196,13 +201,6 @@ class Server:
             for listener in self._listeners:
                 listener.close()
             self._accepting_ended.set()
-
-
-def _versions(address: Address, options: ServeOptions) -> Versions | None:
-    """Of which header a connection to `address` begins with one; None if it must not."""
-    mode = None if isinstance(address, UDPAddress) else address.proxy
-    mode = mode or options.proxy_protocol
-    return None if mode == "off" else mode
 
 
 def _describe(asked: Address, bound: Address) -> str:

@@ -106,8 +106,8 @@ def test_every_option_of_the_server_its_sockets_and_its_certificates_is_explaine
     hints = get_type_hints(ServeOptions) | get_type_hints(SocketOptions) | get_type_hints(TLSServerOptions)
     plain = {name for name, hint in hints.items() if not is_dataclass(hint)}
 
-    # A context is an object of Python: no flag can hold one.
-    assert {name for name, _ in explained(ServeOptions)} == plain - {"context"}
+    # No flag can hold an object of Python, and the command line itself knows what the environment has set.
+    assert {name for name, _ in explained(ServeOptions)} == plain - {"context", "from_environment"}
 
 
 def test_every_default_is_shown_once(verb: str, help_of: Callable[[str], str]) -> None:

@@ -50,8 +50,8 @@ def test_one_address_may_be_for_proxies_and_another_not(processes: Processes) ->
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (("--proxy-protocol", "v1"), "give --proxy-trusted"),
-        (("-b", f"{TCP}?proxy=v2"), "give --proxy-trusted"),
+        (("--proxy-protocol", "v1"), "--proxy-trusted is missing: tcp://localhost:10000 expects a PROXY header"),
+        (("-b", f"{TCP}?proxy=v2"), "--proxy-trusted is missing"),
         (("-b", f"{TCP}?proxy=v3"), "proxy is off, v1, v2, require, not 'v3'"),
         (("-b", "udp://127.0.0.1:0?proxy=v1"), "no setting 'proxy' here"),
         (("--proxy-trusted", "localhost"), "bad network 'localhost'"),

@@ -23,7 +23,7 @@ from anyio import (
 from anyio.abc import ByteStream, SocketAttribute
 
 from anyecho.errors import ConnectError, EchoError, EchoMismatch, EchoStalled, EchoTruncated, UsageError
-from anyecho.measure.client import Client, connect
+from anyecho.measure.client import Client, connect_checked
 from anyecho.measure.course import Course
 from anyecho.measure.load import Load, open_load
 from anyecho.measure.options import ConnectOptions, LoadOptions
@@ -304,9 +304,9 @@ async def test_who_was_connected_is_closed_if_another_cannot_be(
     async def connect_a_few(*args: Any, **kwargs: Any) -> Client:
         if server.stats.accepted > 5:
             raise ConnectError("enough")
-        return await connect(*args, **kwargs)
+        return await connect_checked(*args, **kwargs)
 
-    monkeypatch.setattr("anyecho.measure.load.connect", connect_a_few)
+    monkeypatch.setattr("anyecho.measure.load.connect_checked", connect_a_few)
     with pytest.raises(ConnectError, match=r"^enough$"):
         async with open_load(server.addresses[0], options(connections=1000)):
             pass

@@ -262,7 +262,7 @@ async def test_where_no_header_is_expected_it_is_data() -> None:
     ("address", "mode"), [("tcp://127.0.0.1:0?proxy=v2", "off"), ("tcp://127.0.0.1:0", "require")]
 )
 async def test_a_header_that_would_be_taken_from_nobody_is_a_mistake(address: str, mode: ProxyMode) -> None:
-    with pytest.raises(UsageError, match="--proxy-trusted"):
+    with pytest.raises(UsageError, match="proxy_trusted is missing"):
         async with open_server(address, options=ServeOptions(proxy_protocol=mode)):
             pytest.fail("it opened")
 

@@ -1,0 +1,56 @@
+"""Which options of a client cannot act on the address it connects to, and why not."""
+
+from __future__ import annotations
+
+__all__ = ("check_options",)
+
+import logging
+from collections.abc import Iterator
+from dataclasses import fields, replace
+
+from anyecho.address import Address, FDAddress, TCPAddress, UDPAddress, UnixAddress
+from anyecho.errors import UsageError
+from anyecho.measure.options import ConnectOptions
+from anyecho.net.tls_contexts import TLSClientOptions
+from anyecho.unused import report_unused
+from anyecho.validation import given_options
+
+logger = logging.getLogger("anyecho.client")
+
+_TLS = tuple(each.name for each in fields(TLSClientOptions))
+_TCP = ("tcp_nodelay", "tcp_notsent_lowat", "tcp_user_timeout", "keepalive")
+#: Without these, bytes go out in the clear, to a server that is not verified, or without the client's certificate.
+_PROTECTIVE = frozenset((*_TLS, "proxy_header"))
+
+
+def check_options(options: ConnectOptions, address: Address) -> None:
+    """Raise `UsageError` for protective options that cannot act on `address`, and for one that no client can call.
+
+    Other options that cannot act are one line of the log.
+    """
+    if isinstance(address, FDAddress):
+        raise UsageError(f"cannot connect to {address}: a descriptor is for servers")
+
+    reasons = dict(_reasons(options, address))
+    unused = {name: reasons[name] for name in given_options(options) if name in reasons}
+    report_unused(
+        unused,
+        logger,
+        protective=_PROTECTIVE,
+        from_environment=options.from_environment,
+        mentioned=("insecure",),
+    )
+
+
+def _reasons(options: ConnectOptions, address: Address) -> Iterator[tuple[str, str]]:
+    if isinstance(address, UDPAddress):
+        yield from ((name, f"{address} has no TLS") for name in _TLS)
+        yield "proxy_header", "a datagram has no PROXY header"
+    elif not address.tls:
+        yield from ((name, f"{address} is not over TLS: write {replace(address, tls=True)}") for name in _TLS)
+    elif options.tls.insecure:
+        yield "cacert", "insecure believes any server"
+    if isinstance(address, UnixAddress):
+        yield "family", f"{address} has no IP address"
+    if not isinstance(address, TCPAddress):
+        yield from ((name, f"{address} is not TCP") for name in _TCP)

@@ -1,0 +1,92 @@
+"""Options that cannot act on the address of a client: an error where they protect, else one line of the log."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from anyecho.address import Address, UnixAddress
+from anyecho.errors import ConnectError, UsageError
+from anyecho.measure.client import connect
+from anyecho.measure.load import open_load
+from anyecho.measure.options import ConnectOptions, LoadOptions
+from anyecho.net.sockets import SocketOptions
+from anyecho.net.tls_contexts import TLSClientOptions
+from anyecho.server.server import Server
+
+#: Nothing listens on any of them: no byte goes out, whatever is wrong.
+TCP, TLS, UDP = "tcp://127.0.0.1:1", "tls://127.0.0.1:1", "udp://127.0.0.1:1"
+
+
+@pytest.mark.parametrize("address", [TCP, UDP, "unix:/absent"])
+@pytest.mark.parametrize(
+    "given", [{"cacert": "/absent"}, {"cert": "/absent"}, {"sni": "x"}, {"alpn": ("x",)}, {"insecure": True}]
+)
+async def test_tls_options_on_an_address_without_tls_are_an_error(address: str, given: dict[str, Any]) -> None:
+    [name] = given
+    with pytest.raises(UsageError, match=f"^{name} has no effect: {address} ") as caught:
+        await connect(address, options=ConnectOptions(tls=TLSClientOptions(**given)))
+
+    assert caught.value.options[0] == name
+    instead = {TCP: "write tls://127.0.0.1:1", UDP: "has no TLS", "unix:/absent": "write tls+unix:/absent"}
+    assert str(caught.value).endswith(instead[address])
+
+
+async def test_a_ca_beside_insecure_is_an_error() -> None:
+    options = ConnectOptions(tls=TLSClientOptions(cacert="/absent", insecure=True))
+    with pytest.raises(UsageError, match=r"^cacert has no effect: insecure believes any server"):
+        await connect(TLS, options=options)
+
+
+async def test_a_datagram_has_no_header_of_a_proxy() -> None:
+    with pytest.raises(UsageError, match=r"^proxy_header has no effect"):
+        await connect(UDP, options=ConnectOptions(proxy_header="v2"))
+
+
+async def test_a_descriptor_is_not_for_clients() -> None:
+    with pytest.raises(UsageError, match=r"^cannot connect to fd://3: a descriptor is for servers"):
+        await connect("fd://3")
+
+
+async def test_what_the_environment_has_set_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    options = ConnectOptions(tls=TLSClientOptions(cacert="/absent"), from_environment=("cacert",))
+    with pytest.raises(ConnectError, match="Connection refused"):
+        await connect(TCP, options=options)
+
+    assert "without effect: cacert (tcp://127.0.0.1:1 is not over TLS" in caplog.text
+
+
+TUNING = ConnectOptions(family=4, socket=SocketOptions(keepalive=False, tcp_user_timeout=7, sndbuf=70_000))
+
+
+async def test_tuning_that_cannot_act_is_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ConnectError):
+        await connect("unix:/absent", options=TUNING)
+
+    [record] = caplog.records
+    why = "unix:/absent is not TCP"
+    assert record.getMessage() == (
+        f"without effect: family (unix:/absent has no IP address), tcp_user_timeout, keepalive ({why})"
+    )
+
+
+async def test_options_that_act_are_not_mentioned(caplog: pytest.LogCaptureFixture) -> None:
+    for address in (TCP, TLS):
+        tls = TLSClientOptions(insecure=True, sni="x") if address == TLS else TLSClientOptions()
+        with pytest.raises(ConnectError):
+            await connect(
+                address, options=ConnectOptions(family=4, socket=TUNING.socket, proxy_header="v1", tls=tls)
+            )
+
+    assert not caplog.records
+
+
+async def test_a_load_warns_once_and_not_for_each_connection(
+    server: Server, carrier: Address, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = LoadOptions(connections=5, connect=TUNING)
+    async with open_load(server.addresses[0], options):
+        pass
+
+    assert caplog.text.count("without effect") == isinstance(carrier, UnixAddress)

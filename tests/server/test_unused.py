@@ -1,0 +1,218 @@
+"""Options that cannot act on the addresses of a server: an error where they protect, else one line of the log."""
+
+from __future__ import annotations
+
+import logging
+import math
+import socket
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anyecho.address import FDAddress, UnixAddress
+from anyecho.errors import UsageError
+from anyecho.net.sockets import SocketOptions
+from anyecho.net.tls_contexts import TLSServerOptions
+from anyecho.server.options import ServeOptions
+from anyecho.server.server import open_server
+from tests.certificates import Files
+
+TCP, UDP = "tcp://127.0.0.1:0", "udp://127.0.0.1:0"
+TRUST = ("10.0.0.0/8",)
+
+
+def tls(**others: Any) -> TLSServerOptions:
+    return TLSServerOptions(**({"ssl_certfile": "/absent"} | others))
+
+
+@pytest.fixture
+def defaults(engine: str) -> ServeOptions:
+    """An engine that was not asked for: the tests of this folder have one of their own for a default."""
+    return ServeOptions(engine="auto")
+
+
+@pytest.mark.parametrize(
+    ("address", "given", "named"),
+    [
+        (TCP, {"tls": tls()}, ("ssl_certfile",)),
+        (TCP, {"tls": tls(ssl_keyfile="/absent")}, ("ssl_certfile", "ssl_keyfile")),
+        (TCP, {"tls": TLSServerOptions(ssl_self_signed=True)}, ("ssl_self_signed",)),
+        (TCP, {"tls": TLSServerOptions(ssl_alpn=("x",))}, ("ssl_alpn",)),
+        (TCP, {"tls": TLSServerOptions(ssl_ca_certs="/x", ssl_cert_reqs="required")}, ("ssl_cert_reqs",)),
+        (UDP, {"tls": tls()}, ("ssl_certfile",)),
+        (TCP, {"proxy_trusted": TRUST}, ("proxy_trusted",)),
+        (UDP, {"proxy_trusted": TRUST}, ("proxy_trusted",)),
+        (UDP, {"proxy_trusted": TRUST, "proxy_protocol": "v2"}, ("proxy_protocol",)),
+        (f"{TCP}?proxy=off", {"proxy_trusted": TRUST, "proxy_protocol": "v2"}, ("proxy_trusted",)),
+    ],
+)
+async def test_protection_that_cannot_act_is_an_error_that_names_the_option(
+    address: str, given: dict[str, Any], named: tuple[str, ...], defaults: ServeOptions
+) -> None:
+    with pytest.raises(UsageError, match=" no effect: ") as caught:
+        async with open_server(address, options=replace(defaults, **given)):
+            pytest.fail("it opened")
+
+    assert all(name in str(caught.value) for name in named)
+    assert set(named) <= set(caught.value.options)
+
+
+@pytest.mark.parametrize(
+    ("address", "instead"), [(TCP, "tls://127.0.0.1:0"), ("unix:/run/x?mode=660", "tls+unix:/run/x?mode=660")]
+)
+async def test_the_address_over_tls_is_told(address: str, instead: str) -> None:
+    with pytest.raises(UsageError, match="no address is for TLS: write ") as caught:
+        async with open_server(address, UDP, options=ServeOptions(tls=tls())):
+            pytest.fail("it opened")
+
+    assert str(caught.value).endswith(f"write {instead}")
+
+
+async def test_a_header_without_trust_is_an_error_that_names_the_address() -> None:
+    with pytest.raises(UsageError, match=r"^proxy_trusted is missing: .*proxy=v1 expects a PROXY header"):
+        async with open_server(TCP, f"{TCP}?proxy=v1"):
+            pytest.fail("it opened")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"proxy_protocol": "v1"}, {"proxy_timeout": 3.0}, {"max_connections_per_ip": 7}, {"proxy_protocol": "off"}],
+)
+async def test_a_header_that_one_address_expects_lets_trust_act(
+    given: dict[str, Any], caplog: pytest.LogCaptureFixture, short_path: Path
+) -> None:
+    options = ServeOptions(proxy_trusted=TRUST, **given)
+    async with open_server(f"unix:{short_path}/echo?proxy=v2", TCP, options=options):
+        pass
+
+    assert "without effect" not in caplog.text
+
+
+#: Each option, a value for it, an address on which it cannot act, and one on which it does.
+TUNING: list[tuple[dict[str, Any], str, str]] = [
+    ({"max_connections": 7}, UDP, TCP),
+    ({"over_limit": "close"}, UDP, TCP),
+    ({"max_connections_per_ip": 7}, "unix:@{name}", TCP),
+    ({"idle_timeout": 7.0}, UDP, TCP),
+    ({"write_timeout": 7.0}, UDP, TCP),
+    ({"max_duration": 7.0}, UDP, TCP),
+    ({"max_bytes": 7}, UDP, TCP),
+    ({"min_rate": 7.0}, UDP, TCP),
+    ({"min_rate_window": 7.0}, TCP, ""),
+    ({"rate_limit": 7.0}, UDP, TCP),
+    ({"graceful_timeout": 7.0}, UDP, TCP),
+    ({"linger": 7.0}, UDP, TCP),
+    ({"backlog": 7}, UDP, TCP),
+    ({"proxy_timeout": 7.0}, TCP, ""),
+    ({"handshake_timeout": 7.0}, TCP, ""),
+    ({"engine": "tasks"}, UDP, TCP),
+    ({"udp_rate": 7.0}, TCP, UDP),
+    ({"udp_burst": 7}, TCP, UDP),
+    ({"unsafe_udp": True}, TCP, UDP),
+    ({"socket": SocketOptions(tcp_nodelay=False)}, "unix:@{name}", TCP),
+    ({"socket": SocketOptions(tcp_notsent_lowat=0)}, UDP, TCP),
+    ({"socket": SocketOptions(tcp_user_timeout=7)}, UDP, TCP),
+    ({"socket": SocketOptions(keepalive=False)}, UDP, TCP),
+    ({"socket": SocketOptions(sndbuf=70_000)}, "", UDP),
+    ({"socket": SocketOptions(rcvbuf=70_000)}, "", UDP),
+]
+
+
+def warnings_in(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    return [record for record in caplog.records if "without effect" in record.getMessage()]
+
+
+@pytest.mark.parametrize(("given", "where_not", "where"), TUNING)
+async def test_tuning_that_cannot_act_is_one_warning(
+    given: dict[str, Any], where_not: str, where: str, caplog: pytest.LogCaptureFixture, defaults: ServeOptions
+) -> None:
+    options = replace(defaults, **given)
+    for address in filter(None, (where_not, where)):
+        name = f"anyecho-unused-{id(caplog)}"
+        async with open_server(address.format(name=name), options=options):
+            pass
+
+    assert len(warnings_in(caplog)) == bool(where_not)
+
+
+def test_no_option_is_left_out() -> None:
+    flat = {each.name for each in fields(SocketOptions)}
+    for each in fields(ServeOptions):
+        if not is_dataclass(getattr(ServeOptions(), each.name)):
+            flat.add(each.name)
+    tried = {name for given, _, _ in TUNING for name in given} | {each.name for each in fields(SocketOptions)}
+
+    assert flat - tried - {"socket"} == {"proxy_protocol", "proxy_trusted", "from_environment"}
+
+
+async def test_several_that_cannot_act_are_one_warning(
+    caplog: pytest.LogCaptureFixture, defaults: ServeOptions
+) -> None:
+    options = replace(defaults, udp_rate=7, unsafe_udp=True, handshake_timeout=3, min_rate_window=3)
+    async with open_server(TCP, options=options):
+        pass
+
+    [record] = warnings_in(caplog)
+    assert record.getMessage() == (
+        "without effect: min_rate_window (min_rate is 0), handshake_timeout (no address is for TLS), "
+        "udp_rate, unsafe_udp (no address is for UDP)"
+    )
+
+
+async def test_defaults_and_options_that_act_are_not_mentioned(
+    caplog: pytest.LogCaptureFixture, files: Files, defaults: ServeOptions
+) -> None:
+    own = TLSServerOptions(ssl_certfile=files.cert, ssl_keyfile=files.key)
+    options = replace(defaults, tls=own, handshake_timeout=3, min_rate=1.0, min_rate_window=3, udp_burst=3)
+    async with open_server("tls://127.0.0.1:0", TCP, UDP, options=options), open_server(UDP, options=defaults):
+        pass
+
+    assert not warnings_in(caplog)
+
+
+async def test_a_burst_without_a_rate_cannot_act(caplog: pytest.LogCaptureFixture, defaults: ServeOptions) -> None:
+    async with open_server(UDP, options=replace(defaults, udp_rate=math.inf, udp_burst=3)):
+        pass
+
+    assert warnings_in(caplog)[0].getMessage() == "without effect: udp_burst (udp_rate is off)"
+
+
+async def test_what_the_environment_has_set_is_a_warning(
+    caplog: pytest.LogCaptureFixture, defaults: ServeOptions
+) -> None:
+    options = replace(defaults, tls=tls(), proxy_trusted=TRUST, from_environment=("ssl_certfile", "proxy_trusted"))
+    async with open_server(TCP, options=options):
+        pass
+
+    [record] = warnings_in(caplog)
+    assert "proxy_trusted" in record.getMessage()
+    assert "ssl_certfile (no address is for TLS: write tls://127.0.0.1:0)" in record.getMessage()
+
+
+async def test_an_inherited_socket_is_judged_by_what_it_is(
+    caplog: pytest.LogCaptureFixture, defaults: ServeOptions
+) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        address = FDAddress(fd=sock.fileno())
+        async with open_server(address, options=replace(defaults, udp_rate=7)):
+            assert not warnings_in(caplog)
+        async with open_server(address, options=replace(defaults, idle_timeout=7)):
+            assert warnings_in(caplog)[0].getMessage() == "without effect: idle_timeout (every address is for UDP)"
+
+
+async def test_after_the_error_nothing_stays_bound(short_path: Path, defaults: ServeOptions) -> None:
+    path = short_path / "echo"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        # Whether the descriptor is for streams is known only when the path is bound.
+        addresses = (UnixAddress(path=str(path)), FDAddress(fd=listener.fileno()))
+        with pytest.raises(UsageError, match="ssl_certfile has no effect"):
+            async with open_server(*addresses, options=replace(defaults, tls=tls())):
+                pytest.fail("it opened")
+        with pytest.raises(UsageError, match=r"no address is for TLS: write tls\+fd://"):
+            async with open_server(addresses[1], options=replace(defaults, tls=tls())):
+                pytest.fail("it opened")
+
+    assert not path.exists()
