@@ -17,7 +17,7 @@ from typing import ClassVar, Literal, TypeAlias
 from urllib.parse import quote, quote_from_bytes, unquote, unquote_to_bytes
 
 from anyecho.errors import AddressError
-from anyecho.host import check_host, format_host, parse_zone
+from anyecho.host import check_host, format_host, parse_authority
 from anyecho.validation import check_types, quoted
 
 #: sun_path holds 108 bytes, of which the last is the NUL (unix(7)); an abstract name spends the first instead.
@@ -107,8 +107,9 @@ class UnixAddress:
 
     def __str__(self) -> str:
         prefix, name = ("@", self.path[1:]) if self.is_abstract else ("", self.path)
-        # Not safe where it would be taken for something else: "@" first is abstract, "//" first an authority.
-        safe = "/:@,+=~" if not name.startswith("@") else "/:,+=~"
+        # Not safe where it would be taken for something else: "@" first is abstract, "//" first an authority. A ","
+        # stands between the addresses of an environment variable.
+        safe = "/:@+=~" if not name.startswith("@") else "/:+=~"
         text = quote_from_bytes(os.fsencode(name), safe=safe)
         if text.startswith("//"):
             text = "/%2F" + text[2:]
@@ -182,7 +183,7 @@ def _parse(text: str) -> Address:
     elif scheme.endswith("fd"):
         address = FDAddress(fd=_parse_descriptor(rest), tls=tls, proxy=proxy)
     else:
-        host, port = _parse_authority(rest, scheme)
+        host, port = parse_authority(rest, scheme)
         address = (
             UDPAddress(host=host, port=port)
             if scheme == "udp"
@@ -200,13 +201,17 @@ def _check_no_scheme(text: str) -> None:
     if "://" in text:
         raise AddressError("no such scheme; there are tcp, tls, udp, unix, fd, tls+unix and tls+fd")
     if scheme := re.match(r"(tcp|tls|udp|fd|tls\+fd):(.*:.*)", text, re.I):
-        raise AddressError(f"the // is missing: {scheme[1]}://{scheme[2]}")
+        raise AddressError(f"the // is missing: {_written(f'{scheme[1]}://{scheme[2]}')}")
     if re.match(r"[/~@]|\.\.?/|[^:\[]+/", text):
-        raise AddressError(f"a Unix socket is written unix:{text}")
+        raise AddressError(f"a Unix socket is written {_written(f'unix:{text}')}")
     if re.fullmatch("[0-9]{1,5}", text, re.A):
         raise AddressError(f"a port needs its host: localhost:{text}, or :{text} for every interface")
     if "," in text:
         raise AddressError("a comma does not separate addresses: give each one on its own")
+
+
+def _written(text: str) -> str:
+    return text if text.isprintable() else repr(text)
 
 
 def _parse_settings(query: str) -> dict[str, str]:
@@ -265,33 +270,3 @@ def _parse_descriptor(text: str) -> int | str:
         raise AddressError("the descriptor is missing: fd://3")
 
     return int(text[:20]) if _NUMBER.fullmatch(text) else unquote(text, errors="strict")
-
-
-def _parse_authority(text: str, scheme: str) -> tuple[str, int]:
-    hint = f"{scheme}://host:port"
-    if text.startswith("["):
-        inside, bracket, tail = text[1:].partition("]")
-        if not bracket:
-            raise AddressError("the bracket of the IPv6 address is not closed")
-        if ":" not in inside:
-            raise AddressError(f"{inside!r} in brackets is not an IPv6 address")
-        host = parse_zone(inside)
-    else:
-        host, colon, port = text.rpartition(":")
-        if ":" in host:
-            raise AddressError(f"an IPv6 address goes in brackets: {scheme}://[::1]:port")
-        host, tail = (unquote(host, errors="strict"), colon + port) if colon else (text, "")
-
-    if not tail.startswith(":"):
-        raise AddressError(f"the port is missing: {hint}")
-
-    return host, _digits(tail[1:], "the port", hint)
-
-
-def _digits(text: str, what: str, hint: str) -> int:
-    if not text:
-        raise AddressError(f"{what} is missing: {hint}")
-    if not re.fullmatch("[0-9]+", text, re.A):
-        raise AddressError(f"{what} {text!r} is not a number: {hint}")
-
-    return int(text[-4000:])  # more digits than int() takes are out of range all the same

@@ -1,8 +1,8 @@
-"""Host names, IPv4 and IPv6 addresses with zone ids, as they stand in an address: check, format and parse them."""
+"""The host and port of an address: names, IPv4 and IPv6 addresses with zone ids, checked, formatted and parsed."""
 
 from __future__ import annotations
 
-__all__ = ("check_host", "format_host", "parse_zone")
+__all__ = ("check_host", "format_host", "parse_authority")
 
 import re
 from ipaddress import IPv6Address
@@ -38,7 +38,38 @@ def format_host(host: str) -> str:
     return f"[{address}{percent and '%25'}{quote(zone, safe='')}]"
 
 
-def parse_zone(text: str) -> str:
+def parse_authority(text: str, scheme: str) -> tuple[str, int]:
+    """The host and the port of ``host:port``. `scheme` is for the text of an `AddressError`."""
+    hint = f"{scheme}://host:port"
+    if text.startswith("["):
+        inside, bracket, tail = text[1:].partition("]")
+        if not bracket:
+            raise AddressError("the bracket of the IPv6 address is not closed")
+        if ":" not in inside:
+            raise AddressError(f"{inside!r} in brackets is not an IPv6 address")
+        host = _parse_zone(inside)
+    else:
+        host, colon, port = text.rpartition(":")
+        if ":" in host:
+            raise AddressError(f"an IPv6 address goes in brackets: {scheme}://[::1]:port")
+        host, tail = (unquote(host, errors="strict"), colon + port) if colon else (text, "")
+
+    if not tail.startswith(":"):
+        raise AddressError(f"the port is missing: {hint}")
+
+    return host, _digits(tail[1:], "the port", hint)
+
+
+def _parse_zone(text: str) -> str:
     address, percent, zone = text.partition("%")
     # RFC 6874 writes the % of a zone as %25; a bare % is what people copy from ip(8).
     return address + percent + unquote(zone.removeprefix("25"), errors="strict")
+
+
+def _digits(text: str, what: str, hint: str) -> int:
+    if not text:
+        raise AddressError(f"{what} is missing: {hint}")
+    if not re.fullmatch("[0-9]+", text, re.A):
+        raise AddressError(f"{what} {text!r} is not a number: {hint}")
+
+    return int(text[-4000:])  # more digits than int() takes are out of range all the same

@@ -55,7 +55,10 @@ def parse_duration(text: str) -> float:
     if text == _OFF:
         return math.inf
 
-    return _to_float(text, _parse(text, "duration", _DURATIONS, {"": "s", "min": "m"}, "like 250ms, 1.5s or 2m"))
+    return _to_float(
+        text,
+        _parse(text, "duration", _DURATIONS, {"": "s", "min": "m"}, "like 250ms, 1.5s or 2m (off is no limit)"),
+    )
 
 
 def format_duration(seconds: float) -> str:
@@ -95,7 +98,7 @@ def parse_rate(text: str) -> float:
             period = period if period[:1].isdigit() or period[:1] == "." else "1" + period
             rate /= _parse(period, "rate", _DURATIONS, {"min": "m"}, "")
     except UnitError:
-        raise UnitError(f"{text[:40]!r} is not a rate: write like 10k or 50/1s") from None
+        raise UnitError(f"{text[:40]!r} is not a rate: write like 10k or 50/1s (off is no limit)") from None
     except ZeroDivisionError:
         raise UnitError(f"{text!r} is not a rate: its period is 0") from None
 

@@ -19,6 +19,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 from cyclopts import Parameter, Token
 
 from anyecho.backends import Backend
+from anyecho.cli.environment import Environment
 from anyecho.units import Unit
 
 T = TypeVar("T")
@@ -26,22 +27,29 @@ T = TypeVar("T")
 BackendFlag = Annotated[Backend, Parameter(help="The event loop to run on.")]
 
 
-def flattened(command: Callable[..., T]) -> Callable[..., T]:
-    """`command`, with a flag per field in place of each parameter that is a dataclass."""
+def flattened(command: Callable[..., T], environment: Environment | None = None) -> Callable[..., T]:
+    """`command`, with a flag per field in place of each parameter that is a dataclass.
+
+    A parameter that is an `Environment` is given `environment`.
+    """
     hints = get_type_hints(command, include_extras=True)
     parameters: list[inspect.Parameter] = []
     groups: dict[str, Any] = {}
+    injected: dict[str, Any] = {}
     for parameter in inspect.signature(command).parameters.values():
         hint = hints[parameter.name]
-        if is_dataclass(hint):
+        if hint is Environment:
+            injected[parameter.name] = environment
+        elif is_dataclass(hint):
             groups[parameter.name] = hint
             parameters += _flags(hint)
         else:
             parameters.append(parameter.replace(annotation=hint))
 
     def wrapper(*args: Any, **given: Any) -> T:
-        options = {name: _build(group, given) for name, group in groups.items()}
-        return command(*args, **given, **options)
+        used = environment.used if environment else ()
+        options = {name: _build(group, given, used) for name, group in groups.items()}
+        return command(*args, **given, **options, **injected)
 
     wrapper.__name__ = command.__name__
     wrapper.__doc__ = command.__doc__
@@ -97,13 +105,15 @@ def _annotate(field: Field[Any], hint: Any) -> Any:
     return Annotated[hint, flag]
 
 
-def _build(options: Any, given: dict[str, Any]) -> Any:
+def _build(options: Any, given: dict[str, Any], from_environment: tuple[str, ...]) -> Any:
     """An instance of `options` from what `given` has of it, which is taken out."""
     hints = get_type_hints(options)
     values = {}
     for field in fields(options):
         if is_dataclass(hints[field.name]):
-            values[field.name] = _build(hints[field.name], given)
+            values[field.name] = _build(hints[field.name], given, from_environment)
+        elif field.name == "from_environment":
+            values[field.name] = from_environment
         elif (value := given.pop(field.name, MISSING)) is not MISSING:
             values[field.name] = value
 

@@ -11,13 +11,13 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from cyclopts import App, CycloptsError
-from cyclopts.config import Env
 
 from anyecho._version import __version__
+from anyecho.cli.environment import Environment
 from anyecho.cli.flags import flattened
+from anyecho.cli.mistakes import describe
 from anyecho.cli.send import send
 from anyecho.cli.serve import serve
-from anyecho.cli.spelling import Spelling
 from anyecho.cli.streams import complain, open_standard_streams, printed_whole
 from anyecho.errors import AnyechoError, StartError, UsageError
 
@@ -40,18 +40,20 @@ def _version() -> str:
     return f"anyecho {__version__} ({', '.join(parts)}, Python {platform.python_version()})"
 
 
+environment = Environment()
 app = App(
     name="anyecho",
     help="The echo service for testing networks, clients and event loops.",
     help_format="plaintext",
     version=_version,
-    config=Env("ANYECHO_", command=False),
+    config=environment,
     result_action="return_value",
     exit_on_error=False,
     print_error=False,
 )
-app.command(flattened(serve))
-app.command(flattened(send))
+environment.root = app
+app.command(flattened(serve, environment))
+app.command(flattened(send, environment))
 app.register_install_completion_command(help="Install completion for this shell (bash, zsh or fish), and exit.")
 
 
@@ -64,7 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             status = app(list(arguments), console=_console(arguments))
         return status if isinstance(status, int) else 0
     except (AnyechoError, CycloptsError) as exc:
-        complain(Spelling().text(str(exc), exc.options) if isinstance(exc, AnyechoError) else str(exc))
+        if isinstance(exc, AnyechoError):
+            complain(environment.spelling.text(str(exc), exc.options))
+        else:
+            complain(describe(exc))
         if isinstance(exc, StartError):
             return _COULD_NOT_START
 

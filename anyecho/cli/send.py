@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ("send",)
 
+import logging
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing
@@ -18,6 +19,7 @@ from cyclopts import Parameter
 
 from anyecho.address import UDPAddress, parse_address
 from anyecho.backends import run
+from anyecho.cli.environment import Environment
 from anyecho.cli.flags import BackendFlag, file_name, whole_number
 from anyecho.cli.logs import LogOptions, log_to_stderr
 from anyecho.cli.signals import Signals, caught_signals
@@ -25,6 +27,8 @@ from anyecho.errors import LocalError, UsageError, bare_errors
 from anyecho.measure.client import connect
 from anyecho.measure.exchange import Source
 from anyecho.measure.options import ConnectOptions
+
+logger = logging.getLogger("anyecho.client")
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -40,7 +44,7 @@ _PATIENCE = 0.005
 def send(
     address: str,
     /,
-    *messages: str,
+    *messages: Annotated[str, Parameter(show_env_var=False)],
     file: Annotated[Path | None, Parameter(help="Send what is in this file.", converter=file_name)] = None,
     repeat: Annotated[
         int, Parameter(help="Send the messages, or the file, this often.", converter=whole_number)
@@ -50,6 +54,7 @@ def send(
     backend: BackendFlag = "asyncio",
     options: ConnectOptions,
     log: LogOptions,
+    environment: Environment,
 ) -> int:
     """Send messages to an echo server; write what comes back to standard output.
 
@@ -67,7 +72,7 @@ def send(
         raise UsageError("--repeat needs messages or --file: standard input can be read only once")
 
     options = replace(options, family=4 if ipv4 else 6 if ipv6 else None)
-    with log_to_stderr(log), caught_signals(forgive=1) as signals:
+    with log_to_stderr(log), environment.reported(logger), caught_signals(forgive=1) as signals:
         job = partial(_send, address, messages, file, repeat, options)
         return run(_interruptible, job, signals, backend=backend)
 

@@ -14,8 +14,9 @@ from typing import Annotated
 from anyio import create_task_group
 from cyclopts import Parameter
 
-from anyecho.address import Address, parse_address
+from anyecho.address import Address, UDPAddress, parse_address
 from anyecho.backends import run
+from anyecho.cli.environment import Environment
 from anyecho.cli.flags import BackendFlag
 from anyecho.cli.logs import LogOptions, log_to_stderr
 from anyecho.cli.signals import Signals, caught_signals
@@ -30,12 +31,12 @@ logger = logging.getLogger("anyecho.server")
 
 
 def serve(
-    *,
+    *addresses: Annotated[str, Parameter(help="Listen on these addresses.", show_env_var=False)],
     bind: Annotated[
         tuple[str, ...],
         Parameter(
             name=("--bind", "-b"),
-            help="Listen on this address; repeatable.",
+            help="Listen on this address too; repeatable.",
             negative=(),
             metavar="ADDRESS",
             show_default=lambda _: f"all that a service manager passed, else {DEFAULT_ADDRESS}",
@@ -45,6 +46,7 @@ def serve(
     options: ServeOptions,
     log: LogOptions,
     access_log: Annotated[bool, Parameter(help="Log a line per closed connection, whatever the level.")] = False,
+    environment: Environment,
 ) -> int:
     """Echo whatever is sent, until SIGTERM or SIGINT.
 
@@ -55,13 +57,18 @@ def serve(
     is ignored, unless the controlling terminal is gone: then it is like SIGTERM, except under nohup.
     """
     activation = take_activation(os.environ)
-    addresses = activation.resolve([parse_address(text) for text in bind])
+    if addresses and "bind" in environment.used:
+        bind = ()  # the command line overrides the environment
+    resolved = activation.resolve([parse_address(text) for text in (*addresses, *bind)])
     with (
         log_to_stderr(log, access=access_log),
+        environment.reported(logger),
         caught_signals(forgive=2, hangup=True) as signals,  # one to drain, one to close at once
         open_notifier(os.environ) as notifier,
     ):
-        run(_serve, addresses, activation, options, signals, notifier, backend=backend)
+        if access_log and resolved and all(isinstance(address, UDPAddress) for address in resolved):
+            logger.warning("without effect: --access-log (every address is for UDP)")
+        run(_serve, resolved, activation, options, signals, notifier, backend=backend)
 
     return 0
 

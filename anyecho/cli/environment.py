@@ -1,0 +1,116 @@
+"""Options from the environment: ``ANYECHO_IDLE_TIMEOUT=5m`` is ``--idle-timeout 5m``.
+
+An empty variable is an unset one: ``${X:-}`` of a compose file gives the former. A variable that nothing reads is
+named in a warning, and never an error: a newer or an older version may read it.
+"""
+
+from __future__ import annotations
+
+__all__ = ("Environment",)
+
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from typing import get_origin
+
+from cyclopts import App, Token
+from cyclopts.argument import Argument, ArgumentCollection
+from cyclopts.config import Env
+
+from anyecho.cli.spelling import PREFIX, Spelling
+
+#: What Kubernetes sets in every container for a service called anyecho, or anyecho-something.
+_KUBERNETES = re.compile(rf"{PREFIX}(.*_)?(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_.*)?)")
+_SWITCHES = {"on": "true", "off": "false"}
+
+
+class Environment(Env):
+    """The environment as cyclopts asks for it: it gives flags that the command line does not give.
+
+    Several values of a flag stand apart by spaces or commas.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(PREFIX, command=False)
+        #: The options that a variable has set, after a command line was parsed.
+        self.used: tuple[str, ...] = ()
+        #: The application whose verbs read variables. A variable of any verb is known to all of them.
+        self.root: App | None = None
+        self._unknown: tuple[str, ...] = ()
+
+    @property
+    def spelling(self) -> Spelling:
+        return Spelling(self.used)
+
+    def __call__(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+        del app, commands
+        used = []
+        for argument in arguments:
+            if not argument.tokens and _is_readable(argument):
+                self._read(argument)
+                if argument.tokens:
+                    used.append(argument.field_info.name)
+            if argument.hint is bool:
+                argument.tokens[:] = [_switched(token) for token in argument.tokens]
+
+        self.used = tuple(used)
+        self._unknown = tuple(self._find_unknown())
+
+    def _read(self, argument: Argument) -> None:
+        variable = self._convert_argument((), argument)
+        text = os.environ.get(variable, "")
+        if not text.strip():
+            return
+
+        values = re.split(r"[\s,]+", text.strip(" \t\n,")) if get_origin(argument.hint) is tuple else [text]
+        for index, value in enumerate(values):
+            argument.append(Token(keyword=variable, value=value, source=self.source, index=index))
+
+    def _find_unknown(self) -> Iterator[str]:
+        """The variables that no verb reads, each with what it may have been meant for."""
+        given = [name for name, text in os.environ.items() if name.startswith(PREFIX) and text.strip()]
+        suspects = [name for name in given if not _KUBERNETES.fullmatch(name)]
+        if not suspects or (root := self.root) is None:
+            return
+
+        known = {
+            self._convert_argument((), argument)
+            for verb in root
+            if not verb.startswith("-")
+            for argument in root[verb].assemble_argument_collection()
+            if _is_readable(argument)
+        }
+        words = {name.removeprefix(PREFIX) for name in known}
+        for name in sorted(set(suspects) - known):
+            nearest = get_close_matches(name.removeprefix(PREFIX), words, n=1, cutoff=0.7)
+            yield f"{name} (did you mean {PREFIX}{nearest[0]}?)" if nearest else name
+
+    @contextmanager
+    def reported(self, logger: logging.Logger) -> Iterator[None]:
+        """Warn of unknown variables; within the block, `logger` spells options as they were given."""
+        logger.addFilter(self._spell)
+        try:
+            if self._unknown:
+                logger.warning("unknown variables are ignored: %s", ", ".join(self._unknown))
+            yield
+        finally:
+            logger.removeFilter(self._spell)
+
+    def _spell(self, record: logging.LogRecord) -> bool:
+        if options := getattr(record, "options", ()):
+            record.msg, record.args = self.spelling.text(record.getMessage(), options), ()
+
+        return True
+
+
+def _is_readable(argument: Argument) -> bool:
+    """A flag, or the one address of a client. Messages and other lists of words come from the command line only."""
+    kind = argument.field_info.kind
+    return kind in (kind.KEYWORD_ONLY, kind.POSITIONAL_ONLY)
+
+
+def _switched(token: Token) -> Token:
+    return token.evolve(value=_SWITCHES.get(token.value.lower(), token.value))

@@ -1,0 +1,90 @@
+"""What a wrong command line was meant to be: one line for each mistake that cyclopts finds."""
+
+from __future__ import annotations
+
+__all__ = ("describe",)
+
+import re
+from difflib import get_close_matches
+
+from cyclopts import CoercionError, CycloptsError, UnknownCommandError, UnknownOptionError, UnusedCliTokensError
+
+_LISTEN = "give the address: anyecho serve HOST:PORT (or -b HOST:PORT)"
+_LOUDER, _LOUDEST, _QUIETER = ("--log-level info", "--log-level debug", "--log-level error")
+
+#: What other programs call it, by verb.
+_ELSEWHERE: dict[str, dict[str, str]] = {
+    "serve": {
+        **dict.fromkeys(("--host", "--listen", "--address", "--addr", "--interface", "-l", "-H", "-s"), _LISTEN),
+        **dict.fromkeys(("--tls", "--ssl"), "write tls://HOST:PORT, with --ssl-certfile"),
+        **dict.fromkeys(("--udp", "-u"), "write udp://HOST:PORT"),
+        **dict.fromkeys(("--unix", "--uds", "--socket", "-U"), "write unix:/PATH"),
+        **dict.fromkeys(("--fd",), "write fd://NUMBER"),
+        **dict.fromkeys(("-4",), "write 0.0.0.0:PORT"),
+        **dict.fromkeys(("-6",), "write [::]:PORT"),
+        **dict.fromkeys(("--timeout", "-t", "-w"), "--idle-timeout"),
+        **dict.fromkeys(("--cert", "--certfile", "--certificate", "--tls-cert"), "--ssl-certfile"),
+        **dict.fromkeys(("--key", "--keyfile", "--tls-key"), "--ssl-keyfile"),
+        **dict.fromkeys(("--cacert", "--ca", "--cafile", "--client-ca"), "--ssl-ca-certs, with --ssl-cert-reqs"),
+        **dict.fromkeys(("--proxy", "--accept-proxy"), "--proxy-protocol, with --proxy-trusted"),
+    },
+    "send": {
+        **dict.fromkeys(("--host", "--address", "--bind", "-b"), "give the address first: anyecho send HOST:PORT"),
+        **dict.fromkeys(("--tls", "--ssl"), "write tls://HOST:PORT"),
+        **dict.fromkeys(("--udp", "-u"), "write udp://HOST:PORT"),
+        **dict.fromkeys(("--unix", "-U"), "write unix:/PATH"),
+        **dict.fromkeys(("--ca", "--cafile", "--ssl-ca-certs", "--CAfile"), "--cacert"),
+        **dict.fromkeys(("--certfile", "--ssl-certfile"), "--cert"),
+        **dict.fromkeys(("--keyfile", "--ssl-keyfile"), "--key"),
+        **dict.fromkeys(("--servername", "--server-name"), "--sni"),
+        **dict.fromkeys(("--count", "-c", "-n"), "--repeat"),
+        **dict.fromkeys(("--idle-timeout", "-w", "-t"), "--timeout"),
+        **dict.fromkeys(("--proxy-protocol", "--send-proxy", "--haproxy-protocol"), "--proxy-header"),
+    },
+}
+_EVERYWHERE = {
+    **dict.fromkeys(("--loop", "--event-loop", "--uvloop", "--trio", "--asyncio"), "--backend"),
+    **dict.fromkeys(("--verbose", "-v"), _LOUDER),
+    **dict.fromkeys(("--debug", "-d"), _LOUDEST),
+    **dict.fromkeys(("--quiet", "-q"), _QUIETER),
+}
+
+
+def describe(exc: CycloptsError) -> str:
+    """One line: what is wrong, and what to write instead where that can be told."""
+    if isinstance(exc, UnknownOptionError) and exc.token.source == "cli":
+        return _unknown_option(exc)
+    if isinstance(exc, UnknownCommandError) and exc.unused_tokens and re.search("[:/]", exc.unused_tokens[0]):
+        address = exc.unused_tokens[0]
+        return f"{address!r} is no command: write anyecho serve {address}, or anyecho send {address} MESSAGE"
+    if isinstance(exc, CoercionError) and exc.target_type is bool and exc.token is not None:
+        text = f"{exc.token.value!r} is not on, off, yes, no, true, false, 1 or 0"
+        return f"Invalid value for {exc.token.keyword}: {text}"
+    if isinstance(exc, UnusedCliTokensError) and exc.unused_tokens:
+        return f"unexpected argument {exc.unused_tokens[0]!r}"
+
+    return str(exc)
+
+
+def _unknown_option(exc: UnknownOptionError) -> str:
+    verb = (exc.command_chain or ("",))[0]
+    word = exc.token.keyword or exc.token.value
+    option, _, value = word.partition("=")
+    if option in ("--port", "-p"):
+        tokens = exc.root_input_tokens or []
+        after = tokens[tokens.index(word) + 1 :] if word in tokens else []
+        port = value or next(iter(after), "")
+        return f"unknown option {option}: a port is part of the address: anyecho {verb} {_example(verb, port)}"
+    if hint := _ELSEWHERE.get(verb, {}).get(option) or _EVERYWHERE.get(option):
+        return f"unknown option {option}: {hint if ' ' in hint and hint[0] != '-' else f'did you mean {hint}?'}"
+
+    flags = [name for argument in exc.argument_collection for name in argument.names if name.startswith("--")]
+    nearest = get_close_matches(option, flags, n=1, cutoff=0.75)
+    return f"unknown option {option}: " + (
+        f"did you mean {nearest[0]}?" if nearest else f"see anyecho {verb} --help"
+    )
+
+
+def _example(verb: str, port: str) -> str:
+    port = port if re.fullmatch("[0-9]+", port, re.A) else "PORT"
+    return f":{port}" if verb == "serve" else f"HOST:{port}"
