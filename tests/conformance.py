@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = ("CHECKS", "Check", "check", "drain", "parked")
 
 import random
+from array import array
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -53,6 +54,19 @@ async def bytes_arrive_in_order(left: ByteStream, right: ByteStream) -> None:
             received += await right.receive()
 
     assert received == payload
+
+
+async def a_view_of_ints_is_sent_as_its_bytes(left: ByteStream, right: ByteStream) -> None:
+    ints = array("I", random.Random(7).choices(range(1 << 32), k=3 << 20))  # more than a kernel takes at once
+
+    async def send() -> None:
+        view: Any = memoryview(ints)
+        await left.send(view)
+        await left.send_eof()
+
+    async with create_task_group() as tasks:
+        tasks.start_soon(send)
+        assert await drain(right) == ints.tobytes()
 
 
 async def both_directions_at_once_do_not_deadlock(left: ByteStream, right: ByteStream) -> None:
@@ -251,6 +265,7 @@ async def a_receiver_that_leaves_breaks_a_parked_send(left: ByteStream, right: B
 
 CHECKS: tuple[Check, ...] = (
     bytes_arrive_in_order,
+    a_view_of_ints_is_sent_as_its_bytes,
     both_directions_at_once_do_not_deadlock,
     no_more_than_max_bytes_are_received,
     asking_for_no_bytes_is_refused,

@@ -107,10 +107,11 @@ class PolledStream(ByteStream):
     async def send(self, item: bytes) -> None:
         self._check_sendable()
         registration = self._registration
-        rest: bytes | memoryview = item
+        # The lengths below are those of bytes: of a memoryview of ints, len() counts ints.
+        rest: bytes | memoryview = item if type(item) is bytes else memoryview(item).cast("B")
         self._sending = True
         try:
-            if not item or (registration.may_write and self._is_spent()):
+            if not rest or (registration.may_write and self._is_spent()):
                 await self._yield()
             while rest:
                 if not registration.may_write:

@@ -133,17 +133,19 @@ class TLSStream(TLSTransfer):
 
     async def send(self, item: bytes) -> None:
         self._check_sendable()
+        # The lengths below are those of bytes: of a memoryview of ints, len() counts ints.
+        rest: bytes | memoryview = item if type(item) is bytes else memoryview(item).cast("B")
         self._sending = True
         try:
-            if not item or self._is_spent():
+            if not rest or self._is_spent():
                 await self._yield()
             if self.records.unsent:
                 await self._flush()
-            for start in range(0, len(item), _CHUNK):
+            for start in range(0, len(rest), _CHUNK):
                 if self.records.held_up:
                     await self._complete_message()
                 # No more than OpenSSL's buffer should hold; it would take any amount, three times over.
-                self.records.send(memoryview(item)[start : start + _CHUNK] if len(item) > _CHUNK else item)
+                self.records.send(memoryview(rest)[start : start + _CHUNK] if len(rest) > _CHUNK else rest)
                 if not self._flush_now() or self._bytes_left <= 0:
                     await self._flush()
         except OSError as exc:
