@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from anyecho.errors import UsageError as UsageError
     from anyecho.measure.client import Client as Client
     from anyecho.measure.client import connect as connect
-    from anyecho.measure.exchange import Source as Source
     from anyecho.measure.options import ConnectOptions as ConnectOptions
+    from anyecho.measure.source import Source as Source
     from anyecho.net.sockets import SocketOptions as SocketOptions
     from anyecho.net.tls_contexts import TLSClientOptions as TLSClientOptions
     from anyecho.net.tls_contexts import TLSServerOptions as TLSServerOptions
@@ -59,7 +59,7 @@ _HOMES = {
         "EchoMismatch EchoStalled EchoTruncated StartError UnitError UsageError"
     ),
     "anyecho.measure.client": "Client connect",
-    "anyecho.measure.exchange": "Source",
+    "anyecho.measure.source": "Source",
     "anyecho.measure.options": "ConnectOptions",
     "anyecho.net.sockets": "SocketOptions",
     "anyecho.net.tls_contexts": "TLSClientOptions TLSServerOptions",

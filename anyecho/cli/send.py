@@ -14,7 +14,7 @@ from pathlib import Path
 from time import sleep
 from typing import Annotated, TypeVar, TypeVarTuple
 
-from anyio import create_task_group, current_time, fail_after, to_thread
+from anyio import create_task_group, to_thread
 from cyclopts import Parameter
 
 from anyecho.address import UDPAddress, parse_address
@@ -25,8 +25,9 @@ from anyecho.cli.logs import LogOptions, log_to_stderr
 from anyecho.cli.signals import Signals, caught_signals
 from anyecho.errors import LocalError, UsageError, bare_errors
 from anyecho.measure.client import connect
-from anyecho.measure.exchange import Source
+from anyecho.measure.clock import run_within, running_clock
 from anyecho.measure.options import ConnectOptions
+from anyecho.measure.source import Source
 
 logger = logging.getLogger("anyecho.client")
 
@@ -98,8 +99,8 @@ async def _interruptible(job: Callable[[], Awaitable[None]], signals: Signals) -
 async def _send(
     address: str, messages: Sequence[str], file: Path | None, repeat: int, options: ConnectOptions
 ) -> None:
-    began = current_time()
     async with AsyncExitStack() as opened:
+        clock = await opened.enter_async_context(running_clock(options.deadline))
         source: Source = _encoded(messages, repeat)
         if not messages:
             descriptor = _STDIN if file is None else await _open(file, options.deadline)
@@ -109,7 +110,8 @@ async def _send(
             source = await opened.enter_async_context(aclosing(read(descriptor, repeat, file)))
 
         client = await opened.enter_async_context(await connect(address, options=options))
-        left = max(options.deadline - (current_time() - began), 0.0)
+        clock.tick()
+        left = max(options.deadline - clock.elapsed, 0.0)
         async for chunk in await opened.enter_async_context(client.send(source, deadline=left)):
             await _in_thread(_write, chunk)
 
@@ -122,9 +124,12 @@ def _encoded(messages: Sequence[str], repeat: int) -> Iterator[bytes]:
 
 async def _open(file: Path, deadline: float) -> int:
     """Open `file`, if it can be before the `deadline`: a FIFO waits for somebody to write to it."""
+
+    async def open_in_thread() -> int:
+        return await _in_thread(os.open, file, os.O_RDONLY)
+
     try:
-        with fail_after(deadline):
-            return await _in_thread(os.open, file, os.O_RDONLY)
+        return await run_within(deadline, open_in_thread)
     except TimeoutError as exc:
         raise LocalError(f"cannot read {file}: nobody writes to it") from exc
     except OSError as exc:

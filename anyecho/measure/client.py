@@ -10,15 +10,17 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeAlias
 
-from anyio import BrokenResourceError, BusyResourceError, ClosedResourceError, fail_after
+from anyio import BrokenResourceError, BusyResourceError, ClosedResourceError
 from anyio.abc import ByteStream
 
 from anyecho.address import Address, TCPAddress, UDPAddress, parse_address
 from anyecho.errors import ConnectError
+from anyecho.measure.clock import run_within
 from anyecho.measure.datagrams import DatagramExchange
-from anyecho.measure.exchange import Exchange, Source
+from anyecho.measure.exchange import Exchange
 from anyecho.measure.ledger import Settled
 from anyecho.measure.options import ConnectOptions
+from anyecho.measure.source import Item, Source, check_source, to_bytes
 from anyecho.measure.unused import check_options
 from anyecho.net.connect import connect_stream
 from anyecho.net.datagram_stream import DatagramStream, connect_datagrams
@@ -54,29 +56,29 @@ async def connect_checked(
 ) -> Client:
     """As `connect`, for options that were checked against `address` already."""
     logger.debug("connecting to %s", _describe(address))
-    stream: ByteStream | DatagramStream
+    limit = min(options.timeout, options.deadline)
     try:
-        with fail_after(min(options.timeout, options.deadline)):
-            if isinstance(address, UDPAddress):
-                stream = await connect_datagrams(
-                    address, family=options.family, options=options.socket, poller=poller
-                )
-            else:
-                stream = await connect_stream(
-                    address,
-                    family=options.family,
-                    options=options.socket,
-                    tls=options.tls,
-                    poller=poller,
-                    proxy_header=options.proxy_header,
-                )
+        stream = await run_within(limit, _connect_stream, address, options, poller)
     except TimeoutError as exc:
-        raise ConnectError(
-            f"cannot connect to {address}: no answer within "
-            f"{format_duration(min(options.timeout, options.deadline))}"
-        ) from exc
+        raise ConnectError(f"cannot connect to {address}: no answer within {format_duration(limit)}") from exc
 
     return Client(stream, options)
+
+
+async def _connect_stream(
+    address: Address, options: ConnectOptions, poller: Poller | Fallback | None
+) -> ByteStream | DatagramStream:
+    if isinstance(address, UDPAddress):
+        return await connect_datagrams(address, family=options.family, options=options.socket, poller=poller)
+
+    return await connect_stream(
+        address,
+        family=options.family,
+        options=options.socket,
+        tls=options.tls,
+        poller=poller,
+        proxy_header=options.proxy_header,
+    )
 
 
 class Client:
@@ -96,11 +98,13 @@ class Client:
         self._broken = False
         self._closed = False
 
-    async def exchange(self, payload: bytes) -> bytes:
-        """Send `payload`; return what came back, which is equal.
+    async def exchange(self, payload: Item) -> bytes:
+        """Send `payload`, which is copied unless it is `bytes`; return what came back, which is equal.
 
-        Raises `EchoMismatch`, `EchoTruncated`, `EchoStalled` or `EchoLost` if it is not.
+        Raises `EchoMismatch`, `EchoTruncated`, `EchoStalled` or `EchoLost` if it is not; `UsageError`, before
+        anything is sent, if `payload` is no buffer.
         """
+        payload = to_bytes(payload, "a payload")
         exchange = self._exchange((payload,), total=len(payload))
         async with self._only(exchange, self._options.deadline) as echo:
             return b"".join([chunk async for chunk in echo])
@@ -116,9 +120,12 @@ class Client:
                     ...
 
         It uses constant memory, however long the source, and sends no more while 8 MiB are not back. `deadline` is
-        for this one instead of the options'. Raises as `exchange` does, and what `source` raises. Only what was
+        for this one instead of the options'. An item is copied when it is taken, unless it is `bytes`. Raises as
+        `exchange` does, and what `source` raises; `UsageError`, before anything is sent, if `source` is one buffer
+        or no iterable, and when it gives an item that is no buffer. Only what was
         iterated over is verified: a block that is left early proves nothing. Who made `source` closes it.
         """
+        check_source(source)
         exchange = self._exchange(source)
         async with self._only(exchange, self._options.deadline if deadline is None else deadline) as echo:
             yield echo

@@ -10,18 +10,21 @@ __all__ = ("DatagramExchange",)
 import errno
 import logging
 import math
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 
-from anyio import BrokenResourceError, CancelScope, Event, create_task_group, current_time, sleep
+from anyio import BrokenResourceError, CancelScope, Event, create_task_group, current_time
 from anyio.abc import SocketAttribute
 from anyio.lowlevel import checkpoint
 
 from anyecho.address import UDPAddress
 from anyecho.errors import AnyechoError, ConnectError, EchoLost, EchoStalled, UsageError, bare_errors
-from anyecho.measure.exchange import Source, tell
+from anyecho.measure.clock import LOOKS, LoopClock
+from anyecho.measure.exchange import tell
 from anyecho.measure.ledger import Ledger, Settled
+from anyecho.measure.source import Source, items_of
 from anyecho.net.datagram_stream import DATAGRAM_MAX, DatagramStream
+from anyecho.net.pending import is_ready
 from anyecho.units import format_duration
 
 logger = logging.getLogger("anyecho.client")
@@ -79,16 +82,17 @@ class DatagramExchange:
 
     async def _watch(self, deadline: float) -> None:
         if not math.isinf(deadline):
-            await sleep(deadline)
+            clock = LoopClock(deadline / LOOKS)
+            await clock.reach(deadline)
+            if is_ready(self._stream.extra(SocketAttribute.raw_socket)):
+                # What has arrived by then is still read: the receiver may have had no turn since.
+                await clock.reach(clock.elapsed + clock.interval)
             balance = f"{self.ledger.answered} of {self.ledger.sent} datagrams are back"
             raise EchoStalled(f"the deadline is over: {balance}", offset=self.ledger.first_missing)
 
     async def _send_source(self) -> None:
-        if isinstance(self._source, AsyncIterable):
-            async for item in self._source:
-                await self._send(item)
-        else:
-            for item in self._source:
+        async with aclosing(items_of(self._source)) as items:
+            async for item in items:
                 await self._send(item)
 
         self._sent_all = True
@@ -100,9 +104,9 @@ class DatagramExchange:
             await self._room.wait()
 
         tell("sending", item)
-        # Owed before it is sent: its reply may be back before send() returns.
-        self.ledger.owe(item, late_at=current_time() + self._timeout)
-        self._rearm()
+        # Owed before it is sent: its reply may be back before send() returns. Late only after it was sent: the send
+        # may have to wait, and the loop may be blocked meanwhile.
+        number = self.ledger.owe(item)
         try:
             await self._stream.send(item)
         except BrokenResourceError as exc:
@@ -111,12 +115,17 @@ class DatagramExchange:
                 raise UsageError(f"{what}, which holds at most {DATAGRAM_MAX} bytes") from exc
             raise self._translate(exc) from exc
 
+        self.ledger.set_late_at(number, current_time() + self._timeout)
+        self._rearm()
+
     def _is_window_full(self, more: int) -> bool:
         owed = len(self.ledger)
         return owed >= _WINDOW or (owed > 0 and self.ledger.bytes_owed + more > _WINDOW_BYTES)
 
     async def _receive(self) -> AsyncGenerator[bytes, None]:
         while True:
+            # Before the socket is looked at: a reply that comes later is judged the next time.
+            now = current_time()
             if (reply := self._receive_nowait()) is not None:
                 tell("received", reply)
                 if self.ledger.settle(reply):
@@ -126,7 +135,7 @@ class DatagramExchange:
                 continue
 
             # Only now: what came in time and is read late is not lost.
-            self.ledger.give_up(current_time())
+            self.ledger.give_up(now)
             self._make_room()
             if self._sent_all and not self.ledger:
                 break

@@ -7,14 +7,13 @@ one is named. How the stream was connected, and what is done with the echo, othe
 
 from __future__ import annotations
 
-__all__ = ("Exchange", "Source", "tell")
+__all__ = ("Exchange", "tell")
 
 import logging
 import math
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import aclosing, asynccontextmanager
-from typing import TypeAlias
 
 from anyio import (
     BrokenResourceError,
@@ -26,17 +25,17 @@ from anyio import (
     current_time,
     sleep,
 )
-from anyio.abc import ByteStream
+from anyio.abc import ByteStream, SocketAttribute
 from anyio.lowlevel import checkpoint
 
 from anyecho.errors import EchoMismatch, EchoStalled, EchoTruncated, bare_errors
+from anyecho.measure.clock import LOOKS, LoopClock
+from anyecho.measure.source import Source, items_of
+from anyecho.net.pending import is_ready
 from anyecho.transcript import shorten
 from anyecho.units import format_duration, format_size
 
 logger = logging.getLogger("anyecho.client")
-
-#: The bytes to send, each item a write of its own.
-Source: TypeAlias = Iterable[bytes] | AsyncIterable[bytes]
 
 #: Sent and not yet back, at most: it is kept for comparing. A slow reader of the echo would otherwise make the
 #: client keep all that both kernels can hold, which is tens of MiB.
@@ -60,8 +59,13 @@ class Exchange:
         self._owed: deque[bytes] = deque()
         self._head = 0
         self._room = Event()
+        #: Bytes of the current item that the stream has not been given.
+        self._held_back = 0
         self._sent_all = False
         self._send_failed = False
+        #: Whether the sender waits for the stream, and whether it waits for anything else: the source, mostly.
+        self._sending = False
+        self._source_pending = False
         self._receiving = False
         self._moved_at = 0.0
         #: Whether every byte came back equal, and none besides.
@@ -100,16 +104,14 @@ class Exchange:
                     tasks.cancel_scope.cancel()
 
     async def _send_source(self) -> None:
-        if isinstance(self._source, AsyncIterable):
-            async for item in self._source:
+        async with aclosing(items_of(self._source)) as items:
+            self._source_pending = True
+            async for item in items:
+                self._source_pending = False
                 await self._send(item)
                 if self._send_failed:
                     return
-        else:
-            for item in self._source:
-                await self._send(item)
-                if self._send_failed:
-                    return
+                self._source_pending = True
 
         self._sent_all = True
         self._moved_at = current_time()
@@ -120,9 +122,11 @@ class Exchange:
     async def _send(self, item: bytes) -> None:
         tell("sending", item)
         if not item:
+            self._source_pending = True
             await checkpoint()  # a source of nothing but these must not keep the loop to itself
         for start in range(0, len(item), _WRITE):
             part = item[start : start + _WRITE]
+            self._held_back = len(item) - start
             while self._is_window_full(len(part)):
                 await self._room.wait()
             if not self._owed:
@@ -131,6 +135,7 @@ class Exchange:
             # Owed before it is sent: its echo may be back before send() returns.
             self._owed.append(part)
             self.sent += len(part)
+            self._held_back -= len(part)
             await self._try(self._stream.send(part))
             self._moved_at = current_time()
             if self._send_failed:
@@ -141,10 +146,13 @@ class Exchange:
 
     async def _try(self, sending: Awaitable[None]) -> None:
         # Not reported here: what was echoed before it broke can still be read, and says more.
+        self._sending = True
         try:
             await sending
         except (BrokenResourceError, ClosedResourceError):
             self._send_failed = True
+        finally:
+            self._sending = False
 
     async def _receive(self) -> AsyncGenerator[bytes, None]:
         while self._total is None or self.returned < self._total:
@@ -153,6 +161,7 @@ class Exchange:
             try:
                 chunk = await self._stream.receive()
             except EndOfStream:
+                await self._source_state_known()
                 if self._owed or not self._sent_all:
                     raise self._truncated("the server closed the connection") from None
                 break
@@ -169,6 +178,14 @@ class Exchange:
                 raise self._mismatch(chunk[good])
 
         self.complete = True
+
+    async def _source_state_known(self) -> None:
+        """Return once the source has ended, has given another item, or keeps the sender waiting.
+
+        The peer may echo the last byte and close before the sender's task runs again and finds the source's end.
+        """
+        while not (self._owed or self._sent_all or self._send_failed or self._source_pending):
+            await checkpoint()
 
     def _settle(self, chunk: bytes) -> int:
         """Take `chunk` off what is owed, as far as it is equal; return how far."""
@@ -204,33 +221,48 @@ class Exchange:
     def _balance(self) -> str:
         if not self._owed:
             return f"all {self.returned} bytes are back, but " + (
-                "it did not end the connection" if self._sent_all else "more was to be sent"
+                "it did not end the connection" if self._sent_all else "the input has not ended"
             )
 
-        more = "" if self._sent_all else ", and more was to be sent"
-        if self._is_window_full(_WRITE):
+        # Whether the source has another item is not known until it gives one: nothing is said about that.
+        more = ", and more was to be sent" if self._held_back else ""
+        if self._is_window_full(_WRITE) and self._held_back:
             more += f" once some of these {format_size(_WINDOW)} are back"
         return f"byte {self.returned} is missing, {self.sent} were sent{more}"
 
     async def _watch(self, scope: CancelScope, timeout: float, deadline: float) -> None:
+        """Raise `EchoStalled` once a limit is reached, measured in time for which the event loop ran.
+
+        What has arrived by then and is not read yet gives one extension of each limit.
+        """
+        clock = LoopClock(min(timeout, deadline) / LOOKS)
+        if math.isinf(clock.interval):
+            return
+
+        idle, over_at = 0.0, deadline
+        extended, extended_for = False, -math.inf
         with scope:
-            over_at = current_time() + deadline
             while True:
-                # Whoever does not read what came back owes it to himself; and while nothing is owed, as between
-                # two lines typed at a terminal, nobody is late.
+                await sleep(min(clock.interval, timeout - idle, over_at - clock.elapsed))
+                idle += clock.tick()
+                # A reader of the echo that takes its time is not the peer's fault; and while nothing is owed, as
+                # between two lines typed at a terminal, nothing is late.
                 late = self._receiving and (self._owed or self._sent_all)
-                now = current_time()
-                if now >= over_at:
-                    raise EchoStalled(f"the deadline is over: {self._balance()}", offset=self.returned)
-                if late and now - self._moved_at >= timeout:
-                    message = f"no byte has moved for {format_duration(timeout)}: {self._balance()}"
-                    raise EchoStalled(message, offset=self.returned)
+                idle = min(idle, current_time() - self._moved_at) if late else 0.0
+                if clock.elapsed >= over_at:
+                    if extended or not self._is_ready():
+                        raise EchoStalled(f"the deadline is over: {self._balance()}", offset=self.returned)
+                    extended, over_at = True, clock.elapsed + deadline / LOOKS
+                if idle >= timeout:
+                    if extended_for == self._moved_at or not self._is_ready():
+                        message = f"no byte has moved for {format_duration(timeout)}: {self._balance()}"
+                        raise EchoStalled(message, offset=self.returned)
+                    idle, extended_for = 0.0, self._moved_at
 
-                look_at = min(over_at, (self._moved_at if late else now) + timeout)
-                if math.isinf(look_at):
-                    return
-
-                await sleep(max(look_at - now, 0.0))
+    def _is_ready(self) -> bool:
+        """Whether a byte could move now, but the task that moves it has not run yet."""
+        sock = self._stream.extra(SocketAttribute.raw_socket, None)
+        return sock is not None and is_ready(sock, to_write=self._sending)
 
 
 def tell(what: str, chunk: bytes) -> None:

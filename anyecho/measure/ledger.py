@@ -35,7 +35,7 @@ class Settled:
         return self._answered.get(hash(datagram))
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Debt:
     datagram: bytes
     number: int
@@ -80,12 +80,20 @@ class Ledger:
 
         return next(iter(self._owed.values())).offset if self._owed else self._bytes_sent
 
-    def owe(self, datagram: bytes, *, late_at: float) -> None:
-        self._owed[self.sent] = _Debt(datagram, self.sent, self._bytes_sent, late_at)
+    def owe(self, datagram: bytes, *, late_at: float = math.inf) -> int:
+        """Wait for the answer to `datagram`; return its number."""
+        number = self.sent
+        self._owed[number] = _Debt(datagram, number, self._bytes_sent, late_at)
         self._numbers.setdefault(datagram, deque()).append(self.sent)
         self.sent += 1
         self._bytes_sent += len(datagram)
         self.bytes_owed += len(datagram)
+        return number
+
+    def set_late_at(self, number: int, late_at: float) -> None:
+        """Give up datagram `number` at `late_at`, unless it is answered before."""
+        if number in self._owed:
+            self._owed[number].late_at = late_at
 
     def settle(self, reply: bytes) -> bool:
         """Take what `reply` answers off what is owed; return whether there was one.

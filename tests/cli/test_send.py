@@ -351,7 +351,7 @@ def test_a_deadline_ends_what_is_still_going_on(processes: Processes, serve: Ser
 
     assert process.read_bytes(5) == b"hello"
     assert process.wait() == 1
-    line = "the deadline is over: all 5 bytes are back, but more was to be sent"
+    line = "the deadline is over: all 5 bytes are back, but the input has not ended"
     assert process.errors() == f"anyecho: {line}\n"
 
 
@@ -382,7 +382,7 @@ def test_a_server_that_dies_ends_the_wait_for_a_terminal(processes: Processes, b
 
         assert process.wait(3 * 0.5) == 1
 
-    line = r"anyecho: .*: all 6 bytes are back, but more was to be sent\n"
+    line = r"anyecho: .*: all 6 bytes are back, but the input has not ended\n"
     assert re.fullmatch(line, process.errors())
 
 
@@ -440,7 +440,8 @@ def test_a_message_is_repeated_without_being_kept_as_often(processes: Processes,
 def test_messages_of_nothing_leave_the_deadline_in_force(processes: Processes, serve: Serve) -> None:
     status, _, errors = processes.run("send", serve(echo), "", "--repeat", "100000000", "--deadline", "300ms")
 
-    assert (status, errors) == (1, "anyecho: the deadline is over: all 0 bytes are back, but more was to be sent\n")
+    line = "the deadline is over: all 0 bytes are back, but the input has not ended"
+    assert (status, errors) == (1, f"anyecho: {line}\n")
 
 
 def test_the_deadline_is_for_connecting_too(processes: Processes) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from itertools import chain, repeat
 
 import anyio
 import pytest
@@ -21,12 +22,13 @@ from anyio import (
     wait_all_tasks_blocked,
 )
 from anyio.abc import ByteStream
+from anyio.lowlevel import checkpoint
 
 from anyecho.echo import echo
 from anyecho.errors import EchoMismatch, EchoStalled, EchoTruncated
 from anyecho.measure.client import Client
-from anyecho.measure.exchange import Source
 from anyecho.measure.options import ConnectOptions
+from anyecho.measure.source import Source
 from anyecho.net.poller import Fallback, Poller
 from anyecho.transcript import Transcript
 from tests.measure.liars import Behaviour, corrupting, quitting
@@ -154,8 +156,73 @@ async def test_a_server_that_ends_while_nothing_is_owed_ends_the_exchange(poller
         await anyio.sleep_forever()
 
     async with facing(quit_early, poller) as client:
-        with pytest.raises(EchoTruncated, match="closed the connection: all 4 bytes are back, but more"):
+        with pytest.raises(EchoTruncated, match=r"closed .*: all 4 bytes are back, but the input has not ended"):
             await everything(client, a_word_then_silence())
+
+
+class Scripted(ByteStream):
+    """Gives the chunks of `script` and then the end of data; a send fails if it is told to, or takes its time."""
+
+    def __init__(self, *script: bytes, broken: bool = False) -> None:
+        self.script = [*script]
+        self.broken = broken
+        self.sent = anyio.Event()
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        await self.sent.wait()
+        if self.script:
+            return self.script.pop(0)
+        raise EndOfStream
+
+    async def send(self, item: bytes) -> None:
+        self.sent.set()
+        for _ in range(20):  # the peer is faster than this task
+            await checkpoint()
+        if self.broken:
+            raise BrokenResourceError
+
+    async def send_eof(self) -> None:
+        await checkpoint()
+
+    async def aclose(self) -> None:
+        await checkpoint()
+
+
+@pytest.mark.parametrize("broken", [False, True])
+async def test_nothing_more_is_said_to_be_sent_when_all_was_given(broken: bool) -> None:
+    async with Client(Scripted(b"he", broken=broken)) as client:
+        with pytest.raises(EchoTruncated, match=r"connection: byte 2 is missing, 5 were sent$"):
+            await client.exchange(b"hello")
+
+
+async def test_what_is_left_of_an_item_was_to_be_sent() -> None:
+    async with Client(Scripted(broken=True)) as client:
+        with pytest.raises(EchoTruncated, match=r"byte 0 is missing, 16384 were sent, and more was to be sent$"):
+            await client.exchange(bytes(16385))
+
+
+async def test_a_peer_that_echoes_all_and_closes_first_is_complete() -> None:
+    """The echo and the end are there before the sender's task has run again."""
+    async with Client(Scripted(b"hello")) as client:
+        assert await everything(client, [b"hello"]) == b"hello"
+
+    async def last() -> AsyncIterator[bytes]:
+        yield b"hello"
+
+    async with Client(Scripted(b"hello")) as client:
+        assert await everything(client, last()) == b"hello"
+
+
+async def test_a_peer_that_closes_before_the_last_item_is_no_echo() -> None:
+    async with Client(Scripted(b"one")) as client:
+        with pytest.raises(EchoTruncated, match="closed the connection: byte 3 is missing, 6 were sent"):
+            await everything(client, [b"one", b"two"])
+
+
+async def test_a_peer_that_closes_during_a_source_of_nothing_is_no_echo() -> None:
+    async with Client(Scripted(b"one")) as client:
+        with pytest.raises(EchoTruncated, match="all 3 bytes are back, but the input has not ended"):
+            await everything(client, chain([b"one"], repeat(b"")))
 
 
 async def test_a_reset_is_a_truncation_that_says_so(poller: Poller | Fallback) -> None:

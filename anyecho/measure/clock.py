@@ -1,0 +1,96 @@
+"""Time limits that count only the time for which the event loop ran.
+
+A process that is stopped (SIGSTOP, Ctrl-Z) or blocked does not read. What its peer sent meanwhile is in the receive
+buffer, and a timer may fire before that is read. Such a gap therefore counts as two looks at most, and no limit is
+reached at the end of one.
+"""
+
+from __future__ import annotations
+
+__all__ = ("LOOKS", "LoopClock", "run_within", "running_clock")
+
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TypeVar, TypeVarTuple
+
+from anyio import CancelScope, create_task_group, current_time, sleep, sleep_forever
+
+from anyecho.errors import bare_errors
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+#: A limit is divided into so many looks. A stopped process loses at most a quarter of the limit.
+LOOKS = 8
+
+
+class LoopClock:
+    """Seconds for which the event loop has run since the clock was made.
+
+    `tick` has to be called every `interval` seconds, by `reach` or by the owner: a longer gap means that the loop
+    did not run.
+    """
+
+    def __init__(self, interval: float) -> None:
+        self.interval = interval
+        self.elapsed = 0.0
+        #: Whether the loop did not run before the last tick.
+        self.was_stuck = False
+        self._ticked_at = current_time()
+
+    def tick(self) -> float:
+        """Count the time since the last tick; return how much was counted."""
+        now = current_time()
+        gap, self._ticked_at = now - self._ticked_at, now
+        self.was_stuck = gap > 2 * self.interval
+        counted = min(gap, 2 * self.interval)
+        self.elapsed += counted
+        return counted
+
+    async def reach(self, limit: float) -> None:
+        """Return once the clock shows `limit` seconds and the loop has run for an interval since it was stuck."""
+        if math.isinf(self.interval):
+            await sleep_forever()
+        while self.elapsed < limit:
+            await sleep(min(limit - self.elapsed, self.interval))
+            self.tick()
+        if self.was_stuck:
+            await sleep(self.interval)
+            self.tick()
+
+
+@asynccontextmanager
+async def running_clock(limit: float) -> AsyncIterator[LoopClock]:
+    """A clock that ticks while the block runs, to tell how much of `limit` seconds is left."""
+    clock = LoopClock(limit / LOOKS)
+    async with create_task_group() as tasks:
+        tasks.start_soon(clock.reach, math.inf)
+        yield clock
+        tasks.cancel_scope.cancel()
+
+
+async def run_within(seconds: float, call: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
+    """Return what `call(*args)` returns. Raises `TimeoutError` if that takes more than `seconds` of its time.
+
+    A result is never lost: once there is one, a cancellation from outside waits for the next checkpoint.
+    """
+    if math.isinf(seconds):
+        return await call(*args)
+
+    async def cancel_when_over() -> None:
+        await LoopClock(seconds / LOOKS).reach(seconds)
+        scope.cancel()
+
+    with bare_errors():
+        async with create_task_group() as tasks:
+            with CancelScope() as scope:
+                tasks.start_soon(cancel_when_over)
+                result = await call(*args)
+            tasks.cancel_scope.shield = True
+            tasks.cancel_scope.cancel()
+
+    if scope.cancelled_caught:
+        raise TimeoutError
+
+    return result

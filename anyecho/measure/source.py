@@ -1,0 +1,69 @@
+"""What a client sends: the items of a source, each as bytes of its own.
+
+An item is copied when it is taken, unless it is `bytes`: its owner may fill the same buffer again for the next one,
+while the echo of the first is still to be compared.
+"""
+
+from __future__ import annotations
+
+__all__ = ("Item", "Source", "check_source", "items_of", "to_bytes")
+
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from anyecho.errors import UsageError
+
+if TYPE_CHECKING:
+    # An object with the buffer protocol. For type checkers alone: collections.abc has it from Python 3.12 on.
+    from typing_extensions import Buffer as Item
+else:
+    Item: TypeAlias = bytes | bytearray | memoryview
+
+#: The items to send, each a write, or a datagram, of its own.
+Source: TypeAlias = Iterable[Item] | AsyncIterable[Item]
+
+
+def to_bytes(item: Any, what: str = "an item to send") -> bytes:
+    """Return the bytes of `item`. Raises `UsageError` for an object that has none, such as a str or an int."""
+    if type(item) is bytes:
+        return item
+    try:
+        with memoryview(item) as view:
+            return view.tobytes()
+    except (TypeError, ValueError, BufferError) as exc:
+        hint = ": encode it" if isinstance(item, str) else ""
+        raise UsageError(f"{what} must be bytes or another buffer, not {_type_name(item)}{hint}") from exc
+
+
+def check_source(source: Any) -> None:
+    """Raise `UsageError`, before a byte is sent, if `source` is one buffer, text, or no iterable at all."""
+    if isinstance(source, str):
+        raise UsageError("a source must be an iterable of bytes, not str: send [text.encode()]")
+    if _is_buffer(source):
+        name = _type_name(source)
+        raise UsageError(f"a source must be an iterable of bytes, not {name}: send [data], or exchange(data)")
+    if not (isinstance(source, AsyncIterable | Iterable) or hasattr(source, "__getitem__")):
+        raise UsageError(f"a source must be an iterable of bytes, not {_type_name(source)}")
+
+
+async def items_of(source: Source) -> AsyncGenerator[bytes, None]:
+    """The items of `source`, which its owner closes. Raises `UsageError` for an item that is no buffer."""
+    if isinstance(source, AsyncIterable):
+        async for item in source:
+            yield to_bytes(item)
+    else:
+        for item in source:
+            yield to_bytes(item)
+
+
+def _is_buffer(value: Any) -> bool:
+    try:
+        memoryview(value).release()
+    except TypeError:
+        return False
+
+    return True
+
+
+def _type_name(value: object) -> str:
+    return type(value).__name__
