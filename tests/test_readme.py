@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -46,6 +47,18 @@ def test_the_example_of_both_in_one_runs() -> None:
 
 def test_the_example_over_tls_runs() -> None:
     assert run(OVER_TLS) == "b'nobody else reads this'\n"
+
+
+def test_the_commands_behind_a_proxy_work_together(processes: Processes, short_path: Path) -> None:
+    block = re.findall(r"```sh\n(.*?)```", README.partition("### Behind a proxy")[2], re.DOTALL)[0]
+    commands = [shlex.split(line, comments=True)[1:] for line in block.splitlines()]
+    _, (serve, *served), sent = [
+        [word.replace("/run", str(short_path)).replace(":7000", "127.0.0.1:0") for word in command]
+        for command in commands
+    ]
+    assert serve == "serve"
+    processes.serve(*served, listeners=2)
+    assert processes.run(*sent) == (0, b"hello", "")
 
 
 @pytest.mark.parametrize("flag", sorted(set(re.findall(r"anyecho (?:serve|send)[^\n`]*?(--[a-z-]+)", README))))
