@@ -6,7 +6,7 @@ silently means the last of them. The dataclasses check ranges themselves.
 
 from __future__ import annotations
 
-__all__ = ("FilePath", "check_types", "given_options", "quoted")
+__all__ = ("FilePath", "check_kind", "check_types", "given_options", "quoted")
 
 import os
 from collections.abc import Iterator
@@ -39,6 +39,12 @@ def check_types(options: Any, *, error: type[UsageError] = UsageError) -> None:
             object.__setattr__(options, name, value)
         if not _fits(value, hint):
             raise error(f"{name} must be {_describe(hint)}, not {quoted(value)}", options=(name,))
+
+
+def check_kind(options: object, kind: type) -> None:
+    """Raise `UsageError` if `options` are of another class, as those of a client given to a server."""
+    if not isinstance(options, kind):
+        raise UsageError(f"options must be {kind.__name__}, not {quoted(options)}")
 
 
 def given_options(options: Any) -> Iterator[str]:

@@ -11,10 +11,13 @@ import pytest
 
 from anyecho.address import FDAddress, TCPAddress, UDPAddress, UnixAddress, parse_address
 from anyecho.errors import AddressError, UsageError
+from anyecho.measure.client import connect
+from anyecho.measure.load import open_load
 from anyecho.measure.options import ConnectOptions, LoadOptions
 from anyecho.net.sockets import SocketOptions
 from anyecho.net.tls_contexts import TLSClientOptions, TLSServerOptions
 from anyecho.server.options import ServeOptions
+from anyecho.server.server import open_server
 from anyecho.validation import given_options
 
 
@@ -103,6 +106,19 @@ def test_values_that_are_as_good_are_taken() -> None:
     assert ServeOptions(engine=engine).engine == "events"
     given: Any = ["unix:", "10.0.0.0/8"]
     assert ServeOptions(proxy_trusted=given).proxy_trusted == ("unix:", "10.0.0.0/8")
+
+
+@pytest.mark.parametrize("wrong", [ConnectOptions(), {}, {"engine": "tasks"}, "tasks"])
+async def test_options_of_another_class_are_refused(wrong: Any) -> None:
+    with pytest.raises(UsageError, match=r"^options must be ServeOptions, not "):
+        async with open_server("tcp://127.0.0.1:0", options=wrong):
+            pytest.fail("it opened")
+    with pytest.raises(UsageError, match=r"^options must be LoadOptions, not "):
+        async with open_load("tcp://127.0.0.1:1", wrong):
+            pytest.fail("it opened")
+    with pytest.raises(UsageError, match=r"^options must be ConnectOptions, not "):
+        given: Any = ServeOptions() if wrong == ConnectOptions() else wrong
+        await connect("tcp://127.0.0.1:1", options=given)
 
 
 def test_given_is_what_differs_from_its_default() -> None:

@@ -25,6 +25,7 @@ from anyecho.measure.unused import check_options
 from anyecho.net.connect import connect_stream
 from anyecho.net.datagram_stream import DatagramStream, connect_datagrams
 from anyecho.units import format_duration
+from anyecho.validation import check_kind
 
 if TYPE_CHECKING:
     from anyecho.net.poller import Fallback, Poller
@@ -45,7 +46,8 @@ async def connect(
     Raises `ConnectError` when no endpoint of `address` answers within `options.timeout`, or the one that does is
     not to be believed. Raises `UsageError` when options that protect (TLS, a PROXY header) cannot act on `address`.
     """
-    options = options or ConnectOptions()
+    options = ConnectOptions() if options is None else options
+    check_kind(options, ConnectOptions)
     address = parse_address(address)
     check_options(options, address)
     return await connect_checked(address, options, poller)

@@ -34,6 +34,7 @@ from anyecho.measure.options import LoadOptions
 from anyecho.measure.unused import check_options
 from anyecho.net.poller import Fallback, Poller, open_poller
 from anyecho.units import format_duration
+from anyecho.validation import check_kind
 
 #: Connections being made at a time; more would only wait together for a place in the server's backlog.
 _CONNECTING = 32
@@ -78,7 +79,8 @@ async def open_load(
                     raise
         return
 
-    options = options or LoadOptions()
+    options = LoadOptions() if options is None else options
+    check_kind(options, LoadOptions)
     check_options(options.connect, address)
     load = Load(await _connect_all(address, options), options, poller)
     try:

@@ -33,12 +33,14 @@ def check_options(options: ConnectOptions, address: Address) -> None:
 
     reasons = dict(_reasons(options, address))
     unused = {name: reasons[name] for name in given_options(options) if name in reasons}
+    if getattr(address, "proxy", None) not in (None, "off") and options.proxy_header == "off":
+        unused["?proxy="] = "it is for servers: a client sends a header with proxy_header"
     report_unused(
         unused,
         logger,
         protective=_PROTECTIVE,
         from_environment=options.from_environment,
-        mentioned=("insecure",),
+        mentioned=("insecure", "proxy_header"),
     )
 
 

@@ -14,6 +14,7 @@ TLSTruncated = ssl.SSLEOFError
 
 _CLEARER = {
     "PEM lib": "it holds nothing of the kind in PEM format, or the password is wrong",
+    "no certificate or crl found": "it holds no certificate in PEM format",
     "wrong version number": "the peer does not speak TLS",
 }
 

@@ -29,6 +29,7 @@ from anyecho.server.reception import Reception
 from anyecho.server.stats import Peer, Stats
 from anyecho.server.udp import UDPEcho
 from anyecho.server.unused import check_options, expected_header
+from anyecho.validation import check_kind
 
 logger = logging.getLogger("anyecho.server")
 
@@ -58,7 +59,8 @@ async def open_server(*addresses: str | Address, options: ServeOptions | None = 
 
     Raises as `serve` does, before the block.
     """
-    options = options or ServeOptions()
+    options = ServeOptions() if options is None else options
+    check_kind(options, ServeOptions)
     wanted = [parse_address(address) for address in addresses or (DEFAULT_ADDRESS,)]
     # An inherited descriptor may be for streams or for datagrams: its options are checked once it is open.
     inherits = any(isinstance(address, FDAddress) for address in wanted)

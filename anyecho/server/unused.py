@@ -115,4 +115,4 @@ def _over_tls(streams: Sequence[Bound]) -> str:
         if not isinstance(asked, UDPAddress):
             return f": write {replace(asked, tls=True)}"
 
-    return ""
+    return ", and UDP has none"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -69,6 +69,17 @@ async def test_tuning_that_cannot_act_is_one_warning(caplog: pytest.LogCaptureFi
     assert record.getMessage() == (
         f"without effect: family (unix:/absent has no IP address), tcp_user_timeout, keepalive ({why})"
     )
+
+
+@pytest.mark.parametrize(("header", "warnings"), [("off", 1), ("v2", 0)])
+async def test_a_setting_of_servers_in_a_clients_address_is_a_warning_unless_the_client_says_the_header(
+    header: Literal["off", "v2"], warnings: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ConnectError):
+        await connect(f"{TCP}?proxy=v2", options=ConnectOptions(proxy_header=header))
+
+    line = "without effect: ?proxy= (it is for servers: a client sends a header with proxy_header)"
+    assert [record.getMessage() for record in caplog.records] == [line] * warnings
 
 
 async def test_options_that_act_are_not_mentioned(caplog: pytest.LogCaptureFixture) -> None:

@@ -111,7 +111,7 @@ def test_a_locked_key_without_a_password_asks_nobody(files: Files, encrypted: Pa
         ("ssl_keyfile", "-----BEGIN PRIVATE KEY-----\nAAAA", "its private key is damaged"),
         ("ssl_keyfile_password_file", None, "No such file or directory"),
         ("ssl_ca_certs", None, "No such file or directory"),
-        ("ssl_ca_certs", "garbage", "no certificate or crl found"),
+        ("ssl_ca_certs", "garbage", "it holds no certificate in PEM format"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named(
