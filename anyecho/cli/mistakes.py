@@ -58,7 +58,9 @@ def describe(exc: CycloptsError) -> str:
         address = exc.unused_tokens[0]
         return f"{address!r} is no command: write anyecho serve {address}, or anyecho send {address} MESSAGE"
     if isinstance(exc, CoercionError) and exc.target_type is bool and exc.token is not None:
-        text = f"{exc.token.value!r} is not on, off, yes, no, true, false, 1 or 0"
+        # cyclopts reads a value after "=" itself, and knows neither on nor off.
+        words, hint = ("", ", or nothing") if exc.token.source == "cli" else ("on, off, ", "")
+        text = f"{exc.token.value!r} is not {words}yes, no, true, false, 1 or 0{hint}"
         return f"Invalid value for {exc.token.keyword}: {text}"
     if isinstance(exc, UnusedCliTokensError) and exc.unused_tokens:
         return f"unexpected argument {exc.unused_tokens[0]!r}"
