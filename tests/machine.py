@@ -7,6 +7,7 @@ from __future__ import annotations
 
 __all__ = (
     "LOOPBACK_HOSTS",
+    "needs_descriptors",
     "needs_dual_sockets",
     "needs_ipv6",
     "netcat",
@@ -15,6 +16,7 @@ __all__ = (
 )
 
 import os
+import resource
 import shutil
 import socket
 import subprocess
@@ -47,6 +49,15 @@ needs_dual_sockets = pytest.mark.skipif(
 
 #: A host of each family, for `pytest.mark.parametrize`.
 LOOPBACK_HOSTS = ["127.0.0.1", pytest.param("::1", marks=needs_ipv6)]
+
+
+def needs_descriptors(count: int) -> None:
+    """Let this process have at least `count` descriptors from now on; skip where it may not (``ulimit -Hn``)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < count:
+        pytest.skip(f"{count} descriptors are needed, and the hard limit is {hard}")
+    if soft < count:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
 
 
 def short_directory() -> tempfile.TemporaryDirectory[str]:

@@ -41,6 +41,7 @@ from threading import Thread
 from typing import IO, Any
 
 from anyecho.address import TCPAddress, UnixAddress, parse_address
+from tests.machine import needs_descriptors
 from tests.without_epoll import PRELUDE
 
 #: Generous: two cores, and a suite that runs on both.
@@ -114,6 +115,9 @@ class Processes:
 
         Descriptors in `closed` are not open when it starts, as after the shell's ``>&-``.
         """
+
+        if descriptors is not None:
+            needs_descriptors(descriptors)
 
         def prepare() -> None:
             # Signals ignored or blocked by what runs the suite (nohup, a script's `cmd &`) would stay so.

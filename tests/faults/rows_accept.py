@@ -21,6 +21,7 @@ from anyecho.server.options import ServeOptions
 from anyecho.server.server import open_server
 from tests.faults.scene import SLACK, TCP, dialled, late, milliseconds, neighbour, unix
 from tests.faults.table import Observed, Scene, injects
+from tests.machine import needs_descriptors
 from tests.peers import dial, receive_all, until
 from tests.process import connect, descriptors, exchange, processor_seconds, round_trip, wait_until
 
@@ -215,6 +216,7 @@ async def more_than_the_maximum_closed(scene: Scene) -> Observed:
 
 @injects(21, "a server of 200 descriptors and max_connections=10000 is called by 300, who stay")
 def more_than_the_descriptors(scene: Scene) -> Observed:
+    needs_descriptors(400)
     server = scene.processes.serve("-b", TCP, "--backend", scene.backend, descriptors=200)
     [address] = server.addresses
     with ExitStack() as opened:

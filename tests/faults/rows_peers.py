@@ -16,6 +16,7 @@ from anyecho.server.options import ServeOptions
 from anyecho.server.server import open_server
 from tests.faults.scene import TCP, Engine, dialled, engines, late, milliseconds, neighbour, percentile
 from tests.faults.table import Observed, Scene, injects
+from tests.machine import needs_descriptors
 from tests.peers import dial, flood, until
 from tests.process import Process, descriptors, exchange, resident, wait_until
 
@@ -54,6 +55,7 @@ def pour(socks: Sequence[socket.socket]) -> int:
 
 
 def _flood(scene: Scene, count: int, write_timeout: float) -> Observed:
+    needs_descriptors(count + 100)
     times = ("--write-timeout", f"{write_timeout}s", "--linger", "100ms")
     server = scene.processes.serve("-b", TCP, "--backend", scene.backend, *times)
     address = parse_address(server.addresses[0])

@@ -10,6 +10,7 @@ from anyecho.server.options import ServeOptions
 from anyecho.server.server import open_server
 from tests.faults.scene import TCP, dialled, late, milliseconds, served_in
 from tests.faults.table import Observed, Scene, injects
+from tests.machine import needs_descriptors
 from tests.peers import until
 from tests.process import PATIENCE
 
@@ -23,6 +24,7 @@ async def outlast(
     said: bytes, reason: str, options: ServeOptions, *, caller: ConnectOptions | None = None, bind: Any = TCP
 ) -> Observed:
     """Let a thousand say so much and no more; meanwhile be served."""
+    needs_descriptors(2 * ATTACKERS + 200)
     async with open_server(bind, options=options) as server:
         [address] = server.addresses
         start = time.monotonic()

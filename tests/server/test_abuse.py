@@ -27,6 +27,7 @@ from anyecho.echo import echo
 from anyecho.measure.client import connect
 from anyecho.server import tasks as task_engine
 from anyecho.server.server import Server, open_server
+from tests.machine import needs_descriptors
 from tests.peers import SOON, dial, until
 from tests.process import Process, Processes, descriptors, processor_seconds, resident, wait_until
 
@@ -255,6 +256,7 @@ def test_nine_thousand_that_say_nothing_are_held_and_then_echoed(
     engine: str, backend: str, processes: Processes, opened: ExitStack, capsys: pytest.CaptureFixture[str]
 ) -> None:
     count = 9_000
+    needs_descriptors(count + 100)
     server = processes.serve("-b", "tcp://127.0.0.1:0", "--backend", backend)
     address = listening_address(server)
     with dial(address) as warm:

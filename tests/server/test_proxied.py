@@ -23,6 +23,7 @@ from anyecho.measure.client import connect
 from anyecho.measure.options import ConnectOptions
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
+from tests.machine import needs_descriptors
 from tests.net.pairs import reset
 from tests.net.proxy_headers import IPV4, IPV6, SOURCE, SOURCE6, UNIX, tlv, v2
 from tests.peers import SOON, dial, receive_all, until
@@ -271,6 +272,7 @@ async def test_a_header_that_would_be_taken_from_nobody_is_a_mistake(address: st
 
 
 async def test_a_thousand_half_headers_do_not_keep_a_good_client_waiting(opened: ExitStack) -> None:
+    needs_descriptors(2500)  # both ends of a thousand
     async with open_server("tcp://127.0.0.1:0", options=behind(proxy_timeout=600)) as server:
         address = server.addresses[0]
         for _ in range(1000):

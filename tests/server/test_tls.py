@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import re
-import resource
 import socket
 import ssl
 import time
@@ -39,6 +38,7 @@ from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
 from tests.certificates import VERSIONS, Files, client_over, files_in
 from tests.conformance import MUCH, drain
+from tests.machine import needs_descriptors
 from tests.net.pairs import reset
 from tests.peers import SOON, dial, receive_all, until
 from tests.process import peer
@@ -232,9 +232,7 @@ async def test_a_handshake_that_fails_costs_nobody_else_anything(
 async def test_a_thousand_half_open_handshakes_do_not_delay_a_good_one(
     files: Files, believing: ConnectOptions
 ) -> None:
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if limits[1] < 6000:
-        pytest.skip("too few descriptors for a thousand connections with both ends")
+    needs_descriptors(2500)  # both ends of a thousand
     many = options(files, max_connections=5000, handshake_timeout=600, linger=0.1)
     half_open: list[socket.socket] = []
     try:
@@ -250,7 +248,6 @@ async def test_a_thousand_half_open_handshakes_do_not_delay_a_good_one(
     finally:
         for sock in half_open:
             sock.close()
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 async def test_others_have_a_turn_between_handshakes(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
