@@ -61,6 +61,7 @@ FOLDERS = {
         "tls_transfer",
         "tls_files",
         "tls_contexts",
+        "linger",
         "tls",
         "proxy_protocol",
         "proxied",
@@ -83,6 +84,7 @@ FOLDERS = {
         "options",
         "unused",
         "stats",
+        "clocks",
         "limits",
         "handshakes",
         "connection",
@@ -93,6 +95,7 @@ FOLDERS = {
         "introduction",
         "reception",
         "udp",
+        "listening",
         "server",
     ),
     "measure": (

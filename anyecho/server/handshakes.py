@@ -9,12 +9,12 @@ __all__ = ("Handshakes",)
 
 import logging
 import math
-from time import monotonic
 from typing import Protocol
 
-from anyio import Lock, sleep
+from anyio import Lock
 from anyio.lowlevel import checkpoint
 
+from anyecho.server.clocks import CHECKS, sleep_running
 from anyecho.server.limits import ConnectionLimit
 from anyecho.throttled_log import ThrottledLog
 
@@ -23,8 +23,6 @@ logger = logging.getLogger("anyecho.server")
 #: One connection in so many may be one that shakes hands, and so cannot take the places of all others; who comes
 #: besides waits in the backlog, at TLS's listeners only.
 _SHARE = 4
-#: In so many parts of the time allowed they are looked at, so that no handshake sets a timer of its own.
-_LOOKS = 8
 #: Looked at before other tasks have their turn.
 _STEP = 64
 
@@ -40,8 +38,9 @@ class Handshakes:
 
     def __init__(self, connections: ConnectionLimit, timeout: float) -> None:
         self._timeout = timeout
-        #: When each began.
+        #: How often the limit was checked before each began: no handshake sets a timer, or reads a clock.
         self._began: dict[Endable, float] = {}
+        self._checks = 0
         #: The gate of TLS's listeners.
         self.gate = ConnectionLimit(max(1, connections.limit // _SHARE), within=connections)
         #: For tasks, one of which at a time takes a step, and the loop a round after it: a hundred that have come
@@ -54,7 +53,7 @@ class Handshakes:
         return len(self._began)
 
     def begin(self, connection: Endable) -> None:
-        self._began[connection] = monotonic()
+        self._began[connection] = self._checks
         self.gate.take()
 
     def expect(self, connection: Endable) -> None:
@@ -73,8 +72,10 @@ class Handshakes:
             return
 
         while True:
-            await sleep(self._timeout / _LOOKS)
-            await self._end_the_old(monotonic() - self._timeout)
+            await sleep_running(self._timeout / CHECKS)
+            self._checks += 1
+            # Not those that began within the first of so many intervals.
+            await self._end_the_old(self._checks - CHECKS - 1)
 
     async def _end_the_old(self, oldest: float) -> None:
         # A function of its own, or the last connection would be kept until the next look.

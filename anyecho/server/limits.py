@@ -14,16 +14,15 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from anyio import Event, sleep
+from anyio import Event
 from anyio.lowlevel import checkpoint
 
 from anyecho.net.names import source_key
+from anyecho.server.clocks import CHECKS, sleep_running
 from anyecho.server.options import ServeOptions
 
 #: Descriptors kept for all that is no connection: listeners, the event loop's own, log files, a resolver.
 _RESERVE = 64
-#: A connection is looked at this often in the shortest of the times that it is allowed.
-_LOOKS = 8
 #: More often than this would cost more than a limit is worth.
 _LEAST_INTERVAL = 0.01
 #: Connections looked at before other tasks have their turn.
@@ -136,15 +135,15 @@ class Reaper:
     """Ends those of `connections` that are over one of the limits that take time to be reached.
 
     It compares totals every now and then, so that an echo stamps no time: at least 8 times in the shortest of the
-    times allowed, by an eighth of which it may be late. Looks are counted, not seconds: a process that was stopped,
-    or stuck, for longer than that finds the data that came meanwhile before it judges.
+    times allowed, by an eighth of which it may be late. Looks are counted, not seconds, and a look that is late
+    waits for an eighth more: a process that was stopped, or stuck, reads what came meanwhile before it judges.
     """
 
     def __init__(self, connections: Collection[Reapable], options: ServeOptions) -> None:
         self._connections = connections
         window = options.min_rate_window if options.min_rate else math.inf
         times = (options.idle_timeout, options.write_timeout, options.max_duration, window)
-        self._interval = max(min(times) / _LOOKS, _LEAST_INTERVAL)
+        self._interval = max(min(times) / CHECKS, _LEAST_INTERVAL)
         #: How many looks each of the times is.
         self._idle, self._write, self._duration, self._window = map(self._looks_in, times)
         self._owed_each_window = 0.0 if math.isinf(window) else options.min_rate * window
@@ -158,7 +157,7 @@ class Reaper:
             return
 
         while True:
-            await sleep(self._interval)
+            await sleep_running(self._interval)
             await self._look_at_all()
 
     async def _look_at_all(self) -> None:
