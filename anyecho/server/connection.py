@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from anyio import BrokenResourceError, CancelScope, ClosedResourceError, EndOfStream, current_time
 from anyio.abc import TaskGroup
-from anyio.lowlevel import checkpoint
 
+from anyecho.net.linger import linger, peek
 from anyecho.net.poller import Fallback, Poller
 from anyecho.net.proxied import name_of
 from anyecho.net.proxy_protocol import SockAddr
@@ -28,6 +28,7 @@ from anyecho.net.sockets import peer_name
 from anyecho.net.stream import PolledStream
 from anyecho.net.tls import TLSStream
 from anyecho.net.tls_errors import TLSError, TLSTruncated, explain
+from anyecho.net.tls_records import Records
 from anyecho.server.handshakes import Handshakes
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ access_logger = logging.getLogger("anyecho.access")
 EXPECTED = (BrokenResourceError, ClosedResourceError, EndOfStream, OSError)
 #: Ended by the peer, or by the network: there is nobody left to be polite to.
 _ENDED_BY_PEER = frozenset({"eof", "broken", "tls_truncated"})
+#: Ended by the server, for nothing that the peer has sent. An end of the peer's that has come already goes before.
+_ENDED_BY_SERVER = frozenset({"drained", "cancelled", "idle", "duration", "rate", "write"})
 
 
 @dataclass(eq=False, kw_only=True)
@@ -103,6 +106,11 @@ class Connection(ABC):
     def echoes(self) -> bool:
         """Whether all is over that comes before the echo."""
         return True
+
+    @property
+    def records(self) -> Records | None:
+        """The TLS session, if there is one."""
+        return None
 
     @abstractmethod
     def start(self, sockaddr: Any) -> None:
@@ -191,28 +199,43 @@ class Connection(ABC):
     async def close(self, stream: PolledStream, *, owed: bytes = b"") -> None:
         """Send what is `owed` and close, within `linger` seconds and whatever is cancelled outside.
 
-        Closing on a peer that still sends is answered with a reset, which destroys echo it has not read yet: so
-        half-close, and read on until it has understood.
+        A connection that the server ends is `eof` all the same if the peer's end has come by now, and nothing is
+        owed in the end.
         """
         self.engine.handshakes.finish(self)
         deadline = min(self._linger_until, current_time() + self.engine.linger)
         if isinstance(stream, TLSStream) and stream.records.failed:
             # Nothing is left to say but the alert.
             stream, owed = stream.below()
+        ended, quiet = self._look()
+        unsent = len(owed)
         with CancelScope(shield=True, deadline=deadline) as self._closing:
             try:
                 if self.reason not in _ENDED_BY_PEER and deadline > current_time():
                     with suppress(*EXPECTED):
                         await stream.send(owed)
-                        await stream.send_eof()
-                        while True:
-                            await stream.receive()
-                            # On asyncio nobody is cancelled who has just been woken. One whom a flooding peer wakes
-                            # in every round of the loop never is, unless it waits for nothing once in a while.
-                            await checkpoint()
+                        unsent = 0
+                        if not ended:
+                            await linger(stream, self.sock, self.records, quiet=quiet)
             finally:
+                received, sent = self.totals
+                if ended and not unsent and received - sent == len(owed):
+                    self.reason = "eof"
                 # TLS says goodbye here, as far as there is time.
                 await stream.aclose()
+
+    def has_ended(self) -> bool:
+        """Whether a connection that the server ends now is one that the peer has ended, with nothing owed."""
+        received, sent = self.totals
+        return received == sent and self._look()[0]
+
+    def _look(self) -> tuple[bool, bool]:
+        """Whether the peer's end has come; and whether nothing has, so that the close need not wait for it."""
+        if self.reason not in _ENDED_BY_SERVER or not self.echoes:
+            return False, False
+
+        came = peek(self.sock, self.records)
+        return came == b"", came is None
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

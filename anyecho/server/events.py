@@ -74,7 +74,8 @@ class EventConnection(Connection):
         if self.reason:
             super().abort()
         else:
-            self._finish("cancelled")
+            self.reason = "cancelled"
+            self._finish("eof" if self.has_ended() else "cancelled")
 
     def abandoned(self) -> None:
         self._finish("broken")

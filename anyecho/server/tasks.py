@@ -91,6 +91,10 @@ class TaskConnection(Connection):
             self._task.cancel()
 
     @property
+    def records(self) -> Records | None:
+        return self._records
+
+    @property
     def echoes(self) -> bool:
         return self._records is None or self._records.established
 

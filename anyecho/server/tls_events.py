@@ -40,6 +40,10 @@ class TLSEventConnection(EventConnection):
         super().start(sockaddr)
 
     @property
+    def records(self) -> Records:
+        return self._records
+
+    @property
     def echoes(self) -> bool:
         return self._records.established
 

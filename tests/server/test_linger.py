@@ -1,0 +1,123 @@
+"""How long a connection that the server ends is waited for: not at all where nothing is owed."""
+
+from __future__ import annotations
+
+import pytest
+from anyio import create_task_group, fail_after, move_on_after, to_thread, wait_all_tasks_blocked
+from anyio.abc import ByteStream
+
+from anyecho.address import Address, UnixAddress
+from anyecho.measure.client import connect
+from anyecho.measure.options import ConnectOptions
+from anyecho.net import linger
+from anyecho.server.options import ServeOptions
+from anyecho.server.server import open_server
+from tests.certificates import Files
+from tests.conformance import drain
+from tests.peers import SOON, dial, receive_all, until
+from tests.server.test_tls import TLS, options
+
+LONG = 60.0
+
+on_linux = pytest.mark.skipif(
+    linger._OUTPUT_QUEUE is None, reason="the kernel does not tell what is unacknowledged"
+)
+
+
+@on_linux
+@pytest.mark.parametrize("talk", [0, 1, 100], ids=["silent", "one echo", "100 echoes"])
+async def test_leaving_the_block_does_not_wait_for_an_idle_client(talk: int, carrier: Address) -> None:
+    with fail_after(SOON):
+        async with open_server(carrier, options=ServeOptions(linger=LONG)) as server:
+            client = await connect(server.addresses[0])
+            for _ in range(talk):
+                await client.exchange(b"x" * 1000)
+            await until(lambda: server.stats.active == 1)
+
+    assert server.stats.closed == {"drained": 1}
+    assert isinstance(client.stream, ByteStream)
+    assert await drain(client.stream) == b""
+    await client.aclose()
+
+
+@on_linux
+@pytest.mark.parametrize("talk", [0, 1, 100], ids=["silent", "one echo", "100 echoes"])
+async def test_leaving_the_block_does_not_wait_for_an_idle_client_over_tls(
+    talk: int, files: Files, believing: ConnectOptions
+) -> None:
+    with fail_after(SOON):
+        async with open_server(TLS, options=options(files, linger=LONG)) as server:
+            client = await connect(server.addresses[0], options=believing)
+            for _ in range(talk):
+                await client.exchange(b"x" * 1000)
+            await until(lambda: server.peers() != [])
+
+    assert server.stats.closed == {"drained": 1}
+    assert isinstance(client.stream, ByteStream)
+    assert await drain(client.stream) == b""  # the end is a close_notify
+    await client.aclose()
+
+
+@on_linux
+async def test_an_idle_client_is_closed_at_once(carrier: Address) -> None:
+    """Whatever limit it is that ends it; leaving the block is not special."""
+    async with open_server(carrier, options=ServeOptions(linger=LONG, idle_timeout=0.1)) as server:
+        with dial(server.addresses[0]) as sock:
+            await until(lambda: server.stats.closed == {"idle": 1})
+            assert sock.recv(1) == b""
+
+
+@on_linux
+async def test_a_byte_after_an_immediate_close_is_answered_by_a_reset(carrier: Address) -> None:
+    async with open_server(carrier, options=ServeOptions(linger=LONG)) as server:
+        sock = dial(server.addresses[0])
+        await until(lambda: server.stats.active == 1)
+
+    with sock, pytest.raises((ConnectionResetError, BrokenPipeError)):
+        assert sock.recv(1) == b""
+        for _ in range(100):  # the first one provokes it
+            sock.sendall(b"late")
+
+
+@pytest.mark.parametrize("who", ["sends", "does not tell"])
+async def test_a_peer_that_may_be_owed_something_is_waited_for(
+    who: str, carrier: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that has sent something unread; or any peer, where the kernel does not tell what is unacknowledged."""
+    if who == "does not tell":
+        monkeypatch.setattr(linger, "_OUTPUT_QUEUE", None)
+    async with open_server(carrier, options=ServeOptions(linger=LONG)) as server:
+        with dial(server.addresses[0]) as sock:
+            await until(lambda: server.stats.active == 1)
+            await wait_all_tasks_blocked()
+            if who == "sends":
+                sock.sendall(b"unread")
+            [connection] = server._connections
+            connection.end("drained")
+            assert await to_thread.run_sync(sock.recv, 1) == b""
+            server.close()
+            with move_on_after(0.2):
+                await server.wait_closed()
+            assert server.stats.active == 1
+            for _ in range(10):
+                sock.sendall(b"not answered by a reset")
+
+    assert server.stats.closed == {"drained": 1}
+
+
+async def test_echo_that_a_unix_peer_has_not_read_is_waited_for(short_path: object) -> None:
+    """There, the kernel has delivered what it took; only a reset for what is unread could destroy it."""
+    address = UnixAddress(path=f"{short_path}/echo")
+    async with open_server(address, options=ServeOptions(linger=LONG)) as server:
+        with dial(server.addresses[0]) as sock:
+            sock.sendall(b"echo")
+            await until(lambda: any(sum(each.totals) == 8 for each in server._connections))
+            async with create_task_group() as tasks:
+                tasks.start_soon(server.drain, 0)
+                with move_on_after(0.1):
+                    await server.wait_closed()
+                assert server.stats.active == 1
+                assert await to_thread.run_sync(receive_all, sock) == b"echo"
+                sock.close()
+                with fail_after(SOON):
+                    await server.wait_closed()
