@@ -67,16 +67,17 @@ class Acceptor:
     #: Done to each connection before it is handed over.
     preparation: Preparation | None = None
     _spare: int = field(init=False, default=-1)
+    _stopped: bool = field(init=False, default=False)
     _took: bool = field(init=False, default=False)
     _exhausted: bool = field(init=False, default=False)
     _failure: OSError | None = field(init=False, default=None)
     _troubles: ThrottledLog = field(init=False, default_factory=lambda: ThrottledLog(logger))
 
     async def run(self, poller: Poller | Fallback) -> None:
-        """Accept until cancelled. Raises the `OSError` of a listener that can accept no more."""
+        """Accept until cancelled or stopped. Raises the `OSError` of a listener that can accept no more."""
         self._spare = _open_spare()
         try:
-            while True:
+            while not self._stopped:
                 try:
                     await call_while_readable(poller, self.sock, self.accept_some)
                 except OSError as exc:  # the kernel watches no more sockets, just now
@@ -89,13 +90,23 @@ class Acceptor:
 
                 await self._recover()
         finally:
-            if self._spare >= 0:
-                os.close(self._spare)
-                self._spare = -1
+            self._close_spare()
+
+    def stop(self) -> None:
+        """Accept nothing from now on; `run` ends when something wakes it."""
+        self._stopped = True
+        self._close_spare()
+
+    def _close_spare(self) -> None:
+        if self._spare >= 0:
+            os.close(self._spare)
+            self._spare = -1
 
     def accept_some(self, at_most: int = _BATCH) -> bool:
         """Accept what is pending; return whether to go on when there is more, or to pause first."""
         survived = 0
+        if self._stopped:
+            return False
         with suppress(BlockingIOError):  # nobody is waiting any more
             for _ in range(at_most):
                 if not self.gate.is_open():

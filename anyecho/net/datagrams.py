@@ -46,6 +46,7 @@ class Reflector:
         self.sock = sock
         self._guard = _Unmapping(guard) if _is_dual(sock) else guard
         self._counts = counts
+        self._stopped = False
         if tune:
             tuning.tune(sock, socket.SOL_SOCKET, "SO_RCVBUF", _QUEUE_SIZE)
         # The routing table would not always choose the address that was asked. With one address it must.
@@ -53,8 +54,8 @@ class Reflector:
         self._echo: Batched | Singly = _way_of_echoing()(sock, asked=asked)
 
     async def run(self, poller: Poller | Fallback) -> None:
-        """Reflect until cancelled."""
-        while True:
+        """Reflect until cancelled or stopped."""
+        while not self._stopped:
             await call_while_readable(poller, self.sock, self.turn)
             await sleep(_BREATH)
 
@@ -64,6 +65,10 @@ class Reflector:
             before = self._counts.received
             if not self.turn() or self._counts.received == before:
                 return
+
+    def stop(self) -> None:
+        """Reflect nothing from now on; `run` ends when something wakes it."""
+        self._stopped = True
 
     def turn(self) -> bool:
         """Reflect what has come, at most 64; return whether it makes sense to go on. Never raises."""

@@ -55,6 +55,10 @@ class Fallback:
     def register(self, sock: socket.socket | int) -> Registration:
         return _WaitRegistration(sock)
 
+    def retire(self, sock: socket.socket) -> None:
+        """Wake each task that waits for `sock`, which is about to close, with `ClosedResourceError`."""
+        notify_closing(sock)
+
 
 class _WaitRegistration(Registration):
     def __init__(self, sock: socket.socket | int) -> None:

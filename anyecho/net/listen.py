@@ -46,11 +46,29 @@ class Listener:
     #: What has to be done to each socket that it accepts.
     preparation: Preparation | None = field(init=False, default=None, repr=False)
 
-    def close(self) -> None:
-        """Stop listening; remove the socket file if it still is the one that this process bound."""
+    def stop(self) -> None:
+        """Stop listening, at once; remove the socket file if it still is the one that this process bound.
+
+        Until `close`, the descriptor stays open as one of /dev/null: a task may still wait for this number, and on
+        asyncio would take the events of another socket that gets it.
+        """
         if self.file is not None:
             self.file.remove()
+            self.file = None  # not twice: a successor's file may have the same inode
 
+        try:
+            placeholder = os.open(os.devnull, os.O_RDONLY)
+        except OSError:  # out of descriptors
+            self.sock.close()
+            return
+
+        if self.sock.fileno() >= 0:
+            os.dup2(placeholder, self.sock.fileno(), inheritable=False)
+        os.close(placeholder)
+
+    def close(self) -> None:
+        """Stop listening, and close the descriptor. No task waits for it any more."""
+        self.stop()
         self.sock.close()
 
 

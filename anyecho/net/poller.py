@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from time import monotonic
 
-from anyio import CancelScope, Event, create_task_group
+from anyio import CancelScope, ClosedResourceError, Event, create_task_group
 
 from anyecho.net.driver import drive
 from anyecho.net.fallback import Fallback
@@ -68,6 +68,11 @@ class Poller:
             with suppress(OSError):  # closed too early, by a stranger: then the kernel has forgotten it already
                 self.epoll.unregister(descriptor)
 
+    def retire(self, sock: socket.socket) -> None:
+        """Report no event of `sock`, which is about to close, whatever is registered for it."""
+        if (pollable := self.registered.get(sock.fileno())) is not None:
+            self.forget(sock.fileno(), pollable)
+
     def turn(self) -> bool:
         """Dispatch one batch of events, for `_SLICE` at most; return whether some of it are left.
 
@@ -113,9 +118,10 @@ async def call_while_readable(poller: Poller | Fallback, sock: socket.socket, tu
     if isinstance(poller, Fallback):
         registration = poller.register(sock)
         try:
-            while turn():
-                registration.may_read = False
-                await registration.readable()
+            with suppress(ClosedResourceError):  # retired
+                while turn():
+                    registration.may_read = False
+                    await registration.readable()
         finally:
             await registration.aclose()
         return

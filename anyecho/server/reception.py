@@ -65,8 +65,6 @@ class Reception:
         self._emptied = Event()
         #: Who is there, those included that have not said yet for whom.
         self.connections: set[Connection] = set()
-        #: Whether those that still come are closed unseen.
-        self.refusing = False
 
     def gate(self, entrance: Entrance) -> Gate:
         """What lets connections in there."""
@@ -74,10 +72,6 @@ class Reception:
 
     def begin(self, entrance: Entrance, sock: socket.socket, sockaddr: Any) -> None:
         """Take `sock`, accepted from `sockaddr`."""
-        if self.refusing:
-            sock.close()
-            return
-
         self._stats.accepted += 1
         if self._limit.is_reached():
             self._turn_away(sock, "over_limit")

@@ -1,7 +1,7 @@
-"""A server's lifetime: listen, serve, drain.
+"""A server's lifetime: listen, serve, close, drain.
 
-Knows when connections begin and end, and in which order what they stand on may go; what one does is the
-engine's.
+It decides when connections begin and end, and in which order listeners, connections and the poller end. How a
+connection echoes is up to its engine.
 """
 
 from __future__ import annotations
@@ -11,24 +11,23 @@ __all__ = ("DEFAULT_ADDRESS", "Server", "open_server", "serve")
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
-from functools import partial
+from threading import get_ident
 
-from anyio import TASK_STATUS_IGNORED, CancelScope, Event, create_task_group, move_on_after
+from anyio import TASK_STATUS_IGNORED, create_task_group
 from anyio.abc import TaskGroup, TaskStatus
 
 from anyecho.address import Address, FDAddress, TCPAddress, UDPAddress, parse_address
-from anyecho.errors import bare_errors
-from anyecho.net.accept import Acceptor
+from anyecho.errors import UsageError, bare_errors
 from anyecho.net.listen import Listener, open_listeners
 from anyecho.net.poller import Fallback, Poller, open_poller
 from anyecho.net.tls_contexts import Certificates
-from anyecho.server.introduction import Entrance
+from anyecho.server.clocks import end_after
 from anyecho.server.limits import ConnectionLimit, Reaper, raise_descriptor_limit, within_descriptors
+from anyecho.server.listening import Listening
 from anyecho.server.options import ServeOptions
 from anyecho.server.reception import Reception
 from anyecho.server.stats import Peer, Stats
-from anyecho.server.udp import UDPEcho
-from anyecho.server.unused import check_options, expected_header
+from anyecho.server.unused import check_options
 from anyecho.validation import check_kind
 
 logger = logging.getLogger("anyecho.server")
@@ -55,9 +54,10 @@ async def serve(
 
 @asynccontextmanager
 async def open_server(*addresses: str | Address, options: ServeOptions | None = None) -> AsyncIterator[Server]:
-    """A server that runs inside the block, and closes its connections politely when the block is left.
+    """A server that runs inside the block. Leaving the block is `drain(0)`; it waits until the server is closed.
 
-    Raises as `serve` does, before the block.
+    If an exception or a cancellation leaves the block, the connections are counted as ``cancelled``. Raises as
+    `serve` does, before the block. The task that enters the block has to leave it.
     """
     options = ServeOptions() if options is None else options
     check_kind(options, ServeOptions)
@@ -81,21 +81,29 @@ async def open_server(*addresses: str | Address, options: ServeOptions | None = 
         async with open_poller() as poller, create_task_group() as tasks:
             gate = ConnectionLimit(limit, wait=options.over_limit == "wait")
             server = Server(listeners, gate, options, poller, tasks, certificates)
+            opened.callback(server._note_over)
             server.start()
             try:
                 yield server
+                server.close()
+                server._end_all("drained")
             except BaseException as exc:
                 whole.append(exc)
                 raise
             finally:
-                server.close()
+                server._listening.stop()
+                server._end_all("cancelled")
                 tasks.cancel_scope.cancel()
 
     logger.info("closing server")
 
 
 class Server:
-    """A running server, as `open_server` yields it."""
+    """A running server, as `open_server` yields it.
+
+    `close`, `drain`, `abort` and `wait_closed` are for the thread of its event loop. In another thread each raises
+    `RuntimeError` and changes nothing. Each may be called again, in any order, and after the block has been left.
+    """
 
     def __init__(
         self,
@@ -117,62 +125,98 @@ class Server:
         self._reception = Reception(options, limit, self.stats, poller, tasks)
         self._connections = self._reception.connections
         self._reaper = Reaper(self._connections, options)
-        self._acceptors = [
-            self._acceptor(listener) for listener in listeners if not isinstance(listener.address, UDPAddress)
-        ]
-        datagrams = [listener.sock for listener in listeners if isinstance(listener.address, UDPAddress)]
-        self._udp = UDPEcho(datagrams, options, self.stats.datagrams)
-        self._accepting = CancelScope()
-        self._accepting_ended = Event()
-        self._closed = Event()
-
-    def _acceptor(self, listener: Listener) -> Acceptor:
-        asked = listener.asked
-        entrance = Entrance(expected_header(asked, self.options), self.certificates if asked.tls else None)
-        return Acceptor(
-            sock=listener.sock,
-            gate=self._reception.gate(entrance),
-            hand_over=partial(self._reception.begin, entrance),
-            errors=self.stats.accept_errors,
-            preparation=listener.preparation,
-        )
+        self._listening = Listening(listeners, self._reception, options, self.stats, poller, certificates)
+        self._thread = get_ident()
+        #: Whether the block has been left, and nothing is left to be done in any thread.
+        self._over = False
 
     def start(self) -> None:
         for asked, listener in {listener.asked: listener for listener in self._listeners}.items():
             logger.info("starting up on %s", _describe(asked, listener.address))
 
-        self._tasks.start_soon(self._accept)
+        self._tasks.start_soon(self._listening.run)
         self._tasks.start_soon(self._reaper.run)
         if self.certificates is not None:
             self._tasks.start_soon(self._reception.handshakes.run)
 
-    async def drain(self, grace: float | None = None) -> None:
-        """Stop accepting, after those whom the kernel has told that they are connected; go on echoing for `grace`
-        seconds (by default the option's); then half-close, give the rest `linger` seconds to read what they are
-        owed, and close. Datagrams are echoed as far as they have come: who sends the next one is as well served by
-        whoever has the port then.
+    @property
+    def address(self) -> Address:
+        """The first of `addresses`."""
+        return self.addresses[0]
 
-        Returns when no connection is left, at the latest after grace and linger. `wait_closed` returns then too.
+    @property
+    def port(self) -> int:
+        """The port of all TCP and UDP addresses. Raises `UsageError` if there is none, or more than one."""
+        ports = {each.port for each in self.addresses if isinstance(each, TCPAddress | UDPAddress)}
+        if len(ports) != 1:
+            found = "more than one port" if ports else "no port"
+            listed = ", ".join(map(str, self.addresses))
+            raise UsageError(f"the server has {found}: it listens on {listed} (see server.addresses)")
+
+        return ports.pop()
+
+    def close(self) -> None:
+        """Stop accepting, before this returns: a peer that connects later is refused. Connections stay.
+
+        A connection that waits in the kernel's backlog is accepted first, because its peer has been told that it is
+        connected; one beyond `max_connections` is reset. A datagram that has come is answered.
         """
-        self._accepting.cancel()
-        await self._accepting_ended.wait()
-        with move_on_after(self.options.graceful_timeout if grace is None else grace):
-            await self._reception.wait_emptied()
+        self._check_thread("close")
+        self._listening.admit_backlog()
+        self._listening.stop()
+
+    async def drain(self, grace: float | None = None) -> None:
+        """Close; go on echoing for `grace` seconds (by default `graceful_timeout`); then half-close each connection
+        that is left, wait `linger` seconds for its peer, and end it.
+
+        Returns when no connection is left, at the latest after grace and linger. If it is cancelled, the server
+        stays closed, and connections go on.
+        """
+        self._check_thread("drain")
+        if self._over:
+            return
+
+        self.close()
+        await self._wait_emptied(self.options.graceful_timeout if grace is None else grace)
         self._end_all("drained")
         await self._reception.wait_emptied()
-        self._closed.set()
 
     def abort(self) -> None:
-        """Close every connection now, polite or not; a drain that is under way ends with it."""
-        self._reception.refusing = True
-        self._tasks.start_soon(self.drain, 0)
+        """Stop accepting, reset the backlog, and end every connection now: nothing owed is sent. A `drain` that is
+        under way returns.
+        """
+        self._check_thread("abort")
+        self._listening.stop()
         for connection in list(self._connections):
             connection.abort()
 
-    def close(self) -> None:
-        """End every connection, politely. Whoever is accepted before the acceptors have noticed is refused."""
-        self._reception.refusing = True
-        self._end_all("cancelled")
+    async def wait_closed(self) -> None:
+        """Return when the server is closed and no connection is left. It closes nothing itself."""
+        self._check_thread("wait_closed")
+        if self._over:
+            return
+
+        await self._listening.ended.wait()
+        await self._reception.wait_emptied()
+
+    def _check_thread(self, verb: str) -> None:
+        if get_ident() != self._thread and not self._over:
+            raise RuntimeError(
+                f"server.{verb}() was called in another thread than its event loop's: "
+                f"use anyio.from_thread.run{'_sync' if verb in ('close', 'abort') else ''}(server.{verb})"
+            )
+
+    async def _wait_emptied(self, seconds: float) -> None:
+        if seconds <= 0:
+            return
+
+        async with create_task_group() as tasks:
+            tasks.start_soon(end_after, seconds, tasks.cancel_scope)
+            await self._reception.wait_emptied()
+            tasks.cancel_scope.cancel()
+
+    def _note_over(self) -> None:
+        self._over = True
 
     def _end_all(self, reason: str) -> None:
         for connection in list(self._connections):
@@ -181,28 +225,6 @@ class Server:
     def peers(self) -> list[Peer]:
         """Who is connected now; no more than `max_connections`."""
         return self._reception.peers()
-
-    async def wait_closed(self) -> None:
-        """Return when a drain has ended."""
-        await self._closed.wait()
-
-    async def _accept(self) -> None:
-        try:
-            with self._accepting:
-                async with create_task_group() as acceptors:
-                    acceptors.start_soon(self._udp.run, self._poller)
-                    for acceptor in self._acceptors:
-                        acceptors.start_soon(acceptor.run, self._poller)
-
-            # Only a drain comes here; the kernel has told these peers that they are connected. One more than the
-            # backlog, because that is how many it lets wait.
-            for acceptor in self._acceptors:
-                acceptor.accept_some(self.options.backlog + 1)
-            self._udp.finish()
-        finally:
-            for listener in self._listeners:
-                listener.close()
-            self._accepting_ended.set()
 
 
 def _describe(asked: Address, bound: Address) -> str:

@@ -202,6 +202,11 @@ class UDPEcho:
         for reflector in self._reflectors:
             reflector.finish()
 
+    def stop(self) -> None:
+        """Answer nothing from now on."""
+        for reflector in self._reflectors:
+            reflector.stop()
+
 
 def _judge_host(host: str) -> str | None:
     """Why nobody can be answered at `host`, or None."""

@@ -1,0 +1,97 @@
+"""The listening side of a server: its sockets, what accepts on them, and how they stop.
+
+It does not know what becomes of an accepted connection.
+"""
+
+from __future__ import annotations
+
+__all__ = ("Listening",)
+
+from collections.abc import Sequence
+from functools import partial
+
+from anyio import CancelScope, Event, create_task_group
+
+from anyecho.address import UDPAddress
+from anyecho.net.accept import Acceptor
+from anyecho.net.listen import Listener
+from anyecho.net.poller import Fallback, Poller
+from anyecho.net.tls_contexts import Certificates
+from anyecho.server.introduction import Entrance
+from anyecho.server.options import ServeOptions
+from anyecho.server.reception import Reception
+from anyecho.server.stats import Stats
+from anyecho.server.udp import UDPEcho
+from anyecho.server.unused import expected_header
+
+
+class Listening:
+    """Accepts on `listeners`, which it closes, and gives each connection to `reception`; echoes datagrams."""
+
+    def __init__(
+        self,
+        listeners: Sequence[Listener],
+        reception: Reception,
+        options: ServeOptions,
+        stats: Stats,
+        poller: Poller | Fallback,
+        certificates: Certificates | None,
+    ) -> None:
+        #: Set once no socket listens and no task waits for one.
+        self.ended = Event()
+        self._listeners = listeners
+        self._poller = poller
+        self._backlog = options.backlog
+        self._acceptors: list[Acceptor] = []
+        for listener in listeners:
+            asked = listener.asked
+            if not isinstance(listener.address, UDPAddress):
+                entrance = Entrance(expected_header(asked, options), certificates if asked.tls else None)
+                acceptor = Acceptor(
+                    sock=listener.sock,
+                    gate=reception.gate(entrance),
+                    hand_over=partial(reception.begin, entrance),
+                    errors=stats.accept_errors,
+                    preparation=listener.preparation,
+                )
+                self._acceptors.append(acceptor)
+        datagrams = [listener.sock for listener in listeners if isinstance(listener.address, UDPAddress)]
+        self._udp = UDPEcho(datagrams, options, stats.datagrams)
+        self._scope = CancelScope()
+        self._stopped = False
+
+    async def run(self) -> None:
+        """Accept until stopped or cancelled. Raises the `OSError` of a listener that can accept no more."""
+        try:
+            with self._scope:
+                async with create_task_group() as acceptors:
+                    acceptors.start_soon(self._udp.run, self._poller)
+                    for acceptor in self._acceptors:
+                        acceptors.start_soon(acceptor.run, self._poller)
+        finally:
+            self.stop()
+            for listener in self._listeners:
+                listener.close()
+            self.ended.set()
+
+    def admit_backlog(self) -> None:
+        """Accept each connection that the kernel holds, as far as limits allow; answer datagrams that have come."""
+        if not self._stopped:
+            for acceptor in self._acceptors:
+                # One more than the backlog: that is how many the kernel lets wait.
+                acceptor.accept_some(self._backlog + 1)
+            self._udp.finish()
+
+    def stop(self) -> None:
+        """Stop listening, before this returns. The tasks that wait for listeners end soon after."""
+        if self._stopped:
+            return
+
+        self._stopped = True
+        self._udp.stop()
+        for acceptor in self._acceptors:
+            acceptor.stop()
+        for listener in self._listeners:
+            self._poller.retire(listener.sock)
+            listener.stop()
+        self._scope.cancel()
