@@ -110,15 +110,16 @@ class EchoStalled(EchoError):
 def bare_errors() -> Iterator[list[BaseException]]:
     """Let the one error inside a task group's exception group out bare, so that callers can name it.
 
-    A group of several is left as it is, unless all of them are anyecho's own: then the first says enough. So is a
-    group that the caller's own block raised, if it was put on the list.
+    A group of several is left as it is, unless all of them are anyecho's own: then the first says enough. The same
+    holds for several `KeyboardInterrupt`: on trio, a second Ctrl-C ends another task than the first. A group that
+    the caller's own block raised is left as it is, if it was put on the list.
     """
     whole: list[BaseException] = []
     try:
         yield whole
     except BaseExceptionGroup as group:
         leaves = list(_leaves(group, whole))
-        if len(leaves) > 1 and not all(isinstance(leaf, AnyechoError) for leaf in leaves):
+        if len(leaves) > 1 and not any(_are_all(kind, leaves) for kind in (AnyechoError, KeyboardInterrupt)):
             raise
 
         first = leaves[0]
@@ -127,6 +128,10 @@ def bare_errors() -> Iterator[list[BaseException]]:
             raise first
         finally:
             first.__context__ = context  # its own history, not the group it was in
+
+
+def _are_all(kind: type[BaseException], errors: Sequence[BaseException]) -> bool:
+    return all(isinstance(error, kind) for error in errors)
 
 
 def _leaves(error: BaseException, whole: Sequence[BaseException] = ()) -> Iterator[BaseException]:

@@ -116,6 +116,14 @@ def test_of_several_of_our_own_the_first_comes_out() -> None:
     assert caught.value is first
 
 
+def test_of_several_interrupts_the_first_comes_out() -> None:
+    first, second = KeyboardInterrupt(), KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt) as caught, bare_errors():
+        raise BaseExceptionGroup("", [BaseExceptionGroup("", [first]), second])
+
+    assert caught.value is first
+
+
 @pytest.mark.parametrize(
     "group",
     [

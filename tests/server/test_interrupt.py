@@ -1,0 +1,65 @@
+"""Ctrl-C at a program that has a server of its own, and no handler for signals."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from contextlib import suppress
+
+import pytest
+
+from tests.peers import SOON
+
+PROGRAM = textwrap.dedent(
+    """
+    import signal, sys
+
+    from anyio import sleep_forever
+
+    import anyecho
+    from anyecho.server.connection import Connection
+
+    close = Connection.close
+
+
+    async def announced_close(self, *args, **kwargs):
+        print("lingering", flush=True)
+        await close(self, *args, **kwargs)
+
+
+    async def main():
+        options = anyecho.ServeOptions(linger=1)
+        async with anyecho.open_server("tcp://127.0.0.1:0", options=options) as server:
+            print(server.port, flush=True)
+            await sleep_forever()
+
+
+    Connection.close = announced_close
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        anyecho.run(main, backend=sys.argv[1])
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+    """
+)
+
+
+@pytest.mark.parametrize("engine", ["events"], indirect=True)
+def test_a_second_interrupt_while_a_connection_lingers_is_one_keyboard_interrupt(backend: str) -> None:
+    command = [sys.executable, "-c", PROGRAM, backend]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        with socket.create_connection(("127.0.0.1", int(program.stdout.readline()))) as sock:
+            sock.settimeout(0.2)
+            with suppress(TimeoutError):
+                while True:  # and read nothing: the server owes echo, and lingers
+                    sock.send(bytes(65536))
+            program.send_signal(signal.SIGINT)
+            assert program.stdout.readline() == "lingering\n"
+            program.send_signal(signal.SIGINT)
+            output, errors = program.communicate(timeout=4 * SOON)
+
+    assert (output, errors) == ("interrupted\n", "")
