@@ -56,6 +56,15 @@ class HeaderReader:
             except OSError as exc:
                 raise BrokenResourceError from exc
 
+    def read_now(self) -> Header | None:
+        """The header if the rest of it has come, else None, for a caller whose time is over. Raises as `read`."""
+        try:
+            return self._take()
+        except BlockingIOError:
+            return None
+        except OSError as exc:
+            raise BrokenResourceError from exc
+
     def _take(self) -> Header | None:
         peeked = self.sock.recv(HEADER_MAX - len(self._taken), socket.MSG_PEEK)
         if not peeked:

@@ -119,6 +119,9 @@ class Introduction(Connection):
         header = None
         with move_on_after(self.engine.proxy_timeout):
             header = await reader.read()
+        if header is None and not self.reason:
+            # It may have come while the process was stopped, or its loop stuck.
+            header = reader.read_now()
         if header is None:
             self.reason = self.reason or "proxy_timeout"
         elif header.source is not None:
