@@ -24,8 +24,8 @@ class Stats:
     * ``handshake``: refused, given up by the peer, or not over in time; ``tls_truncated``: a FIN without
       close_notify, so that more may have been meant to come; ``tls_error``: what no peer can have meant to send;
     * ``drained``: still open when a drain's grace was over, or when the block was left; ``cancelled``: ended by
-      `abort`, or because an exception or a cancellation left the block. In either case a peer whose end had come, and
-      to which nothing was owed, is ``eof``;
+      `abort`, or because an exception or a cancellation left the block. In either case a peer whose end had come,
+      and to which nothing was owed, is ``eof``;
     * ``error``: a bug of ours, logged with its traceback.
 
     `accept_errors` counts by errno name, ``shed`` being connections closed for want of a descriptor. The byte
