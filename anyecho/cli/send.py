@@ -107,6 +107,8 @@ async def _send(
             if file is not None:
                 opened.callback(os.close, descriptor)
             read = _read_datagrams if isinstance(parse_address(address), UDPAddress) else _read
+            if repeat > 1 and read is _read:
+                _check_repeatable(descriptor, file)
             source = await opened.enter_async_context(aclosing(read(descriptor, repeat, file)))
 
         client = await opened.enter_async_context(await connect(address, options=options))
@@ -134,6 +136,15 @@ async def _open(file: Path, deadline: float) -> int:
         raise LocalError(f"cannot read {file}: nobody writes to it") from exc
     except OSError as exc:
         raise UsageError(f"cannot read {file}: {exc.strerror}") from exc
+
+
+def _check_repeatable(descriptor: int, file: Path | None) -> None:
+    try:
+        os.lseek(descriptor, 0, os.SEEK_CUR)
+    except OSError as exc:
+        raise UsageError(
+            f"--repeat needs a file that can be read again, and {file} cannot ({exc.strerror})"
+        ) from exc
 
 
 async def _read(descriptor: int, repeat: int, file: Path | None) -> AsyncGenerator[bytes, None]:

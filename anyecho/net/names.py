@@ -42,6 +42,9 @@ _LOCAL_NAT64 = b"\x00\x64\xff\x9b\x00\x01"
 async def resolve(host: str, port: int, *, family: int = socket.AF_UNSPEC) -> list[Endpoint]:
     """Return the stream endpoints of `host`, best first (RFC 6724), without doubles. Raises `socket.gaierror`.
 
+    A link-local address without its interface is a `socket.gaierror` too: connect(2) and bind(2) say no more of it
+    than "Invalid argument".
+
     `localhost` is both loopback addresses (RFC 6761), whatever the hosts file says. IPv4-mapped is IPv4. Any other
     name is looked up in a thread that is abandoned when the call is cancelled.
     """
@@ -52,17 +55,31 @@ async def resolve(host: str, port: int, *, family: int = socket.AF_UNSPEC) -> li
         ]
         return [endpoint for endpoint in loopback if family in (socket.AF_UNSPEC, endpoint[0])]
 
+    if _lacks_zone(host):
+        reason = f"{host} is link-local: write its interface too, like [{host}%25eth0]"
+        raise socket.gaierror(socket.EAI_NONAME, reason)
+
     look_up = partial(socket.getaddrinfo, unmapped(host), port, family, socket.SOCK_STREAM)
     try:
         found = look_up(flags=socket.AI_NUMERICHOST)
     except socket.gaierror:
         found = await to_thread.run_sync(look_up, abandon_on_cancel=True, limiter=look_up_limiter())
+    except UnicodeError:  # of the codec for international names
+        reason = "a part of it between dots is empty or longer than 63 bytes"
+        raise socket.gaierror(socket.EAI_NONAME, reason) from None
 
     plain = dict.fromkeys(_plain(kind, sockaddr) for kind, _, _, _, sockaddr in found)
     if endpoints := [endpoint for endpoint in plain if family in (socket.AF_UNSPEC, endpoint[0])]:
         return endpoints
 
     raise socket.gaierror(socket.EAI_NONAME, "it has no address of this family")
+
+
+def _lacks_zone(host: str) -> bool:
+    try:
+        return ":" in host and "%" not in host and IPv6Address(host).is_link_local
+    except ValueError:
+        return False
 
 
 def look_up_limiter() -> CapacityLimiter:

@@ -430,6 +430,13 @@ def test_a_file_that_cannot_be_read_is_exit_1_and_one_line(send: Send, serve: Se
     assert send(serve(echo), "--file", str(tmp_path)) == (1, b"", line.encode())
 
 
+def test_a_pipe_that_cannot_be_read_again_is_a_usage_error_before_anything_is_sent(processes: Processes) -> None:
+    ended = processes.run("send", "127.0.0.1:1", "--repeat", "2", "--file", "/dev/stdin", stdin=b"once")
+
+    line = "anyecho: --repeat needs a file that can be read again, and /dev/stdin cannot (Illegal seek)\n"
+    assert ended == (2, b"", line)
+
+
 def test_a_message_is_repeated_without_being_kept_as_often(processes: Processes, serve: Serve) -> None:
     process = processes.start("send", serve(echo), "hello", "--repeat", "100000000000", "--deadline", "300ms")
     process.popen.communicate(timeout=PATIENCE)

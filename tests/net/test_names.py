@@ -13,7 +13,7 @@ import pytest
 from anyio import create_task_group, fail_after, move_on_after, to_thread, wait_all_tasks_blocked
 
 import anyecho
-from anyecho.errors import ConnectError
+from anyecho.errors import BindError, ConnectError
 from anyecho.measure.options import ConnectOptions
 from anyecho.net import names
 from anyecho.net.names import most_telling, resolve, source_key, unmapped
@@ -33,6 +33,25 @@ def dead_name_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(socket, "getaddrinfo", hang)
     yield
     ended.set()
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "udp"])
+@pytest.mark.parametrize(
+    ("host", "reason"),
+    [
+        ("[fe80::1]", r"fe80::1 is link-local: write its interface too, like \[fe80::1%25eth0\]"),
+        ("a..b", "a part of it between dots is empty or longer than 63 bytes"),
+        ("a" * 64, "a part of it between dots is empty or longer than 63 bytes"),
+        ("\u00e4" * 60, "a part of it between dots is empty or longer than 63 bytes"),
+    ],
+    ids=["link-local", "empty label", "long label", "long international label"],
+)
+async def test_a_host_that_cannot_be_looked_up_is_explained(scheme: str, host: str, reason: str) -> None:
+    line = rf"^cannot (connect to|listen on) {scheme}://.*:1: no such host \({reason}\)$"
+    with pytest.raises(ConnectError, match=line):
+        await anyecho.connect(f"{scheme}://{host}:1")
+    with pytest.raises(BindError, match=line):
+        await anyecho.serve(f"{scheme}://{host}:1")
 
 
 async def test_dead_look_ups_stop_neither_other_threads_nor_other_look_ups(dead_name_server: None) -> None:
