@@ -10,14 +10,13 @@ __all__ = ("Reflector",)
 
 import logging
 import socket
-import sys
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from anyio import sleep
 
 from anyecho.net import tuning
 from anyecho.net.datagram_counts import DatagramCounts, Guard, Source
+from anyecho.net.pktinfo import enable_pktinfo
 from anyecho.net.poller import Fallback, Poller, call_while_readable
 from anyecho.net.singly import Singly
 
@@ -34,9 +33,6 @@ _BREATH = 0.1
 _LAST_BATCHES = 256
 
 _ANY = ("0.0.0.0", "::")
-#: Not in Python's socket module before 3.14.
-_IP_PKTINFO: int = getattr(socket, "IP_PKTINFO", 8 if sys.platform == "linux" else -1)
-_IPV6_RECVPKTINFO: int = getattr(socket, "IPV6_RECVPKTINFO", -1)
 
 
 class Reflector:
@@ -50,7 +46,7 @@ class Reflector:
         if tune:
             tuning.tune(sock, socket.SOL_SOCKET, "SO_RCVBUF", _QUEUE_SIZE)
         # The routing table would not always choose the address that was asked. With one address it must.
-        asked = _unmapped(sock.getsockname()[0]) in _ANY and _learn_who_was_asked(sock)
+        asked = _unmapped(sock.getsockname()[0]) in _ANY and enable_pktinfo(sock)
         self._echo: Batched | Singly = _way_of_echoing()(sock, asked=asked)
 
     async def run(self, poller: Poller | Fallback) -> None:
@@ -112,16 +108,3 @@ def _unmapped(host: str) -> str:
 def _is_dual(sock: socket.socket) -> bool:
     """Whether it hears IPv4 too. Ours never do; one that a service manager has bound may."""
     return sock.family == socket.AF_INET6 and not sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
-
-
-def _learn_who_was_asked(sock: socket.socket) -> bool:
-    with suppress(OSError):  # refused: as on a system that does not have it
-        if sock.family == socket.AF_INET and _IP_PKTINFO >= 0:
-            sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
-            return True
-        if sock.family == socket.AF_INET6 and _IPV6_RECVPKTINFO >= 0:
-            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVPKTINFO, 1)
-            return True
-
-    logger.warning("an answer may leave from another address than was asked: the kernel does not tell which was")
-    return False

@@ -11,22 +11,18 @@ __all__ = ("inherit",)
 import errno
 import os
 import socket
-from contextlib import suppress
 
+from anyecho.net.foreign_options import reset_options
 from anyecho.net.sockets import SocketOptions
 
 _INTERNET = (socket.AF_INET, socket.AF_INET6)
-#: A manager may have set them for us (Broadcast=, Timestamping= of systemd.socket(5)). With the first, a forged
-#: source could be a broadcast address; with the second, the kernel tells more than the address that was asked.
-#: SO_TIMESTAMP is not in Python's socket module; to unset it unsets its finer relatives too.
-_UNWANTED = (socket.SO_BROADCAST, getattr(socket, "SO_TIMESTAMP", 29))
 
 
 def inherit(fd: int, options: SocketOptions) -> socket.socket:
     """A duplicate of `fd`, non-blocking, with `options`: a listening TCP or Unix socket, or a bound UDP one.
 
     The descriptor stays open, and its giver's; but it is non-blocking too from now on, as is every other that is
-    the same socket, in any process. Raises `OSError`.
+    the same socket, in any process, and what its giver has set that changes an echo is reset. Raises `OSError`.
     """
     sock = _duplicate(fd)
     try:
@@ -34,11 +30,8 @@ def inherit(fd: int, options: SocketOptions) -> socket.socket:
             raise OSError(errno.EINVAL, f"descriptor {fd} {reason}")
 
         sock.setblocking(False)
+        reset_options(sock)
         options.apply(sock)
-        if sock.type == socket.SOCK_DGRAM:
-            for unwanted in _UNWANTED:
-                with suppress(OSError):  # this system does not know it
-                    sock.setsockopt(socket.SOL_SOCKET, unwanted, 0)
     except BaseException:
         sock.close()
         raise

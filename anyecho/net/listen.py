@@ -86,7 +86,8 @@ async def open_listeners(addresses: Sequence[Address], *, backlog: int, options:
         for listener in listeners:
             with _bind_errors(listener.address):
                 if listener.sock.type == socket.SOCK_STREAM:
-                    listener.preparation = preparation_for(listener.sock, options)
+                    passed = isinstance(listener.asked, FDAddress)
+                    listener.preparation = preparation_for(listener.sock, options, passed=passed)
                     listener.sock.listen(backlog)
 
         opened.pop_all()

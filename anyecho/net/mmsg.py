@@ -20,6 +20,8 @@ from functools import lru_cache, partial
 from typing import Any
 
 from anyecho.net.datagram_counts import DatagramCounts, Guard, Source
+from anyecho.net.error_queue import drain_error_queue
+from anyecho.net.pktinfo import PKTINFO
 
 #: Datagrams taken in one wake-up, before others have their turn: about 0.3 ms.
 _BATCH = 64
@@ -30,17 +32,28 @@ _SIZE = 65536
 _MESSAGE = struct.Struct("@PIPNPNi0PI0P")
 _MESSAGE_WORDS = _MESSAGE.size // 4
 _SIZE_WORD = struct.calcsize("@PIPNPNi0P") // 4
+_CONTROL_SIZE_LONG = struct.calcsize("@PIPNP") // 8
 #: struct iovec.
 _VECTOR = struct.Struct("@PN")
 #: struct sockaddr_in and sockaddr_in6: port, address.
 _NAMES = {socket.AF_INET: struct.Struct("!2xH4s8x"), socket.AF_INET6: struct.Struct("!2xH4x16s4x")}
 _HOSTS = {family: lru_cache(maxsize=16384)(partial(socket.inet_ntop, family)) for family in _NAMES}
-#: Room for one control message. Behind a header of 16 bytes, in words of 4: struct in_pktinfo, which is the
-#: interface, our address for an answer, the address in the header; struct in6_pktinfo, address and interface.
-_CONTROL_SIZE = 64
+#: Room for the control messages of a datagram: pktinfo, and others that the giver of a passed socket has asked for.
+#: Behind its header, in words of 4: struct in_pktinfo, which is the interface, our address for an answer, the
+#: address in the header; struct in6_pktinfo, address and interface.
+_CONTROL_SIZE = 512
 _CONTROL_WORDS = _CONTROL_SIZE // 4
 _INTERFACE4, _OURS4, _HEADERS4, _INTERFACE6 = 4, 5, 6, 8
 _ADDRESS6 = 16
+#: struct cmsghdr: length, header included, level, type. What follows it is aligned to 8 bytes.
+_HEADER = struct.Struct("@Nii")
+_HEADER_LONGS = _CONTROL_SIZE // 8
+#: The length of a message that is pktinfo, and the room that it takes.
+_PKTINFO_LENGTHS = {socket.AF_INET: (28, 32), socket.AF_INET6: (36, 40)}
+
+#: For a datagram without pktinfo, which the giver of the socket has switched off: an answer might be one to a
+#: broadcast.
+_NO_PKTINFO = OSError(errno.ENOMSG, os.strerror(errno.ENOMSG))
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _recvmmsg: Any = getattr(_libc, "recvmmsg", None)
@@ -86,6 +99,12 @@ class Batched:
             for each in range(_BATCH)
         )
         self._sizes = self._messages.cast("I")[_SIZE_WORD::_MESSAGE_WORDS]
+        self._control_sizes = self._messages.cast("Q")[_CONTROL_SIZE_LONG :: _MESSAGE.size // 8]
+        self._control_heads = self._control.cast("Q")[1::_HEADER_LONGS]
+        self._pktinfo = PKTINFO[sock.family]
+        self._pktinfo_length, self._pktinfo_room = _PKTINFO_LENGTHS[sock.family]
+        #: Level and type as the kernel writes them.
+        self._pktinfo_head = int.from_bytes(struct.pack("@ii", *self._pktinfo), sys.byteorder)
         self._vector_sizes = self._vectors.cast("Q")[1::2]
         self._words = self._control.cast("I")
 
@@ -95,6 +114,7 @@ class Batched:
             try:
                 count = self._receive()
             except BlockingIOError:
+                drain_error_queue(self._sock)  # which may be what was reported
                 return True
             except OSError as exc:
                 counts.count_error(exc)
@@ -109,6 +129,7 @@ class Batched:
         counts.received += count
         counts.bytes_received += sum(sizes)
         self._vector_sizes[:count] = array("Q", sizes)
+        unknown = self._isolate_pktinfo(count) if self._asked else ()
         to_many = self._prepare_control(count) if self._asked else ()
         host_of, admit = self._host_of, guard.admit
         names = self._names.iter_unpack(self._name_bytes[: count * self._names.size])
@@ -117,6 +138,8 @@ class Batched:
         for each, source in enumerate(sources):
             if not admit(source):
                 pass
+            elif unknown and each in unknown:
+                counts.count_error(_NO_PKTINFO)
             elif to_many and each in to_many:
                 # Were all of them to answer, the sender, or whoever it names, would drown.
                 guard.refuse(source)
@@ -127,6 +150,27 @@ class Batched:
             first = each + 1
 
         self._answer(first, sizes[first:], sources, guard, counts)
+
+    def _isolate_pktinfo(self, count: int) -> Collection[int]:
+        """Leave pktinfo as the only control message of each datagram; return the numbers of those without."""
+        sizes, heads = self._control_sizes[:count].tolist(), self._control_heads[:count].tolist()
+        if sizes == [self._pktinfo_room] * count and heads == [self._pktinfo_head] * count:
+            return ()
+
+        return {each for each, size in enumerate(sizes) if not self._find_pktinfo(each * _CONTROL_SIZE, size, each)}
+
+    def _find_pktinfo(self, start: int, size: int, number: int) -> bool:
+        """Move pktinfo to the front of the control messages of datagram `number`; return whether there is one."""
+        at, end, length = start, start + size, self._pktinfo_length
+        while at + _HEADER.size <= end:
+            this, *kind = _HEADER.unpack_from(self._control, at)
+            if tuple(kind) == self._pktinfo and this == length and at + length <= end:
+                self._control[start : start + length] = bytes(self._control[at : at + length])
+                self._control_sizes[number] = self._pktinfo_room
+                return True
+            at += max(this + 7 & ~7, _HEADER.size)
+
+        return False
 
     def _prepare_control(self, count: int) -> Collection[int]:
         """Turn what the kernel said of the address that was asked into what it shall answer from.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = (
+    "ERROR",
     "ODD",
     "READ",
     "READ_ONCE",
@@ -30,7 +31,9 @@ READ = 0x001  # EPOLLIN
 WRITE = 0x004  # EPOLLOUT
 #: Edge-triggered. Unless something `ODD` is reported, a short read has taken all, where `short_read_empties`.
 READ_ONCE = READ | 0x2000 | 0x002 | 1 << 31  # EPOLLRDHUP, EPOLLPRI, EPOLLET
-_MAY_WRITE = WRITE | 0x008 | 0x010  # EPOLLERR, EPOLLHUP
+#: EPOLLERR: an error, or something in the error queue.
+ERROR = 0x008
+_MAY_WRITE = WRITE | ERROR | 0x010  # EPOLLHUP
 _MAY_READ = ~WRITE
 ODD = ~(READ | WRITE)
 

@@ -99,9 +99,9 @@ class SocketOptions:
         options = {"TCP_NODELAY": int(self.tcp_nodelay)}
         if self.tcp_notsent_lowat:
             options["TCP_NOTSENT_LOWAT"] = self.tcp_notsent_lowat
-        if self.tcp_user_timeout:
-            # The kernel's limit is an int of milliseconds: 24 days, which "off" (infinite) shall mean too.
-            options["TCP_USER_TIMEOUT"] = math.ceil(min(self.tcp_user_timeout * 1000, 2**31 - 1))
+        # The kernel's limit is an int of milliseconds: 24 days, which "off" (infinite) shall mean too. Zero is set
+        # as well, because a passed socket may have another value.
+        options["TCP_USER_TIMEOUT"] = math.ceil(min(self.tcp_user_timeout * 1000, 2**31 - 1))
         if self.keepalive:
             # macOS calls the first one TCP_KEEPALIVE.
             idle = "TCP_KEEPIDLE" if hasattr(socket, "TCP_KEEPIDLE") else "TCP_KEEPALIVE"

@@ -13,8 +13,9 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from anyecho.net.error_queue import drain_error_queue
 from anyecho.net.poller import Poller
-from anyecho.net.registration import ODD, READ, READ_ONCE, WRITE, short_read_empties
+from anyecho.net.registration import ERROR, ODD, READ, READ_ONCE, WRITE, short_read_empties
 from anyecho.net.stream import PolledStream
 from anyecho.net.tls_records import RECORD
 from anyecho.server.connection import Connection, Engine
@@ -86,8 +87,8 @@ class EventConnection(Connection):
 
     def dispatch(self, mask: int) -> None:
         try:
-            if mask & ODD and self._mask != READ:
-                self._distrust_short_reads()
+            if mask & ODD:
+                self._note_odd(mask)
             if self._pending:
                 self._flush()
             else:
@@ -119,9 +120,12 @@ class EventConnection(Connection):
         if sent < count or count == _BUFFER_SIZE:
             self._keep(engine.buffer[sent:count])
 
-    def _distrust_short_reads(self) -> None:
-        self._mask = READ
-        self._wait()
+    def _note_odd(self, mask: int) -> None:
+        if mask & ERROR:
+            drain_error_queue(self.sock)
+        if self._mask != READ:  # short reads are not to be trusted any more
+            self._mask = READ
+            self._wait()
 
     def _keep(self, rest: memoryview) -> None:
         """Keep what the kernel did not take; if it took all, there may be more to read."""

@@ -1,0 +1,212 @@
+"""Options that the giver of a passed UDP socket has set: what changes an echo is reset or passed over."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Iterator
+from time import thread_time
+
+import pytest
+from anyio import fail_after, sleep, to_thread
+
+from anyecho.address import FDAddress, UDPAddress
+from anyecho.net import mmsg
+from anyecho.server.server import open_server
+from tests.datagrams import caller
+from tests.machine import LOOPBACK_HOSTS, needs_dual_sockets
+from tests.peers import SOON, until
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the numbers are those of Linux")
+
+SOL, IP, IPV6, UDP = socket.SOL_SOCKET, socket.IPPROTO_IP, socket.IPPROTO_IPV6, socket.IPPROTO_UDP
+#: SOF_TIMESTAMPING: by software, when a datagram is sent and when it is received.
+SENT_AND_RECEIVED = 1 << 1 | 1 << 3 | 1 << 4
+RECVERR = {socket.AF_INET: (IP, 11, 1), socket.AF_INET6: (IPV6, 25, 1)}
+UDP_SEGMENT, UDP_GRO = 103, 104
+
+#: Level, number, value.
+ANY = {
+    "SO_BROADCAST": (SOL, 6, 1),
+    "SO_TIMESTAMP": (SOL, 29, 1),
+    "SO_TIMESTAMPNS": (SOL, 35, 1),
+    "SO_TIMESTAMPING": (SOL, 37, SENT_AND_RECEIVED),
+    "SO_RXQ_OVFL": (SOL, 40, 1),
+    "SO_PEEK_OFF": (SOL, 42, 3),
+    "SO_RCVMARK": (SOL, 75, 1),
+    "SO_RCVPRIORITY": (SOL, 82, 1),
+    "SO_RCVLOWAT": (SOL, 18, 1000),
+    "UDP_CORK": (UDP, 1, 1),
+    "UDP_SEGMENT": (UDP, UDP_SEGMENT, 100),
+    "UDP_GRO": (UDP, UDP_GRO, 1),
+}
+OF_IPV4 = {
+    "IP_RECVOPTS": (IP, 6, 1),
+    "IP_RETOPTS": (IP, 7, 1),
+    "IP_PKTINFO": (IP, 8, 1),
+    "IP_MTU_DISCOVER": (IP, 10, 2),
+    "IP_RECVERR": (IP, 11, 1),
+    "IP_RECVTTL": (IP, 12, 1),
+    "IP_RECVTOS": (IP, 13, 1),
+    "IP_PASSSEC": (IP, 18, 1),
+    "IP_RECVORIGDSTADDR": (IP, 20, 1),
+    "IP_CHECKSUM": (IP, 23, 1),
+    "IP_RECVFRAGSIZE": (IP, 25, 1),
+}
+OF_IPV6 = {
+    "IPV6_2292PKTINFO": (IPV6, 2, 1),
+    "IPV6_2292HOPLIMIT": (IPV6, 8, 1),
+    "IPV6_FLOWINFO": (IPV6, 11, 1),
+    "IPV6_MTU_DISCOVER": (IPV6, 23, 2),
+    "IPV6_RECVERR": (IPV6, 25, 1),
+    "IPV6_RECVPKTINFO": (IPV6, 49, 1),
+    "IPV6_RECVHOPLIMIT": (IPV6, 51, 1),
+    "IPV6_RECVHOPOPTS": (IPV6, 53, 1),
+    "IPV6_RECVPATHMTU": (IPV6, 60, 1),
+    "IPV6_DONTFRAG": (IPV6, 62, 1),
+    "IPV6_RECVTCLASS": (IPV6, 66, 1),
+    "IPV6_RECVORIGDSTADDR": (IPV6, 74, 1),
+    "IPV6_RECVFRAGSIZE": (IPV6, 77, 1),
+}
+#: Those that are set when a service has the socket already: no reset can be in time.
+WHILE_SERVED = {
+    **{name: ANY[name] for name in ("SO_TIMESTAMP", "SO_TIMESTAMPING", "SO_RXQ_OVFL", "SO_RCVMARK")},
+    **{name: OF_IPV4[name] for name in ("IP_RECVTTL", "IP_RECVTOS", "IP_RECVORIGDSTADDR", "IP_RECVERR")},
+}
+DATAGRAMS = (b"hello", b"", bytes(range(256)) * 4, b"end")
+
+
+@pytest.fixture(autouse=True)
+def engine() -> None:
+    """Once is enough: no engine is concerned."""
+
+
+@pytest.fixture(autouse=True, params=["batched", "singly"])
+def system_calls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "singly":
+        monkeypatch.setattr(mmsg, "HAVE_MMSG", False)
+    elif not mmsg.HAVE_MMSG:
+        pytest.skip("this system has no recvmmsg")
+
+
+def bound(host: str, *, dual: bool = False) -> socket.socket:
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
+    if dual:
+        sock.setsockopt(IPV6, socket.IPV6_V6ONLY, 0)
+    sock.bind((host, 0))
+    return sock
+
+
+@pytest.fixture(params=["127.0.0.1", "0.0.0.0"])
+def given(request: pytest.FixtureRequest) -> Iterator[socket.socket]:
+    with bound(request.param) as sock:
+        yield sock
+
+
+@pytest.fixture(params=["127.0.0.2", "::1"])
+def dual_host(request: pytest.FixtureRequest) -> str:
+    """Where a socket of both families is called."""
+    host: str = request.param
+    return host
+
+
+def set_option(sock: socket.socket, level: int, option: int, value: int) -> None:
+    try:
+        sock.setsockopt(level, option, value)
+    except OSError as exc:
+        pytest.skip(f"this kernel refuses the option: {exc}")
+
+
+async def expect_echo(given: socket.socket, host: str) -> None:
+    with caller(UDPAddress(host=host, port=given.getsockname()[1])) as sock:  # which hears nobody else
+        for datagram in DATAGRAMS:
+            sock.send(datagram)
+            with fail_after(SOON):
+                assert await to_thread.run_sync(sock.recv, 65536) == datagram
+
+
+@pytest.mark.parametrize("name", [*ANY, *OF_IPV4])
+async def test_an_ipv4_socket_echoes_whatever_it_was_set_to(name: str, given: socket.socket) -> None:
+    set_option(given, *(ANY | OF_IPV4)[name])
+    async with open_server(FDAddress(fd=given.fileno())) as server:
+        await expect_echo(given, "127.0.0.1")
+        counts = server.stats.datagrams
+        assert (counts.echoed, counts.dropped, counts.errors) == (len(DATAGRAMS), {}, {})
+
+
+@needs_dual_sockets
+@pytest.mark.parametrize("name", [*ANY, *OF_IPV4, *OF_IPV6])
+async def test_a_socket_of_both_families_echoes_whatever_it_was_set_to(name: str, dual_host: str) -> None:
+    with bound("::", dual=True) as given:
+        set_option(given, *(ANY | OF_IPV4 | OF_IPV6)[name])
+        async with open_server(FDAddress(fd=given.fileno())) as server:
+            await expect_echo(given, dual_host)
+            counts = server.stats.datagrams
+            assert (counts.echoed, counts.dropped, counts.errors) == (len(DATAGRAMS), {}, {})
+
+
+@pytest.mark.parametrize("name", WHILE_SERVED)
+async def test_options_that_are_set_while_it_is_served_do_no_harm(name: str, given: socket.socket) -> None:
+    async with open_server(FDAddress(fd=given.fileno())):
+        set_option(given, *WHILE_SERVED[name])
+        await expect_echo(given, "127.0.0.1")
+
+
+@needs_dual_sockets
+async def test_many_control_messages_at_once_do_no_harm(dual_host: str) -> None:
+    with bound("::", dual=True) as given:
+        async with open_server(FDAddress(fd=given.fileno())):
+            for options in (ANY, OF_IPV4, OF_IPV6):
+                for name, option in options.items():
+                    if name not in ("UDP_CORK", "UDP_GRO", "UDP_SEGMENT", "IPV6_RECVPATHMTU"):
+                        given.setsockopt(*option)
+            await expect_echo(given, dual_host)
+
+
+async def test_without_the_address_that_was_asked_nothing_is_answered() -> None:
+    with bound("0.0.0.0") as given:
+        await expect_no_answer_without_pktinfo(given)
+
+
+async def expect_no_answer_without_pktinfo(given: socket.socket) -> None:
+    async with open_server(FDAddress(fd=given.fileno())) as server:
+        given.setsockopt(IP, 8, 0)
+        with caller(UDPAddress(host="127.0.0.1", port=given.getsockname()[1])) as sock:
+            sock.send(b"hello")
+            await until(lambda: server.stats.datagrams.errors == {"ENOMSG": 1})
+            given.setsockopt(IP, 8, 1)
+            sock.send(b"again")
+            assert await to_thread.run_sync(sock.recv, 100) == b"again"
+
+
+async def test_datagrams_are_neither_merged_nor_split(given: socket.socket) -> None:
+    set_option(given, UDP, UDP_GRO, 1)
+    set_option(given, UDP, UDP_SEGMENT, 50)
+    async with open_server(FDAddress(fd=given.fileno())):
+        with caller(UDPAddress(host="127.0.0.1", port=given.getsockname()[1])) as sock:
+            # The kernel makes three of it, and would hand them on as one.
+            set_option(sock, UDP, UDP_SEGMENT, 100)
+            sock.send(b"1" * 100 + b"2" * 100 + b"3" * 100)
+            with fail_after(SOON):
+                for digit in (b"1", b"2", b"3"):
+                    assert await to_thread.run_sync(sock.recv, 1000) == digit * 100
+
+
+@pytest.mark.parametrize("when", ["before", "while served"])
+@pytest.mark.parametrize("host", LOOPBACK_HOSTS)
+async def test_errors_and_timestamps_keep_no_loop_busy(host: str, when: str) -> None:
+    with bound(host) as given:
+        options = (ANY["SO_TIMESTAMPING"], RECVERR[given.family])
+        for option in options if when == "before" else ():
+            set_option(given, *option)
+        async with open_server(FDAddress(fd=given.fileno())) as server:
+            for option in options if when == "while served" else ():
+                set_option(given, *option)
+            for _ in range(3):
+                with caller(UDPAddress(host=host, port=given.getsockname()[1])) as gone:
+                    gone.send(b"from a client that is gone")
+            await until(lambda: server.stats.datagrams.received == 3)
+            before = thread_time()
+            await sleep(0.3)
+            assert thread_time() - before < 0.15
+            await expect_echo(given, host)

@@ -1,0 +1,195 @@
+"""Options that the giver of a passed listener has set: what changes an echo is reset, on waiting peers too."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from time import thread_time
+from typing import Any
+
+import pytest
+from anyio import fail_after, sleep, to_thread
+
+from anyecho.address import FDAddress
+from anyecho.net.sockets import SocketOptions
+from anyecho.server.options import ServeOptions
+from anyecho.server.server import Server, open_server
+from tests.machine import needs_ipv6
+from tests.peers import SOON, receive_all, until
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the numbers are those of Linux")
+
+SOL, IP, IPV6, TCP = socket.SOL_SOCKET, socket.IPPROTO_IP, socket.IPPROTO_IPV6, socket.IPPROTO_TCP
+#: SOF_TIMESTAMPING: when software sends, and when it is acknowledged.
+SENT_AND_ACKNOWLEDGED = 1 << 1 | 1 << 4 | 1 << 9
+#: Level, number, value of the giver, value that an echo needs.
+RESET: dict[str, tuple[int, int, int | bytes, int | bytes]] = {
+    "SO_LINGER 0 s": (SOL, 13, struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)),
+    "SO_LINGER 1 s": (SOL, 13, struct.pack("ii", 1, 1), struct.pack("ii", 0, 1)),
+    "SO_RCVLOWAT": (SOL, 18, 1000, 1),
+    "SO_TIMESTAMP": (SOL, 29, 1, 0),
+    "SO_TIMESTAMPING": (SOL, 37, SENT_AND_ACKNOWLEDGED, 0),
+    "SO_PEEK_OFF": (SOL, 42, 3, -1),
+    "SO_OOBINLINE": (SOL, 10, 0, 1),
+    "TCP_CORK": (TCP, 3, 1, 0),
+    "TCP_NODELAY": (TCP, 1, 0, 1),
+    "IP_RECVERR": (IP, 11, 1, 0),
+}
+#: What stays as it is.
+KEPT: dict[str, tuple[int, int, int]] = {
+    "SO_PRIORITY": (SOL, 12, 3),
+    "SO_BUSY_POLL": (SOL, 46, 50),
+    "SO_INCOMING_CPU": (SOL, 49, 0),
+    "IP_TOS": (IP, 1, 16),
+    "IP_TTL": (IP, 2, 33),
+    "TCP_DEFER_ACCEPT": (TCP, 9, 1),
+    "TCP_FASTOPEN": (TCP, 23, 5),
+}
+
+
+@pytest.fixture
+def given() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        yield sock
+
+
+def set_option(sock: socket.socket, level: int, option: int, value: int | bytes) -> None:
+    try:
+        sock.setsockopt(level, option, value)
+    except OSError as exc:
+        pytest.skip(f"this kernel refuses the option: {exc}")
+
+
+def converse(sock: socket.socket) -> list[bytes]:
+    """What comes back for a few bytes, then for many more and a half-close, read late."""
+    sock.settimeout(SOON)
+    sock.sendall(b"few")
+    few = sock.recv(3, socket.MSG_WAITALL)
+    sock.sendall(bytes(50_000))
+    sock.shutdown(socket.SHUT_WR)
+    return [few, receive_all(sock)]
+
+
+def accepted_by(server: Server) -> Any:
+    [connection] = server._connections
+    return connection.sock
+
+
+@pytest.mark.parametrize("waiting", [True, False], ids=["waits", "comes later"])
+@pytest.mark.parametrize("name", RESET)
+async def test_a_stream_echoes_whatever_its_listener_was_set_to(
+    name: str, waiting: bool, given: socket.socket
+) -> None:
+    level, option, value, needed = RESET[name]
+    set_option(given, level, option, value)
+    peer = socket.create_connection(given.getsockname()) if waiting else None
+    async with open_server(FDAddress(fd=given.fileno())) as server:
+        with peer or socket.create_connection(given.getsockname()) as sock:
+            await until(lambda: server.stats.active == 1)
+            length = len(needed) if isinstance(needed, bytes) else 0
+            got = accepted_by(server).getsockopt(level, option, *([length] if length else []))
+            assert got == needed
+            with fail_after(SOON):
+                assert await to_thread.run_sync(converse, sock) == [b"few", bytes(50_000)]
+
+        await until(lambda: server.stats.closed["eof"] == 1)
+
+
+@pytest.mark.parametrize("name", KEPT)
+async def test_what_does_not_change_an_echo_stays(name: str, given: socket.socket) -> None:
+    level, option, value = KEPT[name]
+    set_option(given, level, option, value)
+    before = given.getsockopt(level, option)
+    async with open_server(FDAddress(fd=given.fileno())):
+        assert given.getsockopt(level, option) == before
+        with socket.create_connection(given.getsockname()) as sock:
+            assert await to_thread.run_sync(converse, sock) == [b"few", bytes(50_000)]
+
+
+async def test_an_echo_that_is_read_late_is_not_destroyed_by_a_reset(given: socket.socket) -> None:
+    set_option(given, *RESET["SO_LINGER 0 s"][:3])
+    with socket.create_connection(given.getsockname()) as sock:
+        async with open_server(FDAddress(fd=given.fileno())) as server:
+            sock.sendall(b"read late")
+            sock.shutdown(socket.SHUT_WR)
+            await until(lambda: server.stats.closed["eof"] == 1)
+            assert await to_thread.run_sync(receive_all, sock) == b"read late"
+
+
+async def test_the_options_given_on_the_command_line_act_on_passed_sockets_too(given: socket.socket) -> None:
+    given.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    given.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 5000)
+    options = ServeOptions(socket=SocketOptions(keepalive=False, tcp_user_timeout=0))
+    async with open_server(FDAddress(fd=given.fileno()), options=options) as server:
+        with socket.create_connection(given.getsockname()):
+            await until(lambda: server.stats.active == 1)
+            sock = accepted_by(server)
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 0
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 0
+
+
+async def share_of_a_processor(seconds: float = 0.3) -> float:
+    """What this thread, with the server in it, uses while nothing happens."""
+    before = thread_time()
+    await sleep(seconds)
+    return (thread_time() - before) / seconds
+
+
+async def test_timestamps_of_what_was_sent_keep_no_loop_busy(given: socket.socket) -> None:
+    async with open_server(FDAddress(fd=given.fileno())) as server:
+        with socket.create_connection(given.getsockname()) as sock:
+            await until(lambda: server.stats.active == 1)
+            # Its giver has no way to, but what else reports to the error queue is reported as this is.
+            set_option(accepted_by(server), *RESET["SO_TIMESTAMPING"][:3])
+            sock.sendall(b"hello")
+            assert await to_thread.run_sync(sock.recv, 5) == b"hello"
+            assert await share_of_a_processor() < 0.5
+
+
+@needs_ipv6
+async def test_errors_of_the_network_are_not_queued_for_ipv6_either() -> None:
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as given:
+        set_option(given, IPV6, 25, 1)
+        with socket.create_connection(given.getsockname()[:2]) as sock:
+            async with open_server(FDAddress(fd=given.fileno())) as server:
+                await until(lambda: server.stats.active == 1)
+                assert accepted_by(server).getsockopt(IPV6, 25) == 0
+                assert await to_thread.run_sync(converse, sock) == [b"few", bytes(50_000)]
+
+
+UNIX: dict[str, tuple[int, int, int | bytes]] = {
+    **{name: RESET[name][:3] for name in ("SO_LINGER 0 s", "SO_RCVLOWAT", "SO_PEEK_OFF", "SO_TIMESTAMPING")},
+    "SO_PASSCRED": (SOL, 16, 1),
+    "SO_PASSSEC": (SOL, 34, 1),
+    "SO_PASSPIDFD": (SOL, 76, 1),
+}
+
+
+@pytest.mark.parametrize("name", UNIX)
+async def test_a_unix_socket_echoes_whatever_its_listener_was_set_to(name: str) -> None:
+    with socket.socket(socket.AF_UNIX) as given:
+        given.bind("")  # an abstract name that is free
+        set_option(given, *UNIX[name])
+        given.listen()
+
+        def converse_late() -> list[bytes]:
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.connect(given.getsockname())
+                return converse(sock)
+
+        async with open_server(FDAddress(fd=given.fileno())):
+            assert await to_thread.run_sync(converse_late) == [b"few", bytes(50_000)]
+
+
+@pytest.mark.parametrize("waiting", [1, 3])
+async def test_every_connection_that_waits_is_set_right(waiting: int, given: socket.socket) -> None:
+    set_option(given, *RESET["SO_RCVLOWAT"][:3])
+    with ExitStack() as opened:
+        peers = [opened.enter_context(socket.create_connection(given.getsockname())) for _ in range(waiting)]
+        async with open_server(FDAddress(fd=given.fileno())):
+            peers.append(opened.enter_context(socket.create_connection(given.getsockname())))
+            for peer in peers:
+                assert await to_thread.run_sync(converse, peer) == [b"few", bytes(50_000)]
