@@ -24,6 +24,7 @@ from anyecho.measure.exchange import tell
 from anyecho.measure.ledger import Ledger, Settled
 from anyecho.measure.source import Source, items_of
 from anyecho.net.datagram_stream import DATAGRAM_MAX, DatagramStream
+from anyecho.net.names import most_telling
 from anyecho.net.pending import is_ready
 from anyecho.units import format_duration
 
@@ -33,6 +34,8 @@ logger = logging.getLogger("anyecho.client")
 #: ones, or three of the largest.
 _WINDOW = 64
 _WINDOW_BYTES = 1 << 16
+#: What the network says of an address where no server is; another address of the same name may have one.
+_UNREACHABLE = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH})
 
 
 class DatagramExchange:
@@ -47,6 +50,8 @@ class DatagramExchange:
         self._timeout = math.inf
         self._room = Event()
         self._sent_all = False
+        self._is_sending = False
+        self._failures: list[OSError] = []
         self._waiting = CancelScope()
         self.ledger = Ledger(settled)
         #: Whether every datagram was answered.
@@ -107,16 +112,33 @@ class DatagramExchange:
         # Owed before it is sent: its reply may be back before send() returns. Late only after it was sent: the send
         # may have to wait, and the loop may be blocked meanwhile.
         number = self.ledger.owe(item)
+        self._is_sending = True
         try:
             await self._stream.send(item)
         except BrokenResourceError as exc:
+            self._is_sending = False  # it is sent again with the others, if at all
             if isinstance(exc.__cause__, OSError) and exc.__cause__.errno == errno.EMSGSIZE:
                 what = f"a message of {len(item)} bytes is too large for a datagram"
                 raise UsageError(f"{what}, which holds at most {DATAGRAM_MAX} bytes") from exc
-            raise self._translate(exc) from exc
+            if not await self._reconnect(exc):
+                raise self._translate(exc) from exc
+        finally:
+            self._is_sending = False
 
         self.ledger.set_late_at(number, current_time() + self._timeout)
         self._rearm()
+
+    async def _reconnect(self, exc: BrokenResourceError) -> bool:
+        """Send what is owed to another address of the server if this one is unreachable and has answered nothing.
+
+        The datagram that is being sent is owed already; the call that sends it does so on the new socket.
+        """
+        if not isinstance(exc.__cause__, OSError) or exc.__cause__.errno not in _UNREACHABLE:
+            return False
+
+        self._failures.append(exc.__cause__)
+        owed = self.ledger.datagrams
+        return await self._stream.reconnect(owed[:-1] if self._is_sending else owed)
 
     def _is_window_full(self, more: int) -> bool:
         owed = len(self.ledger)
@@ -126,7 +148,7 @@ class DatagramExchange:
         while True:
             # Before the socket is looked at: a reply that comes later is judged the next time.
             now = current_time()
-            if (reply := self._receive_nowait()) is not None:
+            if (reply := await self._try_to_receive()) is not None:
                 tell("received", reply)
                 if self.ledger.settle(reply):
                     self._make_room()
@@ -145,11 +167,13 @@ class DatagramExchange:
 
         self._sum_up()
 
-    def _receive_nowait(self) -> bytes | None:
-        try:
-            return self._stream.receive_nowait()
-        except BrokenResourceError as exc:
-            raise self._translate(exc) from exc
+    async def _try_to_receive(self) -> bytes | None:
+        while True:
+            try:
+                return self._stream.receive_nowait()
+            except BrokenResourceError as exc:
+                if not await self._reconnect(exc):
+                    raise self._translate(exc) from exc
 
     def _make_room(self) -> None:
         self._room.set()
@@ -171,10 +195,11 @@ class DatagramExchange:
             logger.warning("%s", self.ledger)
 
     def _translate(self, exc: BrokenResourceError) -> AnyechoError:
-        why = getattr(exc.__cause__, "strerror", exc)
+        failure = most_telling(self._failures) if self._failures else exc.__cause__
+        why = getattr(failure, "strerror", exc)
         if self.ledger.answered:
             balance = f"{self.ledger.answered} of {self.ledger.sent} datagrams are back"
             return EchoLost(f"{why}: {balance}", offset=self.ledger.first_missing)
 
         host, port, *_ = self._stream.extra(SocketAttribute.raw_socket).getpeername()
-        return ConnectError(f"cannot reach {UDPAddress(host=host, port=port)}: {why}")
+        return ConnectError(f"cannot reach {self._stream.address or UDPAddress(host=host, port=port)}: {why}")

@@ -69,6 +69,11 @@ class Ledger:
         return len(self._owed)
 
     @property
+    def datagrams(self) -> list[bytes]:
+        """Those that are owed, the oldest first."""
+        return [debt.datagram for debt in self._owed.values()]
+
+    @property
     def next_late_at(self) -> float:
         return next(iter(self._owed.values())).late_at if self._owed else math.inf
 

@@ -12,7 +12,9 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Literal
 
 from anyio import BrokenResourceError, BusyResourceError, ClosedResourceError
@@ -22,7 +24,7 @@ from anyio.lowlevel import checkpoint
 from anyecho.address import UDPAddress
 from anyecho.errors import ConnectError
 from anyecho.net.fallback import Registration
-from anyecho.net.names import most_telling, resolve
+from anyecho.net.names import Endpoint, most_telling, resolve
 from anyecho.net.poller import Fallback, Poller
 from anyecho.net.sockets import SocketOptions
 
@@ -46,17 +48,22 @@ async def connect_datagrams(
 ) -> DatagramStream:
     """A stream to the first endpoint of `address` that there is a way to, v4 before v6.
 
-    That somebody is there, only an answer tells. Raises `ConnectError`, one line, when no datagram could be sent.
+    Only an answer tells whether a server is there; `DatagramStream.reconnect` goes on to the next endpoint. Raises
+    `ConnectError`, one line, when no datagram could be sent.
     """
     try:
-        endpoints = await resolve(address.host or "localhost", address.port, family=_FAMILIES[family])
+        found = await resolve(address.host or "localhost", address.port, family=_FAMILIES[family])
+        # v4 first: of the two loopback addresses a server is most often on the older.
+        endpoints = deque(sorted(found, key=lambda endpoint: endpoint[0]))
         failures: list[OSError] = []
-        # v4 first: of the two loopback addresses a server is most often on the older, and UDP does not try both.
-        for kind, sockaddr in sorted(endpoints, key=lambda endpoint: endpoint[0]):
+        while endpoints:
             try:
-                return _connect(kind, sockaddr, options, poller or Fallback())
+                connect = partial(_connect, options=options, poller=poller or Fallback())
+                sock, registration = connect(endpoints.popleft())
             except OSError as exc:
                 failures.append(exc)
+            else:
+                return DatagramStream(sock, registration, address=address, endpoints=endpoints, connect=connect)
         raise most_telling(failures)
     except socket.gaierror as exc:
         raise ConnectError(f"cannot connect to {address}: no such host ({exc.strerror})") from exc
@@ -64,7 +71,10 @@ async def connect_datagrams(
         raise ConnectError(f"cannot connect to {address}: {getattr(exc, 'strerror', exc)}") from exc
 
 
-def _connect(family: int, sockaddr: Any, options: SocketOptions, poller: Poller | Fallback) -> DatagramStream:
+def _connect(
+    endpoint: Endpoint, *, options: SocketOptions, poller: Poller | Fallback
+) -> tuple[socket.socket, Registration]:
+    family, sockaddr = endpoint
     sock = socket.socket(family, socket.SOCK_DGRAM)
     try:
         sock.setblocking(False)
@@ -74,7 +84,7 @@ def _connect(family: int, sockaddr: Any, options: SocketOptions, poller: Poller 
         # itself: no echo.
         if sock.getsockname() == sock.getpeername():
             raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
-        return DatagramStream(sock, poller.register(sock))
+        return sock, poller.register(sock)
     except BaseException:
         sock.close()
         raise
@@ -86,13 +96,26 @@ class DatagramStream(UnreliableObjectStream[bytes]):
     An `OSError` is a `BrokenResourceError` with that as its cause. It may be about a datagram sent before
     (ECONNREFUSED), and the stream goes on working. EMSGSIZE is one only for an item larger than any datagram: else
     it is about the MTU of the path, and a datagram that does not fit is lost like others on their way.
+
+    `address` is what the caller asked for; `connect` makes a socket for each of its other `endpoints`.
     """
 
-    def __init__(self, sock: socket.socket, registration: Registration) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        registration: Registration,
+        *,
+        address: UDPAddress | None = None,
+        endpoints: deque[Endpoint] | None = None,
+        connect: Callable[[Endpoint], tuple[socket.socket, Registration]] | None = None,
+    ) -> None:
         self._sock = sock
         self._registration = registration
+        self._endpoints = endpoints or deque()
+        self._connect = connect
         self._closed = False
         self._sending = False
+        self.address = address
 
     def receive_nowait(self) -> bytes | None:
         """The next datagram, or None while there is none."""
@@ -100,7 +123,7 @@ class DatagramStream(UnreliableObjectStream[bytes]):
             raise ClosedResourceError
         while True:
             try:
-                return self._sock.recv(_BUFFER_SIZE)
+                datagram = self._sock.recv(_BUFFER_SIZE)
             except BlockingIOError:
                 self._registration.may_read = False
                 return None
@@ -108,10 +131,50 @@ class DatagramStream(UnreliableObjectStream[bytes]):
                 # A router has reported the MTU of the path: a datagram sent before did not fit, and is lost.
                 if exc.errno != errno.EMSGSIZE:
                     raise BrokenResourceError from exc
+            else:
+                self._endpoints.clear()  # a server is there
+                return datagram
 
     async def readable(self) -> None:
         """Return once `receive_nowait` is worth a try."""
-        await self._registration.readable()
+        await self._ready(self._registration, self._registration.readable)
+
+    async def _ready(self, registration: Registration, wait: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await wait()
+        except ClosedResourceError:
+            if self._closed or registration is self._registration:
+                raise  # else it has been reconnected meanwhile
+
+    async def reconnect(self, unanswered: Iterable[bytes]) -> bool:
+        """Go on with the next endpoint of the address, and send `unanswered` there; return whether there is one.
+
+        Once a datagram has been received there is none. The other calls go on, on the new socket. Of `unanswered`,
+        what the kernel has no room for is lost.
+        """
+        items = list(unanswered)
+        while self._endpoints and self._connect is not None and not self._closed:
+            try:
+                sock, registration = self._connect(self._endpoints.popleft())
+            except OSError:
+                continue  # of no such family: the caller has a failure that tells more
+
+            sock, self._sock = self._sock, sock
+            registration, self._registration = self._registration, registration
+            try:
+                # Nothing is awaited before this, so no other task has sent on the new socket.
+                for item in items:
+                    self._try_to_send(item)
+                return True
+            except BrokenResourceError:
+                continue
+            finally:
+                try:
+                    await registration.aclose()
+                finally:
+                    sock.close()
+
+        return False
 
     async def receive(self) -> bytes:
         await checkpoint()
@@ -128,7 +191,7 @@ class DatagramStream(UnreliableObjectStream[bytes]):
         try:
             await checkpoint()
             while not self._try_to_send(item):
-                await self._registration.writable()
+                await self._ready(self._registration, self._registration.writable)
         finally:
             self._sending = False
 
