@@ -44,6 +44,7 @@ FLOORS = {
 FOLDERS = {
     "net": (
         "descriptors",
+        "threads",
         "tuning",
         "sockets",
         "pending",

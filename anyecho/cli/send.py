@@ -6,15 +6,15 @@ __all__ = ("send",)
 
 import logging
 import os
+import stat
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from time import sleep
-from typing import Annotated, TypeVar, TypeVarTuple
+from typing import Annotated
 
-from anyio import create_task_group, to_thread
+from anyio import create_task_group
 from cyclopts import Parameter
 
 from anyecho.address import UDPAddress, parse_address
@@ -28,18 +28,15 @@ from anyecho.measure.client import connect
 from anyecho.measure.clock import run_within, running_clock
 from anyecho.measure.options import ConnectOptions
 from anyecho.measure.source import Source
+from anyecho.net.descriptors import read_some, write_all
+from anyecho.net.threads import NoThreadError, run_in_thread
 
 logger = logging.getLogger("anyecho.client")
-
-T = TypeVar("T")
-Ts = TypeVarTuple("Ts")
 
 _CHUNK = 65536
 _STDIN = 0
 #: What IPv4's length field leaves. (IPv6's leaves 65527, but its users send no larger ones either.)
 _DATAGRAM_MAX = 65507
-#: How often to ask a descriptor again that is not ready; in a thread, which nobody else needs.
-_PATIENCE = 0.005
 
 
 def send(
@@ -115,7 +112,7 @@ async def _send(
         clock.tick()
         left = max(options.deadline - clock.elapsed, 0.0)
         async for chunk in await opened.enter_async_context(client.send(source, deadline=left)):
-            await _in_thread(_write, chunk)
+            await _write(chunk)
 
 
 def _encoded(messages: Sequence[str], repeat: int) -> Iterator[bytes]:
@@ -127,13 +124,20 @@ def _encoded(messages: Sequence[str], repeat: int) -> Iterator[bytes]:
 async def _open(file: Path, deadline: float) -> int:
     """Open `file`, if it can be before the `deadline`: a FIFO waits for somebody to write to it."""
 
-    async def open_in_thread() -> int:
-        return await _in_thread(os.open, file, os.O_RDONLY)
+    async def open_file() -> int:
+        try:
+            return await run_in_thread(os.open, file, os.O_RDONLY)
+        except NoThreadError:
+            if _may_wait(file):
+                raise
+            return os.open(file, os.O_RDONLY)
 
     try:
-        return await run_within(deadline, open_in_thread)
+        return await run_within(deadline, open_file)
     except TimeoutError as exc:
         raise LocalError(f"cannot read {file}: nobody writes to it") from exc
+    except NoThreadError as exc:
+        raise LocalError(f"cannot read {file}: {exc.strerror}") from exc
     except OSError as exc:
         raise UsageError(f"cannot read {file}: {exc.strerror}") from exc
 
@@ -152,10 +156,27 @@ async def _read(descriptor: int, repeat: int, file: Path | None) -> AsyncGenerat
         for again in range(repeat):
             if again:
                 os.lseek(descriptor, 0, os.SEEK_SET)
-            while chunk := await _in_thread(_patiently, os.read, descriptor, _CHUNK):
+            while chunk := await _read_chunk(descriptor):
                 yield chunk
     except OSError as exc:
         raise LocalError(f"cannot read {file or 'standard input'}: {exc.strerror}") from exc
+
+
+async def _read_chunk(descriptor: int) -> bytes:
+    try:
+        return await run_in_thread(read_some, descriptor, _CHUNK)
+    except NoThreadError:
+        if _may_wait(descriptor):
+            raise  # a read that waits for input would hold up the echo
+        return read_some(descriptor, _CHUNK)
+
+
+def _may_wait(file: Path | int) -> bool:
+    """Whether to open `file`, or to read it, can wait for another process."""
+    with suppress(FileNotFoundError):
+        return not stat.S_ISREG(os.stat(file).st_mode)
+
+    return False
 
 
 async def _read_datagrams(descriptor: int, repeat: int, file: Path | None) -> AsyncGenerator[bytes, None]:
@@ -175,24 +196,11 @@ async def _read_datagrams(descriptor: int, repeat: int, file: Path | None) -> As
             yield rest
 
 
-def _write(chunk: bytes) -> None:
-    rest = memoryview(chunk)
+async def _write(chunk: bytes) -> None:
     try:
-        while rest:
-            rest = rest[_patiently(os.write, 1, rest) :]
+        try:
+            await run_in_thread(write_all, 1, chunk)
+        except NoThreadError:
+            write_all(1, chunk)  # a reader that is slow holds up more than it has to, and gets everything
     except OSError as exc:
         raise LocalError(f"cannot write the echo to standard output: {exc.strerror}") from exc
-
-
-async def _in_thread(call: Callable[[*Ts], T], *args: *Ts) -> T:
-    # Abandoned when cancelled: a terminal says nothing for as long as it likes.
-    return await to_thread.run_sync(call, *args, abandon_on_cancel=True)
-
-
-def _patiently(call: Callable[[*Ts], T], *args: *Ts) -> T:
-    """Make a system call on a descriptor that somebody else may have made non-blocking: they share the setting."""
-    while True:
-        try:
-            return call(*args)
-        except BlockingIOError:
-            sleep(_PATIENCE)

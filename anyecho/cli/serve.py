@@ -22,6 +22,7 @@ from anyecho.cli.logs import LogOptions, log_to_stderr
 from anyecho.cli.signals import Signals, caught_signals
 from anyecho.errors import CertificateError, bare_errors
 from anyecho.net.activation import Activation, take_activation
+from anyecho.net.descriptors import write_all
 from anyecho.net.notify import Notifier, open_notifier
 from anyecho.net.tls_contexts import Certificates
 from anyecho.server.options import ServeOptions
@@ -107,9 +108,7 @@ async def _serve(
                 notifier.ready(_status(server))
                 tasks.start_soon(notifier.watch)
                 _warn(activation.unused(addresses), server.certificates)
-                # In a thread: whoever reads standard output, or does not, holds up no echo. In one that ends: with
-                # two of them, every system call on a descriptor costs more.
-                Thread(target=_report, args=(server.addresses,), daemon=True).start()
+                _start_reporting(server.addresses)
                 await server.wait_closed()
 
             tasks.cancel_scope.cancel()
@@ -146,10 +145,19 @@ def _reload(certificates: Certificates) -> None:
         logger.info("certificates reloaded")
 
 
-def _report(addresses: Sequence[Address]) -> None:
+def _start_reporting(addresses: Sequence[Address]) -> None:
+    # In a thread, because standard output may block. In one that ends: with two of them, every system call on a
+    # descriptor costs more.
+    try:
+        Thread(target=_report, args=(addresses,), daemon=True).start()
+    except RuntimeError:  # the system lets the process start none
+        _report(addresses, timeout=0.0)
+
+
+def _report(addresses: Sequence[Address], *, timeout: float | None = None) -> None:
     try:
         for address in addresses:
-            os.write(1, f"{address}\n".encode())
+            write_all(1, f"{address}\n".encode(), timeout=timeout)
     except OSError as exc:
-        # Whoever started it does not want to know; its peers still want their echo.
+        # What started the server does not want to know them; its peers still want their echo.
         logger.warning("cannot report the addresses: %s", exc.strerror)

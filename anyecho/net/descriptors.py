@@ -7,11 +7,12 @@ Nothing here clears the flag, because the other process relies on it.
 
 from __future__ import annotations
 
-__all__ = ("read_some", "write_all")
+__all__ = ("read_some", "write_all", "write_some")
 
 import errno
 import os
 import select
+from contextlib import suppress
 from math import inf
 from time import monotonic, sleep
 
@@ -50,6 +51,16 @@ def write_all(descriptor: int, data: bytes, *, timeout: float | None = None) -> 
             elif monotonic() >= deadline:
                 raise TimeoutError(errno.ETIMEDOUT, _NO_ROOM) from exc
             sleep(_RETRY_DELAY)
+
+
+def write_some(descriptor: int, data: bytes) -> int:
+    """Write what fits now without blocking, of the beginning of `data`; return how many bytes. Raises `OSError`."""
+    written = 0
+    with suppress(BlockingIOError):
+        while written < len(data) and _has_room(descriptor, 0.0):
+            written += os.write(descriptor, data[written : written + select.PIPE_BUF])
+
+    return written
 
 
 def _has_room(descriptor: int, timeout: float | None) -> bool:

@@ -14,8 +14,10 @@ from functools import lru_cache, partial
 from ipaddress import IPv6Address
 from typing import Any, TypeAlias
 
-from anyio import CapacityLimiter, to_thread
+from anyio import CapacityLimiter
 from anyio.lowlevel import RunVar
+
+from anyecho.net.threads import run_in_thread
 
 #: (family, socket address), ready for bind(2) or connect(2).
 Endpoint: TypeAlias = tuple[socket.AddressFamily, Any]
@@ -40,8 +42,9 @@ _LOCAL_NAT64 = b"\x00\x64\xff\x9b\x00\x01"
 
 
 async def resolve(host: str, port: int, *, family: int = socket.AF_UNSPEC) -> list[Endpoint]:
-    """Return the stream endpoints of `host`, best first (RFC 6724), without doubles. Raises `socket.gaierror`.
+    """Return the stream endpoints of `host`, best first (RFC 6724), without doubles.
 
+    Raises `socket.gaierror`, and `NoThreadError` if no thread can be started for the look-up.
     A link-local address without its interface is a `socket.gaierror` too: connect(2) and bind(2) say no more of it
     than "Invalid argument".
 
@@ -63,7 +66,7 @@ async def resolve(host: str, port: int, *, family: int = socket.AF_UNSPEC) -> li
     try:
         found = look_up(flags=socket.AI_NUMERICHOST)
     except socket.gaierror:
-        found = await to_thread.run_sync(look_up, abandon_on_cancel=True, limiter=look_up_limiter())
+        found = await run_in_thread(look_up, limiter=look_up_limiter())
     except UnicodeError:  # of the codec for international names
         reason = "a part of it between dots is empty or longer than 63 bytes"
         raise socket.gaierror(socket.EAI_NONAME, reason) from None

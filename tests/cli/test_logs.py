@@ -20,6 +20,7 @@ import pytest
 from anyecho.cli import logs
 from anyecho.cli.logs import JSONFormatter, LogOptions, TextFormatter, log_to_stderr
 from tests.peers import SOON
+from tests.pipes import redirected, unread_pipe
 from tests.process import PATIENCE, wait_until
 
 PEER = {"peer": "::1_64624"}
@@ -29,34 +30,6 @@ FACTS = PEER | {"reason": "eof", "bytes_received": 5, "bytes_sent": 4, "seconds"
 def record(name: str, message: str, *args: object, **facts: Any) -> logging.LogRecord:
     """A record as the logger `name` makes one, with `facts` as its ``extra``."""
     return logging.getLogger(name).makeRecord(name, logging.INFO, "file", 1, message, args, None, extra=facts)
-
-
-@contextmanager
-def stderr_is(descriptor: int) -> Iterator[None]:
-    """What is written to standard error within the block goes to `descriptor`."""
-    kept = os.dup(2)
-    os.dup2(descriptor, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
-@contextmanager
-def unread_pipe() -> Iterator[tuple[int, int]]:
-    """Both ends of a pipe in which there is room for no byte."""
-    read_end, write_end = os.pipe()
-    os.set_blocking(write_end, False)
-    try:
-        with pytest.raises(BlockingIOError):
-            while True:
-                os.write(write_end, b"\n" * 4096)
-        os.set_blocking(write_end, True)
-        yield read_end, write_end
-    finally:
-        os.close(read_end)
-        os.close(write_end)
 
 
 @pytest.mark.parametrize(
@@ -213,10 +186,11 @@ def reader(descriptor: int, begin: Event, *, late: float = 0) -> Iterator[list[b
         reading.join(PATIENCE)
 
 
-def test_what_nobody_reads_in_time_is_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("blocking", [True, False], ids=["blocking", "non-blocking"])
+def test_what_nobody_reads_in_time_is_dropped_and_counted(monkeypatch: pytest.MonkeyPatch, blocking: bool) -> None:
     monkeypatch.setattr(logs, "_QUEUE_SIZE", 5)
     logged = Event()
-    with unread_pipe() as (read_end, write_end), stderr_is(write_end):
+    with unread_pipe(blocking=blocking) as (read_end, write_end), redirected(2, write_end):
         with reader(read_end, logged) as chunks, log_to_stderr(LogOptions()):
             flood(100)
             logged.set()
@@ -226,11 +200,12 @@ def test_what_nobody_reads_in_time_is_dropped_and_counted(monkeypatch: pytest.Mo
         assert accounted(b"".join(chunks).decode()) == (6, 94)
 
 
-def test_a_queue_that_is_full_at_the_end_is_waited_for_too(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("blocking", [True, False], ids=["blocking", "non-blocking"])
+def test_a_queue_that_is_full_at_the_end_is_waited_for_too(monkeypatch: pytest.MonkeyPatch, blocking: bool) -> None:
     monkeypatch.setattr(logs, "_QUEUE_SIZE", 5)
     threads = active_count()
     logged = Event()
-    with unread_pipe() as (read_end, write_end), stderr_is(write_end):
+    with unread_pipe(blocking=blocking) as (read_end, write_end), redirected(2, write_end):
         # Late enough for the block to be ending, and well within the time it gives its reader.
         with reader(read_end, logged, late=0.1) as chunks, log_to_stderr(LogOptions()):
             flood(100)
@@ -241,10 +216,13 @@ def test_a_queue_that_is_full_at_the_end_is_waited_for_too(monkeypatch: pytest.M
     wait_until(lambda: active_count() == threads)
 
 
-def test_the_end_waits_only_so_long_for_a_reader_that_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("blocking", [True, False], ids=["blocking", "non-blocking"])
+def test_the_end_waits_only_so_long_for_a_reader_that_does_not_read(
+    monkeypatch: pytest.MonkeyPatch, blocking: bool
+) -> None:
     monkeypatch.setattr(logs, "_FLUSH_TIMEOUT", 0.2)
     threads = active_count()
-    with unread_pipe() as (_, write_end), stderr_is(write_end), log_to_stderr(LogOptions()):
+    with unread_pipe(blocking=blocking) as (_, write_end), redirected(2, write_end), log_to_stderr(LogOptions()):
         log(3)
         began = monotonic()
 
@@ -257,7 +235,7 @@ def test_the_end_waits_only_so_long_for_a_reader_that_does_not_read(monkeypatch:
 def test_nobody_is_told_that_standard_error_is_full(log_format: Any) -> None:
     with (
         open("/dev/full", "wb") as full,
-        stderr_is(full.fileno()),
+        redirected(2, full.fileno()),
         log_to_stderr(LogOptions(log_format=log_format)),
     ):
         log(3)

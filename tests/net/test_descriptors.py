@@ -1,0 +1,85 @@
+"""Reads and writes of descriptors whose O_NONBLOCK flag another process has set."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from threading import Thread
+from time import monotonic
+
+import pytest
+
+from anyecho.net.descriptors import read_some, write_all, write_some
+from tests.pipes import unread_pipe
+from tests.process import PATIENCE
+
+#: More than a pipe holds.
+LARGE = os.urandom((1 << 20) + 7)
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """Both ends of a pipe, both non-blocking."""
+    ends = os.pipe()
+    for end in ends:
+        os.set_blocking(end, False)
+    yield ends
+    for end in ends:
+        os.close(end)
+
+
+@pytest.mark.parametrize("timeout", [None, PATIENCE])
+def test_a_write_of_any_size_arrives_whole(pipe: tuple[int, int], timeout: float | None) -> None:
+    read_end, write_end = pipe
+    writing = Thread(target=write_all, args=(write_end, LARGE), kwargs={"timeout": timeout})
+    writing.start()
+    received = bytearray()
+    while len(received) < len(LARGE):
+        received += read_some(read_end, 65536)
+    writing.join(PATIENCE)
+
+    assert received == LARGE
+    assert not os.get_blocking(write_end), "the flag belongs to another process"
+
+
+def test_a_read_returns_what_is_there_and_nothing_at_the_end(pipe: tuple[int, int]) -> None:
+    read_end, write_end = pipe
+    reading = Thread(target=lambda: received.append(read_some(read_end, 65536)))
+    received: list[bytes] = []
+    reading.start()
+    os.write(write_end, b"hello")
+    reading.join(PATIENCE)
+    write_end = os.dup(write_end)
+    os.close(write_end)
+
+    assert received == [b"hello"]
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+@pytest.mark.parametrize("timeout", [0.0, 0.1])
+def test_a_write_that_finds_no_room_within_its_time_is_a_timeout(blocking: bool, timeout: float) -> None:
+    with unread_pipe(blocking=blocking) as (_, write_end):
+        began = monotonic()
+        with pytest.raises(TimeoutError, match="its reader leaves no room for more"):
+            write_all(write_end, b"hello", timeout=timeout)
+        assert timeout <= monotonic() - began < timeout + 2
+
+        assert write_some(write_end, b"hello") == 0
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_a_write_of_what_fits_now_blocks_never(blocking: bool) -> None:
+    with unread_pipe(blocking=blocking) as (read_end, write_end):
+        room = len(os.read(read_end, 16384))
+
+        assert write_some(write_end, bytes(1 << 20)) == room
+        assert write_some(write_end, b"hello") == 0
+
+
+def test_a_descriptor_that_cannot_be_used_is_an_error() -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    for write in (write_all, write_some):
+        with pytest.raises(BrokenPipeError):
+            write(write_end, b"hello")
+    os.close(write_end)
