@@ -16,7 +16,7 @@ from tests.peers import SOON
 from tests.process import Processes, wait_until
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
-SERVER, CLIENT, BOTH, OVER_TLS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SERVER, CLIENT, BOTH, FIXTURE, UNITTEST, OVER_TLS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def run(code: str) -> str:
@@ -43,6 +43,23 @@ def test_the_server_and_the_client_talk_to_each_other(short_path: Path) -> None:
 
 def test_the_example_of_both_in_one_runs() -> None:
     assert "bytes_sent=100000000" in run(BOTH)
+
+
+@pytest.mark.parametrize("code", [FIXTURE, UNITTEST], ids=["fixture", "unittest"])
+def test_the_examples_of_a_test_suite_pass(code: str, tmp_path: Path) -> None:
+    (tmp_path / "test_example.py").write_text(code)
+    command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", "--rootdir", "."]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stdout
+    assert re.search(r"\d passed", result.stdout)
+
+
+def test_an_error_of_a_server_in_a_task_of_its_own_comes_out() -> None:
+    code = UNITTEST.replace("tcp://127.0.0.1:0", "unix:/nonexistent/echo")
+    command = [sys.executable, "-c", f"{code}\nimport unittest\nunittest.main(argv=['example'])"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.stderr.splitlines()[-1] == "FAILED (errors=1)"
+    assert "BindError: cannot listen on unix:/nonexistent/echo" in result.stderr
 
 
 def test_the_example_over_tls_runs() -> None:
