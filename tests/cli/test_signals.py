@@ -300,6 +300,7 @@ def test_signals_that_come_in_one_moment_are_all_noted(signum: signal.Signals) -
 import os, signal
 from anyecho.cli.signals import caught_signals
 both = [signal.SIGINT, signal.SIGTERM]
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, if the suite runs as a script's `cmd &`
 with caught_signals(forgive=2):
     os.kill(os.getpid(), {int(signum)})
     signal.pthread_sigmask(signal.SIG_BLOCK, both)
