@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
 
 from anyecho.address import Address, TCPAddress, UnixAddress
 from anyecho.net.poller import Fallback, Poller, open_poller
@@ -50,11 +49,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--fallback"):
         remove_epoll()
-
-    if not os.access(config.rootpath, os.W_OK):
-        # Else each test of hypothesis ends in its warning that no examples can be saved.
-        settings.register_profile("read-only", database=None)
-        settings.load_profile("read-only")
 
 
 @pytest.fixture(scope="session", autouse=True)
