@@ -6,7 +6,7 @@ them, for a test to be parametrized with.
 
 from __future__ import annotations
 
-__all__ = ("CHECKS", "Check", "check", "drain", "parked")
+__all__ = ("CHECKS", "Check", "check", "drain", "fill", "parked")
 
 import random
 from array import array
@@ -37,6 +37,14 @@ MUCH = bytes(32 << 20)
 async def drain(stream: ByteStream) -> bytes:
     """All that comes until the end."""
     return b"".join([chunk async for chunk in stream])
+
+
+async def fill(stream: ByteStream) -> None:
+    """Send until no buffer on the way takes any more, then cancel the send."""
+    async with create_task_group() as tasks:
+        tasks.start_soon(stream.send, MUCH)
+        await wait_all_tasks_blocked()
+        tasks.cancel_scope.cancel()
 
 
 async def parked(call: Callable[[], Awaitable[Any]], error: type[Exception]) -> None:

@@ -29,7 +29,7 @@ from anyecho.net import tls
 from anyecho.net.poller import Fallback, Poller, open_poller
 from anyecho.net.tls import TLSStream
 from tests.certificates import VERSIONS, client_over, server_over, tls_pair
-from tests.conformance import CHECKS, MUCH, Check, check, drain
+from tests.conformance import CHECKS, MUCH, Check, check, drain, fill
 from tests.net.pairs import raw_pair, reset
 from tests.net.test_conformance import TrioStream
 from tests.peers import SOON
@@ -195,8 +195,7 @@ async def test_a_peer_that_takes_nothing_holds_up_a_close_for_so_long_and_no_lon
     pair: tuple[TLSStream, TLSStream],
 ) -> None:
     left, _ = pair
-    with move_on_after(0.05):
-        await left.send(MUCH)
+    await fill(left)
     start = time.monotonic()
     with fail_after(SOON):
         await left.aclose()
@@ -208,8 +207,7 @@ async def test_a_close_that_is_forced_does_not_wait_at_all(
 ) -> None:
     monkeypatch.setattr(tls, "CLOSE_TIMEOUT", 60)
     left, _ = pair
-    with move_on_after(0.05):
-        await left.send(MUCH)
+    await fill(left)
     with CancelScope() as scope, fail_after(5):
         scope.cancel()
         await left.aclose()

@@ -19,7 +19,6 @@ from anyio import (
     create_task_group,
     fail_after,
     get_running_tasks,
-    move_on_after,
     to_thread,
     wait_all_tasks_blocked,
 )
@@ -37,7 +36,7 @@ from anyecho.net.tls_records import Records
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
 from tests.certificates import VERSIONS, Files, client_over, files_in
-from tests.conformance import MUCH, drain
+from tests.conformance import MUCH, drain, fill
 from tests.machine import needs_descriptors
 from tests.net.pairs import reset
 from tests.peers import SOON, dial, receive_all, until
@@ -462,8 +461,7 @@ async def test_a_peer_that_never_reads_is_read_no_more(
         open_server(TLS, options=options(files)) as server,
         await shake_hands(server.addresses[0]) as flooding,
     ):
-        with move_on_after(0.3):
-            await flooding.send(MUCH)
+        await fill(flooding)
         monkeypatch.setattr(tls, "CLOSE_TIMEOUT", 0.1)
         # What the kernels hold on both ways, which is less than was sent.
         [connection] = server._connections
