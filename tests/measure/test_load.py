@@ -212,6 +212,8 @@ async def test_an_echo_of_what_was_not_sent_yet_is_a_lie() -> None:
             await stream.send(chunk)
         await stream.receive(1)
         await stream.send(bytes(seen))
+        # A close with bytes unread is a reset, which destroys the echo that the load has not read.
+        await anyio.sleep_forever()
 
     async with listening(clairvoyant) as address, open_load(address, options(size=8 * MIB)) as load:
         with pytest.raises(EchoMismatch, match=r"^connection 0: byte \d+ was never sent"):
