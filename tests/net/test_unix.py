@@ -22,7 +22,8 @@ from tests.net.listeners import listening, refused
 
 
 @pytest.fixture(params=[0o027, 0o777, 0], ids="umask {:03o}".format)
-def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+def umask(request: pytest.FixtureRequest, short_path: Path) -> Iterator[int]:
+    """Set after the directory was made, which would have no permissions."""
     mask: int = request.param
     before = os.umask(mask)
     yield mask
