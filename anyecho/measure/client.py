@@ -58,6 +58,9 @@ async def connect_checked(
 ) -> Client:
     """As `connect`, for options that were checked against `address` already."""
     logger.debug("connecting to %s", _describe(address))
+    if isinstance(address, TCPAddress | UDPAddress) and address.port == 0:
+        raise ConnectError(f"cannot connect to {address}: port 0 is any free port, and only for servers")
+
     limit = min(options.timeout, options.deadline)
     try:
         stream = await run_within(limit, _connect_stream, address, options, poller)

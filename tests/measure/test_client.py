@@ -42,6 +42,14 @@ async def test_a_silent_host_is_given_up_after_the_timeout(opened: ExitStack) ->
         await connect(f"127.0.0.1:{listener.getsockname()[1]}", options=ConnectOptions(timeout=0.2))
 
 
+@pytest.mark.parametrize("scheme", ["tcp", "udp", "tls"])
+async def test_port_0_is_refused_with_the_reason(scheme: str) -> None:
+    with pytest.raises(
+        ConnectError, match=r"^cannot connect to .*:0: port 0 is any free port, and only for servers$"
+    ):
+        await connect(f"{scheme}://127.0.0.1:0")
+
+
 async def test_a_wrong_address_is_the_callers_fault() -> None:
     with pytest.raises(AddressError):
         await connect("localhost")
