@@ -207,7 +207,7 @@ class Connection(ABC):
         if isinstance(stream, TLSStream) and stream.records.failed:
             # Nothing is left to say but the alert.
             stream, owed = stream.below()
-        ended, quiet = self._look()
+        ended, quiet = self.look()
         unsent = len(owed)
         with CancelScope(shield=True, deadline=deadline) as self._closing:
             try:
@@ -227,9 +227,9 @@ class Connection(ABC):
     def has_ended(self) -> bool:
         """Whether a connection that the server ends now is one that the peer has ended, with nothing owed."""
         received, sent = self.totals
-        return received == sent and self._look()[0]
+        return received == sent and self.look()[0]
 
-    def _look(self) -> tuple[bool, bool]:
+    def look(self) -> tuple[bool, bool]:
         """Whether the peer's end has come; and whether nothing has, so that the close need not wait for it."""
         if self.reason not in _ENDED_BY_SERVER or not self.echoes:
             return False, False

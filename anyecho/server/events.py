@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from anyecho.net.error_queue import drain_error_queue
+from anyecho.net.linger import is_acknowledged
 from anyecho.net.poller import Poller
 from anyecho.net.registration import ERROR, ODD, READ, READ_ONCE, WRITE, short_read_empties
 from anyecho.net.stream import PolledStream
@@ -68,6 +69,13 @@ class EventConnection(Connection):
             self.tell_start(sockaddr)
 
     def stop(self) -> None:
+        if self.records is None and not self._pending:
+            ended, quiet = self.look()
+            if ended or (quiet and is_acknowledged(self.sock)):
+                # Nothing is owed. No task: a server may end thousands of idle connections at once.
+                self._finish("eof" if ended else self.reason)
+                return
+
         # Registered for the stream now, not when the task runs: not another turn is taken.
         self.engine.tasks.start_soon(self._close, *self._as_stream())
 
