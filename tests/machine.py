@@ -66,7 +66,9 @@ def short_directory() -> tempfile.TemporaryDirectory[str]:
     Neither pytest's directories do, nor any in a TMPDIR that is long itself.
     """
     place = "/tmp" if len(os.fsencode(tempfile.gettempdir())) > 60 else None
-    return tempfile.TemporaryDirectory(prefix="ae", dir=place, ignore_cleanup_errors=True)
+    directory = tempfile.TemporaryDirectory(prefix="ae", dir=place, ignore_cleanup_errors=True)
+    os.chmod(directory.name, 0o700)  # whatever the umask is: root alone needs no permission
+    return directory
 
 
 @cache

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from anyecho.address import TCPAddress, UnixAddress
+from anyecho.address import Address, TCPAddress, UnixAddress, parse_address
 from anyecho.errors import BindError, ConnectError
 from anyecho.measure.client import connect
 from anyecho.server.server import open_server
@@ -25,7 +25,7 @@ from tests.process import PATIENCE, Process, port_of, round_trip
 NOBODY = 65534
 
 
-async def _refusal(address: UnixAddress) -> str:
+async def _refusal(address: Address) -> str:
     """Why nobody can listen there."""
     with pytest.raises(BindError) as refused:
         async with open_server(address):
@@ -81,7 +81,7 @@ async def anothers_path(scene: Scene) -> Observed:
             other.listen()
         dial(address).close()
 
-    abstract = UnixAddress(path=f"@{scene.directory.name}")
+    abstract = parse_address(f"unix:@{scene.directory.name}")
     async with open_server(abstract):
         await served_in(abstract)
         taken = await _refusal(abstract)
