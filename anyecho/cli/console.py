@@ -1,6 +1,7 @@
 """The console that rich prints help pages on, with a width at which they are readable and end.
 
-Without such bounds, rich loops for ever in a width of 0, 1 or 2, and raises `MemoryError` in a very large one.
+Without such bounds, cyclopts (5.5: ``_wrap_labels``) loops for ever in a width of 0, 1 or 2, and rich raises
+`MemoryError` in a very large one.
 """
 
 from __future__ import annotations

@@ -93,9 +93,12 @@ def caught_signals(*, forgive: int, hangup: bool = False) -> Iterator[Signals]:
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         caught.add(signal.SIGINT)
     before = {each: signal.signal(each, signals.note) for each in caught}
+    # What starts a process can leave signals blocked in it: they would never come.
+    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, caught)
     try:
         yield signals
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for each, handler in before.items():
             signal.signal(each, handler)
         signals.close()

@@ -160,3 +160,14 @@ def test_an_ignored_sigterm_drains_all_the_same(processes: Processes, backend: s
     process.signal(signal.SIGTERM)
 
     assert process.wait() == 0
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT], ids=lambda signum: signum.name)
+def test_a_signal_that_is_blocked_at_the_start_drains_all_the_same(
+    processes: Processes, backend: str, signum: signal.Signals
+) -> None:
+    block = f"import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [{int(signum)}])\n"
+    process = processes.serve("-b", TCP, "--backend", backend, before=block)
+    process.signal(signum)
+
+    assert process.wait() == 0
