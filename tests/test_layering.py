@@ -66,6 +66,7 @@ FOLDERS = {
         "tls_contexts",
         "linger",
         "tls",
+        "tls_connect",
         "proxy_protocol",
         "proxied",
         "datagram_stream",

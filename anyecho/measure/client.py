@@ -67,7 +67,7 @@ async def connect_checked(
     except TimeoutError as exc:
         raise ConnectError(f"cannot connect to {address}: no answer within {format_duration(limit)}") from exc
 
-    return Client(stream, options)
+    return Client(stream, options, address=address)
 
 
 async def _connect_stream(
@@ -95,8 +95,17 @@ class Client:
     still on their way belong to what.
     """
 
-    def __init__(self, stream: ByteStream | DatagramStream, options: ConnectOptions | None = None) -> None:
+    def __init__(
+        self,
+        stream: ByteStream | DatagramStream,
+        options: ConnectOptions | None = None,
+        *,
+        address: Address | None = None,
+    ) -> None:
+        """With `address`, an error names the server."""
         self.stream = stream
+        #: None once the server has answered: it cannot refuse the handshake any more.
+        self._refusable = None if address is None else str(address)
         self._settled = Settled()
         self._options = options or ConnectOptions()
         self._busy = False
@@ -107,7 +116,8 @@ class Client:
         """Send `payload`, which is copied unless it is `bytes`; return what came back, which is equal.
 
         Raises `EchoMismatch`, `EchoTruncated`, `EchoStalled` or `EchoLost` if it is not; `UsageError`, before
-        anything is sent, if `payload` is no buffer.
+        anything is sent, if `payload` is no buffer; `ConnectError` if the server refuses the client's certificate,
+        or requires one: over TLS 1.3 `connect` cannot know.
         """
         payload = to_bytes(payload, "a payload")
         exchange = self._exchange((payload,), total=len(payload))
@@ -139,7 +149,7 @@ class Client:
         if isinstance(self.stream, DatagramStream):
             return DatagramExchange(self.stream, source, self._settled)
 
-        return Exchange(self.stream, source, total=total)
+        return Exchange(self.stream, source, total=total, address=self._refusable)
 
     @asynccontextmanager
     async def _only(self, exchange: _AnyExchange, deadline: float) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -157,6 +167,8 @@ class Client:
         finally:
             self._busy = False
             self._broken = not exchange.leaves_usable
+            if isinstance(exchange, Exchange) and exchange.returned:
+                self._refusable = None
 
     async def aclose(self) -> None:
         """Close the connection. Idempotent."""

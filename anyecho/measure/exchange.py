@@ -28,10 +28,12 @@ from anyio import (
 from anyio.abc import ByteStream, SocketAttribute
 from anyio.lowlevel import checkpoint
 
-from anyecho.errors import EchoMismatch, EchoStalled, EchoTruncated, bare_errors
+from anyecho.errors import AnyechoError, EchoMismatch, EchoStalled, EchoTruncated, bare_errors
 from anyecho.measure.clock import LOOKS, LoopClock
 from anyecho.measure.source import Source, items_of
 from anyecho.net.pending import is_ready
+from anyecho.net.tls_connect import connect_error, is_refusal
+from anyecho.net.tls_errors import explain
 from anyecho.transcript import shorten
 from anyecho.units import format_duration, format_size
 
@@ -51,8 +53,12 @@ class Exchange:
     is half-closed after the last item, and it is over when the peer has closed too.
     """
 
-    def __init__(self, stream: ByteStream, source: Source, *, total: int | None = None) -> None:
+    def __init__(
+        self, stream: ByteStream, source: Source, *, total: int | None = None, address: str | None = None
+    ) -> None:
         self._stream = stream
+        #: Of a server that may still refuse the handshake.
+        self._address = address
         self._source = source
         self._total = total
         #: What was sent and is not yet back, in order; of the first of them, `_head` bytes are.
@@ -86,7 +92,8 @@ class Exchange:
         """Start sending; yield the verified echo, to be iterated over as it returns.
 
         Raises `EchoMismatch`, `EchoTruncated`, or `EchoStalled`: bytes are owed and none has moved for `timeout`
-        seconds, or all of it has taken more than `deadline` seconds.
+        seconds, or all of it has taken more than `deadline` seconds. Raises `ConnectError` if the server refuses
+        the client, which over TLS 1.3 it does after the handshake.
         """
         with bare_errors() as whole:
             async with create_task_group() as tasks:
@@ -166,7 +173,7 @@ class Exchange:
                     raise self._truncated("the server closed the connection") from None
                 break
             except BrokenResourceError as exc:
-                raise self._truncated(f"the connection broke ({exc.__cause__ or exc})") from exc
+                raise self._broken(exc.__cause__ or exc) from exc
             finally:
                 self._receiving = False
 
@@ -214,6 +221,12 @@ class Exchange:
 
         sent = self._owed[0][self._head]
         return EchoMismatch(f"byte {offset} is wrong: sent 0x{sent:02x}, got 0x{got:02x}", offset=offset)
+
+    def _broken(self, cause: BaseException) -> AnyechoError:
+        if self._address is not None and not self.returned and is_refusal(cause):
+            return connect_error(self._address, cause)
+
+        return self._truncated(f"the connection broke ({explain(cause)})")
 
     def _truncated(self, why: str) -> EchoTruncated:
         return EchoTruncated(f"{why}: {self._balance()}", offset=self.returned)

@@ -7,31 +7,26 @@ __all__ = ("connect_stream",)
 import errno
 import os
 import socket
-import ssl
 from collections.abc import Sequence
 from typing import Literal
 
 from anyio import BrokenResourceError, CancelScope, Event, create_task_group, move_on_after, sleep
 from anyio.abc import SocketAttribute
 
-from anyecho.address import Address, FDAddress, TCPAddress, UDPAddress, UnixAddress
+from anyecho.address import Address, FDAddress, UDPAddress, UnixAddress
 from anyecho.errors import ConnectError, bare_errors
-from anyecho.net.names import Endpoint, most_telling, resolve, unmapped
+from anyecho.net.names import Endpoint, most_telling, resolve
 from anyecho.net.poller import Fallback, Poller
 from anyecho.net.proxy_protocol import encode_header
 from anyecho.net.sockets import SocketOptions
 from anyecho.net.stream import PolledStream
-from anyecho.net.tls import TLSStream
-from anyecho.net.tls_contexts import TLSClientOptions, client_context
-from anyecho.net.tls_errors import explain
-from anyecho.net.tls_records import Records
+from anyecho.net.tls_connect import client_session, secure
+from anyecho.net.tls_contexts import TLSClientOptions
 
 #: How long one endpoint is tried alone before the next one joins (RFC 8305, section 5).
 _ATTEMPT_DELAY = 0.25
 #: How often to knock at a Unix socket whose backlog is full.
 _BACKLOG_DELAY = 0.01
-#: What to do about a certificate nobody vouches for.
-_MISTRUST = " (cacert names a CA to believe, insecure believes anybody)"
 _FAMILIES = {None: socket.AF_UNSPEC, 4: socket.AF_INET, 6: socket.AF_INET6}
 
 
@@ -55,7 +50,7 @@ async def connect_stream(
     if isinstance(address, UDPAddress):
         raise ConnectError(f"cannot connect to {address}: there is no stream of datagrams")
 
-    records = _session(address, tls or TLSClientOptions()) if address.tls else None
+    records = client_session(address, tls or TLSClientOptions()) if address.tls else None
     try:
         endpoints: Sequence[Endpoint]
         if isinstance(address, UnixAddress):
@@ -71,7 +66,7 @@ async def connect_stream(
 
     if proxy_header != "off":
         await _introduce(stream, proxy_header, address)
-    return stream if records is None else await _secured(stream, records, address)
+    return stream if records is None else await secure(stream, records, address)
 
 
 async def _introduce(stream: PolledStream, version: Literal["v1", "v2"], address: Address) -> None:
@@ -84,35 +79,6 @@ async def _introduce(stream: PolledStream, version: Literal["v1", "v2"], address
     except BaseException:
         await _close_all([stream])
         raise
-
-
-def _session(address: TCPAddress | UnixAddress, options: TLSClientOptions) -> Records:
-    # A path says nothing of who listens there: most likely it is the machine itself.
-    host = address.host if isinstance(address, TCPAddress) else ""
-    name = options.sni or unmapped(host).partition("%")[0] or "localhost"
-    context = client_context(options)
-    try:
-        return Records(context, server_side=False, server_hostname=name)
-    except ValueError as exc:
-        raise ConnectError(f"cannot connect to {address}: no certificate can be for {name!r}") from exc
-
-
-async def _secured(stream: PolledStream, records: Records, address: Address) -> TLSStream:
-    """Shake hands on `stream`, which is closed if that fails."""
-    secured = TLSStream.over(stream, records)
-    try:
-        await secured.handshake()
-    except BaseException as exc:
-        with CancelScope(shield=True):
-            await secured.aclose()
-        if not isinstance(exc, BrokenResourceError):
-            raise
-
-        cause = exc.__cause__ or exc
-        hint = _MISTRUST if isinstance(cause, ssl.SSLCertVerificationError) else ""
-        raise ConnectError(f"cannot connect to {address}: {explain(cause)}{hint}") from exc
-
-    return secured
 
 
 def _interleave(endpoints: Sequence[Endpoint]) -> list[Endpoint]:

@@ -5,9 +5,10 @@ It opens no socket. Name look-ups run in threads of their own limit.
 
 from __future__ import annotations
 
-__all__ = ("Endpoint", "most_telling", "resolve", "source_key", "unmapped")
+__all__ = ("Endpoint", "host_name", "is_host_name", "most_telling", "resolve", "source_key", "unmapped")
 
 import errno
+import re
 import socket
 from collections.abc import Sequence
 from functools import lru_cache, partial
@@ -41,6 +42,27 @@ _EMBEDDED_IPV4 = (bytes(10) + b"\xff\xff", b"\x00\x64\xff\x9b" + bytes(8))
 _LOCAL_NAT64 = b"\x00\x64\xff\x9b\x00\x01"
 
 
+def host_name(host: str) -> str:
+    """Return `host` without the dot that ends a fully qualified name; certificates and SNI have none (RFC 6066)."""
+    return host if host.endswith("..") else host.removesuffix(".")
+
+
+def is_host_name(text: str) -> bool:
+    """Whether TLS can ask for it: labels of 1 to 63 bytes, 253 in all (RFC 1035, section 2.3.4)."""
+    name = host_name(text)
+    try:
+        size = len(name.encode("idna"))
+    except UnicodeError:
+        return False
+
+    return (
+        0 < size <= 253
+        and not name.endswith(".")
+        and name.isprintable()
+        and not re.search(r"[\s/?#@\[\]\\%]", name)
+    )
+
+
 async def resolve(host: str, port: int, *, family: int = socket.AF_UNSPEC) -> list[Endpoint]:
     """Return the stream endpoints of `host`, best first (RFC 6724), without doubles.
 
@@ -48,10 +70,10 @@ async def resolve(host: str, port: int, *, family: int = socket.AF_UNSPEC) -> li
     A link-local address without its interface is a `socket.gaierror` too: connect(2) and bind(2) say no more of it
     than "Invalid argument".
 
-    `localhost` is both loopback addresses (RFC 6761), whatever the hosts file says. IPv4-mapped is IPv4. Any other
-    name is looked up in a thread that is abandoned when the call is cancelled.
+    `localhost` is both loopback addresses (RFC 6761), whatever the hosts file says, also with a dot at its end.
+    IPv4-mapped is IPv4. Any other name is looked up in a thread that is abandoned when the call is cancelled.
     """
-    if host == "localhost":
+    if host_name(host).lower() == "localhost":
         loopback: list[Endpoint] = [
             (socket.AF_INET6, ("::1", port, 0, 0)),
             (socket.AF_INET, ("127.0.0.1", port)),

@@ -33,6 +33,7 @@ from anyio.lowlevel import checkpoint
 
 from anyecho.net.stream import PolledStream
 from anyecho.net.tls_attributes import attributes_of
+from anyecho.net.tls_errors import alert_of
 from anyecho.net.tls_records import RECORD, Records
 from anyecho.net.tls_transfer import TLSTransfer
 
@@ -118,8 +119,8 @@ class TLSStream(TLSTransfer):
                 self._flush_if_alive()
         except OSError as exc:
             self._flush_if_alive()
-            # What broke it comes first: after a reset, the kernel says that the data has ended.
-            raise self._translate(exc) from self._broken or exc
+            # After a reset, the kernel says that the data has ended. But an alert that came before it says why.
+            raise self._translate(exc) from exc if alert_of(exc) else self._broken or exc
         finally:
             self._receiving = False
             if self._turn is not None:

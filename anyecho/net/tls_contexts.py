@@ -20,6 +20,7 @@ from typing import Literal
 
 from anyecho.address import Address, TCPAddress
 from anyecho.errors import CertificateError, UsageError
+from anyecho.net.names import host_name, is_host_name
 from anyecho.net.tls_errors import explain
 from anyecho.net.tls_files import load_chain
 from anyecho.validation import FilePath, check_types, given_options
@@ -109,6 +110,8 @@ class TLSClientOptions:
         _check(self, ("cacert", "cert", "key"), besides=("sni",))
         if self.key and not self.cert:
             raise UsageError("key needs cert", options=("key", "cert"))
+        if self.sni is not None and not is_host_name(self.sni):
+            raise UsageError(f"sni is not a host name: {self.sni!r}", options=("sni",))
 
 
 def _check(
@@ -142,7 +145,7 @@ def client_context(options: TLSClientOptions) -> ssl.SSLContext:
         return options.context
 
     with _certificate_errors(options.cacert):
-        context = ssl.create_default_context(cafile=options.cacert)
+        context = _default_context(options.cacert)
     _restrict(context, options.alpn)
     if options.insecure:
         context.check_hostname = False
@@ -151,6 +154,17 @@ def client_context(options: TLSClientOptions) -> ssl.SSLContext:
         load_chain(context, options.cert, options.key, key_option="key")
 
     return context
+
+
+def _default_context(cafile: FilePath | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=cafile)
+    except OSError as exc:
+        # It opens that file too, and only an error of that one has a name.
+        if exc.filename is not None and exc.filename == (path := os.environ.get("SSLKEYLOGFILE")):
+            text = f"cannot write the keys of TLS to {path}, as SSLKEYLOGFILE says: {explain(exc)}"
+            raise CertificateError(text) from exc
+        raise
 
 
 class Certificates:
@@ -211,7 +225,7 @@ class Certificates:
         names = {"localhost", "127.0.0.1", "::1"}
         for address in addresses:
             if isinstance(address, TCPAddress):
-                names.add(address.host.partition("%")[0] or socket.gethostname())
+                names.add(host_name(address.host.partition("%")[0]) or socket.gethostname())
         ca = trustme.CA()
         context = self._new()
         try:

@@ -1,0 +1,54 @@
+"""``send`` over TLS to a server that does not want it, or under a name that nobody has: one line that says why."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.certificates import Files, files_in
+from tests.process import Processes
+
+TLS = "tls://127.0.0.1:0"
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    return files_in(tmp_path)
+
+
+@pytest.mark.parametrize("stdin", [b"", b"x\n" * 100_000], ids=["empty", "large"])
+def test_a_missing_certificate_is_exit_3(stdin: bytes, processes: Processes, files: Files, backend: str) -> None:
+    shown = ("--ssl-certfile", str(files.cert), "--ssl-keyfile", str(files.key))
+    mutual = ("--ssl-ca-certs", str(files.cacert), "--ssl-cert-reqs", "required")
+    [address] = processes.serve("-b", TLS, *shown, *mutual, "--backend", backend).addresses
+    command = ("send", address, "--cacert", str(files.cacert), "--backend", backend)
+    status, echo, errors = processes.run(*command, stdin=stdin)
+    assert (status, echo) == (3, b"")
+    assert errors == f"anyecho: --cert is missing: {address} requires a client certificate\n"
+    assert processes.run(*command, "--cert", str(files.client), stdin=stdin)[:2] == (0, stdin)
+
+
+@pytest.mark.parametrize("name", ["x" * 64, ".".join(["x" * 60] * 5), "a b", ""])
+def test_a_name_that_no_server_can_have_is_exit_2(name: str, processes: Processes) -> None:
+    status, _, errors = processes.run("send", "tls://127.0.0.1:1", "--sni", name, "hello")
+    assert (status, errors) == (2, f"anyecho: --sni is not a host name: {name!r}\n")
+
+
+def test_a_host_may_end_with_a_dot(processes: Processes, files: Files) -> None:
+    shown = ("--ssl-certfile", str(files.cert), "--ssl-keyfile", str(files.key))
+    [address] = processes.serve("-b", TLS, *shown).addresses
+    command = ("send", address.replace("127.0.0.1", "localhost."), "--cacert", str(files.cacert), "hello")
+    assert processes.run(*command)[:2] == (0, b"hello")
+    [address] = processes.serve("-b", "tcp://127.0.0.1:0").addresses
+    assert processes.run("send", address.replace("127.0.0.1", "localhost."), "hello")[:2] == (0, b"hello")
+
+
+def test_a_file_for_keys_that_cannot_be_written_is_exit_3(
+    processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(os.environ, "SSLKEYLOGFILE", "/absent/keys")
+    status, _, errors = processes.run("send", "tls://127.0.0.1:1", "hello")
+    assert status == 3
+    assert errors.startswith("anyecho: cannot write the keys of TLS to /absent/keys, as SSLKEYLOGFILE says: ")

@@ -1,0 +1,106 @@
+"""The name that a TLS client asks for and verifies, and what it is told if there is none like it."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+from anyio import fail_after
+
+from anyecho.address import Address, TCPAddress
+from anyecho.errors import CertificateError, ConnectError, UsageError
+from anyecho.net.connect import connect_stream
+from anyecho.net.names import resolve
+from anyecho.net.sockets import SocketOptions
+from anyecho.net.tls_connect import client_session
+from anyecho.net.tls_contexts import Certificates, TLSClientOptions, TLSServerOptions, client_context
+from tests.certificates import files_in, server_context
+from tests.peers import SOON
+from tests.process import peer
+
+#: 260 bytes, in labels that are short enough.
+LONG = ".".join(["x" * 51] * 5)
+
+
+@pytest.fixture
+def believing(tmp_path: Path) -> TLSClientOptions:
+    return TLSClientOptions(cacert=files_in(tmp_path).cacert)
+
+
+@pytest.mark.parametrize(
+    "name", [LONG, "x" * 64, "a..b", ".a", ".", "..", "", "a\0b", "a b", "a\n", "a/b", "\udcff", "localhost.."]
+)
+def test_a_name_that_no_server_can_have_is_refused_before_anything_is_opened(name: str) -> None:
+    with pytest.raises(UsageError, match="sni is not a host name") as caught:
+        TLSClientOptions(sni=name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.example", "a.example.", "bücher.example", "my_host", "127.0.0.1", "::1"])
+def test_any_other_name_can_be_asked_for(name: str) -> None:
+    assert TLSClientOptions(sni=name).sni == name
+
+
+@pytest.mark.parametrize("host", ["ü." * 60, "x" * 64, "a..b", ".a"])
+def test_a_host_that_no_certificate_can_be_for_is_one_line(host: str, believing: TLSClientOptions) -> None:
+    with pytest.raises(ConnectError, match="no certificate can be for"):
+        client_session(TCPAddress(host=host, port=1, tls=True), believing)
+
+
+@pytest.mark.parametrize(
+    ("host", "sni", "asked"),
+    [
+        ("localhost", None, "localhost"),
+        ("localhost.", None, "localhost"),
+        ("127.0.0.1", "a.example.", "a.example"),
+        ("", None, "localhost"),
+        ("::1%lo", None, "::1"),
+        ("bücher.example.", None, "xn--bcher-kva.example"),
+    ],
+)
+def test_a_name_is_asked_for_without_the_dot_at_its_end(
+    host: str, sni: str | None, asked: str, believing: TLSClientOptions
+) -> None:
+    options = TLSClientOptions(cacert=believing.cacert, sni=sni)
+    session = client_session(TCPAddress(host=host, port=1, tls=True), options)
+    assert session.tls.server_hostname == asked
+
+
+async def test_a_host_with_a_dot_at_its_end_is_verified_without_it(believing: TLSClientOptions) -> None:
+    def answer(sock: socket.socket) -> None:
+        with server_context().wrap_socket(sock, server_side=True) as secured:
+            secured.recv(1)
+
+    with peer(answer) as text:
+        address = TCPAddress(host="localhost.", port=int(text.rpartition(":")[2]), tls=True)
+        with fail_after(SOON):
+            stream = await connect_stream(address, family=4, options=SocketOptions(), tls=believing)
+            await stream.send(b"x")
+            await stream.aclose()
+
+
+@pytest.mark.parametrize("name", ["localhost", "localhost.", "LOCALHOST", "Localhost."])
+async def test_localhost_is_both_loopback_addresses_however_it_is_written(name: str) -> None:
+    assert [sockaddr[0] for _, sockaddr in await resolve(name, 7)] == ["::1", "127.0.0.1"]
+
+
+def test_a_made_up_certificate_is_for_a_host_without_the_dot_at_its_end() -> None:
+    address: Address = TCPAddress(host="localhost.", port=0, tls=True)
+    Certificates(TLSServerOptions(ssl_self_signed=True), [address]).close()
+
+
+@pytest.mark.parametrize("cacert", [True, False], ids=["cacert", "system"])
+def test_a_file_for_keys_that_cannot_be_written_is_named(
+    cacert: bool, believing: TLSClientOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "absent" / "keys"
+    monkeypatch.setenv("SSLKEYLOGFILE", str(path))
+    with pytest.raises(CertificateError) as caught:
+        client_context(believing if cacert else TLSClientOptions())
+    assert str(caught.value) == (
+        f"cannot write the keys of TLS to {path}, as SSLKEYLOGFILE says: No such file or directory"
+    )
+    monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path / "keys"))
+    with pytest.raises(CertificateError, match="cannot use /absent"):
+        client_context(TLSClientOptions(cacert="/absent"))
