@@ -59,11 +59,12 @@ async def _reset_in_drain(server: Server) -> None:
 async def _reset_in_linger(server: Server) -> None:
     sock = dial(server.addresses[0])
     await until(lambda: server.stats.active == 1)
-    async with create_task_group() as tasks:
-        tasks.start_soon(server.drain, 0)
-        assert await to_thread.run_sync(receive_all, sock) == b""
-        sock.sendall(b"never echoed")
-        reset(sock)
+    sock.sendall(b"unread")  # otherwise the server would not linger
+    [connection] = server._connections
+    connection.end("drained")
+    assert await to_thread.run_sync(receive_all, sock) == b""
+    sock.sendall(b"never echoed")
+    reset(sock)
 
 
 MOMENTS: tuple[Callable[[Server], Awaitable[None]], ...] = (
