@@ -72,13 +72,15 @@ def bind_unix(
 def _bind_path(sock: socket.socket, path: bytes, mode: int, backlog: int) -> SocketFile:
     if _is_stale(path):
         os.unlink(path)
+    # Not os.path.abspath(), which drops "link/.." as if it were nothing. Not os.getcwdb() for every path: the working
+    # directory may have been removed.
+    absolute = path if os.path.isabs(path) else os.path.join(os.getcwdb(), path)
     # Linux creates the file with the mode of the socket, less the umask: never wider than `mode`. Elsewhere
     # fchmod(2) refuses a socket, and the mode is right from the chmod on.
     with suppress(OSError):
         os.fchmod(sock.fileno(), mode)
     sock.bind(path)
-    # Not os.path.abspath(), which drops "link/.." as if it were nothing.
-    file = SocketFile(os.path.join(os.getcwdb(), path), _identity(os.lstat(path)))
+    file = SocketFile(absolute, _identity(os.lstat(path)))
     try:
         # Before listen(2): until then every connect(2) is refused, whatever the mode.
         _set_mode(file, mode)

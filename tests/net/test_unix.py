@@ -209,6 +209,18 @@ async def test_a_relative_path_is_removed_from_where_it_was_made(
     assert not (short_path / "echo").exists()
 
 
+def test_an_absolute_path_is_bound_from_a_directory_that_was_removed(
+    short_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (short_path / "gone").mkdir()
+    monkeypatch.chdir(short_path / "gone")
+    (short_path / "gone").rmdir()
+    with bound(short_path / "echo"):
+        assert (short_path / "echo").is_socket()
+
+    assert os.listdir(short_path) == []
+
+
 async def test_an_abstract_name_needs_no_file(short_path: Path) -> None:
     name = f"anyecho-test-{short_path.name}"
     async with listening(f"unix:@{name}") as [listener]:
