@@ -58,7 +58,7 @@ class _Reader:
         self._is_scheduled = False
         self._is_ended = False
         self._failed = Event()
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
 
     def begin(self) -> bool:
         """Register with the loop; return false if this loop has no readers (Windows' proactor)."""
@@ -98,7 +98,9 @@ class _Reader:
             if self._turn():
                 self._is_scheduled = True
                 self._loop.call_soon(self._go_on)
-        except Exception as exc:
+        except (KeyboardInterrupt, SystemExit):
+            raise  # they end the loop
+        except BaseException as exc:  # which the loop would only log
             self._failure = exc
             self._end()
             self._failed.set()

@@ -22,6 +22,10 @@ class Bug(Exception):
     """Raised on purpose."""
 
 
+class BaseBug(BaseException):
+    """One that `except Exception` does not catch, and that asyncio and uvloop only log when a callback raises it."""
+
+
 class Pipe:
     def __init__(self) -> None:
         self.read_end, self.write_end = os.pipe()
@@ -156,12 +160,13 @@ async def test_no_turn_is_taken_after_the_cancellation(pipe: Pipe) -> None:
 
 
 @pytest.mark.usefixtures("waits")
-async def test_an_exception_in_a_turn_comes_out_of_the_driver(pipe: Pipe) -> None:
+@pytest.mark.parametrize("bug", [Bug, BaseBug])
+async def test_an_exception_in_a_turn_comes_out_of_the_driver(bug: type[BaseException], pipe: Pipe) -> None:
     def turn() -> bool:
-        raise Bug
+        raise bug
 
     pipe.write()
-    with fail_after(5), pytest.raises(Bug):
+    with fail_after(5), pytest.raises(bug):
         await drive(pipe.read_end, turn)
 
     if hasattr(loop := current_token().native_token, "remove_reader"):
