@@ -72,8 +72,8 @@ def bind_unix(
 def _bind_path(sock: socket.socket, path: bytes, mode: int, backlog: int) -> SocketFile:
     if _is_stale(path):
         os.unlink(path)
-    # Not os.path.abspath(), which drops "link/.." as if it were nothing. Not os.getcwdb() for every path: the working
-    # directory may have been removed.
+    # Not os.path.abspath(), which drops "link/.." as if it were nothing. No os.getcwdb() for an absolute path,
+    # because the working directory may have been removed.
     absolute = path if os.path.isabs(path) else os.path.join(os.getcwdb(), path)
     # Linux creates the file with the mode of the socket, less the umask: never wider than `mode`. Elsewhere
     # fchmod(2) refuses a socket, and the mode is right from the chmod on.

@@ -218,8 +218,8 @@ async def test_an_echo_of_what_was_not_sent_yet_is_a_lie() -> None:
         # A close with bytes unread is a reset, which destroys the echo that the load has not read.
         await anyio.sleep_forever()
 
-    # Small buffers, so that the third message is never sent whole. Where both windows close on megabytes, the kernel's
-    # persist timer decides when they open, in up to 25 s.
+    # Small buffers, so that the third message is never sent whole. Where both windows close on megabytes, the
+    # kernel's persist timer decides when they open, in up to 25 s.
     connect = ConnectOptions(socket=SocketOptions(sndbuf=65536))
     load_options = LoadOptions(connections=1, size=MIB, connect=connect)
     async with listening(clairvoyant, rcvbuf=65536) as address, open_load(address, load_options) as load:

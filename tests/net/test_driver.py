@@ -23,7 +23,7 @@ class Bug(Exception):
 
 
 class BaseBug(BaseException):
-    """One that `except Exception` does not catch, and that asyncio and uvloop only log when a callback raises it."""
+    """Not caught by `except Exception`; asyncio and uvloop only log it when a callback raises it."""
 
 
 class Pipe:
