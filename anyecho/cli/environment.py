@@ -62,10 +62,10 @@ class Environment(Env):
     def _read(self, argument: Argument) -> None:
         variable = self._convert_argument((), argument)
         text = os.environ.get(variable, "")
-        if not text.strip():
-            return
-
-        values = re.split(r"[\s,]+", text.strip(" \t\n,")) if get_origin(argument.hint) is tuple else [text]
+        if get_origin(argument.hint) is tuple:
+            values = re.findall(r"[^\s,]+", text)
+        else:
+            values = [text] if text.strip() else []
         for index, value in enumerate(values):
             argument.append(Token(keyword=variable, value=value, source=self.source, index=index))
 

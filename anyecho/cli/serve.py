@@ -68,7 +68,8 @@ def serve(
         open_notifier(os.environ) as notifier,
     ):
         if access_log and resolved and all(isinstance(address, UDPAddress) for address in resolved):
-            logger.warning("without effect: --access-log (every address is for UDP)")
+            text = "without effect: access_log (every address is for UDP)"
+            logger.warning(text, extra={"options": ("access_log",)})
         run(_serve, resolved, activation, options, signals, notifier, backend=backend)
 
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,13 @@ def test_several_values_stand_apart_by_spaces_or_commas(text: str, monkeypatch: 
     monkeypatch.setenv("ANYECHO_BIND", text)
 
     assert parse("serve") == {"bind": ("a:1", "b:2")}
+
+
+@pytest.mark.parametrize("text", [",", " , ", ",\n,"])
+def test_several_values_that_are_all_empty_count_as_unset(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANYECHO_BIND", text)
+
+    assert parse("serve") == {}
 
 
 def test_a_variable_for_the_negative_of_a_switch_does_not_turn_it_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,6 +132,14 @@ def test_tls_files_that_variables_name_are_a_warning_where_they_cannot_act(proce
 
     reason = "tcp://127.0.0.1:1 is not over TLS: write tls://127.0.0.1:1"
     assert warning == f"echo_client: without effect: ANYECHO_CACERT, ANYECHO_SNI ({reason})"
+
+
+def test_an_access_log_that_cannot_act_is_named_as_the_variable_that_has_set_it(processes: Processes) -> None:
+    process = processes.serve("udp://127.0.0.1:0", env=os.environ | {"ANYECHO_ACCESS_LOG": "on"})
+    process.signal()
+
+    assert process.wait() == 0
+    assert process.errors() == "main: without effect: ANYECHO_ACCESS_LOG (every address is for UDP)\n"
 
 
 def test_an_error_spells_an_option_as_the_variable_that_has_set_it(
