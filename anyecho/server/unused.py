@@ -98,7 +98,8 @@ def _reasons(options: ServeOptions, addresses: Sequence[Bound]) -> Iterator[tupl
     elif math.isinf(options.udp_rate):
         yield "udp_burst", "udp_rate is off"
     if not has_header:
-        hint = "proxy_protocol is off" if streams else no_stream
+        off = "proxy_protocol is off" if options.proxy_protocol == "off" else "each address has ?proxy=off"
+        hint = off if streams else no_stream
         yield "proxy_trusted", f"no connection begins with a PROXY header: {hint}"
         yield "proxy_timeout", f"no connection begins with a PROXY header: {hint}"
     if not has_tcp and not has_header:

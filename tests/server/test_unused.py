@@ -70,6 +70,13 @@ async def test_the_address_over_tls_is_told(address: str, instead: str) -> None:
     assert str(caught.value).endswith(f"write {instead}")
 
 
+async def test_addresses_that_switch_the_header_off_are_the_reason_why_trust_has_no_effect() -> None:
+    options = ServeOptions(proxy_protocol="v2", proxy_trusted=TRUST)
+    with pytest.raises(UsageError, match=r"^proxy_trusted has no effect: .*: each address has \?proxy=off$"):
+        async with open_server(f"{TCP}?proxy=off", options=options):
+            pytest.fail("it opened")
+
+
 async def test_a_header_without_trust_is_an_error_that_names_the_address() -> None:
     with pytest.raises(UsageError, match=r"^proxy_trusted is missing: .*proxy=v1 expects a PROXY header"):
         async with open_server(TCP, f"{TCP}?proxy=v1"):
