@@ -37,4 +37,5 @@ class Spelling:
             return self.name(match[0])
 
         words = "|".join(map(re.escape, options))
-        return re.sub(rf"\b(?:{words})\b", spell, text) if words else text
+        # A host or a file of the same name stands between other characters.
+        return re.sub(rf"(?<![^\s(])(?:{words})(?![^\s,:;)])", spell, text) if words else text
