@@ -20,8 +20,6 @@ _ELSEWHERE: dict[str, dict[str, str]] = {
         **dict.fromkeys(("--udp", "-u"), "write udp://HOST:PORT"),
         **dict.fromkeys(("--unix", "--uds", "--socket", "-U"), "write unix:/PATH"),
         **dict.fromkeys(("--fd",), "write fd://NUMBER"),
-        **dict.fromkeys(("-4",), "write 0.0.0.0:PORT"),
-        **dict.fromkeys(("-6",), "write [::]:PORT"),
         **dict.fromkeys(("--timeout", "-t", "-w"), "--idle-timeout"),
         **dict.fromkeys(("--cert", "--certfile", "--certificate", "--tls-cert"), "--ssl-certfile"),
         **dict.fromkeys(("--key", "--keyfile", "--tls-key"), "--ssl-keyfile"),
