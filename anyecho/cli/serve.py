@@ -83,13 +83,15 @@ async def _serve(
     notifier: Notifier,
 ) -> None:
     server: Server | None = None
+    # A variable can name files that no address uses.
+    has_files = options.tls.ssl_certfile is not None and any(address.tls for address in addresses)
 
     async def stop_on_signals() -> None:
         while await signals.next() == signal.SIGHUP:
-            if options.tls.ssl_certfile is None and signals.terminal_is_gone():
+            if not has_files and signals.terminal_is_gone():
                 logger.warning("the terminal is gone: letting connections finish")
                 break
-            _hang_up(server, options, notifier)
+            _hang_up(server, has_files, notifier)
 
         notifier.stopping("letting connections finish")
         if server is None:
@@ -99,7 +101,7 @@ async def _serve(
         tasks.start_soon(server.drain)
         while await signals.next() == signal.SIGHUP:
             if not signals.terminal_is_gone():  # of that, the kernel and the shell each send one
-                _hang_up(server, options, notifier)
+                _hang_up(server, has_files, notifier)
         server.abort()
 
     with bare_errors():
@@ -126,13 +128,13 @@ def _status(server: Server) -> str:
     return f"listening on {', '.join(map(str, server.addresses))}"
 
 
-def _hang_up(server: Server | None, options: ServeOptions, notifier: Notifier) -> None:
+def _hang_up(server: Server | None, has_files: bool, notifier: Notifier) -> None:
     """Do what SIGHUP asks for. A service manager is told of the end of a reload, even if nothing was read."""
-    if options.tls.ssl_certfile is None:
+    if not has_files:
         logger.warning("SIGHUP is ignored: there are no certificate's files to read again")
     if server is not None:
         notifier.reloading()
-        if options.tls.ssl_certfile is not None and server.certificates is not None:
+        if has_files and server.certificates is not None:
             _reload(server.certificates)
         notifier.ready(_status(server))
 

@@ -56,6 +56,17 @@ def test_sighup_without_files_to_read_again_is_a_warning(
     assert process.errors() == ""
 
 
+def test_sighup_with_files_that_no_address_uses_is_a_warning(processes: Processes) -> None:
+    environ = os.environ | {"ANYECHO_SSL_CERTFILE": "/absent"}
+    process = processes.serve("-b", TCP, env=environ)
+    process.read_errors(until="no address is for TLS: write tls://127.0.0.1:0)\n")
+    process.signal(signal.SIGHUP)
+    assert process.read_errors(until="\n") == IGNORED
+    process.signal()
+
+    assert process.wait() == 0
+
+
 def test_sighup_before_the_server_listens_is_a_warning(processes: Processes, backend: str) -> None:
     slow_names = """
 import os, anyio
