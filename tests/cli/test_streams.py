@@ -12,6 +12,7 @@ import pytest
 
 from anyecho.cli import streams
 from anyecho.cli.streams import complain
+from tests.peers import SOON
 from tests.pipes import redirected, unread_pipe
 from tests.process import PATIENCE, Processes, accepts, round_trip, wait_until
 
@@ -47,7 +48,7 @@ def test_the_line_of_an_error_is_given_up_when_nothing_reads_it(
         began = monotonic()
         complain("a mistake")
 
-    assert 0.2 <= monotonic() - began < 3 * 0.2
+    assert 0.2 <= monotonic() - began < 0.2 + SOON
 
 
 @BLOCKING
