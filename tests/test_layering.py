@@ -23,6 +23,7 @@ FLOORS = {
     "_version": 0,
     "passthrough": 0,
     "throttled_log": 0,
+    "clock": 1,
     "host": 1,
     "units": 1,
     "unused": 1,
@@ -89,7 +90,6 @@ FOLDERS = {
         "options",
         "unused",
         "stats",
-        "clocks",
         "limits",
         "handshakes",
         "connection",
@@ -106,7 +106,6 @@ FOLDERS = {
     "measure": (
         "options",
         "unused",
-        "clock",
         "source",
         "exchange",
         "ledger",

@@ -23,9 +23,9 @@ from anyecho.cli.environment import Environment
 from anyecho.cli.flags import BackendFlag, file_name, whole_number
 from anyecho.cli.logs import LogOptions, log_to_stderr
 from anyecho.cli.signals import Signals, caught_signals
+from anyecho.clock import run_within, running_clock
 from anyecho.errors import LocalError, UsageError, bare_errors
 from anyecho.measure.client import connect
-from anyecho.measure.clock import run_within, running_clock
 from anyecho.measure.options import ConnectOptions
 from anyecho.measure.source import Source
 from anyecho.net.descriptors import read_some, write_all

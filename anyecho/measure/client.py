@@ -14,8 +14,8 @@ from anyio import BrokenResourceError, BusyResourceError, ClosedResourceError
 from anyio.abc import ByteStream
 
 from anyecho.address import Address, TCPAddress, UDPAddress, parse_address
+from anyecho.clock import run_within
 from anyecho.errors import ConnectError
-from anyecho.measure.clock import run_within
 from anyecho.measure.datagrams import DatagramExchange
 from anyecho.measure.exchange import Exchange
 from anyecho.measure.ledger import Settled

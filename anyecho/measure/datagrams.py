@@ -18,8 +18,8 @@ from anyio.abc import SocketAttribute
 from anyio.lowlevel import checkpoint
 
 from anyecho.address import UDPAddress
+from anyecho.clock import LOOKS, LoopClock
 from anyecho.errors import AnyechoError, ConnectError, EchoLost, EchoStalled, UsageError, bare_errors
-from anyecho.measure.clock import LOOKS, LoopClock
 from anyecho.measure.exchange import tell
 from anyecho.measure.ledger import Ledger, Settled
 from anyecho.measure.source import Source, items_of

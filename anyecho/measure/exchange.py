@@ -28,8 +28,8 @@ from anyio import (
 from anyio.abc import ByteStream, SocketAttribute
 from anyio.lowlevel import checkpoint
 
+from anyecho.clock import LOOKS, LoopClock
 from anyecho.errors import AnyechoError, EchoMismatch, EchoStalled, EchoTruncated, bare_errors
-from anyecho.measure.clock import LOOKS, LoopClock
 from anyecho.measure.source import Source, items_of
 from anyecho.net.pending import is_ready
 from anyecho.net.tls_connect import connect_error, is_refusal

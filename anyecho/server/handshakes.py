@@ -14,7 +14,7 @@ from typing import Protocol
 from anyio import Lock
 from anyio.lowlevel import checkpoint
 
-from anyecho.server.clocks import CHECKS, sleep_running
+from anyecho.clock import LOOKS, sleep_running
 from anyecho.server.limits import ConnectionLimit
 from anyecho.throttled_log import ThrottledLog
 
@@ -72,10 +72,10 @@ class Handshakes:
             return
 
         while True:
-            await sleep_running(self._timeout / CHECKS)
+            await sleep_running(self._timeout / LOOKS)
             self._checks += 1
             # Not those that began within the first of so many intervals.
-            await self._end_the_old(self._checks - CHECKS - 1)
+            await self._end_the_old(self._checks - LOOKS - 1)
 
     async def _end_the_old(self, oldest: float) -> None:
         # A function of its own, or the last connection would be kept until the next look.

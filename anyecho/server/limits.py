@@ -17,8 +17,8 @@ from typing import Any, Protocol
 from anyio import Event
 from anyio.lowlevel import checkpoint
 
+from anyecho.clock import LOOKS, sleep_running
 from anyecho.net.names import source_key
-from anyecho.server.clocks import CHECKS, sleep_running
 from anyecho.server.options import ServeOptions
 
 #: Descriptors kept for all that is no connection: listeners, the event loop's own, log files, a resolver.
@@ -143,7 +143,7 @@ class Reaper:
         self._connections = connections
         window = options.min_rate_window if options.min_rate else math.inf
         times = (options.idle_timeout, options.write_timeout, options.max_duration, window)
-        self._interval = max(min(times) / CHECKS, _LEAST_INTERVAL)
+        self._interval = max(min(times) / LOOKS, _LEAST_INTERVAL)
         #: How many looks each of the times is.
         self._idle, self._write, self._duration, self._window = map(self._looks_in, times)
         self._owed_each_window = 0.0 if math.isinf(window) else options.min_rate * window

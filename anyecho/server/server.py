@@ -10,18 +10,18 @@ __all__ = ("DEFAULT_ADDRESS", "Server", "open_server", "serve")
 
 import logging
 from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from threading import get_ident
 
 from anyio import TASK_STATUS_IGNORED, create_task_group
 from anyio.abc import TaskGroup, TaskStatus
 
 from anyecho.address import Address, FDAddress, TCPAddress, UDPAddress, parse_address
+from anyecho.clock import run_within
 from anyecho.errors import UsageError, bare_errors
 from anyecho.net.listen import Listener, open_listeners
 from anyecho.net.poller import Fallback, Poller, open_poller
 from anyecho.net.tls_contexts import Certificates
-from anyecho.server.clocks import end_after
 from anyecho.server.limits import ConnectionLimit, Reaper, raise_descriptor_limit, within_descriptors
 from anyecho.server.listening import Listening
 from anyecho.server.options import ServeOptions
@@ -207,13 +207,9 @@ class Server:
             )
 
     async def _wait_emptied(self, seconds: float) -> None:
-        if seconds <= 0:
-            return
-
-        async with create_task_group() as tasks:
-            tasks.start_soon(end_after, seconds, tasks.cancel_scope)
-            await self._reception.wait_emptied()
-            tasks.cancel_scope.cancel()
+        if seconds > 0:
+            with suppress(TimeoutError):
+                await run_within(seconds, self._reception.wait_emptied)
 
     def _note_over(self) -> None:
         self._over = True

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from anyio import CancelScope, create_task_group, sleep_forever, wait_all_tasks_blocked
 
+from anyecho import clock
+from anyecho.clock import LoopClock, run_within
 from anyecho.errors import ConnectError, EchoLost, EchoStalled
-from anyecho.measure import clock
 from anyecho.measure.client import Client, connect
-from anyecho.measure.clock import LoopClock, run_within
 from anyecho.measure.options import ConnectOptions
 from anyecho.net import connect as connecting
 from anyecho.net.datagram_stream import DatagramStream

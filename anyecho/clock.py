@@ -2,12 +2,12 @@
 
 A process that is stopped (SIGSTOP, Ctrl-Z) or blocked does not read. What its peer sent meanwhile is in the receive
 buffer, and a timer may fire before that is read. Such a gap therefore counts as two looks at most, and no limit is
-reached at the end of one.
+reached at the end of one. Nothing here knows what a limit is about.
 """
 
 from __future__ import annotations
 
-__all__ = ("LOOKS", "LoopClock", "run_within", "running_clock")
+__all__ = ("LOOKS", "LoopClock", "end_after", "run_within", "running_clock", "sleep_running")
 
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -60,6 +60,20 @@ class LoopClock:
             self.tick()
 
 
+async def sleep_running(seconds: float) -> None:
+    """Sleep for `seconds`; if the loop was late by as much again, sleep once more, in which it reads what came."""
+    began = current_time()
+    await sleep(seconds)
+    if current_time() - began > 2 * seconds:
+        await sleep(seconds)
+
+
+async def end_after(seconds: float, scope: CancelScope) -> None:
+    """Cancel `scope` after `seconds` for which the loop ran."""
+    await LoopClock(seconds / LOOKS).reach(seconds)
+    scope.cancel()
+
+
 @asynccontextmanager
 async def running_clock(limit: float) -> AsyncIterator[LoopClock]:
     """A clock that ticks while the block runs, to tell how much of `limit` seconds is left."""
@@ -78,14 +92,10 @@ async def run_within(seconds: float, call: Callable[[*Ts], Awaitable[T]], *args:
     if math.isinf(seconds):
         return await call(*args)
 
-    async def cancel_when_over() -> None:
-        await LoopClock(seconds / LOOKS).reach(seconds)
-        scope.cancel()
-
     with bare_errors():
         async with create_task_group() as tasks:
             with CancelScope() as scope:
-                tasks.start_soon(cancel_when_over)
+                tasks.start_soon(end_after, seconds, scope)
                 result = await call(*args)
             tasks.cancel_scope.shield = True
             tasks.cancel_scope.cancel()
