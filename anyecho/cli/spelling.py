@@ -36,6 +36,6 @@ class Spelling:
             left.remove(match[0])
             return self.name(match[0])
 
-        words = "|".join(map(re.escape, options))
+        words = "|".join(filter(str.isidentifier, options))  # ?proxy= of an address is written as it is
         # A host or a file of the same name stands between other characters.
         return re.sub(rf"(?<![^\s(])(?:{words})(?![^\s,:;)])", spell, text) if words else text

@@ -52,6 +52,12 @@ def test_a_wrong_word_is_told_what_to_write_instead(
     assert capfd.readouterr() == ("", f"anyecho: {line}\n")
 
 
+def test_a_setting_of_an_address_is_not_spelled_as_a_flag(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["send", "127.0.0.1:1?proxy=v2", "hello"]) == 3
+    reason = "it is for servers: a client sends a header with --proxy-header"
+    assert capfd.readouterr().err.startswith(f"echo_client: without effect: ?proxy= ({reason})\n")
+
+
 @pytest.mark.parametrize("flag", ["--idle-timeout", "--rate-limit", "--udp-rate"])
 @pytest.mark.parametrize("word", ["never", "none", "infinite"])
 def test_the_word_for_no_limit_is_told(flag: str, word: str, capfd: pytest.CaptureFixture[str]) -> None:
