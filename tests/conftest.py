@@ -6,6 +6,7 @@
 * Failures are injected: an errno into a system call, a limit of descriptors, a signal to a real process.
 * The machine decides nothing: variables of the environment that programs act on are taken away, and what a test
   needs beyond Python is tried first (`tests.machine`), or the test is skipped with the reason.
+* Where a backend has no part of its own, the mark ``by_turns`` runs each case on one of them (`tests.turns`).
 * ``--fallback`` runs all of it once more without epoll, real processes included.
 """
 
@@ -24,6 +25,7 @@ from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
 from tests.machine import short_directory
 from tests.process import Processes
+from tests.turns import out_of_turn
 from tests.without_epoll import remove_epoll
 
 BACKENDS = {
@@ -44,11 +46,18 @@ FOREIGN_VARIABLES = (
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fallback", action="store_true", help="run without epoll, as on a system that has none")
+    parser.addoption("--by-turns", action="store_true", help="run each case on one backend, engine and carrier")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--fallback"):
         remove_epoll()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    dropped = out_of_turn(items, all_axes=config.getoption("--by-turns"))
+    items[:] = [item for item in items if item not in dropped]
+    config.hook.pytest_deselected(items=list(dropped))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -47,6 +47,7 @@ async def everything(client: Client, source: Any) -> bytes:
 
 @pytest.mark.parametrize("address", ADDRESSES)
 @pytest.mark.parametrize("kind", BUFFERS)
+@pytest.mark.by_turns("anyio_backend")
 async def test_any_buffer_is_sent_as_its_bytes(kind: str, address: str) -> None:
     buffer, content = BUFFERS[kind]
     async with open_server(address) as server, await connect(server.addresses[0]) as client:
@@ -99,6 +100,7 @@ async def generate() -> AsyncIterator[bytes]:
     ids=lambda value: type(value).__name__,
 )
 @pytest.mark.parametrize("address", ADDRESSES)
+@pytest.mark.by_turns("anyio_backend")
 async def test_what_is_no_source_is_one_line_and_costs_the_client_nothing(
     source: Any, line: str, address: str
 ) -> None:
@@ -127,6 +129,7 @@ async def test_what_is_no_payload_is_one_line_and_costs_the_client_nothing(paylo
 
 @pytest.mark.parametrize("address", ADDRESSES)
 @pytest.mark.parametrize("item", ["text", None, 5, [1, 2]], ids=lambda item: type(item).__name__)
+@pytest.mark.by_turns("anyio_backend")
 async def test_an_item_that_is_no_buffer_is_one_line(item: Any, address: str) -> None:
     async with (
         open_server(address) as server,

@@ -53,6 +53,7 @@ def expired(files: Files) -> Path:
         (expired, r"cert is refused by .*: it has expired \(alert certificate_expired\)"),
     ],
 )
+@pytest.mark.by_turns("anyio_backend")
 async def test_a_client_is_told_which_certificate_would_do(
     shown: Callable[[Files], Path] | None, told: str, version: ssl.TLSVersion, payload: bytes, files: Files
 ) -> None:
@@ -97,6 +98,7 @@ FAILURES = {10: "unexpected_message", 20: "bad_record_mac", 47: "illegal_paramet
 
 @pytest.mark.parametrize("number", REFUSALS)
 @pytest.mark.parametrize("payload", [b"x", b""], ids=["sent", "unsent"])
+@pytest.mark.by_turns("anyio_backend")
 async def test_an_alert_that_is_the_first_answer_is_no_connection(
     number: int, payload: bytes, files: Files
 ) -> None:

@@ -23,6 +23,7 @@ TCP, TLS, UDP = "tcp://127.0.0.1:1", "tls://127.0.0.1:1", "udp://127.0.0.1:1"
 @pytest.mark.parametrize(
     "given", [{"cacert": "/absent"}, {"cert": "/absent"}, {"sni": "x"}, {"alpn": ("x",)}, {"insecure": True}]
 )
+@pytest.mark.by_turns("anyio_backend")
 async def test_tls_options_on_an_address_without_tls_are_an_error(address: str, given: dict[str, Any]) -> None:
     [name] = given
     with pytest.raises(UsageError, match=f"^{name} has no effect: {address} ") as caught:

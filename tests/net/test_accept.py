@@ -104,6 +104,7 @@ def fail_accept(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
 
 @pytest.mark.parametrize("without_poller", [False, True], ids=["poller", "fallback"])
 @pytest.mark.parametrize("name", CAPACITY + IGNORABLE)
+@pytest.mark.by_turns("anyio_backend")
 async def test_an_error_in_mid_burst_is_counted_and_nobody_is_lost(
     name: str, without_poller: bool, poller: Poller | Fallback, door: Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:

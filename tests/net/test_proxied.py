@@ -95,6 +95,7 @@ def tcp_pair(readiness: Poller | Fallback, opened: ExitStack) -> Pair:
 
 
 @pytest.mark.parametrize("name", HEADERS)
+@pytest.mark.by_turns("anyio_backend")
 async def test_a_header_is_taken_and_nothing_behind_it(name: str, pair: Pair) -> None:
     data, header = HEADERS[name]
     pair.peer.send(data + b"\r\n\r\nPROXY")
@@ -116,6 +117,7 @@ async def test_what_came_with_the_header_is_the_first_that_a_stream_receives(pai
 
 
 @pytest.mark.parametrize("name", HEADERS)
+@pytest.mark.by_turns("anyio_backend")
 async def test_a_header_that_comes_byte_by_byte_is_read_without_haste(name: str, pair: Pair) -> None:
     data, header = HEADERS[name]
     async with create_task_group() as tasks:
@@ -173,6 +175,7 @@ async def test_a_cancelled_read_loses_nothing(pair: Pair) -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 20, len(LINE) - 1])
 @pytest.mark.parametrize("waiting", [True, False])
+@pytest.mark.by_turns("anyio_backend")
 async def test_a_peer_that_is_done_before_its_header_has_ended(size: int, waiting: bool, pair: Pair) -> None:
     async with create_task_group() as tasks:
         if waiting:

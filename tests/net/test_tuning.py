@@ -39,6 +39,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
 
 
 @pytest.mark.parametrize("name", REFUSALS)
+@pytest.mark.by_turns("anyio_backend")
 async def test_server_and_client_do_without_refused_options(
     name: str, carrier: Address, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -124,6 +124,7 @@ def test_running_out_of_descriptors_later_costs_only_those_who_come_then(
 
 
 @pytest.mark.parametrize("name", ["EMFILE", "ENOBUFS", "ECONNABORTED", "EPERM", "EPROTO", "EINTR"])
+@pytest.mark.by_turns("anyio_backend")
 async def test_a_failing_accept_costs_nobody_anything(
     name: str, server: Server, monkeypatch: pytest.MonkeyPatch, opened: ExitStack
 ) -> None:

@@ -81,6 +81,7 @@ def receive(sock: socket.socket, size: int) -> bytes:
 
 
 @pytest.mark.parametrize(("option", "mode"), [("send-proxy", "v1"), ("send-proxy-v2", "v2")])
+@pytest.mark.by_turns("anyio_backend")
 async def test_the_clients_own_address_is_in_the_stats(
     option: str, mode: str, haproxy: Starter, carrier: Address
 ) -> None:
@@ -101,6 +102,7 @@ async def test_the_clients_own_address_is_in_the_stats(
 
 
 @pytest.mark.parametrize("option", ["send-proxy", "send-proxy-v2"])
+@pytest.mark.by_turns("anyio_backend")
 async def test_it_is_refused_where_it_is_not_trusted(option: str, haproxy: Starter, carrier: Address) -> None:
     options = ServeOptions(proxy_protocol="require", proxy_trusted=("192.0.2.0/24",), linger=0.5)
     async with open_server(carrier, options=options) as server:
@@ -111,6 +113,7 @@ async def test_it_is_refused_where_it_is_not_trusted(option: str, haproxy: Start
         assert set(server.stats.closed) == {"untrusted"}
 
 
+@pytest.mark.by_turns("anyio_backend")
 async def test_one_that_says_nothing_of_its_clients_is_no_proxy_for_us(haproxy: Starter, carrier: Address) -> None:
     options = ServeOptions(proxy_protocol="require", proxy_trusted=("127.0.0.1", "unix:"), linger=0.5)
     async with open_server(carrier, options=options) as server:

@@ -109,6 +109,7 @@ async def test_an_ipv4_peer_is_judged_and_named_as_one(server: Server, caplog: p
         (("224.0.0.1", 5000), "multicast"),
     ],
 )
+@pytest.mark.by_turns("anyio_backend")
 async def test_a_forged_source_is_dropped_and_counted(
     source: tuple[str, int], reason: str, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -369,6 +369,7 @@ async def test_the_limit_of_all_counts_those_who_have_not_said_for_whom_they_are
         ("/run/a", "/run/a", False),
     ],
 )
+@pytest.mark.by_turns("engine")
 def test_whom_a_limit_takes_for_one(sockaddr: object, other: object, same: bool) -> None:
     limit = AddressLimit(1)
     first, second = object(), object()
@@ -452,6 +453,7 @@ NONE = ServeOptions(idle_timeout=math.inf, write_timeout=math.inf)
         (NONE, [(5, 4)] * 99, (99, "")),
     ],
 )
+@pytest.mark.by_turns("engine")
 def test_when_a_connection_is_ended(
     options: ServeOptions, totals: list[tuple[int, int]], ended: tuple[int, str]
 ) -> None:
@@ -471,6 +473,7 @@ def test_when_a_connection_is_ended(
         *(("min_rate", -1), ("min_rate", math.inf), ("max_bytes", -1), ("max_connections_per_ip", -1)),
     ],
 )
+@pytest.mark.by_turns("engine")
 def test_what_makes_no_sense_as_a_limit_is_a_mistake(name: str, value: Any) -> None:
     with pytest.raises(UsageError, match=f"^{name} must be "):
         replace(NONE, **{name: value})

@@ -46,6 +46,7 @@ def play(sock: socket.socket, script: tuple[str, ...]) -> bytes:
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids="".join)
+@pytest.mark.by_turns("anyio_backend")
 async def test_an_out_of_band_byte_is_echoed_in_its_place(script: tuple[str, ...], server: Server) -> None:
     def converse() -> tuple[bytes, bytes]:
         with dial(server.addresses[0]) as sock:

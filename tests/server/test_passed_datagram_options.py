@@ -126,6 +126,7 @@ async def expect_echo(given: socket.socket, host: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*ANY, *OF_IPV4])
+@pytest.mark.by_turns("anyio_backend")
 async def test_an_ipv4_socket_echoes_whatever_it_was_set_to(name: str, given: socket.socket) -> None:
     set_option(given, *(ANY | OF_IPV4)[name])
     async with open_server(FDAddress(fd=given.fileno())) as server:
@@ -136,6 +137,7 @@ async def test_an_ipv4_socket_echoes_whatever_it_was_set_to(name: str, given: so
 
 @needs_dual_sockets
 @pytest.mark.parametrize("name", [*ANY, *OF_IPV4, *OF_IPV6])
+@pytest.mark.by_turns("anyio_backend")
 async def test_a_socket_of_both_families_echoes_whatever_it_was_set_to(name: str, dual_host: str) -> None:
     with bound("::", dual=True) as given:
         set_option(given, *(ANY | OF_IPV4 | OF_IPV6)[name])
@@ -146,6 +148,7 @@ async def test_a_socket_of_both_families_echoes_whatever_it_was_set_to(name: str
 
 
 @pytest.mark.parametrize("name", WHILE_SERVED)
+@pytest.mark.by_turns("anyio_backend")
 async def test_options_that_are_set_while_it_is_served_do_no_harm(name: str, given: socket.socket) -> None:
     async with open_server(FDAddress(fd=given.fileno())):
         set_option(given, *WHILE_SERVED[name])

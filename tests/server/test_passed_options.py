@@ -80,6 +80,7 @@ def accepted_by(server: Server) -> Any:
 
 @pytest.mark.parametrize("waiting", [True, False], ids=["waits", "comes later"])
 @pytest.mark.parametrize("name", RESET)
+@pytest.mark.by_turns("anyio_backend")
 async def test_a_stream_echoes_whatever_its_listener_was_set_to(
     name: str, waiting: bool, given: socket.socket
 ) -> None:
@@ -99,6 +100,7 @@ async def test_a_stream_echoes_whatever_its_listener_was_set_to(
 
 
 @pytest.mark.parametrize("name", KEPT)
+@pytest.mark.by_turns("anyio_backend", "engine")
 async def test_what_does_not_change_an_echo_stays(name: str, given: socket.socket) -> None:
     level, option, value = KEPT[name]
     set_option(given, level, option, value)
@@ -175,6 +177,7 @@ UNIX: dict[str, tuple[int, int, int | bytes]] = {
 
 
 @pytest.mark.parametrize("name", UNIX)
+@pytest.mark.by_turns("anyio_backend")
 async def test_a_unix_socket_echoes_whatever_its_listener_was_set_to(name: str) -> None:
     with socket.socket(socket.AF_UNIX) as given:
         given.bind("")  # an abstract name that is free

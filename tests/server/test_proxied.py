@@ -78,6 +78,7 @@ def converse(sock: socket.socket, *parts: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("name", HEADERS)
+@pytest.mark.by_turns("anyio_backend", "engine")
 async def test_whom_a_header_names_is_the_peer(name: str, server: Server, caplog: pytest.LogCaptureFixture) -> None:
     header, source, called = HEADERS[name]
     caplog.set_level(logging.INFO, "anyecho.access")
@@ -142,6 +143,7 @@ async def test_a_header_and_no_more_is_an_echo_of_nothing(server: Server) -> Non
         (b"", "done before"),
     ],
 )
+@pytest.mark.by_turns("anyio_backend", "engine")
 async def test_what_is_no_header_is_closed_before_a_byte_is_echoed(
     said: bytes, why: str, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -177,6 +179,7 @@ async def test_a_reset_before_the_header_is_counted_and_logged_nowhere(caplog: p
 
 
 @pytest.mark.parametrize("said", [b"", LINE[:20], v2(IPV4)[:20]])
+@pytest.mark.by_turns("anyio_backend")
 async def test_a_part_of_a_header_is_closed_at_the_time_limit(said: bytes, carrier: Address) -> None:
     async with open_server(carrier, options=behind(proxy_timeout=0.2)) as server:
         options = ConnectOptions(proxy_header="v2")
@@ -239,6 +242,7 @@ async def test_networks_do_not_make_a_unix_peer_trusted(trusted: str, short_path
         ("v1", "require", "v2", True),
     ],
 )
+@pytest.mark.by_turns("anyio_backend", "engine")
 async def test_an_address_may_have_a_mode_of_its_own(
     general: ProxyMode, own: ProxyMode | None, name: str, taken: bool, carrier: Address
 ) -> None:

@@ -71,6 +71,7 @@ def spelled(peer: CraftedPeer, saying: str, *sizes: int) -> bytes:
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("apart", [False, True], ids=["at-once", "apart"])
 @pytest.mark.parametrize("sizes", [(4,), (1, 1, 1, 1)], ids=["4+1", "1+1+1+1+1"])
+@pytest.mark.by_turns("anyio_backend")
 async def test_data_round_a_cut_message_comes_back(
     sizes: tuple[int, ...], apart: bool, way: str, files: Files
 ) -> None:

@@ -190,6 +190,7 @@ async def test_a_flood_is_taken_64_at_a_time() -> None:
     ],
 )
 @pytest.mark.parametrize("bind", ["udp://127.0.0.1:0", "udp://:0"])
+@pytest.mark.by_turns("anyio_backend")
 async def test_a_forged_source_is_dropped_and_counted(source: tuple[str, int], reason: str, bind: str) -> None:
     with forger() as raw:
         async with open_server(bind) as server:

@@ -48,6 +48,7 @@ def defaults(engine: str) -> ServeOptions:
         (f"{TCP}?proxy=off", {"proxy_trusted": TRUST, "proxy_protocol": "v2"}, ("proxy_trusted",)),
     ],
 )
+@pytest.mark.by_turns("anyio_backend", "engine")
 async def test_protection_that_cannot_act_is_an_error_that_names_the_option(
     address: str, given: dict[str, Any], named: tuple[str, ...], defaults: ServeOptions
 ) -> None:
@@ -87,6 +88,7 @@ async def test_a_header_without_trust_is_an_error_that_names_the_address() -> No
     "given",
     [{"proxy_protocol": "v1"}, {"proxy_timeout": 3.0}, {"max_connections_per_ip": 7}, {"proxy_protocol": "off"}],
 )
+@pytest.mark.by_turns("anyio_backend", "engine")
 async def test_a_header_that_one_address_expects_lets_trust_act(
     given: dict[str, Any], caplog: pytest.LogCaptureFixture, short_path: Path
 ) -> None:
@@ -132,6 +134,7 @@ def warnings_in(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
 
 
 @pytest.mark.parametrize(("given", "where_not", "where"), TUNING)
+@pytest.mark.by_turns("anyio_backend", "engine")
 async def test_tuning_that_cannot_act_is_one_warning(
     given: dict[str, Any], where_not: str, where: str, caplog: pytest.LogCaptureFixture, defaults: ServeOptions
 ) -> None:

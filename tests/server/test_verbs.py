@@ -147,6 +147,7 @@ def call(server: Server, verb: str, caught: list[BaseException]) -> None:
 
 
 @pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.by_turns("engine", "carrier")
 async def test_in_another_thread_a_verb_raises_and_changes_nothing(verb: str, server: Server) -> None:
     async with await connect(server.addresses[0]) as client:
         await client.exchange(b"before")
@@ -174,6 +175,7 @@ async def test_another_thread_calls_a_verb_through_the_event_loop(server: Server
 
 @pytest.mark.parametrize("thread", [False, True], ids=["same thread", "other thread"])
 @pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.by_turns("engine", "carrier")
 async def test_a_verb_does_nothing_after_the_block(verb: str, thread: bool, carrier: Address) -> None:
     async with open_server(carrier) as server, await connect(server.addresses[0]) as client:
         await client.exchange(b"x")

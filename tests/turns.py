@@ -1,0 +1,57 @@
+"""Each case of a test on one value of an axis, the next case on the next value.
+
+``@pytest.mark.by_turns(*axes)`` names the axes that do not matter to what is tested: the options of the kernel are
+the same on every backend, and so are the bytes that a parser refuses. Every value of an axis still has its turn.
+``--by-turns`` does the same with every axis of every test, for a run beside the one of the whole suite.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import pytest
+
+from anyecho.net.poller import has_epoll
+
+#: Parameters that multiply a test without changing what it says.
+AXES = ("anyio_backend", "backend", "word", "engine", "carrier", "kind", "system_calls", "readiness")
+
+#: A case: which object each parameter is that is no axis. All tests of a case have the same objects.
+Case = frozenset[tuple[str, int]]
+
+
+def out_of_turn(items: list[pytest.Item], *, all_axes: bool) -> set[pytest.Item]:
+    """Return the tests that are not run, because another test of the same case has the turn."""
+    functions: dict[str, dict[Case, list[pytest.Item]]] = defaultdict(lambda: defaultdict(list))
+    for item in items:
+        params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        axes = _axes(item, params)
+        if all_axes:
+            axes = axes.union(AXES)
+        if axes.intersection(params):
+            case = frozenset((name, id(value)) for name, value in params.items() if name not in axes)
+            functions[item.nodeid.partition("[")[0]][case].append(item)
+
+    dropped: set[pytest.Item] = set()
+    for cases in functions.values():
+        for number, tests in enumerate(cases.values()):
+            able = [item for item in tests if _can_run(item)] or tests
+            # A step aside after each round: else a parameter of three values would always meet the same backend.
+            turn = (number + number // len(able)) % len(able)
+            dropped.update(item for item in tests if item is not able[turn])
+
+    return dropped
+
+
+def _axes(item: pytest.Item, params: dict[str, object]) -> set[str]:
+    mark = item.get_closest_marker("by_turns")
+    axes: set[str] = set(mark.args) if mark else set()
+    if unknown := axes - set(params):
+        raise pytest.UsageError(f"{item.nodeid}: by_turns names {unknown}, which the test does not have")
+
+    return axes
+
+
+def _can_run(item: pytest.Item) -> bool:
+    assert isinstance(item, pytest.Function)
+    return item.callspec.params.get("engine") != "events" or has_epoll()
