@@ -10,6 +10,8 @@ import termios
 
 import pytest
 
+from anyecho.cli.main import main
+from tests.pipes import redirected
 from tests.process import Processes, terminal, unread, unwritable, wait_until
 
 #: Values of COLUMNS, and how wide a page is then.
@@ -46,14 +48,15 @@ def width(page: str) -> int:
     ids=lambda part: str(part)[:12],
 )
 def test_help_ends_and_is_complete_whatever_the_environment_says_of_the_terminal(
-    processes: Processes, variable: str, value: str, columns: int
+    variable: str, value: str, columns: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with terminal() as (_, screen):  # of no size, lest the one that the tests run in has one
-        process = processes.start("send", "--help", env=environment(**{variable: value}), stderr=screen)
-        assert process.popen.stdout is not None
-        page = process.popen.stdout.read().decode()
-        assert process.wait() == 0
+    for name in ("COLUMNS", "LINES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, value)
+    with terminal() as (_, screen), redirected(0, screen):  # of no size, lest the one that the tests run in has one
+        assert main(["send", "--help"]) == 0
 
+    page = capfd.readouterr().out
     assert width(page) == columns
     text = re.sub(r"[\s│]", "", page)
     assert {"ANYECHO_DEADLINE", "ANYECHO_REPEAT", "ANYECHO_LOG_FORMAT"} <= set(re.findall("ANYECHO_[A-Z_]+", text))
