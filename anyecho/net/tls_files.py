@@ -11,6 +11,7 @@ __all__ = ("load_chain",)
 import os
 import ssl
 from contextlib import suppress
+from pathlib import Path
 
 from anyecho.errors import CertificateError
 from anyecho.net.tls_errors import explain
@@ -72,6 +73,10 @@ def _diagnose(
     for path in (cert, key or cert):
         if (reason := _unreadable(path)) is not None:
             return CertificateError(f"cannot use {os.fspath(path)}: {reason}")
+
+    if key is None and Path(cert).is_fifo():
+        text = f"{key_option} is missing: {os.fspath(cert)} is a pipe, which is read once, for the certificate"
+        return CertificateError(text, options=(key_option,))
 
     secret = os.fspath(key or cert)
     if isinstance(exc, ssl.SSLError) and exc.reason == "KEY_VALUES_MISMATCH":

@@ -156,6 +156,17 @@ def test_files_may_be_named_by_text(files: Files) -> None:
     client_context(TLSClientOptions(cacert=str(files.cacert), cert=str(files.client)))
 
 
+def test_a_pipe_that_holds_certificate_and_key_asks_for_the_key(files: Files) -> None:
+    read_end, write_end = os.pipe()
+    with open(read_end, "rb"), open(write_end, "wb") as pipe:
+        pipe.write(files.cert.read_bytes() + files.key.read_bytes())
+        pipe.close()
+        with pytest.raises(CertificateError, match=r"^ssl_keyfile is missing: .* is a pipe") as caught:
+            served(files, ssl_certfile=f"/dev/fd/{read_end}", ssl_keyfile=None)
+
+    assert caught.value.options == ("ssl_keyfile",)
+
+
 def test_a_pipe_is_read_once_and_can_hold_the_key(files: Files) -> None:
     read_end, write_end = os.pipe()
     try:
