@@ -47,7 +47,7 @@ class Poller:
         return Watch(self, sock.fileno(), callback)
 
     def report(self, descriptor: int, mask: int, pollable: Pollable) -> None:
-        """From now on tell `pollable`, and nobody else, of events in `mask`, beginning with all that is pending.
+        """Report events in `mask` to `pollable` alone from now on, beginning with all that is pending.
 
         Raises the `OSError` of a kernel that watches no more sockets.
         """
@@ -62,7 +62,7 @@ class Poller:
         self.registered[descriptor] = pollable
 
     def forget(self, descriptor: int, pollable: Pollable) -> None:
-        """Tell `pollable` no more. Not a mask of zero: a hang-up is reported on that too, for ever."""
+        """Report no more to `pollable`. Not a mask of zero: a hang-up is reported on that too, for ever."""
         if self.registered.get(descriptor) is pollable:
             del self.registered[descriptor]
             with suppress(OSError):  # closed too early, by a stranger: then the kernel has forgotten it already
@@ -130,14 +130,14 @@ async def call_while_readable(poller: Poller | Fallback, sock: socket.socket, tu
 
     def on_event() -> None:
         if not turn():
-            watch.pause()
+            watch.close()
             paused.set()
 
     watch = poller.watch(sock, on_event)
     try:
         await paused.wait()
     finally:
-        watch.pause()
+        watch.close()
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""Whom a `Poller` tells of a socket's events: tasks that wait, a callback, or whoever is `Pollable`."""
+"""Receivers of what a `Poller` reports of a socket: tasks that wait, a callback, or any `Pollable`."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def short_read_empties(sock: socket.socket) -> bool:
 
 
 class Pollable(Protocol):
-    """Whom a `Poller` tells of one socket's events. Its methods must not raise."""
+    """Receives what a `Poller` reports of one socket. Its methods must not raise."""
 
-    #: The Poller's: the batch of events in which it began to be told.
+    #: Set by the Poller: the batch of events during which it was registered.
     batch: int
 
     def dispatch(self, mask: int) -> None:
@@ -162,18 +162,14 @@ class Watch:
         self._poller = poller
         self._descriptor = descriptor
         self._callback = callback
-        self.resume()
+        poller.report(descriptor, READ, self)
 
     def dispatch(self, mask: int) -> None:
         self._callback()
 
-    def pause(self) -> None:
-        """Call nobody until `resume`."""
+    def close(self) -> None:
+        """Make no further call."""
         self._poller.forget(self._descriptor, self)
 
-    def resume(self) -> None:
-        """Call again, at once if something is pending."""
-        self._poller.report(self._descriptor, READ, self)
-
     def abandoned(self) -> None:
-        self.pause()
+        self.close()

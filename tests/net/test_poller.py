@@ -201,12 +201,12 @@ async def test_events_for_an_old_socket_do_not_reach_the_new_one_of_its_number(
 
         other_name, other = ("second", second) if name == "first" else ("first", first)
         number = other.fileno()
-        watches[other_name].pause()
+        watches[other_name].close()
         other.close()
         sockets = [opened.enter_context(each) for each in socket.socketpair()]
         new = next(each for each in sockets if each.fileno() == number)
         watches["new"] = epoll.watch(new, lambda: calls.append("new"))
-        watches[name].pause()
+        watches[name].close()
         handled.set()
 
     for name, sock in (("first", first), ("second", second)):
@@ -232,7 +232,7 @@ async def test_an_event_left_for_the_next_turn_does_not_reach_a_new_socket_of_it
 
     def take_long(name: str) -> None:
         calls.append(name)
-        watches[name].pause()
+        watches[name].close()
         keep_busy(0.003)
 
     for name, (_, sock) in ours.items():
@@ -242,7 +242,7 @@ async def test_an_event_left_for_the_next_turn_does_not_reach_a_new_socket_of_it
     assert epoll.turn()
     (left,) = set(ours) - set(calls)
     number = ours[left][1].fileno()
-    watches[left].pause()
+    watches[left].close()
     ours[left][1].close()
     sockets = [opened.enter_context(each) for each in socket.socketpair()]
     new = next(each for each in sockets if each.fileno() == number)
@@ -251,7 +251,7 @@ async def test_an_event_left_for_the_next_turn_does_not_reach_a_new_socket_of_it
     await wait_all_tasks_blocked()
 
     assert len(calls) == 1
-    watch.pause()
+    watch.close()
 
 
 @needs_epoll
@@ -261,7 +261,7 @@ async def test_edge_triggered_events_left_over_by_a_slice_are_delivered(epoll: P
     registrations = [epoll.register(sock) for _, sock in pairs]
 
     def take_long() -> None:
-        watch.pause()
+        watch.close()
         keep_busy(0.003)
 
     watch = epoll.watch(slow, take_long)
@@ -283,7 +283,7 @@ async def test_one_turn_takes_no_more_events_than_a_batch(epoll: Poller, opened:
 
         def take(number: int = number) -> None:
             calls.append(number)
-            watches[number].pause()
+            watches[number].close()
 
         peer, ours = quiet_pair("unix", opened)
         watches.append(epoll.watch(ours, take))
@@ -313,7 +313,7 @@ async def test_a_callback_is_called_while_there_is_something_to_read(epoll: Poll
         await done.wait()
 
     assert got == [b"a", b"b", b"c"]
-    watch.pause()
+    watch.close()
 
 
 @needs_epoll
@@ -325,7 +325,7 @@ async def test_what_is_pending_is_reported_again_after_a_handover(epoll: Poller,
     called = Event()
 
     def once() -> None:
-        watch.pause()
+        watch.close()
         called.set()
 
     watch = epoll.watch(ours, once)
@@ -334,7 +334,7 @@ async def test_what_is_pending_is_reported_again_after_a_handover(epoll: Poller,
 
 
 @needs_epoll
-async def test_a_paused_watch_hears_nothing_until_it_resumes(epoll: Poller, opened: ExitStack) -> None:
+async def test_a_closed_watch_is_not_called_and_a_new_one_is(epoll: Poller, opened: ExitStack) -> None:
     """A mask of zero would not do: a hang-up is reported on that, and again, and again."""
     peer, ours = quiet_pair("tcp", opened)
     calls = 0
@@ -344,16 +344,16 @@ async def test_a_paused_watch_hears_nothing_until_it_resumes(epoll: Poller, open
         nonlocal calls
         calls += 1
         called.set()
-        watch.pause()
+        watch.close()
 
     watch = epoll.watch(ours, count)
-    watch.pause()
+    watch.close()
     peer.send(b"x")
     peer.close()
     for _ in range(50):
         await checkpoint()
     assert calls == 0
-    watch.resume()
+    watch = epoll.watch(ours, count)
     with fail_after(5):
         await called.wait()
     assert calls == 1
@@ -371,7 +371,7 @@ async def test_callbacks_that_take_long_let_tasks_run(
 
         def busy(number: int = number) -> None:
             order.append("callback")
-            watches[number].pause()
+            watches[number].close()
             keep_busy(0.003)
 
         watches.append(epoll.watch(ours, busy))
@@ -424,7 +424,7 @@ async def test_callbacks_without_end_let_tasks_run_too(epoll: Poller, opened: Ex
     with fail_after(SOON):
         for _ in range(40):
             await checkpoint()
-    watch.pause()
+    watch.close()
 
 
 @needs_epoll
