@@ -7,7 +7,7 @@ reached at the end of one. Nothing here knows what a limit is about.
 
 from __future__ import annotations
 
-__all__ = ("LOOKS", "LoopClock", "end_after", "run_within", "running_clock", "sleep_running")
+__all__ = ("LOOKS", "LoopClock", "call_until", "end_after", "run_within", "running_clock", "sleep_running")
 
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -72,6 +72,21 @@ async def end_after(seconds: float, scope: CancelScope) -> None:
     """Cancel `scope` after `seconds` for which the loop ran."""
     await LoopClock(seconds / LOOKS).reach(seconds)
     scope.cancel()
+
+
+async def call_until(deadline: float, extra: float, call: Callable[[], Awaitable[object]]) -> None:
+    """Await `call()`, and cancel it at `deadline`, in the loop's time.
+
+    If the loop did not run when the deadline passed, `call` is called again, for `extra` seconds: it has to go on
+    where it was cancelled. No task and no timer but the deadline's, for thousands of calls at a time.
+    """
+    while True:
+        with CancelScope(deadline=deadline) as scope:
+            await call()
+        if not scope.cancelled_caught or current_time() - deadline <= extra:
+            return
+
+        deadline = current_time() + extra
 
 
 @asynccontextmanager

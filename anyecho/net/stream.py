@@ -50,6 +50,7 @@ class PolledStream(ByteStream):
         "budget",
         "bytes_received",
         "bytes_sent",
+        "rest",
     )
 
     def __init__(self, sock: socket.socket, registration: Registration, *, budget: int = 1) -> None:
@@ -66,6 +67,8 @@ class PolledStream(ByteStream):
         #: Totals; whoever wants to know whether anything moves looks whether they did.
         self.bytes_received = 0
         self.bytes_sent = 0
+        #: What a `send` that was cancelled or failed has not sent; the next `send` sets it anew.
+        self.rest: bytes | memoryview = b""
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         if max_bytes <= 0:
@@ -104,7 +107,7 @@ class PolledStream(ByteStream):
         self._bytes_left -= len(data)
         return data
 
-    async def send(self, item: bytes) -> None:
+    async def send(self, item: bytes | memoryview) -> None:
         self._check_sendable()
         registration = self._registration
         # The lengths below are those of bytes: of a memoryview of ints, len() counts ints.
@@ -131,6 +134,7 @@ class PolledStream(ByteStream):
             raise self._translate(exc) from exc
         finally:
             self._sending = False
+            self.rest = rest
 
     async def send_eof(self) -> None:
         if self._eof_sent and not self._closed:

@@ -27,10 +27,11 @@ from anyio import (
     CancelScope,
     ClosedResourceError,
     EndOfStream,
-    move_on_after,
+    current_time,
 )
 from anyio.lowlevel import checkpoint
 
+from anyecho.clock import LOOKS, call_until
 from anyecho.net.stream import PolledStream
 from anyecho.net.tls_attributes import attributes_of
 from anyecho.net.tls_errors import alert_of
@@ -58,9 +59,11 @@ class TLSStream(TLSTransfer):
         """The same connection, with TLS from now on; `stream` is not used any more."""
         return cls(stream._sock, stream._registration, records, budget=stream.budget)
 
-    def below(self) -> tuple[PolledStream, bytes]:
-        """The connection without TLS, and what TLS has to say on it; this stream is not used any more."""
-        return PolledStream(self._sock, self._registration), self.records.take()
+    def below(self) -> PolledStream:
+        """The connection without TLS; what TLS has to say on it is its `rest`. This stream is not used any more."""
+        stream = PolledStream(self._sock, self._registration)
+        stream.rest = self.records.take()
+        return stream
 
     async def handshake(self, turn: AbstractAsyncContextManager[None] | None = None) -> None:
         """Shake hands. A peer that is refused has been sent the alert that says why.
@@ -132,10 +135,11 @@ class TLSStream(TLSTransfer):
         self.bytes_received += len(data)
         return data
 
-    async def send(self, item: bytes) -> None:
+    async def send(self, item: bytes | memoryview) -> None:
         self._check_sendable()
         # The lengths below are those of bytes: of a memoryview of ints, len() counts ints.
         rest: bytes | memoryview = item if type(item) is bytes else memoryview(item).cast("B")
+        given = 0
         self._sending = True
         try:
             if not rest or self._is_spent():
@@ -147,12 +151,15 @@ class TLSStream(TLSTransfer):
                     await self._complete_message()
                 # No more than OpenSSL's buffer should hold; it would take any amount, three times over.
                 self.records.send(memoryview(rest)[start : start + _CHUNK] if len(rest) > _CHUNK else rest)
+                given = start + _CHUNK
                 if not self._flush_now() or self._bytes_left <= 0:
                     await self._flush()
         except OSError as exc:
             raise self._translate(exc) from exc
         finally:
             self._sending = False
+            # `records` keep what OpenSSL was given and the kernel has not taken.
+            self.rest = rest[given:]
 
     async def send_eof(self) -> None:
         if self._closed or not self._eof_sent:
@@ -178,7 +185,10 @@ class TLSStream(TLSTransfer):
         if not (self._closed or self._sending):
             self._sending = True
             try:
-                await self._say_goodbye()
+                # Whether there is room is not known if no task waited for it: the kernel tells.
+                self._registration.may_write = True
+                with suppress(OSError, BrokenResourceError, ClosedResourceError):
+                    await call_until(current_time() + CLOSE_TIMEOUT, CLOSE_TIMEOUT / LOOKS, self._say_goodbye)
             finally:
                 self._sending = False
                 with CancelScope(shield=True):
@@ -187,19 +197,18 @@ class TLSStream(TLSTransfer):
         await super().aclose()
 
     async def _say_goodbye(self) -> None:
-        with suppress(OSError, BrokenResourceError, ClosedResourceError), move_on_after(CLOSE_TIMEOUT):
-            if self.records.established and self._broken is None and not self._eof_sent:
-                self._eof_sent = True
-                self.records.send_eof()
-            # No checkpoint if the kernel takes it all: somebody cancelled closes as politely.
-            await self._flush()
-            if self.records.held_up:
-                await self._complete_message()
-            # Tickets, and answers nobody waited for. Unread, they would make the kernel reset the connection, and
-            # destroy what was sent just now.
-            for _ in range(_MOST_DISCARDED // _CHUNK):
-                if not self._sock.recv(_CHUNK):
-                    break
+        if self.records.established and self._broken is None and not self._eof_sent:
+            self._eof_sent = True
+            self.records.send_eof()
+        # No checkpoint if the kernel takes it all: somebody cancelled closes as politely.
+        await self._flush()
+        if self.records.held_up:
+            await self._complete_message()
+        # Tickets, and answers nobody waited for. Unread, they would make the kernel reset the connection, and
+        # destroy what was sent just now.
+        for _ in range(_MOST_DISCARDED // _CHUNK):
+            if not self._sock.recv(_CHUNK):
+                break
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:

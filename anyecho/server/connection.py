@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from anyio import BrokenResourceError, CancelScope, ClosedResourceError, EndOfStream, current_time
 from anyio.abc import TaskGroup
 
+from anyecho.clock import LOOKS, call_until
 from anyecho.net.linger import linger, peek
 from anyecho.net.poller import Fallback, Poller
 from anyecho.net.proxied import name_of
@@ -196,33 +197,48 @@ class Connection(ABC):
                 facts["via"] = self.asserted.via
             access_logger.info("closed", extra=facts)
 
-    async def close(self, stream: PolledStream, *, owed: bytes = b"") -> None:
-        """Send what is `owed` and close, within `linger` seconds and whatever is cancelled outside.
+    async def close(self, stream: PolledStream) -> None:
+        """Send the stream's `rest` and close, within `linger` seconds and whatever is cancelled outside.
 
         A connection that the server ends is `eof` all the same if the peer's end has come by now, and nothing is
         owed in the end.
         """
         self.engine.handshakes.finish(self)
-        deadline = min(self._linger_until, current_time() + self.engine.linger)
         if isinstance(stream, TLSStream) and stream.records.failed:
             # Nothing is left to say but the alert.
-            stream, owed = stream.below()
+            stream = stream.below()
         ended, quiet = self.look()
-        unsent = len(owed)
-        with CancelScope(shield=True, deadline=deadline) as self._closing:
+        least = self.engine.linger / LOOKS
+        deadline = self._deadline(least)
+
+        # May be cancelled and called again.
+        async def send_rest() -> None:
+            with suppress(*EXPECTED):
+                if stream.rest or ended:
+                    await stream.send(stream.rest)
+                if not ended:
+                    await linger(stream, self.sock, self.records, quiet=quiet)
+
+        with CancelScope(shield=True) as self._closing:
             try:
                 if self.reason not in _ENDED_BY_PEER and deadline > current_time():
-                    with suppress(*EXPECTED):
-                        await stream.send(owed)
-                        unsent = 0
-                        if not ended:
-                            await linger(stream, self.sock, self.records, quiet=quiet)
+                    await call_until(deadline, least, send_rest)
             finally:
                 received, sent = self.totals
-                if ended and not unsent and received - sent == len(owed):
+                # A plain stream owes its rest, and nothing else. Over TLS, encrypted bytes may be pending too.
+                if ended and not stream.rest and (self.records is None or received == sent):
                     self.reason = "eof"
                 # TLS says goodbye here, as far as there is time.
+                self._closing.deadline = deadline
                 await stream.aclose()
+
+    def _deadline(self, least: float) -> float:
+        """When a close that begins now is cut: not before `least` seconds, unless `abort` was called."""
+        if self._linger_until == -math.inf:
+            return -math.inf
+
+        now = current_time()
+        return max(min(self._linger_until, now + self.engine.linger), now + least)
 
     def has_ended(self) -> bool:
         """Whether a connection that the server ends now is one that the peer has ended, with nothing owed."""

@@ -77,7 +77,7 @@ class EventConnection(Connection):
                 return
 
         # Registered for the stream now, not when the task runs: not another turn is taken.
-        self.engine.tasks.start_soon(self._close, *self._as_stream())
+        self.engine.tasks.start_soon(self._close, self._as_stream())
 
     def abort(self) -> None:
         if self.reason:
@@ -164,13 +164,15 @@ class EventConnection(Connection):
         self.tell_end()
         self.engine.ended(self)
 
-    def _as_stream(self) -> tuple[PolledStream, bytes]:
-        """The connection as a stream, and what has to be sent on it."""
-        return PolledStream(self.sock, self.engine.poller.register(self.sock)), bytes(self._pending)
+    def _as_stream(self) -> PolledStream:
+        """The connection as a stream, whose `rest` is what has to be sent."""
+        stream = PolledStream(self.sock, self.engine.poller.register(self.sock))
+        stream.rest = self._pending
+        return stream
 
-    async def _close(self, stream: PolledStream, owed: bytes) -> None:
+    async def _close(self, stream: PolledStream) -> None:
         try:
-            await self.close(stream, owed=owed)
+            await self.close(stream)
         finally:
             self._received += stream.bytes_received
             self._sent += stream.bytes_sent

@@ -128,9 +128,9 @@ class TLSEventConnection(EventConnection):
         except BlockingIOError:
             return False
 
-    def _as_stream(self) -> tuple[PolledStream, bytes]:
+    def _as_stream(self) -> PolledStream:
         # What has to be sent the records know.
-        return TLSStream(self.sock, self.engine.poller.register(self.sock), self._records), b""
+        return TLSStream(self.sock, self.engine.poller.register(self.sock), self._records)
 
 
 class CappedTLSEventConnection(TLSEventConnection):

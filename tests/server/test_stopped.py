@@ -8,6 +8,9 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import anyio
 import pytest
@@ -22,7 +25,9 @@ from tests.net.proxy_headers import IPV4, v2
 from tests.peers import SOON, dial, until
 from tests.server.test_tls import TLS, options
 
-LIMIT = 0.8
+T = TypeVar("T")
+
+LIMIT = 0.4
 #: Stuck for longer than any limit here.
 STUCK = 2 * LIMIT
 
@@ -34,6 +39,14 @@ async def stick(sock: socket.socket, data: bytes, *, after: float) -> None:
     timer.start()
     time.sleep(STUCK)  # noqa: ASYNC251 - what the test is about
     timer.join()
+
+
+async def stick_while(call: Callable[[], T]) -> T:
+    """Block the loop for longer than the limit while a thread runs `call`; return what it returns later."""
+    with ThreadPoolExecutor(1) as executor:
+        result = executor.submit(call)
+        time.sleep(STUCK)  # noqa: ASYNC251 - what the test is about
+        return await to_thread.run_sync(result.result)
 
 
 @pytest.mark.parametrize("after", [0.0, 0.5, 0.95])

@@ -1,0 +1,151 @@
+"""Echo that the kernel has not taken when the server ends a connection: it is sent within the linger."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any, TypeAlias
+
+import pytest
+from anyio import create_task_group, fail_after, to_thread, wait_all_tasks_blocked
+
+from anyecho.address import Address
+from anyecho.server.connection import Connection
+from anyecho.server.options import ServeOptions
+from anyecho.server.server import Server, open_server
+from tests.certificates import Files
+from tests.conformance import drain as drain_stream
+from tests.peers import SOON, dial, until
+from tests.server.test_stopped import LIMIT, stick_while
+from tests.server.test_tls import TLS, options, shake_hands
+
+Verb: TypeAlias = Callable[[Server], Coroutine[Any, Any, None]]
+
+LONG = 60.0
+
+
+def stream_of_bytes(start: int, count: int) -> bytes:
+    """A part of an endless sequence, in which each position differs from its neighbours."""
+    return bytes((start + i) % 251 for i in range(count))
+
+
+async def owe(server: Server, sock: socket.socket) -> Connection:
+    """Send on `sock`, which is not read, until the server owes it echo and reads no more."""
+    sock.setblocking(False)
+    offset = 0
+    while True:
+        try:
+            offset += sock.send(stream_of_bytes(offset % 251, 65536))
+        except BlockingIOError:
+            await wait_all_tasks_blocked()
+            [connection] = server._connections
+            received, sent = connection.totals
+            if received > sent:
+                sock.setblocking(True)
+                sock.settimeout(SOON)
+                return connection
+
+
+def read(sock: socket.socket, count: int) -> bytes:
+    """The next `count` bytes, or fewer if the end comes first; then an end of the peer's own."""
+    got = bytearray()
+    try:
+        while len(got) < count and (chunk := sock.recv(min(65536, count - len(got)))):
+            got += chunk
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # a reset: then the length tells
+
+    return bytes(got)
+
+
+def is_whole(echo: bytes, count: int) -> bool:
+    return echo == stream_of_bytes(0, count)
+
+
+async def drain(server: Server) -> None:
+    await server.drain(0)
+
+
+async def end(server: Server, reason: str) -> None:
+    [connection] = server._connections
+    connection.end(reason)
+    server.close()
+    await server.wait_closed()
+
+
+@pytest.mark.parametrize("how", [drain, partial(end, reason="duration")], ids=["drain", "limit"])
+async def test_all_that_was_read_of_a_peer_is_echoed(how: Verb, carrier: Address) -> None:
+    async with open_server(carrier, options=ServeOptions(linger=LONG)) as server:
+        with dial(server.addresses[0]) as sock:
+            connection = await owe(server, sock)
+            received, _ = connection.totals
+            async with create_task_group() as tasks:
+                tasks.start_soon(how, server)
+                with fail_after(SOON):
+                    echo = await to_thread.run_sync(read, sock, received)
+
+    assert len(echo) == received
+    assert is_whole(echo, received)
+
+
+async def test_a_linger_that_ends_in_a_stuck_loop_still_sends_what_the_kernel_takes(
+    carrier: Address,
+) -> None:
+    async with open_server(carrier, options=ServeOptions(linger=LIMIT)) as server:
+        with dial(server.addresses[0]) as sock:
+            connection = await owe(server, sock)
+            received, _ = connection.totals
+            async with create_task_group() as tasks:
+                tasks.start_soon(server.drain, 0)
+                await wait_all_tasks_blocked()
+                echo = await stick_while(partial(read, sock, received))
+
+    assert len(echo) == received
+    assert is_whole(echo, received)
+
+
+async def test_a_linger_that_ends_in_a_stuck_loop_still_reads_what_has_come(carrier: Address) -> None:
+    """Closed with it unread, the kernel would answer it by a reset, which destroys echo that is not read yet."""
+
+    def send_more_and_end() -> None:
+        sock.sendall(b"more")
+        sock.shutdown(socket.SHUT_WR)
+
+    async with open_server(carrier, options=ServeOptions(linger=LIMIT)) as server:
+        with dial(server.addresses[0]) as sock:
+            await until(lambda: server.stats.active == 1)
+            await wait_all_tasks_blocked()
+            sock.sendall(b"unread")
+            [connection] = server._connections
+            connection.end("duration")
+            assert await to_thread.run_sync(sock.recv, 1) == b""
+            await stick_while(send_more_and_end)
+            await until(lambda: server.stats.active == 0)
+            error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
+    assert error == 0
+
+
+async def test_a_linger_over_tls_that_ends_in_a_stuck_loop_still_reads_what_has_come(files: Files) -> None:
+    async with open_server(TLS, options=options(files, linger=LIMIT)) as server:
+        stream = await shake_hands(server.addresses[0])
+        await until(lambda: server.peers() != [])
+        await wait_all_tasks_blocked()
+        await stream.send(b"unread")
+        [connection] = server._connections
+        connection.end("duration")
+
+        def send_more_and_end() -> None:
+            stream.records.send(b"more")
+            stream.records.send_eof()
+            stream.records.flush(stream._sock.send)
+
+        assert await drain_stream(stream) == b""
+        await stick_while(send_more_and_end)
+        await until(lambda: server.stats.active == 0)
+        error = stream._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        await stream.aclose()
+
+    assert error == 0
