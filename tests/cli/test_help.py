@@ -50,10 +50,11 @@ def width(page: str) -> int:
 def test_help_ends_and_is_complete_whatever_the_environment_says_of_the_terminal(
     variable: str, value: str, columns: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("COLUMNS", "LINES"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv(variable, value)
-    with terminal() as (_, screen), redirected(0, screen):  # of no size, lest the one that the tests run in has one
+    # For no longer than the call: pytest asks for the width of a line, too, when the test is over.
+    with monkeypatch.context() as patch, terminal() as (_, screen), redirected(0, screen):  # a terminal of no size
+        for name in ("COLUMNS", "LINES"):
+            patch.delenv(name, raising=False)
+        patch.setenv(variable, value)
         assert main(["send", "--help"]) == 0
 
     page = capfd.readouterr().out
