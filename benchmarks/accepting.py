@@ -9,13 +9,15 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from time import perf_counter
+from time import perf_counter, sleep
 
 from anyecho.backends import Backend
 from echoes import Figures, measure_echoes
 from process import PATIENCE, Running, ServerFailed, wait_until
 
 IDLE = 9000
+#: Seconds for which they are watched: longer than the reaper sleeps by default (7.5 s).
+REST = 10.0
 #: Of connections made at a time. The backlog of every server holds more: 4096, which is also Linux' default limit.
 BURST = 2000
 BURSTS = 3
@@ -24,7 +26,7 @@ _LOOK_EVERY = 0.0002
 
 
 def measure_idle(server: Running, seconds: float, backend: Backend) -> Figures:
-    """Private memory of the server for each of 9000 connections that have echoed one byte and say no more."""
+    """What 9000 connections hold that have echoed one byte and say no more, and what they cost at rest."""
     # What is made once, for the first connections, is not to be counted as theirs.
     measure_echoes(server, min(seconds, 0.2), backend, connections=100, size=64)
     wait_until(server.is_at_rest)
@@ -35,8 +37,15 @@ def measure_idle(server: Running, seconds: float, backend: Backend) -> Figures:
             _echo_one_byte(peers)
         wait_until(server.is_at_rest)
         after = server.private_bytes()
+        wakeups, spent = server.wakeups(), server.processor_ns()
+        sleep(REST)
+        wakeups, spent = server.wakeups() - wakeups, server.processor_ns() - spent
 
-    return {"kib_per_connection": (after - before) / IDLE / 1024}
+    return {
+        "kib_per_connection": (after - before) / IDLE / 1024,
+        "wakeups_per_second": wakeups / REST,
+        "cpu_percent": spent / REST / 1e9 * 100,
+    }
 
 
 def measure_accepting(server: Running, seconds: float, backend: Backend) -> Figures:

@@ -48,6 +48,11 @@ class Running:
         """
         return sum(int(text.split()[0]) for text in self._read_threads("schedstat"))
 
+    def wakeups(self) -> int:
+        """How often its threads have gone to sleep so far, which is how often they were woken."""
+        lines = [line for text in self._read_threads("status") for line in text.splitlines()]
+        return sum(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches:"))
+
     def private_bytes(self) -> int:
         """Memory that would be free if it ended: the pages that nobody else maps."""
         rows = [line.split() for pid in self._pids() for line in _read(f"/proc/{pid}/smaps_rollup").splitlines()]

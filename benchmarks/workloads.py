@@ -74,7 +74,11 @@ WORKLOADS = (
         name="idle",
         title="9000 idle connections",
         measure=measure_idle,
-        columns=(Column(key="kib_per_connection", heading="KiB per connection", digits=2),),
+        columns=(
+            Column(key="kib_per_connection", heading="KiB per connection", digits=2),
+            Column(key="wakeups_per_second", heading="wake-ups/s"),
+            Column(key="cpu_percent", heading="% of a core", digits=2),
+        ),
         most_rounds=3,
         left_out=_FORKS,
     ),
