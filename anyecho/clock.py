@@ -77,16 +77,16 @@ async def end_after(seconds: float, scope: CancelScope) -> None:
 async def call_until(deadline: float, extra: float, call: Callable[[], Awaitable[object]]) -> None:
     """Await `call()`, and cancel it at `deadline`, in the loop's time.
 
-    If the loop did not run when the deadline passed, `call` is called again, for `extra` seconds: it has to go on
-    where it was cancelled. No task and no timer but the deadline's, for thousands of calls at a time.
+    If the loop did not run when the deadline passed, `call` is called once more, for `extra` seconds: it has to go
+    on where it was cancelled. Not a third time: a thousand calls that end together make each pass of the loop
+    longer than `extra`, and none of them would ever end. No task and no timer but the deadline's.
     """
-    while True:
-        with CancelScope(deadline=deadline) as scope:
-            await call()
-        if not scope.cancelled_caught or current_time() - deadline <= extra:
-            return
+    with CancelScope(deadline=deadline) as scope:
+        await call()
 
-        deadline = current_time() + extra
+    if scope.cancelled_caught and current_time() - deadline > extra:
+        with CancelScope(deadline=current_time() + extra):
+            await call()
 
 
 @asynccontextmanager

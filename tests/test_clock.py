@@ -1,0 +1,34 @@
+"""Time limits in a loop that does not run."""
+
+from __future__ import annotations
+
+import time
+
+from anyio import current_time, sleep_forever
+
+from anyecho.clock import call_until
+
+
+async def test_a_call_that_blocks_the_loop_each_time_gets_one_more_chance_and_no_third() -> None:
+    calls = 0
+
+    async def block() -> None:
+        nonlocal calls
+        calls += 1
+        if calls < 10:
+            time.sleep(0.05)  # noqa: ASYNC251 - the loop has to stop, for longer than deadline and extra time
+            await sleep_forever()
+
+    await call_until(current_time() + 0.01, 0.01, block)
+    assert calls == 2
+
+
+async def test_a_call_that_ends_in_time_is_not_repeated() -> None:
+    calls = 0
+
+    async def end() -> None:
+        nonlocal calls
+        calls += 1
+
+    await call_until(current_time() + 60, 7.5, end)
+    assert calls == 1
