@@ -201,16 +201,16 @@ def _check_no_scheme(text: str) -> None:
     if "://" in text:
         raise AddressError("no such scheme; there are tcp, tls, udp, unix, fd, tls+unix and tls+fd")
     if scheme := re.match(r"(tcp|tls|udp|fd|tls\+fd):(.*:.*)", text, re.I):
-        raise AddressError(f"the // is missing: {_written(f'{scheme[1]}://{scheme[2]}')}")
+        raise AddressError(f"the // is missing: {_printable(f'{scheme[1]}://{scheme[2]}')}")
     if re.match(r"[/~@]|\.\.?/|[^:\[]+/", text):
-        raise AddressError(f"a Unix socket is written {_written(f'unix:{text}')}")
+        raise AddressError(f"a Unix socket is written {_printable(f'unix:{text}')}")
     if re.fullmatch("[0-9]{1,5}", text, re.A):
         raise AddressError(f"a port needs its host: localhost:{text}, or :{text} for every interface")
     if "," in text:
         raise AddressError("a comma does not separate addresses: give each one on its own")
 
 
-def _written(text: str) -> str:
+def _printable(text: str) -> str:
     return text if text.isprintable() else repr(text)
 
 

@@ -109,7 +109,7 @@ async def _serve(
             tasks.start_soon(stop_on_signals)
             async with open_server(*addresses, options=options) as server:
                 notifier.ready(_status(server))
-                tasks.start_soon(notifier.watch)
+                tasks.start_soon(notifier.ping_watchdog)
                 _warn(activation.unused(addresses), server.certificates)
                 _start_reporting(server.addresses)
                 await server.wait_closed()

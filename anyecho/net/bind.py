@@ -14,7 +14,7 @@ from anyecho.address import TCPAddress, UDPAddress
 from anyecho.net.names import Endpoint, resolve
 
 #: Makes one socket of a family, bound to a socket address.
-BindOne: TypeAlias = Callable[[int, Any], socket.socket]
+BindSocket: TypeAlias = Callable[[int, Any], socket.socket]
 
 #: How often a free port found for one family may be taken in the other before we give up.
 _PORT_TRIES = 64
@@ -23,7 +23,7 @@ _NO_SUCH_FAMILY = frozenset({errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT})
 _LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 
 
-async def bind_hosts(address: TCPAddress | UDPAddress, bind_one: BindOne) -> list[socket.socket]:
+async def bind_hosts(address: TCPAddress | UDPAddress, bind_socket: BindSocket) -> list[socket.socket]:
     """A socket for every endpoint of `address`, v4 first; no host is every interface of both families.
 
     All or none, but for a family that this machine lacks, if another one is left. Raises `socket.gaierror`, and the
@@ -37,7 +37,7 @@ async def bind_hosts(address: TCPAddress | UDPAddress, bind_one: BindOne) -> lis
 
     for _ in range(_PORT_TRIES if address.port == 0 else 1):
         try:
-            return _bind_each(endpoints, bind_one)
+            return _bind_each(endpoints, bind_socket)
         except OSError as exc:
             failure = exc
             if exc.errno != errno.EADDRINUSE:
@@ -46,7 +46,7 @@ async def bind_hosts(address: TCPAddress | UDPAddress, bind_one: BindOne) -> lis
     raise failure
 
 
-def _bind_each(endpoints: Sequence[Endpoint], bind_one: BindOne) -> list[socket.socket]:
+def _bind_each(endpoints: Sequence[Endpoint], bind_socket: BindSocket) -> list[socket.socket]:
     """One socket an endpoint, in their order, all on the port that the first of them got."""
     with ExitStack() as opened:
         sockets: list[socket.socket] = []
@@ -54,7 +54,7 @@ def _bind_each(endpoints: Sequence[Endpoint], bind_one: BindOne) -> list[socket.
         port = 0
         for family, (host, wanted, *rest) in endpoints:
             try:
-                sock = bind_one(family, (host, wanted or port, *rest))
+                sock = bind_socket(family, (host, wanted or port, *rest))
             except OSError as exc:
                 failure = OSError(exc.errno, exc.strerror, host)
                 if not _is_family_absent(family, exc):

@@ -65,11 +65,11 @@ async def connect_stream(
         raise ConnectError(f"cannot connect to {address}: {getattr(exc, 'strerror', exc)}") from exc
 
     if proxy_header != "off":
-        await _introduce(stream, proxy_header, address)
+        await _send_proxy_header(stream, proxy_header, address)
     return stream if records is None else await secure(stream, records, address)
 
 
-async def _introduce(stream: PolledStream, version: Literal["v1", "v2"], address: Address) -> None:
+async def _send_proxy_header(stream: PolledStream, version: Literal["v1", "v2"], address: Address) -> None:
     sock = stream.extra(SocketAttribute.raw_socket)
     try:
         await stream.send(encode_header(version, sock.getsockname(), sock.getpeername()))

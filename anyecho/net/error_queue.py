@@ -11,7 +11,7 @@ import socket
 
 _MSG_ERRQUEUE: int = getattr(socket, "MSG_ERRQUEUE", 0)
 #: Entries discarded at a time: the next event reports the rest.
-_AT_ONCE = 1024
+_DRAIN_MAX = 1024
 
 
 def drain_error_queue(sock: socket.socket) -> None:
@@ -20,7 +20,7 @@ def drain_error_queue(sock: socket.socket) -> None:
     if not _MSG_ERRQUEUE or sock.family not in (socket.AF_INET, socket.AF_INET6):
         return
     try:
-        for _ in range(_AT_ONCE):
+        for _ in range(_DRAIN_MAX):
             sock.recvmsg(1, 0, _MSG_ERRQUEUE)
     except OSError:  # it is empty, or the protocol has none
         return

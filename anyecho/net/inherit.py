@@ -26,7 +26,7 @@ def inherit(fd: int, options: SocketOptions) -> socket.socket:
     """
     sock = _duplicate(fd)
     try:
-        if (reason := _judge(sock)) is not None:
+        if (reason := _reject_reason(sock)) is not None:
             raise OSError(errno.EINVAL, f"descriptor {fd} {reason}")
 
         sock.setblocking(False)
@@ -54,7 +54,7 @@ def _duplicate(fd: int) -> socket.socket:
         raise
 
 
-def _judge(sock: socket.socket) -> str | None:
+def _reject_reason(sock: socket.socket) -> str | None:
     """Why `sock` cannot be served, or None."""
     if sock.family in _INTERNET and sock.type == socket.SOCK_DGRAM and sock.proto in (0, socket.IPPROTO_UDP):
         if sock.getsockname()[1] == 0:

@@ -40,7 +40,7 @@ class Listener:
     sock: socket.socket
     address: Address
     #: What was asked for, of which `address` may be one of several.
-    asked: Address
+    requested: Address
     #: The file of a Unix socket that this process has bound to a path.
     file: SocketFile | None = None
     #: What has to be done to each socket that it accepts.
@@ -82,11 +82,11 @@ async def open_listeners(addresses: Sequence[Address], *, backlog: int, options:
                     opened.callback(listener.close)
                     listeners.append(listener)
 
-        _refuse_twice(listeners)
+        _reject_duplicates(listeners)
         for listener in listeners:
             with _bind_errors(listener.address):
                 if listener.sock.type == socket.SOCK_STREAM:
-                    passed = isinstance(listener.asked, FDAddress)
+                    passed = isinstance(listener.requested, FDAddress)
                     listener.preparation = preparation_for(listener.sock, options, passed=passed)
                     listener.sock.listen(backlog)
 
@@ -97,7 +97,7 @@ async def open_listeners(addresses: Sequence[Address], *, backlog: int, options:
 
 async def _open(address: Address, backlog: int, options: SocketOptions) -> list[Listener]:
     if isinstance(address, UDPAddress):
-        sockets = await bind_hosts(address, partial(_bind_one, options=options, kind=socket.SOCK_DGRAM))
+        sockets = await bind_hosts(address, partial(_bind_socket, options=options, kind=socket.SOCK_DGRAM))
         return [Listener(sock, datagram_address_of(sock), address) for sock in sockets]
     if isinstance(address, FDAddress):
         return [_inherit(address, options)]
@@ -105,15 +105,15 @@ async def _open(address: Address, backlog: int, options: SocketOptions) -> list[
         sock, file = bind_unix(address, backlog=backlog, options=options)
         return [Listener(sock, address, address, file)]
 
-    sockets = await bind_hosts(address, partial(_bind_one, options=options))
+    sockets = await bind_hosts(address, partial(_bind_socket, options=options))
     return [Listener(sock, _address_of(sock, address), address) for sock in sockets]
 
 
-def _address_of(sock: socket.socket, asked: TCPAddress | FDAddress) -> Address:
-    return address_of(sock.family, sock.getsockname(), tls=asked.tls)
+def _address_of(sock: socket.socket, requested: TCPAddress | FDAddress) -> Address:
+    return address_of(sock.family, sock.getsockname(), tls=requested.tls)
 
 
-def _bind_one(
+def _bind_socket(
     family: int, sockaddr: Any, *, options: SocketOptions, kind: int = socket.SOCK_STREAM
 ) -> socket.socket:
     sock = socket.socket(family, kind)
@@ -158,16 +158,18 @@ def _inherit(address: FDAddress, options: SocketOptions) -> Listener:
         raise
 
 
-def _refuse_twice(listeners: Sequence[Listener]) -> None:
+def _reject_duplicates(listeners: Sequence[Listener]) -> None:
     """Two of one socket would take each other's connections; and a datagram's bucket would be two."""
-    seen: set[int] = set()
+    inodes: set[int] = set()
     for listener in listeners:
-        if isinstance(listener.asked, FDAddress):
-            socket_id = os.fstat(listener.sock.fileno()).st_ino
-            if socket_id in seen:
-                raise BindError(f"cannot listen on {listener.asked}: another descriptor here is the same socket")
-            if socket_id:  # some systems number no sockets
-                seen.add(socket_id)
+        if isinstance(listener.requested, FDAddress):
+            inode = os.fstat(listener.sock.fileno()).st_ino
+            if inode in inodes:
+                raise BindError(
+                    f"cannot listen on {listener.requested}: another descriptor here is the same socket"
+                )
+            if inode:  # some systems number no sockets
+                inodes.add(inode)
 
 
 @contextmanager
@@ -179,10 +181,10 @@ def _bind_errors(address: Address) -> Iterator[None]:
     except (OSError, UnicodeError) as exc:
         strerror: object = getattr(exc, "strerror", None) or exc
         reason = _HINTS.get(getattr(exc, "errno", None) or 0, strerror)
-        raise BindError(f"cannot listen on {address}: {reason}{_which(address, exc)}") from exc
+        raise BindError(f"cannot listen on {address}: {reason}{_failed_host(address, exc)}") from exc
 
 
-def _which(address: Address, failure: Exception) -> str:
+def _failed_host(address: Address, failure: Exception) -> str:
     """Of an address with several endpoints, the one that failed."""
     host: object = getattr(failure, "filename", None)
     if not isinstance(address, (TCPAddress, UDPAddress)) or host in (None, unmapped(address.host)):

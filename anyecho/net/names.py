@@ -30,11 +30,11 @@ _LOOK_UPS = 128
 _look_up_limiter: RunVar[CapacityLimiter] = RunVar("anyecho.net.names.look_up_limiter")
 
 #: Errors that tell something of this machine only: it has no such address, family or route.
-_LOCAL = frozenset(
+_LOCAL_ERRORS = frozenset(
     {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.ENETUNREACH, errno.ENETDOWN}
 )
 #: Errors that tell that no answer came.
-_SILENT = frozenset({errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ETIMEDOUT})
+_NO_ANSWER_ERRORS = frozenset({errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ETIMEDOUT})
 
 #: IPv4-mapped addresses (RFC 4291) and those of the well-known prefix of NAT64 (RFC 6052) end in an IPv4 address.
 _EMBEDDED_IPV4 = (bytes(10) + b"\xff\xff", b"\x00\x64\xff\x9b" + bytes(8))
@@ -93,7 +93,7 @@ async def resolve(host: str, port: int, *, family: int = socket.AF_UNSPEC) -> li
         reason = "a part of it between dots is empty or longer than 63 bytes"
         raise socket.gaierror(socket.EAI_NONAME, reason) from None
 
-    plain = dict.fromkeys(_plain(kind, sockaddr) for kind, _, _, _, sockaddr in found)
+    plain = dict.fromkeys(_unmapped_endpoint(kind, sockaddr) for kind, _, _, _, sockaddr in found)
     if endpoints := [endpoint for endpoint in plain if family in (socket.AF_UNSPEC, endpoint[0])]:
         return endpoints
 
@@ -121,7 +121,7 @@ def look_up_limiter() -> CapacityLimiter:
         return limiter
 
 
-def _plain(family: socket.AddressFamily, sockaddr: Any) -> Endpoint:
+def _unmapped_endpoint(family: socket.AddressFamily, sockaddr: Any) -> Endpoint:
     # A socket that is IPv6 only, as ours are, cannot be bound to a mapped address.
     if family == socket.AF_INET6 and (host := unmapped(sockaddr[0])) != sockaddr[0]:
         return socket.AF_INET, (host, sockaddr[1])
@@ -171,7 +171,7 @@ def most_telling(failures: Sequence[OSError]) -> OSError:
 
 
 def _rank(failure: OSError) -> int:
-    if failure.errno in _LOCAL:
+    if failure.errno in _LOCAL_ERRORS:
         return 2
 
-    return 1 if failure.errno in _SILENT else 0
+    return 1 if failure.errno in _NO_ANSWER_ERRORS else 0

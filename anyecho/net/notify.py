@@ -26,19 +26,19 @@ _STATUS_MAX = 1000
 
 
 class Notifier:
-    """Tells the manager at `place`, the address of a Unix datagram socket; nobody, if that is empty.
+    """Tells the manager at `address`, the address of a Unix datagram socket; nobody, if that is empty.
 
     Nothing of it waits or raises: a manager that cannot be reached, or has no room, is one warning and misses it.
     """
 
-    def __init__(self, place: bytes = b"", *, period: float | None = None) -> None:
-        self._place = place
+    def __init__(self, address: bytes = b"", *, period: float | None = None) -> None:
+        self._address = address
         #: Seconds between two signs of life.
         self._period = period
         self._warned = False
         self._stopping = False
         self._sock: socket.socket | None = None
-        if place:
+        if address:
             # Kept open: a process that is out of descriptors is alive all the same.
             try:
                 self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -49,39 +49,39 @@ class Notifier:
     def ready(self, status: str) -> None:
         """We are served by what `status` says; also the end of a reload. Not any more once we are stopping."""
         if not self._stopping:
-            self._tell("READY=1", _status_line(status))
+            self._send("READY=1", _status_line(status))
 
     def reloading(self) -> None:
         """A reload begins, which `ready` ends (``Type=notify-reload``)."""
         if not self._stopping:
-            self._tell("RELOADING=1", f"MONOTONIC_USEC={monotonic_ns() // 1000}")
+            self._send("RELOADING=1", f"MONOTONIC_USEC={monotonic_ns() // 1000}")
 
     def stopping(self, status: str) -> None:
         self._stopping = True
-        self._tell("STOPPING=1", _status_line(status))
+        self._send("STOPPING=1", _status_line(status))
 
-    async def watch(self) -> None:
+    async def ping_watchdog(self) -> None:
         """Give signs of life until cancelled; return at once if nobody wants any."""
         while self._period is not None:
-            self._tell("WATCHDOG=1")
+            self._send("WATCHDOG=1")
             await sleep(self._period)
 
     def close(self) -> None:
         if self._sock is not None:
             self._sock.close()
 
-    def _tell(self, *lines: str) -> None:
+    def _send(self, *lines: str) -> None:
         if self._sock is None:
             return
         try:
-            self._sock.sendto("\n".join(lines).encode(errors="replace"), self._place)
+            self._sock.sendto("\n".join(lines).encode(errors="replace"), self._address)
         except OSError as exc:
             self._warn(exc)
 
     def _warn(self, exc: OSError) -> None:
         if not self._warned:
             self._warned = True
-            logger.warning("cannot notify %r: %s", os.fsdecode(self._place), exc.strerror or exc)
+            logger.warning("cannot notify %r: %s", os.fsdecode(self._address), exc.strerror or exc)
 
 
 @contextmanager
@@ -91,16 +91,16 @@ def open_notifier(environ: MutableMapping[str, str]) -> Iterator[Notifier]:
     The variables are removed: no child shall speak for us. What they say wrongly is a warning.
     """
     names = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
-    place, microseconds, pid = (environ.pop(name, "") for name in names)
-    period = _parse_period(microseconds) if place and pid in ("", str(os.getpid())) else None
-    notifier = Notifier(_parse_place(place), period=period)
+    address, microseconds, pid = (environ.pop(name, "") for name in names)
+    period = _parse_period(microseconds) if address and pid in ("", str(os.getpid())) else None
+    notifier = Notifier(_parse_address(address), period=period)
     try:
         yield notifier
     finally:
         notifier.close()
 
 
-def _parse_place(text: str) -> bytes:
+def _parse_address(text: str) -> bytes:
     """Where Unix datagrams go. A manager outside of a virtual machine (``vsock:``) is for another to tell."""
     if text.startswith("@"):
         return b"\0" + os.fsencode(text[1:])

@@ -38,7 +38,7 @@ class HeaderReader:
     sock: socket.socket
     registration: Registration
     versions: Versions = "require"
-    _taken: bytes = field(default=b"", init=False, repr=False)
+    _consumed: bytes = field(default=b"", init=False, repr=False)
 
     async def read(self) -> Header:
         """The header, once; it sets no time limit. A cancelled call loses nothing: another one goes on.
@@ -49,7 +49,7 @@ class HeaderReader:
         while True:
             await self.registration.readable()
             try:
-                if (header := self._take()) is not None:
+                if (header := self._try_read()) is not None:
                     return header
             except BlockingIOError:
                 self.registration.may_read = False
@@ -59,22 +59,22 @@ class HeaderReader:
     def read_now(self) -> Header | None:
         """The header if the rest of it has come, else None, for a caller whose time is over. Raises as `read`."""
         try:
-            return self._take()
+            return self._try_read()
         except BlockingIOError:
             return None
         except OSError as exc:
             raise BrokenResourceError from exc
 
-    def _take(self) -> Header | None:
-        peeked = self.sock.recv(HEADER_MAX - len(self._taken), socket.MSG_PEEK)
+    def _try_read(self) -> Header | None:
+        peeked = self.sock.recv(HEADER_MAX - len(self._consumed), socket.MSG_PEEK)
         if not peeked:
             raise EndOfStream
 
-        header = parse_header(self._taken + peeked, self.versions)
+        header = parse_header(self._consumed + peeked, self.versions)
         # What an incomplete header has brought is all its own, and is taken: left there, a level-triggered wait
         # would report it for ever. SO_RCVLOWAT does not help: poll(2) does not heed it on Unix sockets.
-        size = len(peeked) if header is None else header.length - len(self._taken)
-        self._taken += self.sock.recv(size)
+        size = len(peeked) if header is None else header.length - len(self._consumed)
+        self._consumed += self.sock.recv(size)
         return header
 
 

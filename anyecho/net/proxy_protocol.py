@@ -31,7 +31,7 @@ HEADER_MAX = 4096
 _V1_SIGNATURE = b"PROXY "
 _V1_MAX = 107  # the longest line there can be, with its CRLF (section 2.1)
 #: How a line can look that has got further than its first two words.
-_V1_BEGUN = re.compile(rb"PROXY (TCP[46] [0-9A-Fa-f:. ]*|UNKNOWN( .*)?)\r?", re.S)
+_V1_PREFIX = re.compile(rb"PROXY (TCP[46] [0-9A-Fa-f:. ]*|UNKNOWN( .*)?)\r?", re.S)
 
 _V2_SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 _V2_FIXED = 16
@@ -99,7 +99,7 @@ def encode_header(version: Literal["v1", "v2"], source: Any, destination: Any) -
 
 def _encode_inet(version: Literal["v1", "v2"], source: tuple[Any, ...], destination: tuple[Any, ...]) -> bytes:
     # A zone means nothing on another machine.
-    first, second = (_plain(ip_address(host.partition("%")[0])) for host, *_ in (source, destination))
+    first, second = (_unmapped(ip_address(host.partition("%")[0])) for host, *_ in (source, destination))
     if first.version != second.version:
         first, second = (IPv6Address(f"::ffff:{each}") if each.version == 4 else each for each in (first, second))
 
@@ -125,7 +125,7 @@ def _encode_path(path: str | bytes) -> bytes:
 def _parse_v1(data: bytes) -> Header | None:
     line, crlf, _ = data[:_V1_MAX].partition(b"\r\n")
     if not crlf:
-        _check_v1_beginning(data)
+        _check_v1_prefix(data)
         return None
 
     length = len(line) + 2
@@ -141,13 +141,13 @@ def _parse_v1(data: bytes) -> Header | None:
     return Header(version=1, length=length, source=source, destination=destination)
 
 
-def _check_v1_beginning(data: bytes) -> None:
+def _check_v1_prefix(data: bytes) -> None:
     """Do not wait for the end of a line that is wrong already."""
     if len(data) >= _V1_MAX:
         raise ProxyProtocolError(f"no CRLF within {_V1_MAX} bytes")
 
     words = (b"PROXY TCP4 ", b"PROXY TCP6 ", b"PROXY UNKNOWN")
-    if not any(word.startswith(data) for word in words) and not _V1_BEGUN.fullmatch(data):
+    if not any(word.startswith(data) for word in words) and not _V1_PREFIX.fullmatch(data):
         raise ProxyProtocolError(f"no line of the protocol: {data!r}")
 
 
@@ -157,7 +157,7 @@ def _parse_host(word: bytes, protocol: bytes) -> str:
     try:
         if b"%" in word:
             raise ValueError
-        return str(_plain((IPv4Address if protocol == b"TCP4" else IPv6Address)(word.decode())))
+        return str(_unmapped((IPv4Address if protocol == b"TCP4" else IPv6Address)(word.decode())))
     except ValueError:
         raise ProxyProtocolError(f"{word!r} is no address of {protocol.decode()}") from None
 
@@ -170,7 +170,7 @@ def _parse_port(word: bytes) -> int:
 
 
 def _parse_v2(data: bytes) -> Header | None:
-    _check_v2_beginning(data)
+    _check_v2_prefix(data)
     if len(data) < _V2_FIXED:
         return None
 
@@ -193,7 +193,7 @@ def _parse_v2(data: bytes) -> Header | None:
     return Header(version=2, length=length, source=source, destination=destination, tlvs=tlvs)
 
 
-def _check_v2_beginning(data: bytes) -> None:
+def _check_v2_prefix(data: bytes) -> None:
     command, kind = data[12:13], data[13:14]
     if command and command[0] >> 4 != 2:
         raise ProxyProtocolError(f"version {command[0] >> 4} of the binary header; there is 2 only")
@@ -208,10 +208,10 @@ def _parse_addresses(block: struct.Struct, data: bytes) -> tuple[SockAddr, SockA
     if block is _UNIX:
         return _parse_path(source), _parse_path(destination)
 
-    return (str(_plain(ip_address(source))), ports[0]), (str(_plain(ip_address(destination))), ports[1])
+    return (str(_unmapped(ip_address(source))), ports[0]), (str(_unmapped(ip_address(destination))), ports[1])
 
 
-def _plain(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
+def _unmapped(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
     return (address.ipv4_mapped if isinstance(address, IPv6Address) else None) or address
 
 

@@ -5,7 +5,7 @@ How it echoes is an engine's business.
 
 from __future__ import annotations
 
-__all__ = ("EXPECTED", "Asserted", "Connection", "Engine")
+__all__ = ("EXPECTED", "Connection", "Engine", "ProxiedSource")
 
 import errno
 import logging
@@ -63,7 +63,7 @@ class Engine:
 
 
 @dataclass(frozen=True)
-class Asserted:
+class ProxiedSource:
     """For whom a connection is, as a proxy says that is believed; and what logs call the proxy."""
 
     address: SockAddr
@@ -86,7 +86,7 @@ class Connection(ABC):
         #: Why it ended, as `Stats.closed` counts it; empty while it runs.
         self.reason = ""
         #: Without it the peer is who the socket says.
-        self.asserted: Asserted | None = None
+        self.asserted: ProxiedSource | None = None
         #: The reaper's: how often it has looked, what had moved then, how often it has found no more since, and
         #: what had been sent when it last asked how much that is.
         self.looks = 0

@@ -19,7 +19,7 @@ from anyio import EndOfStream, TaskHandle, move_on_after
 from anyecho.net.proxied import HeaderReader
 from anyecho.net.proxy_protocol import ProxyProtocolError, Versions
 from anyecho.net.tls_contexts import Certificates
-from anyecho.server.connection import EXPECTED, Asserted, Connection, Engine
+from anyecho.server.connection import EXPECTED, Connection, Engine, ProxiedSource
 from anyecho.throttled_log import ThrottledLog
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class Introduction(Connection):
         if header is None:
             self.reason = self.reason or "proxy_timeout"
         elif header.source is not None:
-            self.asserted = Asserted(header.source, via=self.name)
+            self.asserted = ProxiedSource(header.source, via=self.name)
 
     async def _close(self, registration: Registration | None) -> None:
         """At once: nothing was echoed that a reset could destroy."""

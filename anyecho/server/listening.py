@@ -44,7 +44,7 @@ class Listening:
         self._backlog = options.backlog
         self._acceptors: list[Acceptor] = []
         for listener in listeners:
-            asked = listener.asked
+            asked = listener.requested
             if not isinstance(listener.address, UDPAddress):
                 entrance = Entrance(expected_header(asked, options), certificates if asked.tls else None)
                 acceptor = Acceptor(

@@ -76,7 +76,7 @@ async def open_server(*addresses: str | Address, options: ServeOptions | None = 
         for listener in listeners:
             opened.callback(listener.close)
         if inherits:
-            check_options(options, [(listener.asked, listener.address) for listener in listeners])
+            check_options(options, [(listener.requested, listener.address) for listener in listeners])
 
         async with open_poller() as poller, create_task_group() as tasks:
             gate = ConnectionLimit(limit, wait=options.over_limit == "wait")
@@ -131,7 +131,7 @@ class Server:
         self._over = False
 
     def start(self) -> None:
-        for asked, listener in {listener.asked: listener for listener in self._listeners}.items():
+        for asked, listener in {listener.requested: listener for listener in self._listeners}.items():
             logger.info("starting up on %s", _describe(asked, listener.address))
 
         self._tasks.start_soon(self._listening.run)

@@ -90,7 +90,7 @@ async def test_signs_of_life_come_twice_in_the_time_allowed(pid: dict[str, str],
     with manager(place) as sock, open_notifier(environ) as notifier:
         began = time.monotonic()
         async with create_task_group() as tasks:
-            tasks.start_soon(notifier.watch)
+            tasks.start_soon(notifier.ping_watchdog)
             await until(three_came)
             tasks.cancel_scope.cancel()
 
@@ -104,7 +104,7 @@ async def test_signs_of_life_come_twice_in_the_time_allowed(pid: dict[str, str],
 async def test_who_wants_no_signs_of_life_gets_none(environ: dict[str, str], place: str) -> None:
     with manager(place) as sock, open_notifier(environ | {"NOTIFY_SOCKET": place}) as notifier:
         with fail_after(SOON):
-            await notifier.watch()
+            await notifier.ping_watchdog()
         assert heard(sock) == []
 
 
