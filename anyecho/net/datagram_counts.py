@@ -1,4 +1,4 @@
-"""What is counted of datagrams, and who decides which are answered: what both ways of echoing them share."""
+"""Datagram counters and the guard protocol, shared by `singly` and `mmsg`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
-#: Host and port of a peer, and what else recvfrom(2) may say of it.
+#: Socket address of a peer, as recvfrom(2) returns it: host, port and, for IPv6, flow label and scope.
 Source: TypeAlias = tuple[Any, ...]
 
 
 @dataclass(eq=False)
 class DatagramCounts:
-    """What became of datagrams. `dropped` counts by the guard's reasons, `errors` by errno name.
+    """Counters of echoed and dropped datagrams. `dropped` is by the guard's reasons, `errors` by errno name.
 
-    ``EAGAIN`` is an answer that the kernel had no room for.
+    ``EAGAIN`` counts replies for which the send buffer had no room.
     """
 
     received: int = 0
@@ -32,13 +32,13 @@ class DatagramCounts:
 
 
 class Guard(Protocol):
-    """Decides whom to answer."""
+    """Decides which datagrams get a reply."""
 
-    def begin_turn(self) -> None:
-        """Several datagrams come now, which may be judged by one look at the clock."""
+    def begin_batch(self) -> None:
+        """Begin a batch of datagrams. One reading of the clock may serve all of them."""
 
     def admit(self, source: Source) -> bool:
-        """Whether to answer `source`; if not, the guard has counted why."""
+        """Return whether to reply to `source`. If not, the guard has counted the reason."""
 
     def refuse(self, source: Source) -> None:
-        """`source` was admitted, but an answer would have gone to many, or from many."""
+        """Count a drop of an admitted datagram that was sent to or from a broadcast or multicast address."""

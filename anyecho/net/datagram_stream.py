@@ -1,7 +1,7 @@
-"""A UDP socket connected to one peer, as an anyio stream of datagrams: what a client sends on.
+"""A connected UDP socket as an anyio stream of datagrams, for clients.
 
-Nothing is awaited between the system call and the return, so that a cancelled call loses no datagram. It knows
-sockets and errno; which datagram answers which, others find out.
+Nothing is awaited between the system call and the return, so that a cancelled call loses no datagram. Matching
+replies to requests is not done here.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ logger = logging.getLogger("anyecho.client")
 
 #: The largest datagram there is, headers included.
 _BUFFER_SIZE = 65536
-#: What IPv4's length field leaves of it. (IPv6's leaves 65527, and the kernel takes those.)
+#: The largest payload over IPv4. (Over IPv6 it is 65527, and the kernel accepts that.)
 DATAGRAM_MAX = 65507
-#: EMSGSIZE is reported once for each earlier datagram that did not fit the path, instead of sending this one.
+#: send(2) fails once with EMSGSIZE for each earlier datagram that exceeded the path MTU.
 _SEND_TRIES = 4
 _FAMILIES = {None: socket.AF_UNSPEC, 4: socket.AF_INET, 6: socket.AF_INET6}
 
@@ -46,14 +46,14 @@ async def connect_datagrams(
     options: SocketOptions,
     poller: Poller | Fallback | None = None,
 ) -> DatagramStream:
-    """A stream to the first endpoint of `address` that there is a way to, v4 before v6.
+    """Return a stream to the first endpoint of `address` that has a route, IPv4 before IPv6.
 
-    Only an answer tells whether a server is there; `DatagramStream.reconnect` goes on to the next endpoint. Raises
-    `ConnectError`, one line, when no datagram could be sent.
+    Connecting does not show whether a server is there; `DatagramStream.reconnect` goes on to the next endpoint.
+    Raises `ConnectError` when the name does not resolve or no endpoint has a route.
     """
     try:
         found = await resolve(address.host or "localhost", address.port, family=_FAMILIES[family])
-        # v4 first: of the two loopback addresses a server is most often on the older.
+        # IPv4 first: a server is most often bound to 127.0.0.1 rather than to ::1.
         endpoints = deque(sorted(found, key=lambda endpoint: endpoint[0]))
         failures: list[OSError] = []
         while endpoints:
@@ -80,8 +80,8 @@ def _connect(
         sock.setblocking(False)
         options.apply(sock)
         sock.connect(sockaddr)
-        # A dead port among the ephemeral ones can be given to the very socket that calls it, which then talks to
-        # itself: no echo.
+        # If `sockaddr` is a free ephemeral port, the kernel may bind the socket to it. The socket would then
+        # receive its own datagrams.
         if sock.getsockname() == sock.getpeername():
             raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
         return sock, poller.register(sock)
@@ -91,13 +91,13 @@ def _connect(
 
 
 class DatagramStream(UnreliableObjectStream[bytes]):
-    """`sock`, connected and non-blocking, as a stream of datagrams that closes it.
+    """A stream of datagrams on `sock`, which is connected and non-blocking. The stream owns it.
 
-    An `OSError` is a `BrokenResourceError` with that as its cause. It may be about a datagram sent before
-    (ECONNREFUSED), and the stream goes on working. EMSGSIZE is one only for an item larger than any datagram: else
-    it is about the MTU of the path, and a datagram that does not fit is lost like others on their way.
+    An `OSError` is raised as `BrokenResourceError` with that as its cause. It may be about a datagram sent before
+    (ECONNREFUSED); the stream stays usable. EMSGSIZE is raised only for an item larger than any datagram. Otherwise
+    it is about the path MTU, and the datagram that exceeds it counts as lost.
 
-    `address` is what the caller asked for; `connect` makes a socket for each of its other `endpoints`.
+    `address` is the one the caller gave; `connect` makes a socket for each of its other `endpoints`.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class DatagramStream(UnreliableObjectStream[bytes]):
         self.address = address
 
     def receive_nowait(self) -> bytes | None:
-        """The next datagram, or None while there is none."""
+        """Return the next datagram, or None if none is queued."""
         if self._closed:
             raise ClosedResourceError
         while True:
@@ -128,7 +128,7 @@ class DatagramStream(UnreliableObjectStream[bytes]):
                 self._registration.may_read = False
                 return None
             except OSError as exc:
-                # A router has reported the MTU of the path: a datagram sent before did not fit, and is lost.
+                # A router has reported the path MTU: a datagram sent before exceeded it, and is lost.
                 if exc.errno != errno.EMSGSIZE:
                     raise BrokenResourceError from exc
             else:
@@ -136,7 +136,7 @@ class DatagramStream(UnreliableObjectStream[bytes]):
                 return datagram
 
     async def readable(self) -> None:
-        """Return once `receive_nowait` is worth a try."""
+        """Return once the socket is readable."""
         await self._ready(self._registration, self._registration.readable)
 
     async def _ready(self, registration: Registration, wait: Callable[[], Awaitable[None]]) -> None:
@@ -144,20 +144,20 @@ class DatagramStream(UnreliableObjectStream[bytes]):
             await wait()
         except ClosedResourceError:
             if self._closed or registration is self._registration:
-                raise  # else it has been reconnected meanwhile
+                raise  # otherwise `reconnect` has replaced the socket
 
     async def reconnect(self, unanswered: Iterable[bytes]) -> bool:
-        """Go on with the next endpoint of the address, and send `unanswered` there; return whether there is one.
+        """Connect to the next endpoint of the address and send `unanswered` there. Return false if none is left.
 
-        Once a datagram has been received there is none. The other calls go on, on the new socket. Of `unanswered`,
-        what the kernel has no room for is lost.
+        None is left once a datagram has been received. Pending calls of other tasks go on with the new socket. A
+        datagram of `unanswered` for which the send buffer has no room is lost.
         """
         items = list(unanswered)
         while self._endpoints and self._connect is not None and not self._closed:
             try:
                 sock, registration = self._connect(self._endpoints.popleft())
             except OSError:
-                continue  # of no such family: the caller has a failure that tells more
+                continue  # no route for this family: the error of the first endpoint says more
 
             sock, self._sock = self._sock, sock
             registration, self._registration = self._registration, registration

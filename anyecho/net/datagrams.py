@@ -1,7 +1,7 @@
-"""Datagrams back to where they came from, on a bound UDP socket (RFC 862: empty ones too).
+"""UDP echo on one bound socket (RFC 862; empty datagrams included).
 
-It knows when there is something to do; how the kernel takes and gives datagrams, `mmsg` and `singly` do; whom to
-answer, a guard decides. What the network does to a UDP socket is counted by its errno name and stops nothing.
+`mmsg` and `singly` make the system calls, a `Guard` decides which datagrams get a reply. A socket error is counted
+by its errno name and does not end the echo.
 """
 
 from __future__ import annotations
@@ -18,81 +18,81 @@ from anyecho.net import tuning
 from anyecho.net.datagram_counts import DatagramCounts, Guard, Source
 from anyecho.net.pktinfo import enable_pktinfo
 from anyecho.net.poller import Fallback, Poller, call_while_readable
-from anyecho.net.singly import Singly
+from anyecho.net.singly import SingleEcho
 
 if TYPE_CHECKING:
-    from anyecho.net.mmsg import Batched
+    from anyecho.net.mmsg import BatchEcho
 
 logger = logging.getLogger("anyecho.server")
 
-#: Asked of the kernel, which gives no more than net.core.rmem_max. Its default holds 256 small datagrams.
+#: SO_RCVBUF, which the kernel caps at net.core.rmem_max. The default holds 256 small datagrams.
 _QUEUE_SIZE = 4 << 20
-#: How long to leave a socket alone that says nothing but errors.
-_BREATH = 0.1
-#: Batches answered by `finish` at most: more than a full queue of small datagrams.
-_LAST_BATCHES = 256
+#: Seconds before a socket that returned only errors is read again.
+_RETRY_DELAY = 0.1
+#: Batches that `finish` echoes at most: more than a full receive buffer of small datagrams.
+_DRAIN_BATCHES = 256
 
 _ANY = ("0.0.0.0", "::")
 
 
 class Reflector:
-    """Sends back what comes to `sock`, bound and non-blocking, as far as `guard` admits it. It closes nothing."""
+    """Echoes the datagrams that `guard` admits. `sock` is bound and non-blocking; its owner closes it."""
 
     def __init__(self, sock: socket.socket, guard: Guard, counts: DatagramCounts, *, tune: bool = True) -> None:
         self.sock = sock
-        self._guard = _Unmapping(guard) if _is_dual(sock) else guard
+        self._guard = _UnmappingGuard(guard) if _is_dual(sock) else guard
         self._counts = counts
         self._stopped = False
         if tune:
             tuning.tune(sock, socket.SOL_SOCKET, "SO_RCVBUF", _QUEUE_SIZE)
-        # The routing table would not always choose the address that was asked. With one address it must.
-        asked = _unmapped(sock.getsockname()[0]) in _ANY and enable_pktinfo(sock)
-        self._echo: Batched | Singly = _way_of_echoing()(sock, asked=asked)
+        # On a wildcard address, the source that the kernel selects by route may differ from the destination asked.
+        reply_from_dst = _unmapped(sock.getsockname()[0]) in _ANY and enable_pktinfo(sock)
+        self._echo: BatchEcho | SingleEcho = _echo_class()(sock, reply_from_dst=reply_from_dst)
 
     async def run(self, poller: Poller | Fallback) -> None:
-        """Reflect until cancelled or stopped."""
+        """Echo until cancelled or stopped."""
         while not self._stopped:
-            await call_while_readable(poller, self.sock, self.turn)
-            await sleep(_BREATH)
+            await call_while_readable(poller, self.sock, self.echo_batch)
+            await sleep(_RETRY_DELAY)
 
     def finish(self) -> None:
-        """Answer what has come already."""
-        for _ in range(_LAST_BATCHES):
+        """Echo the datagrams that are queued already."""
+        for _ in range(_DRAIN_BATCHES):
             before = self._counts.received
-            if not self.turn() or self._counts.received == before:
+            if not self.echo_batch() or self._counts.received == before:
                 return
 
     def stop(self) -> None:
-        """Reflect nothing from now on; `run` ends when something wakes it."""
+        """Echo nothing from now on. `run` ends at its next wake-up."""
         self._stopped = True
 
-    def turn(self) -> bool:
-        """Reflect what has come, at most 64; return whether it makes sense to go on. Never raises."""
+    def echo_batch(self) -> bool:
+        """Echo queued datagrams, at most 64. Return false if the caller has to pause. Never raises."""
         try:
-            self._guard.begin_turn()
-            return self._echo.turn(self._guard, self._counts)
+            self._guard.begin_batch()
+            return self._echo.echo_batch(self._guard, self._counts)
         except Exception:
             logger.exception("error while echoing datagrams")
             return False
 
 
-def _way_of_echoing() -> type[Batched] | type[Singly]:
-    """In batches where the system calls for that can be had."""
+def _echo_class() -> type[BatchEcho] | type[SingleEcho]:
+    """Return `BatchEcho` where recvmmsg(2) and sendmmsg(2) are usable, else `SingleEcho`."""
     try:
-        # Here, because it needs ctypes, which a Python built without libffi does not have.
+        # Imported late: it needs ctypes, which is missing in a Python built without libffi.
         from anyecho.net import mmsg
     except ImportError:
-        return Singly
+        return SingleEcho
 
-    return mmsg.Batched if mmsg.HAVE_MMSG else Singly
+    return mmsg.BatchEcho if mmsg.HAVE_MMSG else SingleEcho
 
 
-class _Unmapping:
-    """Judges IPv4 peers of an IPv6 socket by what they are: ``::ffff:192.0.2.1`` is 192.0.2.1 (RFC 4291)."""
+class _UnmappingGuard:
+    """Passes IPv4-mapped IPv6 sources to `guard` as IPv4: ``::ffff:192.0.2.1`` as 192.0.2.1 (RFC 4291)."""
 
     def __init__(self, guard: Guard) -> None:
         self._guard = guard
-        self.begin_turn = guard.begin_turn
+        self.begin_batch = guard.begin_batch
 
     def admit(self, source: Source) -> bool:
         return self._guard.admit((_unmapped(source[0]), source[1]))
@@ -106,5 +106,5 @@ def _unmapped(host: str) -> str:
 
 
 def _is_dual(sock: socket.socket) -> bool:
-    """Whether it hears IPv4 too. Ours never do; one that a service manager has bound may."""
+    """Return whether IPv6 `sock` receives IPv4 too. Only one that a service manager has bound may."""
     return sock.family == socket.AF_INET6 and not sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)

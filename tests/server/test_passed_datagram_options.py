@@ -200,15 +200,15 @@ async def test_datagrams_are_neither_merged_nor_split(given: socket.socket) -> N
 async def test_errors_and_timestamps_keep_no_loop_busy(
     host: str, when: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    turns = 0
+    calls = 0
 
-    def turn(reflector: Reflector) -> bool:
-        nonlocal turns
-        turns += 1
-        return take_turn(reflector)
+    def echo_batch(reflector: Reflector) -> bool:
+        nonlocal calls
+        calls += 1
+        return original(reflector)
 
-    take_turn = Reflector.turn
-    monkeypatch.setattr(Reflector, "turn", turn)
+    original = Reflector.echo_batch
+    monkeypatch.setattr(Reflector, "echo_batch", echo_batch)
     with bound(host) as given:
         options = (ANY["SO_TIMESTAMPING"], RECVERR[given.family])
         for option in options if when == "before" else ():
@@ -220,7 +220,7 @@ async def test_errors_and_timestamps_keep_no_loop_busy(
                 with caller(UDPAddress(host=host, port=given.getsockname()[1])) as gone:
                     gone.send(b"from a client that is gone")
             await until(lambda: server.stats.datagrams.received == 3)
-            before = turns
+            before = calls
             await sleep(0.2)
-            assert turns - before < 10
+            assert calls - before < 10
             await expect_echo(given, host)

@@ -36,7 +36,7 @@ class Gate:
         self.guard = SourceGuard(ServeOptions(**options), [OWN], self.dropped, clock=lambda: self.now)
 
     def admits(self, source: tuple[Any, ...] = CLIENT) -> bool:
-        self.guard.begin_turn()
+        self.guard.begin_batch()
         return self.guard.admit(source)
 
     def admits_of(self, count: int, source: tuple[Any, ...] = CLIENT) -> int:
@@ -194,7 +194,7 @@ def test_the_sources_that_were_told_of_are_bounded_too(monkeypatch: pytest.Monke
     gate = Gate()
     for number in range(256):
         gate.admits((f"10.0.0.{number}", 7))
-        assert len(gate.guard._told) <= 10
+        assert len(gate.guard._logged) <= 10
 
 
 def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -206,7 +206,7 @@ def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
     [
         (CLIENT, 3, "192.0.2.1 port 50000: it sends more than 5/s (--udp-rate, --udp-burst)"),
         (("192.0.2.1", 53), 1, "192.0.2.1 port 53: no client's port is below 1024 (--unsafe-udp answers it)"),
-        (("192.0.2.1", 0), 1, "192.0.2.1 port 0: nobody could answer it"),
+        (("192.0.2.1", 0), 1, "192.0.2.1 port 0: no reply can be sent to it"),
     ],
 )
 def test_the_first_drop_of_a_source_is_one_line_that_names_the_flag(
@@ -229,7 +229,7 @@ def test_forged_sources_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) ->
     gate.now += 10
     gate.admits(("10.0.1.1", 7))
     assert len(logged(caplog)) == 11
-    assert logged(caplog)[-1].endswith("; so from 190 others, not logged")
+    assert logged(caplog)[-1].endswith("; also from 190 other sources, not logged")
 
 
 @pytest.mark.parametrize(("name", "value"), [("udp_rate", 0), ("udp_rate", math.nan), ("udp_burst", 0)])
