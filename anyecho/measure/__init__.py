@@ -1,1 +1,1 @@
-"""Numbers about somebody else's server, and the client that gets them."""
+"""The echo client, and measurements of an echo server."""

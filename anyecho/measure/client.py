@@ -1,4 +1,4 @@
-"""From an address to a live client of an echo server."""
+"""Connect to an echo server, and exchange verified payloads with it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from anyecho.clock import run_within
 from anyecho.errors import ConnectError
 from anyecho.measure.datagrams import DatagramExchange
 from anyecho.measure.exchange import Exchange
-from anyecho.measure.ledger import Settled
+from anyecho.measure.ledger import RecentDatagrams
 from anyecho.measure.options import ConnectOptions
 from anyecho.measure.source import Item, Source, check_source, to_bytes
 from anyecho.measure.unused import check_options
@@ -41,10 +41,10 @@ async def connect(
     options: ConnectOptions | None = None,
     poller: Poller | Fallback | None = None,
 ) -> Client:
-    """A client connected to the echo server at `address`; whoever called closes it.
+    """Connect to the echo server at `address`. The caller closes the returned client.
 
-    Raises `ConnectError` when no endpoint of `address` answers within `options.timeout`, or the one that does is
-    not to be believed. Raises `UsageError` when options that protect (TLS, a PROXY header) cannot act on `address`.
+    Raises `ConnectError` if no endpoint of `address` answers within `options.timeout`, or if verification of its
+    certificate fails. Raises `UsageError` if a protective option (TLS, a PROXY header) has no effect on `address`.
     """
     options = ConnectOptions() if options is None else options
     check_kind(options, ConnectOptions)
@@ -56,7 +56,7 @@ async def connect(
 async def connect_checked(
     address: Address, options: ConnectOptions, poller: Poller | Fallback | None = None
 ) -> Client:
-    """As `connect`, for options that were checked against `address` already."""
+    """Like `connect`, without checking `options` against `address`."""
     logger.debug("connecting to %s", _describe(address))
     if isinstance(address, TCPAddress | UDPAddress) and address.port == 0:
         raise ConnectError(f"cannot connect to {address}: port 0 is any free port, and only for servers")
@@ -89,10 +89,10 @@ async def _connect_stream(
 class Client:
     """One connection to an echo server, for one exchange at a time. It owns `stream`.
 
-    Over UDP every item is a datagram, empty ones too, and what has no answer within the timeout is lost.
+    Over UDP every item is a datagram, empty ones too, and an item without a reply within the timeout is lost.
 
-    An exchange that fails or is cancelled breaks the client for good: nobody can tell any more which of the bytes
-    still on their way belong to what.
+    An exchange that fails or is cancelled makes the client unusable: bytes still in flight cannot be assigned to an
+    exchange any more.
     """
 
     def __init__(
@@ -102,31 +102,32 @@ class Client:
         *,
         address: Address | None = None,
     ) -> None:
-        """With `address`, an error names the server."""
+        """`address` is shown in errors."""
         self.stream = stream
-        #: None once the server has answered: it cannot refuse the handshake any more.
-        self._refusable = None if address is None else str(address)
-        self._settled = Settled()
+        #: None after the first echo: the server cannot refuse the handshake any more.
+        self._unconfirmed_address = None if address is None else str(address)
+        self._recent = RecentDatagrams()
         self._options = options or ConnectOptions()
         self._busy = False
         self._broken = False
         self._closed = False
 
     async def exchange(self, payload: Item) -> bytes:
-        """Send `payload`, which is copied unless it is `bytes`; return what came back, which is equal.
+        """Send `payload` and return its echo, which is equal. A payload other than `bytes` is copied.
 
-        Raises `EchoMismatch`, `EchoTruncated`, `EchoStalled` or `EchoLost` if it is not; `UsageError`, before
-        anything is sent, if `payload` is no buffer; `ConnectError` if the server refuses the client's certificate,
-        or requires one: over TLS 1.3 `connect` cannot know.
+        Raises `EchoMismatch`, `EchoTruncated`, `EchoStalled` or `EchoLost` if the echo is not equal or not
+        complete. Raises `UsageError`, before anything is sent, if `payload` is not a buffer. Raises `ConnectError`
+        if the server refuses the client's certificate, or requires one: over TLS 1.3 this is not known after
+        `connect`.
         """
         payload = to_bytes(payload, "a payload")
         exchange = self._exchange((payload,), total=len(payload))
-        async with self._only(exchange, self._options.deadline) as echo:
+        async with self._exclusive(exchange, self._options.deadline) as echo:
             return b"".join([chunk async for chunk in echo])
 
     @asynccontextmanager
     async def send(self, source: Source, *, deadline: float | None = None) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Send every item of `source`, then half-close; yield the echo, to be iterated over as it returns.
+        """Send every item of `source`, then half-close; yield the echo as an iterator of chunks.
 
         ::
 
@@ -134,25 +135,26 @@ class Client:
                 async for chunk in echo:
                     ...
 
-        It uses constant memory, however long the source, and sends no more while 8 MiB are not back. `deadline` is
-        for this one instead of the options'. An item is copied when it is taken, unless it is `bytes`. Raises as
-        `exchange` does, and what `source` raises; `UsageError`, before anything is sent, if `source` is one buffer
-        or no iterable, and when it gives an item that is no buffer. Only what was
-        iterated over is verified: a block that is left early proves nothing. Who made `source` closes it.
+        Memory is constant: sending pauses while 8 MiB are outstanding. `deadline` replaces that of the options. An
+        item other than `bytes` is copied when it is taken. The caller closes `source`. Only chunks that were
+        iterated over are verified: leaving the block early verifies nothing more.
+
+        Raises as `exchange` does, and whatever `source` raises. Raises `UsageError` if `source` is a single buffer
+        or not an iterable (before anything is sent), or if it gives an item that is not a buffer.
         """
         check_source(source)
         exchange = self._exchange(source)
-        async with self._only(exchange, self._options.deadline if deadline is None else deadline) as echo:
+        async with self._exclusive(exchange, self._options.deadline if deadline is None else deadline) as echo:
             yield echo
 
     def _exchange(self, source: Source, *, total: int | None = None) -> _AnyExchange:
         if isinstance(self.stream, DatagramStream):
-            return DatagramExchange(self.stream, source, self._settled)
+            return DatagramExchange(self.stream, source, self._recent)
 
-        return Exchange(self.stream, source, total=total, address=self._refusable)
+        return Exchange(self.stream, source, total=total, address=self._unconfirmed_address)
 
     @asynccontextmanager
-    async def _only(self, exchange: _AnyExchange, deadline: float) -> AsyncIterator[AsyncIterator[bytes]]:
+    async def _exclusive(self, exchange: _AnyExchange, deadline: float) -> AsyncIterator[AsyncIterator[bytes]]:
         if self._closed:
             raise ClosedResourceError
         if self._busy:
@@ -168,7 +170,7 @@ class Client:
             self._busy = False
             self._broken = not exchange.leaves_usable
             if isinstance(exchange, Exchange) and exchange.returned:
-                self._refusable = None
+                self._unconfirmed_address = None
 
     async def aclose(self) -> None:
         """Close the connection. Idempotent."""

@@ -1,7 +1,7 @@
-"""One connection that sends its next message when the last is back and equal.
+"""Closed-loop connections: each sends its next message when the echo of the last has returned and is equal.
 
-A turn is one recv(2) into a buffer that all connections share, one comparison and one send(2). It knows sockets
-that are connected already, and a `Course`, which says when to stop and is told what was found.
+An echo costs one recv(2) into a buffer that all connections share, one comparison and one send(2). Sockets are
+connected by the caller. A `LoadRun` gives the deadline and collects latencies and failures.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from anyio.abc import TaskGroup
 
 from anyecho.errors import EchoError, EchoMismatch, EchoTruncated
-from anyecho.measure.course import Course
+from anyecho.measure.course import LoadRun
 from anyecho.net.fallback import Registration
 from anyecho.net.poller import Poller
 from anyecho.net.registration import READ, WRITE
@@ -23,96 +23,96 @@ from anyecho.net.registration import READ, WRITE
 if TYPE_CHECKING:
     import socket
 
-#: Of one size.
+#: Two messages of equal size.
 Messages: TypeAlias = tuple[memoryview, memoryview]
 
 
 class ClosedLoop(ABC):
-    """`sock`, connected and non-blocking. Who owns it closes it, after `stop`.
+    """Load on one connected, non-blocking `sock`. The caller closes the socket, after `stop`.
 
-    It sends its two `messages` by turns, so that the reply before is not equal.
+    The two `messages` alternate, so that a repeated reply is not equal.
     """
 
     __slots__ = (
-        "_course",
         "_message",
         "_next",
+        "_run",
         "_sent",
         "_sent_at",
+        "_sent_whole",
         "_size",
         "_sock",
         "_stopped",
-        "_whole",
         "name",
         "returned",
     )
 
-    def __init__(self, sock: socket.socket, messages: Messages, name: str, course: Course) -> None:
+    def __init__(self, sock: socket.socket, messages: Messages, name: str, run: LoadRun) -> None:
         self.name = name
         self._sock = sock
         self._message, self._next = messages
-        self._course = course
+        self._run = run
         self._size = len(self._message)
         self._stopped = False
         self._sent_at = 0
-        #: Bytes of the message on its way that are back; and those that the kernel took.
+        #: Bytes of the current message that were echoed; and bytes that the kernel accepted.
         self.returned = self._size
         self._sent = self._size
-        #: Whether it took them all at once and none is back.
-        self._whole = False
+        #: Whether one send(2) accepted the whole message and no byte is back.
+        self._sent_whole = False
 
     def stop(self) -> None:
-        """Take no more turns. Idempotent."""
+        """Send and receive no more. Idempotent."""
         self._stopped = True
 
     @abstractmethod
-    def _watch_room(self) -> None:
-        """Call `_flush` while there is room to send, until all is sent."""
+    def _flush_when_writable(self) -> None:
+        """Call `_flush` whenever the socket is writable, until all is sent."""
 
     def start(self) -> None:
-        """Send the first message; go on until the course's deadline."""
+        """Send the first message; go on until the run's deadline."""
         self._sent_at = perf_counter_ns()
         self._send()
 
-    def _turn(self) -> None:
-        course = self._course
+    def _read_reply(self) -> None:
+        run = self._run
         try:
-            count = self._sock.recv_into(course.buffer)
+            count = self._sock.recv_into(run.buffer)
         except BlockingIOError:
             return
         except OSError as exc:
-            self._break(exc)
+            self._fail_broken(exc)
             return
 
-        # Nearly every reply is back in one piece and equal, which one comparison says.
-        whole = self._whole and count == self._size and course.buffer.startswith(self._message)
-        if not whole and not self._take(count):
+        # Fast path: nearly every reply arrives in one piece and is equal.
+        whole = self._sent_whole and count == self._size and run.buffer.startswith(self._message)
+        if not whole and not self._check_chunk(count):
             return
 
         now = perf_counter_ns()
-        course.keep(now - self._sent_at)
-        if now < course.deadline:
+        run.add_latency(now - self._sent_at)
+        if now < run.deadline:
             self._sent_at = now
             self._send()
         else:
-            self._whole = False
+            self._sent_whole = False
             self.returned = self._size
-            course.arrive(now)
+            run.finish(now)
 
-    def _take(self, count: int) -> bool:
-        """Compare the next `count` bytes of a reply; return whether they complete it."""
-        buffer, offset = self._course.buffer, self.returned
+    def _check_chunk(self, count: int) -> bool:
+        """Compare the next `count` bytes of a reply. Return whether the reply is complete."""
+        buffer, offset = self._run.buffer, self.returned
         if not count:
             self._fail_truncated("the server closed the connection")
             return False
 
-        owed = self._message[offset : min(offset + count, self._sent)]
-        if count > len(owed) or not buffer.startswith(owed):
-            good = next((i for i, byte in enumerate(owed) if byte != buffer[i]), len(owed))
+        expected = self._message[offset : min(offset + count, self._sent)]
+        if count > len(expected) or not buffer.startswith(expected):
+            good = next((i for i, byte in enumerate(expected) if byte != buffer[i]), len(expected))
             self._fail_mismatch(offset + good, buffer[good])
             return False
 
-        self._whole = False
+        self._sent_whole = False
         self.returned += count
         return self.returned == self._size
 
@@ -124,26 +124,26 @@ class ClosedLoop(ABC):
         except BlockingIOError:
             self._sent = 0
         except OSError as exc:
-            self._break(exc)
+            self._fail_broken(exc)
             return
 
-        self._whole = self._sent == self._size
-        if not self._whole:
-            self._watch_room()
+        self._sent_whole = self._sent == self._size
+        if not self._sent_whole:
+            self._flush_when_writable()
 
     def _flush(self) -> bool:
-        """Send more of the message; return whether all of it is sent now."""
+        """Send more of the message. Return whether all of it is sent."""
         try:
             self._sent += self._sock.send(self._message[self._sent :])
         except BlockingIOError:
             return False
         except OSError as exc:
-            self._break(exc)
+            self._fail_broken(exc)
             return False
 
         return self._sent == self._size
 
-    def _break(self, exc: OSError) -> None:
+    def _fail_broken(self, exc: OSError) -> None:
         self._fail_truncated(f"the connection broke ({exc.strerror})")
 
     def _fail_truncated(self, why: str) -> None:
@@ -158,20 +158,20 @@ class ClosedLoop(ABC):
         self._fail(EchoMismatch(f"{self.name}: {what}", offset=offset))
 
     def _fail(self, failure: EchoError) -> None:
-        # An end is reported for as long as anybody listens.
+        # epoll reports EOF for as long as the descriptor is registered.
         self.stop()
-        self._course.fail(failure)
+        self._run.fail(failure)
 
 
 class PolledLoop(ClosedLoop):
-    """Turns when a Poller tells it to."""
+    """A closed loop driven by the callbacks of a `Poller`."""
 
     __slots__ = ("_descriptor", "_poller", "batch")
 
     batch: int
 
-    def __init__(self, sock: socket.socket, messages: Messages, name: str, course: Course, poller: Poller) -> None:
-        super().__init__(sock, messages, name, course)
+    def __init__(self, sock: socket.socket, messages: Messages, name: str, run: LoadRun, poller: Poller) -> None:
+        super().__init__(sock, messages, name, run)
         self._poller = poller
         self._descriptor = sock.fileno()
         poller.report(self._descriptor, READ, self)
@@ -180,7 +180,7 @@ class PolledLoop(ClosedLoop):
         if mask & WRITE and self._flush():
             self._poller.report(self._descriptor, READ, self)
         if mask & ~WRITE and not self._stopped:
-            self._turn()
+            self._read_reply()
 
     def abandoned(self) -> None:
         self.stop()
@@ -189,24 +189,24 @@ class PolledLoop(ClosedLoop):
         super().stop()
         self._poller.forget(self._descriptor, self)
 
-    def _watch_room(self) -> None:
-        # Reading goes on: a server that waits for that before it reads on would else wait for ever.
+    def _flush_when_writable(self) -> None:
+        # Reads go on: a server that stops reading until its echo is read would otherwise deadlock.
         self._poller.report(self._descriptor, READ | WRITE, self)
 
 
 class WaitingLoop(ClosedLoop):
-    """Turns in a task of its own, where there is no epoll."""
+    """A closed loop driven by tasks, where there is no epoll."""
 
     __slots__ = ("_registration", "_tasks")
 
     def __init__(
-        self, sock: socket.socket, messages: Messages, name: str, course: Course, registration: Registration
+        self, sock: socket.socket, messages: Messages, name: str, run: LoadRun, registration: Registration
     ) -> None:
-        super().__init__(sock, messages, name, course)
+        super().__init__(sock, messages, name, run)
         self._registration = registration
 
-    def follow(self, tasks: TaskGroup) -> None:
-        """Take turns in one of `tasks`, until it is cancelled."""
+    def start_reading(self, tasks: TaskGroup) -> None:
+        """Read replies in a new task of `tasks`, until that is cancelled."""
         self._tasks = tasks
         tasks.start_soon(self._read)
 
@@ -214,9 +214,9 @@ class WaitingLoop(ClosedLoop):
         while not self._stopped:
             self._registration.may_read = False
             await self._registration.readable()
-            self._turn()
+            self._read_reply()
 
-    def _watch_room(self) -> None:
+    def _flush_when_writable(self) -> None:
         self._tasks.start_soon(self._write)
 
     async def _write(self) -> None:

@@ -1,8 +1,8 @@
-"""What the connections of a load share during a run: when to stop, and what came of it."""
+"""State that all connections of a load share during a run."""
 
 from __future__ import annotations
 
-__all__ = ("Course",)
+__all__ = ("LoadRun",)
 
 from array import array
 
@@ -10,39 +10,39 @@ from anyio import Event
 
 from anyecho.errors import EchoError
 
-#: What one turn may take in: as much as amortises the system call.
+#: Bytes received by one recv(2): enough to amortise the system call.
 _BUFFER_SIZE = 256 * 1024
 
 
-class Course:
-    """Begun anew for each run. Times are nanoseconds, of `perf_counter_ns`."""
+class LoadRun:
+    """Deadline, latencies and failure of a run; reset by `begin`. Times are `perf_counter_ns`, in nanoseconds."""
 
     def __init__(self) -> None:
-        #: Everybody receives into this one.
+        #: The receive buffer of all connections.
         self.buffer = bytearray(_BUFFER_SIZE)
         self.failure: EchoError | None = None
         self.begin(0, deadline=0)
 
-    def begin(self, owing: int, *, deadline: int) -> array[int]:
-        """Begin anew; return where the latencies will be."""
+    def begin(self, outstanding: int, *, deadline: int) -> array[int]:
+        """Reset for a run of `outstanding` connections. Return the array to which latencies will be added."""
         latencies = array("q")
-        self.keep = latencies.append
-        #: How many wait for a reply. Whoever gets it at `deadline` or later waits for no other.
-        self.owing = owing
+        self.add_latency = latencies.append
+        #: Connections that have not finished. A connection finishes with its first reply at or after `deadline`.
+        self.outstanding = outstanding
         self.deadline = deadline
-        #: Set when the last reply is there, or once something failed.
-        self.over = Event()
-        self.over_at = 0
+        #: Set when the last connection has finished, or at the first failure.
+        self.finished = Event()
+        self.finished_at = 0
         return latencies
 
-    def arrive(self, now: int) -> None:
-        """One has its last reply."""
-        self.owing -= 1
-        if not self.owing:
-            self.over_at = now
-            self.over.set()
+    def finish(self, now: int) -> None:
+        """Count a connection as finished at time `now`."""
+        self.outstanding -= 1
+        if not self.outstanding:
+            self.finished_at = now
+            self.finished.set()
 
     def fail(self, failure: EchoError) -> None:
-        """One got what is no echo. The first to say so is believed."""
+        """End the run because of a connection's failure. The first failure is kept."""
         self.failure = self.failure or failure
-        self.over.set()
+        self.finished.set()

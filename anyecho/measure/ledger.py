@@ -1,11 +1,12 @@
-"""Which datagrams are owed, and what became of them. Does no I/O and looks at no clock.
+"""Match UDP replies to the datagrams sent, by payload. Does no I/O and reads no clock.
 
-A payload is the user's, so nothing is added to it: a reply answers the oldest unanswered datagram that is equal.
+The payload is the user's, so no sequence number is added: a reply matches the oldest outstanding datagram with
+equal bytes.
 """
 
 from __future__ import annotations
 
-__all__ = ("Ledger", "Settled")
+__all__ = ("DatagramMatcher", "RecentDatagrams")
 
 import math
 from collections import OrderedDict, deque
@@ -13,12 +14,12 @@ from dataclasses import dataclass
 
 from anyecho.errors import EchoMismatch
 
-#: Datagrams remembered after they were answered or given up.
-_MEMORY = 16384
+#: Datagrams remembered after they were answered or expired.
+_HISTORY_SIZE = 16384
 
 
-class Settled:
-    """Remembers the datagrams that nobody waits for any more, by their hashes: the last 16384 of them."""
+class RecentDatagrams:
+    """Hashes of the last 16384 datagrams that were answered or expired, to recognise late and duplicate replies."""
 
     def __init__(self) -> None:
         self._answered: OrderedDict[int, bool] = OrderedDict()
@@ -27,129 +28,132 @@ class Settled:
         key = hash(datagram)
         self._answered[key] = answered
         self._answered.move_to_end(key)
-        if len(self._answered) > _MEMORY:
+        if len(self._answered) > _HISTORY_SIZE:
             self._answered.popitem(last=False)
 
     def look_up(self, datagram: bytes) -> bool | None:
-        """Whether `datagram` was answered; None if nobody knows of it."""
+        """Return whether `datagram` was answered, false if it expired, None if it is unknown."""
         return self._answered.get(hash(datagram))
 
 
 @dataclass
-class _Debt:
+class _SentDatagram:
     datagram: bytes
     number: int
     offset: int
-    late_at: float
+    expires_at: float
 
 
-class Ledger:
-    """Datagrams sent in one exchange. What was settled in it, `settled` remembers for the next."""
+class DatagramMatcher:
+    """Datagrams sent in one exchange. Adds each to `recent` when it is answered or expires.
 
-    def __init__(self, settled: Settled) -> None:
-        self._settled = settled
-        #: By number; whoever was sent later is late later.
-        self._owed: dict[int, _Debt] = {}
+    `recent` is shared by all exchanges of a client.
+    """
+
+    def __init__(self, recent: RecentDatagrams) -> None:
+        self._recent = recent
+        #: By number. Expiry times are in the same order.
+        self._outstanding: dict[int, _SentDatagram] = {}
         self._numbers: dict[bytes, deque[int]] = {}
         self._bytes_sent = 0
         self._newest = -1
-        self.bytes_owed = 0
+        self.bytes_outstanding = 0
         self.sent = 0
         self.answered = 0
         self.lost = 0
         self._first_lost = 0
-        #: Of the lost ones, those that came after all.
+        #: Lost datagrams with a reply that came after they expired. They still count in `lost`.
         self.late = 0
         self.duplicates = 0
-        #: Those overtaken by one that was sent later (RFC 4737).
+        #: Replies that came after that of a datagram sent later (RFC 4737).
         self.reordered = 0
 
     def __len__(self) -> int:
-        """How many are owed."""
-        return len(self._owed)
+        """The number of outstanding datagrams."""
+        return len(self._outstanding)
 
     @property
     def datagrams(self) -> list[bytes]:
-        """Those that are owed, the oldest first."""
-        return [debt.datagram for debt in self._owed.values()]
+        """The outstanding datagrams, the oldest first."""
+        return [entry.datagram for entry in self._outstanding.values()]
 
     @property
-    def next_late_at(self) -> float:
-        return next(iter(self._owed.values())).late_at if self._owed else math.inf
+    def next_expiry(self) -> float:
+        return next(iter(self._outstanding.values())).expires_at if self._outstanding else math.inf
 
     @property
     def first_missing(self) -> int:
-        """Where the first one began that is lost or owed, counted in bytes sent."""
+        """Offset in the bytes sent of the first datagram that is lost or outstanding."""
         if self.lost:
             return self._first_lost
 
-        return next(iter(self._owed.values())).offset if self._owed else self._bytes_sent
+        return next(iter(self._outstanding.values())).offset if self._outstanding else self._bytes_sent
 
-    def owe(self, datagram: bytes, *, late_at: float = math.inf) -> int:
-        """Wait for the answer to `datagram`; return its number."""
+    def expect(self, datagram: bytes, *, expires_at: float = math.inf) -> int:
+        """Add `datagram` to the outstanding ones. Return its number."""
         number = self.sent
-        self._owed[number] = _Debt(datagram, number, self._bytes_sent, late_at)
+        self._outstanding[number] = _SentDatagram(datagram, number, self._bytes_sent, expires_at)
         self._numbers.setdefault(datagram, deque()).append(self.sent)
         self.sent += 1
         self._bytes_sent += len(datagram)
-        self.bytes_owed += len(datagram)
+        self.bytes_outstanding += len(datagram)
         return number
 
-    def set_late_at(self, number: int, late_at: float) -> None:
-        """Give up datagram `number` at `late_at`, unless it is answered before."""
-        if number in self._owed:
-            self._owed[number].late_at = late_at
+    def set_expiry(self, number: int, expires_at: float) -> None:
+        """Let datagram `number` expire at `expires_at`. No-op if it is answered already."""
+        if number in self._outstanding:
+            self._outstanding[number].expires_at = expires_at
 
-    def settle(self, reply: bytes) -> bool:
-        """Take what `reply` answers off what is owed; return whether there was one.
+    def match(self, reply: bytes) -> bool:
+        """Remove the datagram that `reply` answers. Return false if the reply is late or a duplicate.
 
-        Raises `EchoMismatch` if nobody sent it.
+        Raises `EchoMismatch` if no such datagram was sent.
         """
         if reply in self._numbers:
             number = self._numbers[reply][0]
-            self._take(number, answered=True)
+            self._remove(number, answered=True)
             self.answered += 1
             self.reordered += number < self._newest
             self._newest = max(number, self._newest)
             return True
 
-        answered = self._settled.look_up(reply)
+        answered = self._recent.look_up(reply)
         if answered is None:
             raise self._mismatch(reply)
         if answered:
             self.duplicates += 1
         else:
             self.late += 1
-            self._settled.add(reply, answered=True)
+            self._recent.add(reply, answered=True)
 
         return False
 
-    def give_up(self, now: float) -> None:
-        """Lose what is late."""
-        while self._owed and self.next_late_at <= now:
-            debt = self._take(next(iter(self._owed)), answered=False)
+    def expire(self, now: float) -> None:
+        """Count as lost each datagram that expires at or before `now`."""
+        while self._outstanding and self.next_expiry <= now:
+            entry = self._remove(next(iter(self._outstanding)), answered=False)
             if not self.lost:
-                self._first_lost = debt.offset
+                self._first_lost = entry.offset
             self.lost += 1
 
-    def _take(self, number: int, *, answered: bool) -> _Debt:
-        debt = self._owed.pop(number)
-        same = self._numbers[debt.datagram]
+    def _remove(self, number: int, *, answered: bool) -> _SentDatagram:
+        entry = self._outstanding.pop(number)
+        same = self._numbers[entry.datagram]
         same.popleft()
         if not same:
-            del self._numbers[debt.datagram]
-        self.bytes_owed -= len(debt.datagram)
-        self._settled.add(debt.datagram, answered=answered)
-        return debt
+            del self._numbers[entry.datagram]
+        self.bytes_outstanding -= len(entry.datagram)
+        self._recent.add(entry.datagram, answered=answered)
+        return entry
 
     def _mismatch(self, reply: bytes) -> EchoMismatch:
-        for debt in self._owed.values():
-            # As long as the one that went out: then it is most likely that one, spoilt.
-            if len(debt.datagram) == len(reply):
-                at = next(i for i, byte in enumerate(reply) if byte != debt.datagram[i])
-                wrong = f"sent 0x{debt.datagram[at]:02x}, got 0x{reply[at]:02x}"
-                message = f"byte {at} of datagram {debt.number} is wrong: {wrong}"
-                return EchoMismatch(message, offset=debt.offset + at)
+        for entry in self._outstanding.values():
+            # Of equal length: most likely a corrupted echo of this datagram.
+            if len(entry.datagram) == len(reply):
+                at = next(i for i, byte in enumerate(reply) if byte != entry.datagram[i])
+                wrong = f"sent 0x{entry.datagram[at]:02x}, got 0x{reply[at]:02x}"
+                message = f"byte {at} of datagram {entry.number} is wrong: {wrong}"
+                return EchoMismatch(message, offset=entry.offset + at)
 
         return EchoMismatch(f"a datagram of {len(reply)} bytes came that was never sent", offset=self._bytes_sent)
 

@@ -1,8 +1,8 @@
-"""Load: many connections, each of which sends its next message when the last is back and equal.
+"""Closed-loop load: many connections, each of which sends its next message when the last is back and equal.
 
-A closed loop, turned in the Poller's callbacks. A server that gets slower is asked less, so a latency is what an
-echo took, not what somebody who wanted one at a certain time would have waited. Every reply is compared byte for
-byte and every latency is kept; what is made of them, others know.
+A slower server gets fewer messages, so a latency is the duration of an echo, not the delay from a scheduled send
+time (coordinated omission). Every reply is compared byte for byte and every latency is kept. Statistics are not
+computed here.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ from anyecho.address import Address, UDPAddress, parse_address
 from anyecho.errors import EchoStalled, UsageError, bare_errors
 from anyecho.measure.client import Client, connect_checked
 from anyecho.measure.closed_loop import PolledLoop, WaitingLoop
-from anyecho.measure.course import Course
+from anyecho.measure.course import LoadRun
 from anyecho.measure.options import LoadOptions
 from anyecho.measure.unused import check_options
 from anyecho.net.poller import Fallback, Poller, open_poller
 from anyecho.units import format_duration
 from anyecho.validation import check_kind
 
-#: Connections being made at a time; more would only wait together for a place in the server's backlog.
+#: Concurrent connection attempts; more would only wait in the server's accept backlog.
 _CONNECTING = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadResult:
-    """What one run measured: `echoes` replies, each of them complete and equal."""
+    """The result of one run: `echoes` replies, each complete and equal."""
 
     echoes: int
-    #: Of payload, one way.
+    #: Payload bytes in one direction.
     bytes: int
-    #: From the first send to the last reply, which comes a little later than the time asked for.
+    #: From the first send to the last reply, a little more than the `seconds` of the run.
     seconds: float
-    #: Nanoseconds of every echo in the order they came back: from before its send(2) to after its comparison. That
-    #: a reply waits while the load takes in those before it is part of them.
+    #: Nanoseconds of every echo, in order of return: from before its send(2) to after its comparison. Includes the
+    #: time a reply waits while the load processes earlier ones.
     latencies: array[int]
 
 
@@ -58,16 +58,16 @@ class LoadResult:
 async def open_load(
     address: str | Address, options: LoadOptions | None = None, *, poller: Poller | Fallback | None = None
 ) -> AsyncIterator[Load]:
-    """All connections of a load to `address`, made before the block begins and closed after it.
+    """Open all connections of a load to `address` before the block, and close them after it.
 
-    Loads that shall run side by side share a `poller`. Raises `ConnectError`, and `UsageError` for datagrams: each
-    may be lost, and its loop would never be closed.
+    Loads that run concurrently share a `poller`. Raises `ConnectError`. Raises `UsageError` for datagrams: one that
+    is lost would stop its closed loop.
     """
     address = parse_address(address)
     if isinstance(address, UDPAddress):
         raise UsageError(f"a load needs a stream: {address} is none")
     if address.tls:
-        raise UsageError(f"cannot load {address}: a load speaks no TLS yet")
+        raise UsageError(f"cannot load {address}: a load does not support TLS yet")
     if poller is None:
         with bare_errors() as whole:
             async with open_poller() as poller:
@@ -95,7 +95,7 @@ async def _connect_all(address: Address, options: LoadOptions) -> list[Client]:
 
     async def connect_some() -> None:
         for _ in numbers:
-            # Not with the load's poller, where a socket has one registration: it shall be the load's.
+            # Without the load's poller: a socket has one registration there, and `PolledLoop` makes it.
             clients.append(await connect_checked(address, options.connect))
 
     try:
@@ -117,36 +117,36 @@ async def _close_all(clients: Sequence[Client]) -> None:
 
 
 class Load:
-    """Connections to one server, for one run at a time. Open it with `open_load`, which closes it."""
+    """Connections to one server, for one run at a time. `open_load` opens and closes it."""
 
     def __init__(self, clients: Sequence[Client], options: LoadOptions, poller: Poller | Fallback) -> None:
         self._clients = clients
         self._options = options
         self._poller = poller
-        self._course = Course()
+        self._load_run = LoadRun()
         self._running = False
         self._closed = False
-        # Each message is cut out of these bytes one further on than the one before. So the echo of another is not
-        # equal, and a thousand messages of 1 MiB take no more memory than one.
-        self._stock = memoryview(Random(options.size).randbytes(options.size + 2 * len(clients)))
+        # Each message is a slice of these bytes, one byte further on than the previous one. So the messages differ,
+        # and a thousand messages of 1 MiB take no more memory than one.
+        self._payload = memoryview(Random(options.size).randbytes(options.size + 2 * len(clients)))
         self._loops = [self._loop(client, number) for number, client in enumerate(clients)]
 
     def _loop(self, client: Client, number: int) -> PolledLoop | WaitingLoop:
         sock = client.stream.extra(SocketAttribute.raw_socket)
         size = self._options.size
-        one, other = (self._stock[start : start + size] for start in (2 * number, 2 * number + 1))
+        one, other = (self._payload[start : start + size] for start in (2 * number, 2 * number + 1))
         name = f"connection {number}"
         if isinstance(self._poller, Poller):
-            return PolledLoop(sock, (one, other), name, self._course, self._poller)
+            return PolledLoop(sock, (one, other), name, self._load_run, self._poller)
 
-        return WaitingLoop(sock, (one, other), name, self._course, self._poller.register(sock))
+        return WaitingLoop(sock, (one, other), name, self._load_run, self._poller.register(sock))
 
     async def run(self, *, seconds: float) -> LoadResult:
-        """Echo on all connections for so long, and until what is on its way then is back.
+        """Send on all connections for `seconds`, then wait for the outstanding replies.
 
-        The first run is a warm-up, if its result is thrown away. Raises `EchoMismatch` or `EchoTruncated` as soon
-        as one reply is none, and `EchoStalled` if the last are not back in time. After that, or cancelled, the load
-        is closed.
+        For a warm-up, discard the result of a first run. Raises `EchoMismatch` or `EchoTruncated` at the first
+        wrong or missing reply, and `EchoStalled` if outstanding replies do not come within the timeout. An error or
+        a cancellation closes the load.
         """
         if not seconds > 0:
             raise UsageError(f"seconds must be more than 0, not {seconds}")
@@ -171,25 +171,25 @@ class Load:
 
     async def _run(self, seconds: float, tasks: TaskGroup) -> LoadResult:
         started_at = perf_counter_ns()
-        latencies = self._course.begin(len(self._loops), deadline=started_at + int(seconds * 1e9))
-        if self._course.failure is None:  # since the run before
+        latencies = self._load_run.begin(len(self._loops), deadline=started_at + int(seconds * 1e9))
+        if self._load_run.failure is None:  # it may have failed since the last run
             for loop in self._loops:
                 if isinstance(loop, WaitingLoop):
-                    loop.follow(tasks)
+                    loop.start_reading(tasks)
                 loop.start()
 
             with move_on_after(seconds + self._options.connect.timeout):
-                await self._course.over.wait()
+                await self._load_run.finished.wait()
 
-        if self._course.failure is not None:
-            raise self._course.failure
-        if self._course.owing:
+        if self._load_run.failure is not None:
+            raise self._load_run.failure
+        if self._load_run.outstanding:
             raise self._stalled()
 
         return LoadResult(
             echoes=len(latencies),
             bytes=len(latencies) * self._options.size,
-            seconds=(self._course.over_at - started_at) / 1e9,
+            seconds=(self._load_run.finished_at - started_at) / 1e9,
             latencies=latencies,
         )
 
@@ -200,7 +200,7 @@ class Load:
         return EchoStalled(message, offset=late.returned)
 
     async def aclose(self) -> None:
-        """Close the connections, whatever is on its way. Idempotent."""
+        """Close the connections, without waiting for outstanding replies. Idempotent."""
         self._closed = True
         for loop in self._loops:
             loop.stop()

@@ -1,4 +1,4 @@
-"""The only copy of every default of the client and the load, and of the line that explains it."""
+"""Options of the client and the load: the only place of their defaults and help texts."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ from anyecho.validation import check_types
 
 @dataclass(frozen=True, kw_only=True)
 class ConnectOptions:
-    """How a client connects and how long it waits. Times are seconds; infinite (``off``) is no limit."""
+    """How a client connects, and its timeouts. Times are seconds; infinite (``off``) is no limit."""
 
     timeout: Seconds = field(
-        default=10.0, metadata={"help": "Give up after this long without progress: connecting, or a byte owed."}
+        default=10.0,
+        metadata={"help": "Give up after this long without progress: connecting, or while echo is outstanding."},
     )
-    deadline: Seconds = field(
-        default=math.inf, metadata={"help": "Give up after this long, whatever moves: each exchange as a whole."}
-    )
+    deadline: Seconds = field(default=math.inf, metadata={"help": "Maximum duration of each exchange as a whole."})
     proxy_header: Literal["off", "v1", "v2"] = field(
         default="off",
         metadata={"help": "Begin with a PROXY protocol header, as a proxy for this client would."},
@@ -33,7 +32,7 @@ class ConnectOptions:
     family: Literal[4, 6] | None = None
     socket: SocketOptions = field(default_factory=SocketOptions)
     tls: TLSClientOptions = field(default_factory=TLSClientOptions)
-    #: The options that the environment has set. One of them that cannot act is a warning, and never an error.
+    #: Names of options set by environment variables. One without effect is a warning, never an error.
     from_environment: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -46,11 +45,11 @@ class ConnectOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions:
-    """How heavy a load is."""
+    """Number of connections and size of messages of a load."""
 
-    connections: int = field(default=100, metadata={"help": "Connections, each with one message on its way."})
+    connections: int = field(default=100, metadata={"help": "Connections, each with one outstanding message."})
     size: Size = field(default=64, metadata={"help": "Bytes of a message."})
-    #: Its `timeout` is also how long the last replies are waited for; its `deadline` is for connecting alone.
+    #: Its `timeout` also limits the wait for the last replies; its `deadline` is for connecting only.
     connect: ConnectOptions = field(default_factory=ConnectOptions)
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
-"""What a client sends: the items of a source, each as bytes of its own.
+"""Sources: iterables of buffers that a client sends.
 
-An item is copied when it is taken, unless it is `bytes`: its owner may fill the same buffer again for the next one,
-while the echo of the first is still to be compared.
+An item other than `bytes` is copied when it is taken: the source may refill the same buffer for the next item while
+the echo of the first is still outstanding.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 else:
     Item: TypeAlias = bytes | bytearray | memoryview
 
-#: The items to send, each a write, or a datagram, of its own.
+#: The items to send, each as one write or one datagram.
 Source: TypeAlias = Iterable[Item] | AsyncIterable[Item]
 
 
 def to_bytes(item: Any, what: str = "an item to send") -> bytes:
-    """Return the bytes of `item`. Raises `UsageError` for an object that has none, such as a str or an int."""
+    """Return the bytes of `item`. Raises `UsageError` if it is not a buffer, such as a str or an int."""
     if type(item) is bytes:
         return item
     try:
@@ -36,7 +36,7 @@ def to_bytes(item: Any, what: str = "an item to send") -> bytes:
 
 
 def check_source(source: Any) -> None:
-    """Raise `UsageError`, before a byte is sent, if `source` is one buffer, text, or no iterable at all."""
+    """Raise `UsageError` if `source` is a single buffer, a str, or not an iterable."""
     if isinstance(source, str):
         raise UsageError("a source must be an iterable of bytes, not str: send [text.encode()]")
     if _is_buffer(source):
@@ -47,7 +47,7 @@ def check_source(source: Any) -> None:
 
 
 async def items_of(source: Source) -> AsyncGenerator[bytes, None]:
-    """The items of `source`, which its owner closes. Raises `UsageError` for an item that is no buffer."""
+    """Yield the items of `source` as bytes; the caller closes it. Raises `UsageError` for an item not a buffer."""
     if isinstance(source, AsyncIterable):
         async for item in source:
             yield to_bytes(item)

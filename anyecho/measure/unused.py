@@ -1,4 +1,4 @@
-"""Which options of a client cannot act on the address it connects to, and why not."""
+"""Report client options that have no effect on the address to connect to."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ logger = logging.getLogger("anyecho.client")
 
 _TLS = tuple(each.name for each in fields(TLSClientOptions))
 _TCP = ("tcp_nodelay", "tcp_notsent_lowat", "tcp_user_timeout", "keepalive")
-#: Without these, bytes go out in the clear, to a server that is not verified, or without the client's certificate.
+#: Without these, bytes are sent in the clear, to an unverified server, or without the client's certificate.
 _PROTECTIVE = frozenset((*_TLS, "proxy_header"))
 
 
 def check_options(options: ConnectOptions, address: Address) -> None:
-    """Raise `UsageError` for protective options that cannot act on `address`, and for one that no client can call.
+    """Raise `UsageError` if a protective option has no effect on `address`, or if `address` is for servers only.
 
-    Other options that cannot act are one line of the log.
+    Other options without effect are logged, in one line.
     """
     if isinstance(address, FDAddress):
         raise UsageError(f"cannot connect to {address}: a descriptor is for servers")
@@ -51,7 +51,7 @@ def _reasons(options: ConnectOptions, address: Address) -> Iterator[tuple[str, s
     elif not address.tls:
         yield from ((name, f"{address} is not over TLS: write {replace(address, tls=True)}") for name in _TLS)
     elif options.tls.insecure:
-        yield "cacert", "insecure believes any server"
+        yield "cacert", "insecure accepts any certificate"
     if isinstance(address, UnixAddress):
         yield "family", f"{address} has no IP address"
     if not isinstance(address, TCPAddress):

@@ -142,7 +142,7 @@ async def test_a_reply_that_is_late_is_no_loss_the_less() -> None:
 
             async def release_when_lost() -> None:
                 with fail_after(5):
-                    while client._settled.look_up(b"0") is not False:
+                    while client._recent.look_up(b"0") is not False:
                         await checkpoint()
                 release.set()
 

@@ -1,4 +1,4 @@
-"""What becomes of datagrams, from what was sent and what came."""
+"""Replies are matched to datagrams; losses, duplicates and reordering are counted."""
 
 from __future__ import annotations
 
@@ -7,51 +7,51 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anyecho.errors import EchoMismatch
-from anyecho.measure.ledger import Ledger, Settled
+from anyecho.measure.ledger import DatagramMatcher, RecentDatagrams
 
 
-def sent(*datagrams: bytes) -> Ledger:
-    """A ledger with these; the first is late at 0, and each other a second after the one before."""
-    ledger = Ledger(Settled())
-    for late_at, datagram in enumerate(datagrams):
-        ledger.owe(datagram, late_at=late_at)
-    return ledger
+def sent(*datagrams: bytes) -> DatagramMatcher:
+    """A matcher that expects `datagrams`. The first expires at 0, each next one a second later."""
+    matcher = DatagramMatcher(RecentDatagrams())
+    for expires_at, datagram in enumerate(datagrams):
+        matcher.expect(datagram, expires_at=expires_at)
+    return matcher
 
 
-def test_a_reply_settles_what_is_equal() -> None:
-    ledger = sent(b"a", b"", b"b")
+def test_a_reply_matches_the_datagram_with_equal_bytes() -> None:
+    matcher = sent(b"a", b"", b"b")
 
-    assert [ledger.settle(reply) for reply in (b"a", b"", b"b")] == [True] * 3
-    assert (len(ledger), ledger.bytes_owed, ledger.answered, ledger.reordered) == (0, 0, 3, 0)
-    assert str(ledger) == "0 of 3 datagrams were lost"
-
-
-def test_equal_datagrams_are_settled_one_by_one_and_the_rest_are_duplicates() -> None:
-    ledger = sent(b"a", b"a")
-
-    assert [ledger.settle(b"a") for _ in range(3)] == [True, True, False]
-    assert (ledger.answered, ledger.duplicates) == (2, 1)
+    assert [matcher.match(reply) for reply in (b"a", b"", b"b")] == [True] * 3
+    assert (len(matcher), matcher.bytes_outstanding, matcher.answered, matcher.reordered) == (0, 0, 3, 0)
+    assert str(matcher) == "0 of 3 datagrams were lost"
 
 
-def test_who_was_overtaken_is_out_of_order() -> None:
-    ledger = sent(b"a", b"b", b"c", b"d")
+def test_equal_datagrams_match_once_each_and_further_replies_are_duplicates() -> None:
+    matcher = sent(b"a", b"a")
+
+    assert [matcher.match(b"a") for _ in range(3)] == [True, True, False]
+    assert (matcher.answered, matcher.duplicates) == (2, 1)
+
+
+def test_an_overtaken_reply_is_counted_as_reordered() -> None:
+    matcher = sent(b"a", b"b", b"c", b"d")
     for reply in (b"b", b"a", b"d", b"c"):
-        ledger.settle(reply)
+        matcher.match(reply)
 
-    assert ledger.reordered == 2
+    assert matcher.reordered == 2
 
 
-def test_what_is_late_is_lost_and_counted_if_it_comes() -> None:
-    ledger = sent(b"a", b"b", b"c")
-    ledger.settle(b"a")
-    assert ledger.next_late_at == 1
-    ledger.give_up(1.5)
-    assert ledger.next_late_at == 2
-    assert (ledger.lost, len(ledger), ledger.first_missing) == (1, 1, 1)
+def test_an_expired_datagram_is_lost_and_its_late_reply_is_counted() -> None:
+    matcher = sent(b"a", b"b", b"c")
+    matcher.match(b"a")
+    assert matcher.next_expiry == 1
+    matcher.expire(1.5)
+    assert matcher.next_expiry == 2
+    assert (matcher.lost, len(matcher), matcher.first_missing) == (1, 1, 1)
 
-    assert [ledger.settle(b"b"), ledger.settle(b"b"), ledger.settle(b"c")] == [False, False, True]
-    assert (ledger.lost, ledger.late, ledger.duplicates, ledger.reordered) == (1, 1, 1, 0)
-    assert str(ledger) == "1 of 3 datagrams were lost, 1 of them only late; 1 came twice"
+    assert [matcher.match(b"b"), matcher.match(b"b"), matcher.match(b"c")] == [False, False, True]
+    assert (matcher.lost, matcher.late, matcher.duplicates, matcher.reordered) == (1, 1, 1, 0)
+    assert str(matcher) == "1 of 3 datagrams were lost, 1 of them only late; 1 came twice"
 
 
 @pytest.mark.parametrize(
@@ -62,25 +62,25 @@ def test_what_is_late_is_lost_and_counted_if_it_comes() -> None:
         (b"", "a datagram of 0 bytes came that was never sent", 4),
     ],
 )
-def test_what_nobody_sent_is_a_mismatch(reply: bytes, message: str, offset: int) -> None:
+def test_a_reply_that_matches_no_datagram_is_a_mismatch(reply: bytes, message: str, offset: int) -> None:
     with pytest.raises(EchoMismatch) as caught:
-        sent(b"a", b"car").settle(reply)
+        sent(b"a", b"car").match(reply)
 
     assert (str(caught.value), caught.value.offset) == (message, offset)
 
 
-def test_a_duplicate_is_recognised_in_the_next_exchange_and_not_for_ever() -> None:
-    settled = Settled()
+def test_a_duplicate_is_recognised_in_later_exchanges_up_to_the_history_size() -> None:
+    recent = RecentDatagrams()
     for number in range(16_384 + 1):
-        ledger = Ledger(settled)
-        ledger.owe(b"%d" % number, late_at=0)
-        ledger.settle(b"%d" % number)
+        matcher = DatagramMatcher(recent)
+        matcher.expect(b"%d" % number, expires_at=0)
+        matcher.match(b"%d" % number)
 
-    ledger = Ledger(settled)
-    assert not ledger.settle(b"1")
-    assert ledger.duplicates == 1
+    matcher = DatagramMatcher(recent)
+    assert not matcher.match(b"1")
+    assert matcher.duplicates == 1
     with pytest.raises(EchoMismatch):
-        ledger.settle(b"0")
+        matcher.match(b"0")
 
 
 @given(
@@ -88,10 +88,10 @@ def test_a_duplicate_is_recognised_in_the_next_exchange_and_not_for_ever() -> No
         lambda sent: st.tuples(st.just(sent), st.permutations(sent))
     )
 )
-def test_whatever_the_order_all_that_is_echoed_is_settled(case: tuple[list[bytes], list[bytes]]) -> None:
-    ledger = sent(*case[0])
+def test_replies_in_any_order_match_all_datagrams(case: tuple[list[bytes], list[bytes]]) -> None:
+    matcher = sent(*case[0])
 
-    assert all(ledger.settle(reply) for reply in case[1])
-    assert (len(ledger), ledger.bytes_owed) == (0, 0)
-    ledger.give_up(1000)
-    assert ledger.lost == 0
+    assert all(matcher.match(reply) for reply in case[1])
+    assert (len(matcher), matcher.bytes_outstanding) == (0, 0)
+    matcher.expire(1000)
+    assert matcher.lost == 0

@@ -24,7 +24,7 @@ from anyio.abc import ByteStream, SocketAttribute
 
 from anyecho.errors import ConnectError, EchoError, EchoMismatch, EchoStalled, EchoTruncated, UsageError
 from anyecho.measure.client import Client, connect_checked
-from anyecho.measure.course import Course
+from anyecho.measure.course import LoadRun
 from anyecho.measure.load import Load, open_load
 from anyecho.measure.options import ConnectOptions, LoadOptions
 from anyecho.net.poller import Fallback, Poller
@@ -231,9 +231,9 @@ async def test_an_end_between_two_runs_is_noticed_once(monkeypatch: pytest.Monke
     """The kernel reports it for as long as anybody listens."""
     failures: list[EchoError] = []
 
-    def fail(course: Course, failure: EchoError) -> None:
+    def fail(run: LoadRun, failure: EchoError) -> None:
         failures.append(failure)
-        real_fail(course, failure)
+        real_fail(run, failure)
 
     async def quit_early(stream: ByteStream) -> None:
         with move_on_after(0.1):
@@ -241,8 +241,8 @@ async def test_an_end_between_two_runs_is_noticed_once(monkeypatch: pytest.Monke
                 await stream.send(chunk)
         closing.set()
 
-    real_fail = Course.fail
-    monkeypatch.setattr(Course, "fail", fail)
+    real_fail = LoadRun.fail
+    monkeypatch.setattr(LoadRun, "fail", fail)
     closing = anyio.Event()
     async with listening(quit_early) as address, open_load(address, options()) as load:
         await load.run(seconds=0.01)

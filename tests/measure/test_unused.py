@@ -36,7 +36,7 @@ async def test_tls_options_on_an_address_without_tls_are_an_error(address: str, 
 
 async def test_a_ca_beside_insecure_is_an_error() -> None:
     options = ConnectOptions(tls=TLSClientOptions(cacert="/absent", insecure=True))
-    with pytest.raises(UsageError, match=r"^cacert has no effect: insecure believes any server"):
+    with pytest.raises(UsageError, match=r"^cacert has no effect: insecure accepts any certificate"):
         await connect(TLS, options=options)
 
 
