@@ -1,7 +1,7 @@
-"""Options dataclasses as flags, so that no default and no line of help is written twice.
+"""Turn the fields of options dataclasses into flags, so that no default and no help text is written twice.
 
-A command takes whole dataclasses; cyclopts is shown their fields instead, and what was given on the command line
-is put back together. A field without ``help`` in its metadata is no flag; what else is there is how the flag looks.
+A command takes whole dataclasses. cyclopts sees a flag for each field, and the values are put back together before
+the call. A field without ``help`` in its metadata is not a flag; the other metadata are arguments of `Parameter`.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from anyecho.units import Unit
 
 T = TypeVar("T")
 
-BackendFlag = Annotated[Backend, Parameter(help="The event loop to run on.")]
+BackendFlag = Annotated[Backend, Parameter(help="Event loop to run on.")]
 
 
 def flattened(command: Callable[..., T], environment: Environment | None = None) -> Callable[..., T]:
-    """`command`, with a flag per field in place of each parameter that is a dataclass.
+    """Return `command` with a flag per field in place of each parameter that is a dataclass.
 
-    A parameter that is an `Environment` is given `environment`.
+    A parameter of type `Environment` receives `environment` and is not a flag.
     """
     hints = get_type_hints(command, include_extras=True)
     parameters: list[inspect.Parameter] = []
@@ -72,7 +72,7 @@ def _flags(options: Any) -> Iterator[inspect.Parameter]:
 
 
 def file_name(_: type, tokens: Sequence[Token]) -> Path:
-    """The file that a flag names. ``--file "$VARIABLE"`` with an unset variable is not the current directory."""
+    """Convert to a path. Empty, as of ``--file "$UNSET"``, is an error: `Path` takes it for the directory."""
     if not tokens[0].value:
         raise ValueError("it is empty: name a file")
 
@@ -80,7 +80,7 @@ def file_name(_: type, tokens: Sequence[Token]) -> Path:
 
 
 def whole_number(_: type, tokens: Sequence[Token]) -> int:
-    """The number that a flag has as its value. (Cyclopts would round 1.5 to 2.)"""
+    """Convert to an integer. (cyclopts would round 1.5 to 2.)"""
     if not re.fullmatch("[+-]?[0-9]{1,20}", tokens[0].value, re.A):
         raise ValueError(f"{tokens[0].value!r} is not a whole number")
 
@@ -94,7 +94,7 @@ def _annotate(field: Field[Any], hint: Any) -> Any:
     if hint is int:
         return Annotated[int, Parameter(converter=whole_number, **field.metadata)]
     if unit is None:
-        # A flag of several values is given again for each; none of them needs one that empties it.
+        # A flag of several values is repeated for each; a negative flag that clears the list is not needed.
         given: dict[str, Any] = {"negative": ()} if get_origin(hint) is tuple else {}
         return Annotated[hint, Parameter(**given | field.metadata)]
 
@@ -106,7 +106,7 @@ def _annotate(field: Field[Any], hint: Any) -> Any:
 
 
 def _build(options: Any, given: dict[str, Any], from_environment: tuple[str, ...]) -> Any:
-    """An instance of `options` from what `given` has of it, which is taken out."""
+    """Build an instance of `options` from its fields in `given`, which are removed there."""
     hints = get_type_hints(options)
     values = {}
     for field in fields(options):

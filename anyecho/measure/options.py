@@ -26,7 +26,7 @@ class ConnectOptions:
     deadline: Seconds = field(default=math.inf, metadata={"help": "Maximum duration of each exchange as a whole."})
     proxy_header: Literal["off", "v1", "v2"] = field(
         default="off",
-        metadata={"help": "Begin with a PROXY protocol header, as a proxy for this client would."},
+        metadata={"help": "Send a PROXY protocol header first, as a proxy for this client would."},
     )
     #: Use only IPv4 or IPv6; on the command line, -4 and -6.
     family: Literal[4, 6] | None = None
@@ -48,7 +48,7 @@ class LoadOptions:
     """Number of connections and size of messages of a load."""
 
     connections: int = field(default=100, metadata={"help": "Connections, each with one outstanding message."})
-    size: Size = field(default=64, metadata={"help": "Bytes of a message."})
+    size: Size = field(default=64, metadata={"help": "Bytes per message."})
     #: Its `timeout` also limits the wait for the last replies; its `deadline` is for connecting only.
     connect: ConnectOptions = field(default_factory=ConnectOptions)
 

@@ -44,14 +44,15 @@ class SocketOptions:
     tcp_notsent_lowat: Size = field(
         # With the default send queue a peer that never reads holds 4 MiB of kernel memory; so, 0.16.
         default=128 * 1024,
-        metadata={"help": "Bytes the kernel may queue unsent per connection (TCP_NOTSENT_LOWAT); 0 leaves it."},
+        metadata={"help": "Maximum unsent bytes in the kernel per connection (TCP_NOTSENT_LOWAT); 0: unset."},
     )
     tcp_user_timeout: Seconds = field(
         default=60.0,
-        metadata={"help": "Give up a peer that acknowledges nothing for this long (TCP_USER_TIMEOUT); 0: never."},
+        metadata={"help": "Close if the peer acknowledges nothing for this long (TCP_USER_TIMEOUT); 0: never."},
     )
     keepalive: bool = field(
-        default=True, metadata={"help": "Find peers that vanished: probes after 60 s, every 10 s, 6 times."}
+        default=True,
+        metadata={"help": "Detect vanished peers: 6 probes, every 10 s, after 60 s idle (SO_KEEPALIVE)."},
     )
     sndbuf: Size = field(default=0, metadata={"help": "Fixed send buffer (SO_SNDBUF); 0: the kernel tunes it."})
     rcvbuf: Size = field(default=0, metadata={"help": "Fixed receive buffer (SO_RCVBUF); 0: the kernel tunes it."})

@@ -39,27 +39,27 @@ class TLSServerOptions:
     """
 
     ssl_certfile: FilePath | None = field(
-        default=None, metadata={"help": "The server's certificate, and those up to its CA's (PEM)."}
+        default=None, metadata={"help": "Server certificate and its chain (PEM)."}
     )
     ssl_keyfile: FilePath | None = field(
         default=None, metadata={"help": "The certificate's key, unless it is in the same file (PEM)."}
     )
     ssl_keyfile_password_file: FilePath | None = field(
-        default=None, metadata={"help": "A file whose first line is the password of the key."}
+        default=None, metadata={"help": "File whose first line is the password of the key."}
     )
     ssl_ca_certs: FilePath | None = field(
-        default=None, metadata={"help": "The CAs whose certificates clients may show (PEM)."}
+        default=None, metadata={"help": "CAs that client certificates are verified against (PEM)."}
     )
     ssl_cert_reqs: Literal["none", "optional", "required"] = field(
-        default="none", metadata={"help": "Whether clients have to show a certificate."}
+        default="none", metadata={"help": "Whether clients may or must present a certificate."}
     )
     ssl_alpn: tuple[str, ...] = field(
         default=(),
-        metadata={"help": "A protocol to agree on with clients that offer it; repeatable.", "negative": ()},
+        metadata={"help": "ALPN protocol that the server supports; repeatable.", "negative": ()},
     )
     ssl_self_signed: bool = field(
         default=False,
-        metadata={"help": "Make up a CA and a certificate, for this run only (needs trustme).", "negative": ()},
+        metadata={"help": "Generate a CA and a certificate for this run only (needs trustme).", "negative": ()},
     )
     context: ssl.SSLContext | None = None
 
@@ -90,19 +90,23 @@ class TLSClientOptions:
     """
 
     cacert: FilePath | None = field(
-        default=None, metadata={"help": "Believe the CAs in this file (PEM) instead of the system's."}
+        default=None, metadata={"help": "Trust the CAs in this file (PEM) instead of the system's."}
     )
-    cert: FilePath | None = field(default=None, metadata={"help": "The certificate to show to the server (PEM)."})
+    cert: FilePath | None = field(
+        default=None, metadata={"help": "Client certificate to present to the server (PEM)."}
+    )
     key: FilePath | None = field(
         default=None, metadata={"help": "The certificate's key, unless it is in the same file (PEM)."}
     )
-    sni: str | None = field(default=None, metadata={"help": "The name to ask for and verify, instead of the host."})
+    sni: str | None = field(
+        default=None, metadata={"help": "Server name to request (SNI) and verify, instead of the host."}
+    )
     alpn: tuple[str, ...] = field(
-        default=(), metadata={"help": "A protocol to offer to the server; repeatable.", "negative": ()}
+        default=(), metadata={"help": "ALPN protocol to offer to the server; repeatable.", "negative": ()}
     )
     insecure: bool = field(
         default=False,
-        metadata={"help": "Believe any server.", "name": ("--insecure", "-k"), "negative": ()},
+        metadata={"help": "Do not verify the server's certificate.", "name": ("--insecure", "-k"), "negative": ()},
     )
     context: ssl.SSLContext | None = None
 

@@ -28,80 +28,86 @@ class ServeOptions:
 
     engine: Literal["auto", "tasks", "events"] = field(
         default="auto",
-        metadata={"help": "One task per connection, or all in one; auto takes events where nothing needs a task."},
+        metadata={
+            "help": "tasks: one per connection; events: callbacks in a single task; auto: events where possible."
+        },
     )
     max_connections: int = field(
         default=10_000,
         metadata={
-            "help": "Accept no more at a time; others wait in the backlog. Never more than descriptors - 64."
+            "help": "Maximum concurrent connections, at most the descriptor limit - 64; more wait in the backlog."
         },
     )
     over_limit: Literal["wait", "close"] = field(
         default="wait",
-        metadata={"help": "Those over --max-connections wait in the backlog, or are accepted and closed at once."},
+        metadata={"help": "At --max-connections, new connections wait in the backlog, or are accepted and closed."},
     )
     max_connections_per_ip: int = field(
         default=0,
-        metadata={"help": "Close who comes when so many of its address (IPv6: of its /64) are there; 0: no limit."},
+        metadata={"help": "Maximum connections per client IP (per /64 for IPv6); 0: no limit."},
     )
     idle_timeout: Seconds = field(
-        default=600.0, metadata={"help": "Close a connection on which no byte has moved for this long."}
+        default=600.0, metadata={"help": "Close a connection on which no byte moves for this long."}
     )
     write_timeout: Seconds = field(
         default=60.0,
-        metadata={"help": "Close a peer that takes none of the echo it is owed for this long."},
+        metadata={"help": "Close a connection whose peer takes none of the pending echo for this long."},
     )
     max_duration: Seconds = field(
-        default=math.inf, metadata={"help": "Close a connection after this long, whatever moves."}
+        default=math.inf, metadata={"help": "Close a connection after this long, even if it is active."}
     )
     max_bytes: Size = field(
-        default=0, metadata={"help": "Close a peer that sends more than this, which it gets back; 0: no limit."}
+        default=0,
+        metadata={
+            "help": "Close a connection that receives more than this, once this much is echoed; 0: no limit."
+        },
     )
     min_rate: Rate = field(
         default=0.0,
-        metadata={"help": "Close a connection that echoes fewer bytes a second, on average; 0: no limit."},
+        metadata={"help": "Close a connection that echoes fewer bytes per second on average; 0: no limit."},
     )
-    min_rate_window: Seconds = field(default=30.0, metadata={"help": "The time over which --min-rate is averaged."})
+    min_rate_window: Seconds = field(default=30.0, metadata={"help": "Time over which --min-rate is averaged."})
     rate_limit: Rate = field(
-        default=math.inf, metadata={"help": "Echo no more bytes a second on any one connection; needs a task each."}
+        default=math.inf,
+        metadata={"help": "Maximum bytes echoed per second on each connection; needs the tasks engine."},
     )
     graceful_timeout: Seconds = field(
-        default=10.0, metadata={"help": "On SIGTERM or SIGINT, go on echoing this long for those still connected."}
+        default=10.0, metadata={"help": "On SIGTERM or SIGINT, keep echoing on open connections for this long."}
     )
     linger: Seconds = field(
         default=2.0,
-        metadata={"help": "When closing on a peer that still sends, read on this long so that it gets its echo."},
+        metadata={"help": "On closing while the peer still sends, read this long: a reset would destroy the echo."},
     )
     proxy_protocol: ProxyMode = field(
         default="off",
-        metadata={"help": "Connections begin with a header of the PROXY protocol; require is v1 or v2."},
+        metadata={"help": "Expect a PROXY protocol header on each connection; require: v1 or v2."},
     )
     proxy_trusted: tuple[str, ...] = field(
         default=(),
         metadata={
-            "help": "Take that header from this network only, unix: being Unix sockets; repeatable.",
+            "help": "Network of trusted proxies; unix: for Unix sockets; repeatable.",
             "metavar": "CIDR",
         },
     )
     proxy_timeout: Seconds = field(
-        default=5.0, metadata={"help": "Close a connection whose header is not complete after this long."}
+        default=5.0, metadata={"help": "Close a connection whose PROXY header is incomplete after this long."}
     )
     handshake_timeout: Seconds = field(
         # Others allow 30 to 60 s; an echo client that needs more than 10 has no use for the echo either.
         default=10.0,
-        metadata={"help": "Close a connection whose TLS handshake is not over after this long."},
+        metadata={"help": "Close a connection whose TLS handshake is incomplete after this long."},
     )
-    backlog: int = field(default=4096, metadata={"help": "Connections the kernel may hold ready to be accepted."})
+    backlog: int = field(default=4096, metadata={"help": "Length of each accept backlog (listen(2))."})
     udp_rate: Rate = field(
         default=100.0,
         metadata={"help": "Datagrams per second answered to one source (IPv6: one /64); to all, 100 times that."},
     )
     udp_burst: int = field(
-        default=200, metadata={"help": "Datagrams answered to one source at once, before --udp-rate holds."}
+        default=200, metadata={"help": "Datagrams answered to one source in a burst above --udp-rate."}
     )
     unsafe_udp: bool = field(
         default=False,
-        metadata={"help": "For labs: answer source ports below 1024 too, and to all together at any rate."},
+        metadata={"help": "For labs: answer source ports below 1024 too, and no rate limit over all sources."},
     )
     socket: SocketOptions = field(default_factory=SocketOptions)
     tls: TLSServerOptions = field(default_factory=TLSServerOptions)

@@ -17,18 +17,18 @@ import pytest
 from anyecho import __main__ as entry
 from anyecho import backends
 from anyecho.cli.main import app, main
-from tests.process import PATIENCE, descriptors
+from tests.process import TIMEOUT, descriptors
 
 # By its name, because `anyecho.cli.main` is a module that holds a function of the same name.
 main_module = importlib.import_module("anyecho.cli.main")
 
 #: What a user sees: exit status, and the one line.
-Complaint = Callable[..., tuple[int, str]]
+ExpectError = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def complaint(capfd: pytest.CaptureFixture[str]) -> Complaint:
-    """Runs the command in `arguments`, which must complain in one line and say nothing else."""
+def expect_error(capfd: pytest.CaptureFixture[str]) -> ExpectError:
+    """Runs the command in `arguments`, which must print_error in one line and say nothing else."""
 
     def run(*arguments: str) -> tuple[int, str]:
         before = descriptors()
@@ -106,16 +106,16 @@ def nameless(monkeypatch: pytest.MonkeyPatch) -> None:
         ("send localhost:1 --repeat 2", "standard input can be read only once"),
     ],
 )
-def test_a_mistake_in_usage_is_one_line_and_exit_2(complaint: Complaint, arguments: str, line: str) -> None:
-    status, text = complaint(*arguments.split())
+def test_a_mistake_in_usage_is_one_line_and_exit_2(expect_error: ExpectError, arguments: str, line: str) -> None:
+    status, text = expect_error(*arguments.split())
 
     assert re.search(line, text)
     assert status == 2
 
 
-def test_a_wrong_environment_variable_is_named(complaint: Complaint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_environment_variable_is_named(expect_error: ExpectError, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANYECHO_IDLE_TIMEOUT", "soon")
-    status, line = complaint("serve")
+    status, line = expect_error("serve")
 
     assert "ANYECHO_IDLE_TIMEOUT: 'soon' is not a duration" in line
     assert status == 2
@@ -133,9 +133,9 @@ def test_a_wrong_environment_variable_is_named(complaint: Complaint, monkeypatch
     ],
 )
 def test_what_cannot_be_listened_on_is_named_with_the_reason_and_exit_3(
-    complaint: Complaint, address: str, why: str
+    expect_error: ExpectError, address: str, why: str
 ) -> None:
-    status, line = complaint("serve", "-b", address)
+    status, line = expect_error("serve", "-b", address)
 
     assert line.startswith(f"cannot listen on {address}: ")
     assert why in line
@@ -144,27 +144,27 @@ def test_what_cannot_be_listened_on_is_named_with_the_reason_and_exit_3(
 
 @pytest.mark.parametrize("first", ["tcp://127.0.0.1:0", "unix:{path}"])
 def test_a_port_in_use_leaves_nothing_half_bound(
-    complaint: Complaint, taken: str, short_path: Path, first: str
+    expect_error: ExpectError, taken: str, short_path: Path, first: str
 ) -> None:
     path = short_path / "echo"
-    status, line = complaint("serve", "-b", first.format(path=path), "-b", taken)
+    status, line = expect_error("serve", "-b", first.format(path=path), "-b", taken)
 
     assert line == f"cannot listen on {taken}: it is in use already"
     assert status == 3
     assert not path.exists()
 
 
-def test_a_file_that_is_no_socket_is_left_alone(complaint: Complaint, short_path: Path) -> None:
+def test_a_file_that_is_no_socket_is_left_alone(expect_error: ExpectError, short_path: Path) -> None:
     path = short_path / "precious"
     path.write_text("mine")
-    status, _ = complaint("serve", "-b", f"unix:{path}")
+    status, _ = expect_error("serve", "-b", f"unix:{path}")
 
     assert status == 3
     assert path.read_text() == "mine"
 
 
-def test_a_server_that_is_not_there_is_exit_3(complaint: Complaint, dead: str) -> None:
-    status, line = complaint("send", dead, "hello")
+def test_a_server_that_is_not_there_is_exit_3(expect_error: ExpectError, dead: str) -> None:
+    status, line = expect_error("send", dead, "hello")
 
     assert line == f"cannot connect to {dead}: Connection refused"
     assert status == 3
@@ -175,23 +175,23 @@ def test_a_server_that_is_not_there_is_exit_3(complaint: Complaint, dead: str) -
     ("arguments", "what"),
     [("serve -b tcp://nohost:7", "listen on"), ("send tcp://nohost:7 hello", "connect to")],
 )
-def test_a_host_that_is_not_there_is_exit_3(complaint: Complaint, arguments: str, what: str) -> None:
-    status, line = complaint(*arguments.split())
+def test_a_host_that_is_not_there_is_exit_3(expect_error: ExpectError, arguments: str, what: str) -> None:
+    status, line = expect_error(*arguments.split())
 
     assert line == f"cannot {what} tcp://nohost:7: no such host (Name or service not known)"
     assert status == 3
 
 
-def test_a_unix_socket_that_is_not_there_is_exit_3(complaint: Complaint, short_path: Path) -> None:
-    status, line = complaint("send", f"unix:{short_path}/echo", "hello")
+def test_a_unix_socket_that_is_not_there_is_exit_3(expect_error: ExpectError, short_path: Path) -> None:
+    status, line = expect_error("send", f"unix:{short_path}/echo", "hello")
 
     assert line == f"cannot connect to unix:{short_path}/echo: No such file or directory"
     assert status == 3
 
 
 @pytest.mark.parametrize(("family", "address"), [("-4", "tcp://[::1]:1"), ("-6", "tcp://127.0.0.1:1")])
-def test_an_address_of_the_other_family_is_exit_3(complaint: Complaint, family: str, address: str) -> None:
-    status, line = complaint("send", address, family, "hello")
+def test_an_address_of_the_other_family_is_exit_3(expect_error: ExpectError, family: str, address: str) -> None:
+    status, line = expect_error("send", address, family, "hello")
 
     assert line.startswith(f"cannot connect to {address}: ")
     assert status == 3
@@ -203,23 +203,23 @@ def test_an_address_of_the_other_family_is_exit_3(complaint: Complaint, family: 
 )
 @pytest.mark.parametrize("arguments", ["serve -b tcp://127.0.0.1:0", "send localhost:1 hello"])
 def test_a_backend_that_is_not_installed_is_exit_3_and_the_command_that_installs_it(
-    complaint: Complaint, monkeypatch: pytest.MonkeyPatch, backend: str, command: str, arguments: str
+    expect_error: ExpectError, monkeypatch: pytest.MonkeyPatch, backend: str, command: str, arguments: str
 ) -> None:
     monkeypatch.setattr(backends, "find_spec", lambda name: None)
-    status, line = complaint(*arguments.split(), "--backend", backend)
+    status, line = expect_error(*arguments.split(), "--backend", backend)
 
     assert line == f"{backend} is not installed: {command}"
     assert status == 3
 
 
-def test_a_complaint_stays_one_line_whatever_the_mistake_held(complaint: Complaint) -> None:
-    _, line = complaint("send", "localhost:1", "--file", "/proc/two\nlines")
+def test_a_complaint_stays_one_line_whatever_the_mistake_held(expect_error: ExpectError) -> None:
+    _, line = expect_error("send", "localhost:1", "--file", "/proc/two\nlines")
 
     assert line == "cannot read /proc/two lines: No such file or directory"
 
 
-def test_a_complaint_can_name_what_is_no_text(complaint: Complaint) -> None:
-    status, _ = complaint("send", "localhost:1", "--file", "/proc/\udcff")
+def test_a_complaint_can_name_what_is_no_text(expect_error: ExpectError) -> None:
+    status, _ = expect_error("send", "localhost:1", "--file", "/proc/\udcff")
 
     assert status == 2
 
@@ -251,7 +251,7 @@ def test_help_names_the_verbs(capfd: pytest.CaptureFixture[str], arguments: list
     assert main(arguments) == 0
 
     output, errors = capfd.readouterr()
-    assert re.search(r"\bserve\b.*Echo whatever is sent", output)
+    assert re.search(r"\bserve\b.*Run an echo server", output)
     assert re.search(r"\bsend\b.*Send messages", output)
     assert errors == ""
 
@@ -267,11 +267,11 @@ def test_completion_knows_the_verbs_and_their_flags(shell: Literal["bash", "zsh"
 def test_the_completion_of_bash_is_a_script_that_bash_can_read() -> None:
     script = app.generate_completion(shell="bash").encode()
 
-    subprocess.run(["bash", "-n"], input=script, check=True, timeout=PATIENCE)
+    subprocess.run(["bash", "-n"], input=script, check=True, timeout=TIMEOUT)
 
 
 def test_the_package_can_be_run() -> None:
-    done = subprocess.run([sys.executable, "-m", "anyecho", "--version"], capture_output=True, timeout=PATIENCE)
+    done = subprocess.run([sys.executable, "-m", "anyecho", "--version"], capture_output=True, timeout=TIMEOUT)
 
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.startswith(b"anyecho ")
@@ -279,7 +279,7 @@ def test_the_package_can_be_run() -> None:
 
 def test_the_package_exits_with_the_status_of_its_command() -> None:
     command = [sys.executable, "-m", "anyecho", "nosuch"]
-    done = subprocess.run(command, capture_output=True, timeout=PATIENCE)
+    done = subprocess.run(command, capture_output=True, timeout=TIMEOUT)
 
     assert (done.returncode, done.stdout) == (2, b"")
     assert done.stderr.count(b"\n") == 1
