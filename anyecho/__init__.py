@@ -1,6 +1,6 @@
 """The echo service for testing networks, clients and event loops: the same code on asyncio, uvloop and trio.
 
-Names are resolved when first used (PEP 562), so that importing this loads no backend, no command line and no
+Names are imported when first used (PEP 562), so that ``import anyecho`` loads no backend, no command line and no
 socket.
 """
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from anyecho._version import __version__ as __version__
 
-# At once, unlike the others: the submodule of the same name would otherwise take its place when first imported.
+# Not lazily: the first import of the submodule `anyecho.echo` would put the module in its place.
 from anyecho.echo import echo as echo
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from anyecho.server.stats import Peer as Peer
     from anyecho.server.stats import Stats as Stats
 
-_HOMES = {
+_MODULES = {
     "anyecho.address": "Address FDAddress TCPAddress UDPAddress UnixAddress parse_address",
     "anyecho.backends": "BACKENDS Backend run",
     "anyecho.errors": (
@@ -67,18 +67,18 @@ _HOMES = {
     "anyecho.server.server": "Server open_server serve",
     "anyecho.server.stats": "Peer Stats",
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+_MODULE_OF = {name: home for home, names in _MODULES.items() for name in names.split()}
 
-__all__ = tuple(sorted(["echo", *_HOME_OF]))
+__all__ = tuple(sorted(["echo", *_MODULE_OF]))
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOME_OF:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'anyecho' has no attribute {name!r}")
 
-    from importlib import import_module  # only when something is asked for
+    from importlib import import_module  # lazily too: `import anyecho` stays cheap
 
-    value: object = getattr(import_module(_HOME_OF[name]), name)
+    value: object = getattr(import_module(_MODULE_OF[name]), name)
     globals()[name] = value
     return value
 

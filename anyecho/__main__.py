@@ -10,7 +10,7 @@ from threading import main_thread
 
 def main() -> None:
     try:
-        # First, because a container may be stopped while the rest is being imported.
+        # First, because SIGTERM may come while the rest is being imported.
         from anyecho.cli.default_action import end_on_sigterm
 
         end_on_sigterm()
@@ -20,9 +20,9 @@ def main() -> None:
     except KeyboardInterrupt:
         status = 130
 
-    # A read of a terminal cannot be cancelled, only abandoned; waiting for its thread would hang the exit.
+    # A blocking read of a terminal cannot be cancelled: its thread is abandoned, and joining it would hang.
     if any(not thread.daemon for thread in threads() if thread is not main_thread()):
-        os._exit(status)  # nothing is left to flush: what matters is written with os.write
+        os._exit(status)  # nothing to flush: output is written with os.write
 
     sys.exit(status)
 

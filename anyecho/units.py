@@ -1,6 +1,6 @@
-"""Durations, sizes and rates, from text and back, exactly both ways.
+"""Parse and format durations, sizes and rates, without loss.
 
-``parse_x(format_x(value)) == value`` for every value, and the text is the shortest that says so. Durations are
+``parse_x(format_x(value)) == value`` for every value, and the text is the shortest of its kind. Durations are
 float seconds, sizes int bytes, rates float per second. ``k M G`` are powers of 1000, ``Ki Mi Gi`` of 1024.
 """
 
@@ -31,7 +31,7 @@ from anyecho.errors import UnitError
 
 #: The exponent is bounded because a Fraction of 1e999999999 would fill the memory before it failed.
 _QUANTITY = re.compile(r"(?P<number>(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d{1,3})?) *(?P<unit>[a-z]*)", re.I | re.A)
-#: Nor does int() like more digits than 4300; the largest float has 309.
+#: int() rejects more than 4300 digits; the largest float has 309.
 _LENGTH_MAX = 1000
 
 _DURATIONS = {
@@ -46,12 +46,12 @@ _THOUSANDS = {"": Fraction(1), "k": Fraction(10**3), "M": Fraction(10**6), "G": 
 _SIZES = _THOUSANDS | {"KiB": Fraction(2**10), "MiB": Fraction(2**20), "GiB": Fraction(2**30)}
 _SIZE_ALIASES = {"b": "", "kb": "k", "mb": "m", "gb": "g", "ki": "kib", "mi": "mib", "gi": "gib"}
 
-#: What switches a limit off.
+#: The text for "no limit".
 _OFF = "off"
 
 
 def parse_duration(text: str) -> float:
-    """Seconds in ``1.5``, ``250ms``, ``2m``, ``1h``, ``1d``; ``off`` is infinite. Raises `UnitError`."""
+    """Return the seconds of ``1.5``, ``250ms``, ``2m``, ``1h``, ``1d``; ``off`` is infinite. Raises `UnitError`."""
     if text == _OFF:
         return math.inf
 
@@ -62,12 +62,12 @@ def parse_duration(text: str) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """The shortest text that `parse_duration` reads back as exactly `seconds` (>= 0)."""
+    """Return the shortest text that `parse_duration` reads as exactly `seconds` (>= 0)."""
     return _OFF if seconds == math.inf else _shortest(seconds, _DURATIONS, parse_duration)
 
 
 def parse_size(text: str) -> int:
-    """Bytes in ``64``, ``1k`` (1000), ``64KiB`` (65536), ``1.5MiB``. Raises `UnitError`."""
+    """Return the bytes of ``64``, ``1k`` (1000), ``64KiB`` (65536), ``1.5MiB``. Raises `UnitError`."""
     hint = "a whole number of bytes like 64, 1k or 64KiB"
     size = _parse(text, "size", _SIZES, _SIZE_ALIASES, hint)
     if size.denominator != 1:
@@ -77,7 +77,7 @@ def parse_size(text: str) -> int:
 
 
 def format_size(size: int) -> str:
-    """The shortest text without a point that `parse_size` reads back as exactly `size` (>= 0)."""
+    """Return the shortest text without a decimal point that `parse_size` reads as exactly `size` (>= 0)."""
     if size < 0:
         raise UnitError(f"{size} is not a size: it must be 0 or more")
 
@@ -86,7 +86,7 @@ def format_size(size: int) -> str:
 
 
 def parse_rate(text: str) -> float:
-    """Events per second in ``50``, ``10k``, ``50/s``, ``3k/1m``; ``off`` is infinite. Raises `UnitError`."""
+    """Return the events/s of ``50``, ``10k``, ``50/s``, ``3k/1m``; ``off`` is infinite. Raises `UnitError`."""
     if text == _OFF:
         return math.inf
 
@@ -106,13 +106,13 @@ def parse_rate(text: str) -> float:
 
 
 def format_rate(rate: float) -> str:
-    """The shortest text that `parse_rate` reads back as exactly `rate` (>= 0)."""
+    """Return the shortest text that `parse_rate` reads as exactly `rate` (>= 0)."""
     return _OFF if rate == math.inf else _shortest(rate, _THOUSANDS, parse_rate)
 
 
 @dataclass(frozen=True)
 class Unit:
-    """How a number of this unit is written; carried by the annotation of an option."""
+    """How to parse and format a quantity; stands in the annotation of an option."""
 
     name: str
     parse: Callable[[str], float]
@@ -148,7 +148,7 @@ def _shortest(value: float, scales: Mapping[str, Fraction], parse: Callable[[str
 
     exact = []
     for unit, scale in scales.items():
-        # Dividing rounds, and may overflow, so not every unit says the value; the one of scale 1 always does.
+        # The division rounds and may overflow, so not every unit gives the exact value; scale 1 always does.
         with suppress(OverflowError, UnitError):
             text = repr(float(Fraction(abs(value)) / scale)).removesuffix(".0") + unit
             if parse(text) == value:

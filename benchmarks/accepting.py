@@ -13,7 +13,7 @@ from time import perf_counter, sleep
 
 from anyecho.backends import Backend
 from echoes import Figures, measure_echoes
-from process import PATIENCE, Running, ServerFailed, wait_until
+from process import TIMEOUT, Running, ServerFailed, wait_until
 
 IDLE = 9000
 #: Seconds for which they are watched: longer than the reaper sleeps by default (7.5 s).
@@ -96,7 +96,7 @@ def _connected(server: Running, count: int) -> Iterator[list[socket.socket]]:
 
 def _echo_one_byte(peers: list[socket.socket]) -> None:
     for sock in peers:
-        sock.settimeout(PATIENCE)
+        sock.settimeout(TIMEOUT)
         sock.send(b"x")
     for number, sock in enumerate(peers):
         if (got := sock.recv(2)) != b"x":

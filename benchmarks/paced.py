@@ -19,7 +19,7 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from process import PATIENCE, Running, ServerFailed, running, wait_until
+from process import TIMEOUT, Running, ServerFailed, running, wait_until
 from results import describe_machine
 from run import choose, say
 from servers import NAMES, find
@@ -134,11 +134,11 @@ def measure(server: Running, binary: Path, loads: Sequence[Load], seconds: float
             ask(WARM_UP)
             for load in loads:
                 if (load.connections, load.size) == (connections, size):
-                    wait_until(server.is_at_rest, seconds=PATIENCE)
+                    wait_until(server.is_at_rest, seconds=TIMEOUT)
                     longest = max(seconds, LEAST_MESSAGES / load.rate)
                     before = server.processor_ns()
                     messages, took, p50, p99, _, lag = ask(f"{load.rate} {longest}")
-                    wait_until(server.is_at_rest, seconds=PATIENCE)
+                    wait_until(server.is_at_rest, seconds=TIMEOUT)
                     spent = server.processor_ns() - before
                     held = abs(messages / took / load.rate - 1) < 0.01
                     yield load, Figures(spent / messages / 1e3, p50 / 1e3, p99 / 1e3, lag / 1e3, held)

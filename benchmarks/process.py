@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("PATIENCE", "Running", "ServerFailed", "running", "wait_until")
+__all__ = ("TIMEOUT", "Running", "ServerFailed", "running", "wait_until")
 
 import os
 import select
@@ -20,7 +20,7 @@ from typing import IO
 from anyecho.errors import AnyechoError
 
 #: How long a server may take to start, to come to rest, or for anything else that should happen at once.
-PATIENCE = 20.0
+TIMEOUT = 20.0
 #: In a command, where a server wants to be told its port.
 PORT = "{port}"
 
@@ -146,8 +146,8 @@ def _explain(exc: Exception, process: subprocess.Popen[str], errors: IO[str]) ->
 
 
 def _read_address(output: IO[str]) -> str:
-    if not select.select([output], [], [], PATIENCE)[0]:
-        raise ServerFailed(f"it did not say within {PATIENCE:.0f} s where it listens")
+    if not select.select([output], [], [], TIMEOUT)[0]:
+        raise ServerFailed(f"it did not say within {TIMEOUT:.0f} s where it listens")
     if not (line := output.readline().strip()):
         raise ServerFailed("it did not start")
 
@@ -162,7 +162,7 @@ def _free_port() -> int:
 
 def _wait_for_port(port: int) -> str:
     def accepts() -> bool:
-        with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port), PATIENCE):
+        with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port), TIMEOUT):
             return True
         return False
 
@@ -170,7 +170,7 @@ def _wait_for_port(port: int) -> str:
     return f"tcp://127.0.0.1:{port}"
 
 
-def wait_until(condition: Callable[[], bool], *, seconds: float = PATIENCE, every: float = 0.001) -> None:
+def wait_until(condition: Callable[[], bool], *, seconds: float = TIMEOUT, every: float = 0.001) -> None:
     """Ask again and again; raise `ServerFailed` if it does not come true in time."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -1,1 +1,1 @@
-"""The command line: one file per verb. The doors contain no furniture."""
+"""The command line: parses arguments, prints and exits. One module per verb; the library does the work."""

@@ -1,7 +1,7 @@
-"""The console that rich prints help pages on, with a width at which they are readable and end.
+"""A console for the help pages that rich prints, of bounded width.
 
-Without such bounds, cyclopts (5.5: ``_wrap_labels``) loops for ever in a width of 0, 1 or 2, and rich raises
-`MemoryError` in a very large one.
+Without bounds, cyclopts (5.5: ``_wrap_labels``) loops for ever at a width of 0, 1 or 2, and rich raises
+`MemoryError` at a very large one.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from contextlib import suppress
 
 from rich.console import Console
 
-#: In less than 40 columns the table of options is a few letters a line; a narrower terminal wraps its lines.
+#: Below 40 columns the table of options has a few letters a line; a narrower terminal wraps the lines instead.
 _MIN_WIDTH = 40
 _MAX_WIDTH = 1000
 _DEFAULT_WIDTH, _DEFAULT_HEIGHT = 80, 25
 
 
 def help_console() -> Console:
-    """Return a console as wide as COLUMNS or the terminal says, within bounds."""
-    # With a height too, because rich fails on some values of LINES that are no number.
+    """Return a console as wide as COLUMNS or the terminal, within bounds."""
+    # The height is given too: without it, rich fails on some values of LINES that are not numbers.
     return Console(width=min(max(_columns(), _MIN_WIDTH), _MAX_WIDTH), height=_DEFAULT_HEIGHT)
 
 

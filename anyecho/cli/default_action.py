@@ -1,8 +1,8 @@
-"""The default action of a signal that ends a process, also for the first process of a PID namespace.
+"""Restore the terminating default action of a signal, for PID 1 of a container too.
 
-For that process, PID 1 of a container, the kernel discards a signal whose action is the default
-(pid_namespaces(7)). So a handler ends the process there, with the status that a shell shows for a signal. Imports
-nothing of the package, because it is needed before the rest is imported.
+The kernel discards a signal to PID 1 of a PID namespace if its action is the default (pid_namespaces(7)). There, a
+handler exits with the status that a shell shows for the signal. Imports nothing of the package: it is used before
+the rest is imported.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from types import FrameType
 
 
 def restore_default(signum: int) -> None:
-    """Let the next `signum` end the process."""
+    """Make the next `signum` end the process."""
     signal.signal(signum, _end if os.getpid() == 1 else signal.SIG_DFL)
 
 
 def end_on_sigterm() -> None:
-    """Let SIGTERM end the process until something else handles it, as it does unless the kernel discards it."""
+    """Make SIGTERM end the process, as PID 1 too, until another handler is installed."""
     if os.getpid() == 1 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         restore_default(signal.SIGTERM)
 

@@ -1,7 +1,7 @@
 """Options from the environment: ``ANYECHO_IDLE_TIMEOUT=5m`` is ``--idle-timeout 5m``.
 
-An empty variable is an unset one: ``${X:-}`` of a compose file gives the former. A variable that nothing reads is
-named in a warning, and never an error: a newer or an older version may read it.
+An empty variable counts as unset, because ``${X:-}`` in a compose file yields an empty one. An unknown variable is
+a warning and never an error: another version may read it.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from cyclopts import App, Token
 from cyclopts.argument import Argument, ArgumentCollection
 from cyclopts.config import Env
 
-from anyecho.cli.spelling import PREFIX, Spelling
+from anyecho.cli.spelling import PREFIX, OptionNames
 
-#: What Kubernetes sets in every container for a service called anyecho, or anyecho-something.
+#: Variables that Kubernetes sets in every container for a service called anyecho or anyecho-something.
 _KUBERNETES = re.compile(rf"{PREFIX}(.*_)?(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_.*)?)")
 _SWITCHES = {"on": "true", "off": "false"}
 
 
 class Environment(Env):
-    """The environment as cyclopts asks for it: it gives flags that the command line does not give.
+    """A cyclopts configuration that reads flags from the environment where the command line has none.
 
-    Several values of a flag stand apart by spaces or commas.
+    Spaces or commas separate several values of a flag.
     """
 
     def __init__(self) -> None:
         super().__init__(PREFIX, command=False)
-        #: The options that a variable has set, after a command line was parsed.
+        #: Once a command line has been parsed: the options that a variable set.
         self.used: tuple[str, ...] = ()
-        #: The application whose verbs read variables. A variable of any verb is known to all of them.
+        #: The application whose verbs read variables. A variable of any verb is known to every verb.
         self.root: App | None = None
         self._unknown: tuple[str, ...] = ()
 
     @property
-    def spelling(self) -> Spelling:
-        return Spelling(self.used)
+    def option_names(self) -> OptionNames:
+        return OptionNames(self.used)
 
     def __call__(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
         del app, commands
@@ -70,10 +70,10 @@ class Environment(Env):
             argument.append(Token(keyword=variable, value=value, source=self.source, index=index))
 
     def _find_unknown(self) -> Iterator[str]:
-        """The variables that no verb reads, each with what it may have been meant for."""
+        """Yield the variables that no verb reads, each with the most similar known name."""
         given = [name for name, text in os.environ.items() if name.startswith(PREFIX) and text.strip()]
-        suspects = [name for name in given if not _KUBERNETES.fullmatch(name)]
-        if not suspects or (root := self.root) is None:
+        candidates = [name for name in given if not _KUBERNETES.fullmatch(name)]
+        if not candidates or (root := self.root) is None:
             return
 
         known = {
@@ -84,30 +84,30 @@ class Environment(Env):
             if _is_readable(argument)
         }
         words = {name.removeprefix(PREFIX) for name in known}
-        for name in sorted(set(suspects) - known):
+        for name in sorted(set(candidates) - known):
             nearest = get_close_matches(name.removeprefix(PREFIX), words, n=1, cutoff=0.7)
             yield f"{name} (did you mean {PREFIX}{nearest[0]}?)" if nearest else name
 
     @contextmanager
-    def reported(self, logger: logging.Logger) -> Iterator[None]:
-        """Warn of unknown variables; within the block, `logger` spells options as they were given."""
-        logger.addFilter(self._spell)
+    def attached_to(self, logger: logging.Logger) -> Iterator[None]:
+        """Log unknown variables as a warning; within the block, `logger` names options as the user wrote them."""
+        logger.addFilter(self._substitute_names)
         try:
             if self._unknown:
                 logger.warning("unknown variables are ignored: %s", ", ".join(self._unknown))
             yield
         finally:
-            logger.removeFilter(self._spell)
+            logger.removeFilter(self._substitute_names)
 
-    def _spell(self, record: logging.LogRecord) -> bool:
+    def _substitute_names(self, record: logging.LogRecord) -> bool:
         if options := getattr(record, "options", ()):
-            record.msg, record.args = self.spelling.text(record.getMessage(), options), ()
+            record.msg, record.args = self.option_names.substitute(record.getMessage(), options), ()
 
         return True
 
 
 def _is_readable(argument: Argument) -> bool:
-    """A flag, or the one address of a client. Messages and other lists of words come from the command line only."""
+    """Return whether a variable can set `argument`: a flag, or the address of a client, but no list of words."""
     kind = argument.field_info.kind
     return kind in (kind.KEYWORD_ONLY, kind.POSITIONAL_ONLY)
 

@@ -1,7 +1,7 @@
-"""Log lines on standard error, as text or JSON, that never make the service wait.
+"""Log lines on standard error, as text or JSON, that never block the service.
 
-The lines of the original example are only a matter of form: `TextFormatter` makes ``echo_::1_64624: received
-b'hello'`` of a record that says who the peer is. No logger is ever made for a connection; they are never freed.
+`TextFormatter` writes ``echo_::1_64624: received b'hello'`` for a record with a ``peer``. No logger is created per
+connection: `logging` never frees a logger.
 """
 
 from __future__ import annotations
@@ -23,54 +23,56 @@ from typing import Literal
 
 from anyecho.net.descriptors import write_all, write_some
 
-#: Lines kept for a reader of standard error that is slow; more are dropped, and counted.
+#: Lines kept while standard error is not read fast enough; further lines are dropped and counted.
 _QUEUE_SIZE = 10_000
-#: How long the exit waits for such a reader.
+#: Seconds for which the exit waits until the kept lines are written.
 _FLUSH_TIMEOUT = 1.0
-#: How often to try for a thread where none can be started.
+#: Seconds between attempts to start a thread, after one has failed.
 _RETRY_DELAY = 1.0
 
-_SPEAKERS = {"anyecho.server": "main", "anyecho.client": "echo_client", "anyecho.access": "access"}
-_FACTS = ("peer", "via", "reason", "bytes_received", "bytes_sent", "seconds")
+_PREFIXES = {"anyecho.server": "main", "anyecho.client": "echo_client", "anyecho.access": "access"}
+_FIELDS = ("peer", "via", "reason", "bytes_received", "bytes_sent", "seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogOptions:
-    """What is logged, and how."""
+    """Level and format of the log."""
 
     log_level: Literal["debug", "info", "warning", "error"] = field(
-        default="warning", metadata={"help": "How much is logged; info has a line per connection, debug per chunk."}
+        default="warning",
+        metadata={"help": "Lowest level logged; info has a line per connection, debug per chunk."},
     )
-    log_format: Literal["text", "json"] = field(default="text", metadata={"help": "How a log line looks."})
+    log_format: Literal["text", "json"] = field(default="text", metadata={"help": "Format of the log lines."})
 
 
 class TextFormatter(logging.Formatter):
-    """``speaker: message``."""
+    """``prefix: message``."""
 
     def format(self, record: logging.LogRecord) -> str:
-        speaker = _SPEAKERS.get(record.name, record.name)
-        facts = {name: getattr(record, name) for name in _FACTS if hasattr(record, name)}
-        if record.name == "anyecho.server" and "peer" in facts:
-            return f"echo_{facts['peer']}: {record.getMessage()}"
+        prefix = _PREFIXES.get(record.name, record.name)
+        fields = {name: getattr(record, name) for name in _FIELDS if hasattr(record, name)}
+        if record.name == "anyecho.server" and "peer" in fields:
+            return f"echo_{fields['peer']}: {record.getMessage()}"
 
-        return " ".join([f"{speaker}: {record.getMessage()}", *(f"{name}={fact}" for name, fact in facts.items())])
+        pairs = [f"{name}={value}" for name, value in fields.items()]
+        return " ".join([f"{prefix}: {record.getMessage()}", *pairs])
 
 
 class JSONFormatter(logging.Formatter):
-    """One object a line: time (UTC), level, logger, message, and what is known of the connection."""
+    """One object per line: time (UTC), level, logger, message, and the fields of the connection."""
 
     def format(self, record: logging.LogRecord) -> str:
-        facts = {name: getattr(record, name) for name in _FACTS if hasattr(record, name)}
+        fields = {name: getattr(record, name) for name in _FIELDS if hasattr(record, name)}
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         head = {"time": time, "level": record.levelname.lower(), "logger": record.name}
-        return json.dumps(head | {"message": record.getMessage()} | facts)
+        return json.dumps(head | {"message": record.getMessage()} | fields)
 
 
 class _BoundedQueueHandler(QueueHandler):
-    """Puts lines into a bounded queue, for a thread to write; drops and counts those that do not fit.
+    """Puts records into a bounded queue, from which a thread writes them; drops and counts records over the bound.
 
-    Where no thread can be started, it writes what standard error takes without blocking, line by line, and leaves
-    the rest in the queue for the next line or for a thread.
+    If no thread can be started, the caller writes without blocking. A line that standard error does not take stays
+    in the queue until the next record, or until a thread can be started.
     """
 
     def __init__(self, form: logging.Formatter) -> None:
@@ -79,7 +81,7 @@ class _BoundedQueueHandler(QueueHandler):
         self._form = form
         self._thread: Thread | None = None
         self._retry_at = -inf
-        #: The end of a line of which standard error has taken the beginning.
+        #: The unwritten end of a line that standard error took in part.
         self._rest = b""
         self._finishing = False
         self._dropped = 0
@@ -89,12 +91,12 @@ class _BoundedQueueHandler(QueueHandler):
             self._lines.put_nowait(record)
         except queue.Full:
             self._dropped += 1
-        # Not before there is a line: in a process of two threads every system call on a descriptor costs more.
+        # Started with the first line only: with a second thread, every system call on a descriptor costs more.
         if self._thread is None and not self._start_thread():
             self._write_without_blocking()
 
     def finish(self, timeout: float) -> None:
-        """Write what is in the queue, and how many lines were dropped. Gives up after `timeout` seconds."""
+        """Write the queue, then the number of dropped lines. Gives up after `timeout` seconds."""
         if self._thread is None:
             self._end_lines(timeout)
             return
@@ -112,7 +114,7 @@ class _BoundedQueueHandler(QueueHandler):
         thread = Thread(target=self._write_lines, daemon=True)
         try:
             thread.start()
-        except RuntimeError:  # the system lets the process start none
+        except RuntimeError:  # a limit of the system (ulimit -u, pids.max)
             if self._retry_at == -inf:
                 self._warn()
             self._retry_at = monotonic() + _RETRY_DELAY
@@ -129,15 +131,15 @@ class _BoundedQueueHandler(QueueHandler):
             )
 
     def _write_lines(self) -> None:
-        """In the thread: write lines as they come, until `finish` says that there are no more."""
+        """In the thread: write lines until `finish` puts None into the queue."""
         self._write(self._rest)
         while (record := self._lines.get()) is not None:
             self._write(self._line(record))
-            # If the queue was full when they were no more, there is no None at its end.
+            # `finish` could not put None if the queue was full.
             if self._finishing and self._lines.empty():
                 break
 
-        self._write(self._farewell())
+        self._write(self._dropped_notice())
 
     def _write_without_blocking(self) -> None:
         with suppress(queue.Empty):
@@ -157,26 +159,26 @@ class _BoundedQueueHandler(QueueHandler):
         with suppress(queue.Empty):
             while True:
                 lines.append(self._line(self._lines.get_nowait()))
-        for line in (*lines, self._farewell()):
+        for line in (*lines, self._dropped_notice()):
             self._write(line, timeout=max(deadline - monotonic(), 0.0))
 
     def _line(self, record: logging.LogRecord | None) -> bytes:
         return b"" if record is None else (self._form.format(record) + "\n").encode(errors="backslashreplace")
 
-    def _farewell(self) -> bytes:
+    def _dropped_notice(self) -> bytes:
         if not self._dropped:
             return b""
 
-        return f"anyecho: {self._dropped} log lines were dropped: nobody read them in time\n".encode()
+        return f"anyecho: {self._dropped} log lines were dropped: standard error was not read in time\n".encode()
 
     def _write(self, line: bytes, *, timeout: float | None = None) -> None:
-        with suppress(OSError):  # standard error is closed, or its disk full: nobody to tell
+        with suppress(OSError):  # standard error is closed or its disk full, and is the only place to report it
             write_all(2, line, timeout=timeout)
 
 
 @contextmanager
 def log_to_stderr(options: LogOptions, *, access: bool = False) -> Iterator[None]:
-    """Log as `options` say within the block; with `access`, a line per closed connection, whatever the level."""
+    """Log to standard error within the block; with `access`, a line per closed connection at any level."""
     handler = _BoundedQueueHandler(JSONFormatter() if options.log_format == "json" else TextFormatter())
     root, ours, closes = (logging.getLogger(name) for name in (None, "anyecho", "anyecho.access"))
     levels = ours.level, closes.level

@@ -1,4 +1,4 @@
-"""The front door: one word per verb, one line per mistake, and what each kind of failure exits with."""
+"""Parse the command line, run the verb, and print an error as one line; the exit status is that of its kind."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from anyecho.cli.flags import flattened
 from anyecho.cli.mistakes import describe
 from anyecho.cli.send import send
 from anyecho.cli.serve import serve
-from anyecho.cli.streams import complain, open_standard_streams, printed_whole
+from anyecho.cli.streams import open_standard_streams, print_error, unbuffered_stdout
 from anyecho.errors import AnyechoError, StartError, UsageError
 
 if TYPE_CHECKING:
@@ -58,24 +58,24 @@ app.register_install_completion_command(help="Install completion for this shell 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command that `arguments` (by default those of the process) name; return the exit status."""
+    """Run the command in `arguments` (default: ``sys.argv[1:]``); return the exit status."""
     open_standard_streams()
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        with printed_whole():
+        with unbuffered_stdout():
             status = app(list(arguments), console=_console(arguments))
         return status if isinstance(status, int) else 0
     except (AnyechoError, CycloptsError) as exc:
         if isinstance(exc, AnyechoError):
-            complain(environment.spelling.text(str(exc), exc.options))
+            print_error(environment.option_names.substitute(str(exc), exc.options))
         else:
-            complain(describe(exc))
+            print_error(describe(exc))
         if isinstance(exc, StartError):
             return _COULD_NOT_START
 
         return _USAGE if isinstance(exc, UsageError | CycloptsError) else _FAILED
-    except OSError as exc:  # a listener that can accept no more, or no descriptors for the event loop
-        complain(str(exc))
+    except OSError as exc:  # a listener failed for good, or there are no descriptors for the event loop
+        print_error(str(exc))
         return _FAILED
 
 
@@ -83,7 +83,7 @@ def _console(arguments: Sequence[str]) -> Console | None:
     if arguments and arguments[0] in app and not {*app.help_flags, *app.version_flags} & set(arguments):
         return None  # a verb prints nothing on it
 
-    # Here, because rich takes 25 ms to import, a tenth of what a verb takes to start.
+    # Late, because the import of rich takes 25 ms, a tenth of the start of a verb.
     from anyecho.cli.console import help_console
 
     return help_console()

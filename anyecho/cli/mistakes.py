@@ -1,4 +1,4 @@
-"""What a wrong command line was meant to be: one line for each mistake that cyclopts finds."""
+"""One-line messages for errors of the command line, with a suggestion where there is one."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from difflib import get_close_matches
 
 from cyclopts import CoercionError, CycloptsError, UnknownCommandError, UnknownOptionError, UnusedCliTokensError
 
-_LISTEN = "give the address: anyecho serve HOST:PORT (or -b HOST:PORT)"
-_LOUDER, _LOUDEST, _QUIETER = ("--log-level info", "--log-level debug", "--log-level error")
+_ADDRESS = "give the address: anyecho serve HOST:PORT (or -b HOST:PORT)"
+_INFO, _DEBUG, _ERROR = ("--log-level info", "--log-level debug", "--log-level error")
 
-#: What other programs call it, by verb.
-_ELSEWHERE: dict[str, dict[str, str]] = {
+#: By verb: option names of other programs, and the flag or the advice for each.
+_SYNONYMS: dict[str, dict[str, str]] = {
     "serve": {
-        **dict.fromkeys(("--host", "--listen", "--address", "--addr", "--interface", "-l", "-H", "-s"), _LISTEN),
+        **dict.fromkeys(("--host", "--listen", "--address", "--addr", "--interface", "-l", "-H", "-s"), _ADDRESS),
         **dict.fromkeys(("--tls", "--ssl"), "write tls://HOST:PORT, with --ssl-certfile"),
         **dict.fromkeys(("--udp", "-u"), "write udp://HOST:PORT"),
         **dict.fromkeys(("--unix", "--uds", "--socket", "-U"), "write unix:/PATH"),
@@ -40,23 +40,23 @@ _ELSEWHERE: dict[str, dict[str, str]] = {
         **dict.fromkeys(("--proxy-protocol", "--send-proxy", "--haproxy-protocol"), "--proxy-header"),
     },
 }
-_EVERYWHERE = {
+_COMMON_SYNONYMS = {
     **dict.fromkeys(("--loop", "--event-loop", "--uvloop", "--trio", "--asyncio"), "--backend"),
-    **dict.fromkeys(("--verbose", "-v"), _LOUDER),
-    **dict.fromkeys(("--debug", "-d"), _LOUDEST),
-    **dict.fromkeys(("--quiet", "-q"), _QUIETER),
+    **dict.fromkeys(("--verbose", "-v"), _INFO),
+    **dict.fromkeys(("--debug", "-d"), _DEBUG),
+    **dict.fromkeys(("--quiet", "-q"), _ERROR),
 }
 
 
 def describe(exc: CycloptsError) -> str:
-    """One line: what is wrong, and what to write instead where that can be told."""
+    """Return one line: what is wrong and, if known, what to write instead."""
     if isinstance(exc, UnknownOptionError) and exc.token.source == "cli":
         return _unknown_option(exc)
     if isinstance(exc, UnknownCommandError) and exc.unused_tokens and re.search("[:/]", exc.unused_tokens[0]):
         address = exc.unused_tokens[0]
         return f"{address!r} is no command: write anyecho serve {address}, or anyecho send {address} MESSAGE"
     if isinstance(exc, CoercionError) and exc.target_type is bool and exc.token is not None:
-        # cyclopts reads a value after "=" itself, and knows neither on nor off.
+        # cyclopts parses a value after "=" itself, and does not accept on and off there.
         words, hint = ("", ", or nothing") if exc.token.source == "cli" else ("on, off, ", "")
         text = f"{exc.token.value!r} is not {words}yes, no, true, false, 1 or 0{hint}"
         return f"Invalid value for {exc.token.keyword}: {text}"
@@ -75,7 +75,7 @@ def _unknown_option(exc: UnknownOptionError) -> str:
         after = tokens[tokens.index(word) + 1 :] if word in tokens else []
         port = value or next(iter(after), "")
         return f"unknown option {option}: a port is part of the address: anyecho {verb} {_example(verb, port)}"
-    if hint := _ELSEWHERE.get(verb, {}).get(option) or _EVERYWHERE.get(option):
+    if hint := _SYNONYMS.get(verb, {}).get(option) or _COMMON_SYNONYMS.get(option):
         return f"unknown option {option}: {hint if ' ' in hint and hint[0] != '-' else f'did you mean {hint}?'}"
 
     flags = [name for argument in exc.argument_collection for name in argument.names if name.startswith("--")]

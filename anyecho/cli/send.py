@@ -1,4 +1,4 @@
-"""``anyecho send``: messages, a file or standard input out; the echo on standard output as it returns."""
+"""``anyecho send``: send messages, a file or standard input; write the echo to standard output as it returns."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from anyecho.cli.flags import BackendFlag, file_name, whole_number
 from anyecho.cli.logs import LogOptions, log_to_stderr
 from anyecho.cli.signals import Signals, caught_signals
 from anyecho.clock import run_within, running_clock
-from anyecho.errors import LocalError, UsageError, bare_errors
+from anyecho.errors import LocalError, UsageError, unwrap_single
 from anyecho.measure.client import connect
 from anyecho.measure.options import ConnectOptions
 from anyecho.measure.source import Source
@@ -35,7 +35,7 @@ logger = logging.getLogger("anyecho.client")
 
 _CHUNK = 65536
 _STDIN = 0
-#: What IPv4's length field leaves. (IPv6's leaves 65527, but its users send no larger ones either.)
+#: The maximum payload over IPv4, from its length field. (Over IPv6 it is 65527; the limit is the same for both.)
 _DATAGRAM_MAX = 65507
 
 
@@ -43,9 +43,9 @@ def send(
     address: str,
     /,
     *messages: Annotated[str, Parameter(show_env_var=False)],
-    file: Annotated[Path | None, Parameter(help="Send what is in this file.", converter=file_name)] = None,
+    file: Annotated[Path | None, Parameter(help="Send the contents of this file.", converter=file_name)] = None,
     repeat: Annotated[
-        int, Parameter(help="Send the messages, or the file, this often.", converter=whole_number)
+        int, Parameter(help="Send the messages, or the file, this many times.", converter=whole_number)
     ] = 1,
     ipv4: Annotated[bool, Parameter(name="-4", help="Use only IPv4.", negative=())] = False,
     ipv6: Annotated[bool, Parameter(name="-6", help="Use only IPv6.", negative=())] = False,
@@ -54,11 +54,11 @@ def send(
     log: LogOptions,
     environment: Environment,
 ) -> int:
-    """Send messages to an echo server; write what comes back to standard output.
+    """Send messages to an echo server; write the echo to standard output.
 
-    Each MESSAGE is a write of its own; without any, and without --file, standard input is sent. Every byte is
-    compared as it returns. To udp://, each MESSAGE is a datagram, or each line of standard input with its newline,
-    or the file. Exit status: 0 if all came back equal, 1 if not, 3 if there was no connection.
+    Each MESSAGE is one write; without messages and --file, standard input is sent. Every byte of the echo is
+    compared. Over udp://, each MESSAGE is a datagram, or each line of standard input with its newline, or the file.
+    Exit status: 0 if the echo is complete and equal, 1 if not, 3 if there was no connection.
     """
     if ipv4 and ipv6:
         raise UsageError("-4 and -6 exclude each other")
@@ -70,13 +70,13 @@ def send(
         raise UsageError("--repeat needs messages or --file: standard input can be read only once")
 
     options = replace(options, family=4 if ipv4 else 6 if ipv6 else None)
-    with log_to_stderr(log), environment.reported(logger), caught_signals(forgive=1) as signals:
+    with log_to_stderr(log), environment.attached_to(logger), caught_signals(handled=1) as signals:
         job = partial(_send, address, messages, file, repeat, options)
         return run(_interruptible, job, signals, backend=backend)
 
 
 async def _interruptible(job: Callable[[], Awaitable[None]], signals: Signals) -> int:
-    """Run `job`, or what of it can be run until a signal comes; return the exit status."""
+    """Run `job` until it returns or a signal cancels it; return the exit status."""
     status = 0
 
     async def stop_on_signal() -> None:
@@ -84,7 +84,7 @@ async def _interruptible(job: Callable[[], Awaitable[None]], signals: Signals) -
         status = 128 + await signals.next()
         tasks.cancel_scope.cancel()
 
-    with bare_errors():
+    with unwrap_single():
         async with create_task_group() as tasks:
             tasks.start_soon(stop_on_signal)
             await job()
@@ -122,7 +122,7 @@ def _encoded(messages: Sequence[str], repeat: int) -> Iterator[bytes]:
 
 
 async def _open(file: Path, deadline: float) -> int:
-    """Open `file`, if it can be before the `deadline`: a FIFO waits for somebody to write to it."""
+    """Open `file` within `deadline` seconds: open(2) of a FIFO blocks until a process opens it for writing."""
 
     async def open_file() -> int:
         try:
@@ -135,7 +135,7 @@ async def _open(file: Path, deadline: float) -> int:
     try:
         return await run_within(deadline, open_file)
     except TimeoutError as exc:
-        raise LocalError(f"cannot read {file}: nobody writes to it") from exc
+        raise LocalError(f"cannot read {file}: no process writes to it") from exc
     except NoThreadError as exc:
         raise LocalError(f"cannot read {file}: {exc.strerror}") from exc
     except OSError as exc:
@@ -167,12 +167,12 @@ async def _read_chunk(descriptor: int) -> bytes:
         return await run_in_thread(read_some, descriptor, _CHUNK)
     except NoThreadError:
         if _may_wait(descriptor):
-            raise  # a read that waits for input would hold up the echo
+            raise  # a blocking read would stop the event loop
         return read_some(descriptor, _CHUNK)
 
 
 def _may_wait(file: Path | int) -> bool:
-    """Whether to open `file`, or to read it, can wait for another process."""
+    """Return whether to open or to read `file` can block until another process acts."""
     with suppress(FileNotFoundError):
         return not stat.S_ISREG(os.stat(file).st_mode)
 
@@ -180,7 +180,7 @@ def _may_wait(file: Path | int) -> bool:
 
 
 async def _read_datagrams(descriptor: int, repeat: int, file: Path | None) -> AsyncGenerator[bytes, None]:
-    """Each line of standard input, with its newline, or the whole file: what one read(2) returns is chance."""
+    """Yield each line of standard input, with its newline, or the whole file; read(2) keeps no boundaries."""
     rest = b""
     async with aclosing(_read(descriptor, 1, file)) as chunks:
         async for chunk in chunks:
@@ -201,6 +201,6 @@ async def _write(chunk: bytes) -> None:
         try:
             await run_in_thread(write_all, 1, chunk)
         except NoThreadError:
-            write_all(1, chunk)  # a reader that is slow holds up more than it has to, and gets everything
+            write_all(1, chunk)  # blocks the event loop while the reader is slow, but loses nothing
     except OSError as exc:
         raise LocalError(f"cannot write the echo to standard output: {exc.strerror}") from exc

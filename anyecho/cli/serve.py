@@ -1,4 +1,4 @@
-"""``anyecho serve``: the addresses on standard output once they accept, everything else on standard error."""
+"""``anyecho serve``: run a server; print its addresses to standard output once they accept."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from anyecho.cli.environment import Environment
 from anyecho.cli.flags import BackendFlag
 from anyecho.cli.logs import LogOptions, log_to_stderr
 from anyecho.cli.signals import Signals, caught_signals
-from anyecho.errors import CertificateError, bare_errors
+from anyecho.errors import CertificateError, unwrap_single
 from anyecho.net.activation import Activation, take_activation
 from anyecho.net.descriptors import write_all
 from anyecho.net.notify import Notifier, open_notifier
@@ -40,22 +40,22 @@ def serve(
             help="Listen on this address too; repeatable.",
             negative=(),
             metavar="ADDRESS",
-            show_default=lambda _: f"all that a service manager passed, else {DEFAULT_ADDRESS}",
+            show_default=lambda _: f"all sockets that a service manager passed, else {DEFAULT_ADDRESS}",
         ),
     ] = (),
     backend: BackendFlag = "asyncio",
     options: ServeOptions,
     log: LogOptions,
-    access_log: Annotated[bool, Parameter(help="Log a line per closed connection, whatever the level.")] = False,
+    access_log: Annotated[bool, Parameter(help="Log a line per closed connection, at any log level.")] = False,
     environment: Environment,
 ) -> int:
-    """Echo whatever is sent, until SIGTERM or SIGINT.
+    """Run an echo server until SIGTERM or SIGINT.
 
-    Addresses: tcp://host:port (or host:port; no host is every interface), unix:/path, unix:@abstract, fd://3,
-    fd://NAME (as LISTEN_FDNAMES has it), udp://host:port; over TLS tls://host:port, tls+unix:, tls+fd://.
-    Each one bound is printed on a line once it accepts. The first signal lets connections finish, the second
-    closes them, a third ends a process that is stuck. SIGHUP reads the certificate's files again. Without any, it
-    is ignored, unless the controlling terminal is gone: then it is like SIGTERM, except under nohup.
+    Addresses: tcp://host:port (or host:port; an empty host is every interface), unix:/path, unix:@abstract, fd://3,
+    fd://NAME (from LISTEN_FDNAMES), udp://host:port; over TLS tls://host:port, tls+unix:, tls+fd://.
+    Each bound address is printed on a line once it accepts. The first signal lets connections finish, the second
+    closes them, the third ends a stuck process. SIGHUP reloads the certificate files. Without such files it is
+    ignored, unless the controlling terminal is gone: then it acts like SIGTERM, except under nohup.
     """
     activation = take_activation(os.environ)
     if addresses and "bind" in environment.used:
@@ -63,8 +63,8 @@ def serve(
     resolved = activation.resolve([parse_address(text) for text in (*addresses, *bind)])
     with (
         log_to_stderr(log, access=access_log),
-        environment.reported(logger),
-        caught_signals(forgive=2, hangup=True) as signals,  # one to drain, one to close at once
+        environment.attached_to(logger),
+        caught_signals(handled=2, hangup=True) as signals,  # one to drain, one to close at once
         open_notifier(os.environ) as notifier,
     ):
         if access_log and resolved and all(isinstance(address, UDPAddress) for address in resolved):
@@ -83,7 +83,7 @@ async def _serve(
     notifier: Notifier,
 ) -> None:
     server: Server | None = None
-    # A variable can name files that no address uses.
+    # An environment variable can name files that no address uses.
     has_files = options.tls.ssl_certfile is not None and any(address.tls for address in addresses)
 
     async def stop_on_signals() -> None:
@@ -100,11 +100,11 @@ async def _serve(
 
         tasks.start_soon(server.drain)
         while await signals.next() == signal.SIGHUP:
-            if not signals.terminal_is_gone():  # of that, the kernel and the shell each send one
+            if not signals.terminal_is_gone():  # the kernel and the shell each send one when the terminal closes
                 _hang_up(server, has_files, notifier)
         server.abort()
 
-    with bare_errors():
+    with unwrap_single():
         async with create_task_group() as tasks:
             tasks.start_soon(stop_on_signals)
             async with open_server(*addresses, options=options) as server:
@@ -129,9 +129,9 @@ def _status(server: Server) -> str:
 
 
 def _hang_up(server: Server | None, has_files: bool, notifier: Notifier) -> None:
-    """Do what SIGHUP asks for. A service manager is told of the end of a reload, even if nothing was read."""
+    """Reload the certificate. The service manager is notified of the end even if there is no certificate."""
     if not has_files:
-        logger.warning("SIGHUP is ignored: there are no certificate's files to read again")
+        logger.warning("SIGHUP is ignored: no address uses certificate files that could be reloaded")
     if server is not None:
         notifier.reloading()
         if has_files and server.certificates is not None:
@@ -149,11 +149,11 @@ def _reload(certificates: Certificates) -> None:
 
 
 def _start_reporting(addresses: Sequence[Address]) -> None:
-    # In a thread, because standard output may block. In one that ends: with two of them, every system call on a
+    # In a thread, because standard output may block. The thread ends: with a second one, every system call on a
     # descriptor costs more.
     try:
         Thread(target=_report, args=(addresses,), daemon=True).start()
-    except RuntimeError:  # the system lets the process start none
+    except RuntimeError:  # a limit of the system (ulimit -u, pids.max)
         _report(addresses, timeout=0.0)
 
 
@@ -162,5 +162,5 @@ def _report(addresses: Sequence[Address], *, timeout: float | None = None) -> No
         for address in addresses:
             write_all(1, f"{address}\n".encode(), timeout=timeout)
     except OSError as exc:
-        # What started the server does not want to know them; its peers still want their echo.
+        # Not fatal: peers can still be served.
         logger.warning("cannot report the addresses: %s", exc.strerror)

@@ -1,10 +1,10 @@
-"""SIGINT, SIGTERM and SIGHUP, handed to a task on any backend; the default action again after enough of them.
+"""Deliver SIGINT, SIGTERM and SIGHUP to a task on any backend; restore the default action after a given number.
 
 A SIGINT that is ignored when the process starts stays ignored: a shell without job control starts ``command &`` so,
-and Ctrl-C is not meant for it. An ignored SIGTERM is handled all the same, because it is how a server is stopped.
+and Ctrl-C is not meant for it. An ignored SIGTERM is handled, because service managers stop a server with it.
 
-Not anyio's receiver, because that counts inside the event loop: a loop that is stuck would swallow every signal,
-and only SIGKILL would end it. Here Python itself counts, between two bytecodes of whatever is stuck.
+Signals are counted in a Python handler, between two bytecodes. anyio's receiver counts in the event loop: if the
+loop is stuck, only SIGKILL would end the process.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Signals:
-    """The signals that came, in order; `forgive` of them, after which the default action is restored."""
+    """The received signals, in order; after `handled` of them, the default action is restored."""
 
-    def __init__(self, forgive: int, terminal: Terminal | None) -> None:
-        self._forgive = forgive
+    def __init__(self, handled: int, terminal: Terminal | None) -> None:
+        self._remaining = handled
         self._terminal = terminal
-        self._came: deque[int] = deque()
+        self._received: deque[int] = deque()
         self._read_end, self._write_end = os.pipe()
         os.set_blocking(self._read_end, False)
         os.set_blocking(self._write_end, False)
@@ -41,27 +41,27 @@ class Signals:
         self._wake_the_loop()
         registration = Fallback().register(self._read_end)
         try:
-            while not self._came:
+            while not self._received:
                 registration.may_read = False
                 await registration.readable()
                 os.read(self._read_end, 64)
         finally:
             await registration.aclose()
 
-        return self._came.popleft()
+        return self._received.popleft()
 
     def terminal_is_gone(self) -> bool:
-        """Whether the process has lost the controlling terminal that it depends on."""
+        """Return whether the process has lost the controlling terminal that it depends on."""
         return self._terminal is not None and self._terminal.is_gone()
 
-    def note(self, signum: int, _: FrameType | None) -> None:
-        self._came.append(signum)
-        self._forgive -= signum in _SIGNALS
-        if self._forgive <= 0 and signum in _SIGNALS:
-            # Its own only: of another that has come in the same moment, Python would say, with a traceback, that it
-            # is ignored. That one is restored, and repeated, when it is noted in its turn.
+    def on_signal(self, signum: int, _: FrameType | None) -> None:
+        self._received.append(signum)
+        self._remaining -= signum in _SIGNALS
+        if self._remaining <= 0 and signum in _SIGNALS:
+            # For this signal only: if the other one is pending, Python would print a traceback. The other default
+            # action is restored, and the signal repeated, when its own handler runs.
             restore_default(signum)
-            if self._forgive < 0:
+            if self._remaining < 0:
                 os.kill(os.getpid(), signum)
 
         with suppress(OSError):
@@ -73,27 +73,27 @@ class Signals:
         os.close(self._write_end)
 
     def _wake_the_loop(self) -> None:
-        # A signal that comes just before the loop begins to wait would else be noticed when something else wakes
-        # it. trio and uvloop have a descriptor for that; asyncio, unless told, has none.
-        others = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
-        if others not in (-1, self._write_end):
-            signal.set_wakeup_fd(others, warn_on_full_buffer=False)
+        # Otherwise a signal just before the loop blocks is handled only at the next wake-up. trio and uvloop set a
+        # wake-up descriptor themselves; asyncio sets none without its own signal handlers.
+        previous = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
+        if previous not in (-1, self._write_end):
+            signal.set_wakeup_fd(previous, warn_on_full_buffer=False)
 
 
 @contextmanager
-def caught_signals(*, forgive: int, hangup: bool = False) -> Iterator[Signals]:
-    """Catch them within the block, in the main thread; enter it before the event loop starts.
+def caught_signals(*, handled: int, hangup: bool = False) -> Iterator[Signals]:
+    """Catch SIGINT and SIGTERM within the block, in the main thread; enter it before the event loop starts.
 
-    With `hangup`, SIGHUP too, as often as it comes, even if it is ignored when the block is entered.
+    With `hangup`, SIGHUP is caught too, any number of times, even if it is ignored when the block is entered.
     """
-    # nohup(1) ignores SIGHUP for a process that shall survive its terminal.
+    # nohup(1) starts a process with SIGHUP ignored, so that it survives its terminal.
     depends_on_terminal = hangup and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
-    signals = Signals(forgive, Terminal() if depends_on_terminal else None)
+    signals = Signals(handled, Terminal() if depends_on_terminal else None)
     caught = {signal.SIGTERM} | ({signal.SIGHUP} if hangup else set())
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         caught.add(signal.SIGINT)
-    before = {each: signal.signal(each, signals.note) for each in caught}
-    # What starts a process can leave signals blocked in it: they would never come.
+    before = {each: signal.signal(each, signals.on_signal) for each in caught}
+    # The parent process may have left signals blocked; they would never be delivered.
     mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, caught)
     try:
         yield signals

@@ -1,41 +1,41 @@
-"""How a user writes an option: the flag, or the environment variable that set it, in place of the attribute."""
+"""Replace attribute names of options in messages by the flag or the environment variable that the user wrote."""
 
 from __future__ import annotations
 
-__all__ = ("PREFIX", "Spelling")
+__all__ = ("PREFIX", "OptionNames")
 
 import re
 from collections.abc import Collection
 
-#: What the name of an environment variable begins with.
+#: The prefix of environment variables.
 PREFIX = "ANYECHO_"
-#: Not after the attribute; of a switch that is on by default, the flag that is given.
+#: Flags that are not derived from the attribute: for a switch that is on by default, the flag that turns it off.
 _FLAGS = {"family": "-4 or -6", "keepalive": "--no-keepalive", "tcp_nodelay": "--no-tcp-nodelay"}
 
 
-class Spelling:
-    """Spells options as they were given. `from_environment` are the options that a variable has set."""
+class OptionNames:
+    """The names of options as a user writes them. `from_environment` holds the options that a variable set."""
 
     def __init__(self, from_environment: Collection[str] = ()) -> None:
         self.from_environment = from_environment
 
     def name(self, option: str) -> str:
-        """``--ssl-keyfile`` for ``ssl_keyfile``, or ``ANYECHO_SSL_KEYFILE`` if that has set it."""
+        """Return ``--ssl-keyfile`` for ``ssl_keyfile``, or ``ANYECHO_SSL_KEYFILE`` if that variable set it."""
         if option in self.from_environment:
             return PREFIX + option.upper()
 
         return _FLAGS.get(option, "--" + option.replace("_", "-"))
 
-    def text(self, text: str, options: Collection[str]) -> str:
-        """`text` of the library with `options`, each where it stands first, as a user writes them."""
-        left = set(options)
+    def substitute(self, text: str, options: Collection[str]) -> str:
+        """Return `text` with the first occurrence of each of `options` replaced by its `name`."""
+        remaining = set(options)
 
-        def spell(match: re.Match[str]) -> str:
-            if match[0] not in left:
+        def replace(match: re.Match[str]) -> str:
+            if match[0] not in remaining:
                 return match[0]
-            left.remove(match[0])
+            remaining.remove(match[0])
             return self.name(match[0])
 
-        words = "|".join(filter(str.isidentifier, options))  # ?proxy= of an address is written as it is
-        # A host or a file of the same name stands between other characters.
-        return re.sub(rf"(?<![^\s(])(?:{words})(?![^\s,:;)])", spell, text) if words else text
+        words = "|".join(filter(str.isidentifier, options))  # ?proxy= of an address stays as it is
+        # The delimiters exclude a host or a file of the same name.
+        return re.sub(rf"(?<![^\s(])(?:{words})(?![^\s,:;)])", replace, text) if words else text

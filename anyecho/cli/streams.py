@@ -1,11 +1,11 @@
-"""The standard streams: open ones, an output that loses nothing, and the one line of an error.
+"""The standard streams of the process: reopen closed ones, print without a buffer, print an error.
 
-Verbs write their results with `write_all` themselves. What prints through `sys.stdout` is cyclopts.
+Only cyclopts prints through `sys.stdout`; verbs write their results with `write_all`.
 """
 
 from __future__ import annotations
 
-__all__ = ("complain", "open_standard_streams", "printed_whole")
+__all__ = ("open_standard_streams", "print_error", "unbuffered_stdout")
 
 import io
 import os
@@ -17,15 +17,15 @@ from typing import Any
 from anyecho.errors import LocalError
 from anyecho.net.descriptors import write_all
 
-#: How long the line of an error waits for a reader of standard error before it is given up.
-_COMPLAIN_TIMEOUT = 1.0
+#: Seconds after which `print_error` gives up if standard error is full.
+_ERROR_TIMEOUT = 1.0
 
 
 def open_standard_streams() -> None:
-    """Open on /dev/null those of the three descriptors that are closed.
+    """Open each of the descriptors 0, 1 and 2 that is closed on /dev/null.
 
-    Otherwise the next socket gets the number of a closed one, and is written to. They are opened the wrong way
-    round, so that a verb that needs one of them fails.
+    Otherwise a socket would get its number, and log lines would go to a peer. Standard input is opened for writing
+    and the outputs for reading, so that their use fails.
     """
     for descriptor, mode in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_RDONLY)):
         try:
@@ -35,13 +35,13 @@ def open_standard_streams() -> None:
 
 
 @contextmanager
-def printed_whole() -> Iterator[None]:
-    """Within the block, what is printed reaches standard output whole, even if it is in non-blocking mode.
+def unbuffered_stdout() -> Iterator[None]:
+    """Within the block, print to standard output without a buffer and completely, even in non-blocking mode.
 
-    Raises `LocalError` if it does not, and `BrokenPipeError` if the reader has closed its end, which needs no line.
+    Printing raises `LocalError` if a write fails, and `BrokenPipeError` if the reader has closed the pipe.
     """
     encoding = getattr(sys.stdout, "encoding", None)
-    # Without a buffer: what could not be written would be written again when the buffer is closed.
+    # No buffer: after a failed write, closing the buffer would write the same bytes again.
     with (
         _Stdout(1, "w", closefd=False) as raw,
         redirect_stdout(io.TextIOWrapper(raw, encoding, "backslashreplace", write_through=True)),
@@ -61,8 +61,8 @@ class _Stdout(io.FileIO):
         return len(data)
 
 
-def complain(text: str) -> None:
-    """Write `text` as one line to standard error; give up in silence when that takes longer than a second."""
+def print_error(text: str) -> None:
+    """Write `text` as one line to standard error; give up silently after a second."""
     with suppress(OSError):
         line = f"anyecho: {' '.join(text.split())}\n"
-        write_all(2, line.encode(errors="backslashreplace"), timeout=_COMPLAIN_TIMEOUT)
+        write_all(2, line.encode(errors="backslashreplace"), timeout=_ERROR_TIMEOUT)

@@ -1,4 +1,4 @@
-"""The controlling terminal of the process, whose end is what SIGHUP is sent for."""
+"""Whether the process still has its controlling terminal; the kernel sends SIGHUP when the terminal closes."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import os
 
 
 class Terminal:
-    """Remembers whether there was a controlling terminal when it was made."""
+    """The controlling terminal, if there is one when the object is created."""
 
     def __init__(self) -> None:
         self._existed = _open_errno() == 0
 
     def is_gone(self) -> bool:
-        """Whether there was a controlling terminal, and is none now."""
-        # ENXIO is the one answer that means this; without a free descriptor, say, nothing is known.
+        """Return whether the controlling terminal existed and has been lost since."""
+        # Only ENXIO means that; EMFILE, for example, says nothing about the terminal.
         return self._existed and _open_errno() == errno.ENXIO
 
 
 def _open_errno() -> int:
-    """Return 0 if the controlling terminal can be opened, else why not. The kernel detaches one that hangs up."""
+    """Return 0 if the controlling terminal can be opened, else the errno. The kernel detaches it on a hang-up."""
     try:
         os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK))
     except OSError as exc:

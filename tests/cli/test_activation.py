@@ -19,7 +19,7 @@ import pytest
 
 from tests.certificates import files_in
 from tests.datagrams import caller
-from tests.process import PATIENCE, Process, Processes, accepts, connect, exchange, round_trip, wait_until
+from tests.process import TIMEOUT, Process, Processes, accepts, connect, exchange, round_trip, wait_until
 
 TCP = "tcp://127.0.0.1:0"
 #: Microseconds between two signs of life at most.
@@ -207,7 +207,7 @@ def notified(short_path: Path) -> Iterator[Notified]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(place)
 
-        def hear(timeout: float = PATIENCE) -> str:
+        def hear(timeout: float = TIMEOUT) -> str:
             sock.settimeout(timeout)
             return sock.recv(65536).decode()
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.cli.test_signals import STUCK, STUCK_SEND, TOLD
 from tests.process import (
-    PATIENCE,
+    TIMEOUT,
     Process,
     Processes,
     accepts,
@@ -51,7 +51,7 @@ Start = Callable[..., tuple[Process, Callable[[int], None]]]
 
 @pytest.fixture
 def start_as_pid_1(processes: Processes) -> Start:
-    probe = subprocess.run([sys.executable, "-c", AS_PID_1], capture_output=True, timeout=PATIENCE)
+    probe = subprocess.run([sys.executable, "-c", AS_PID_1], capture_output=True, timeout=TIMEOUT)
     if probe.returncode:
         pytest.skip(f"no PID namespace can be made here: {probe.stderr.decode().splitlines()[-1]}")
 

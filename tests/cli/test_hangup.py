@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from tests.certificates import Files, files_in
-from tests.process import PATIENCE, Process, Processes, accepts, connect, exchange, read_all, wait_until
+from tests.process import TIMEOUT, Process, Processes, accepts, connect, exchange, read_all, wait_until
 
 TCP = "tcp://127.0.0.1:0"
 LONG = "1h"
-IGNORED = "main: SIGHUP is ignored: there are no certificate's files to read again\n"
+IGNORED = "main: SIGHUP is ignored: no address uses certificate files that could be reloaded\n"
 DRAINS = "main: the terminal is gone: letting connections finish\n"
 
 #: Makes the terminal that is standard input the controlling one, as a login does.
@@ -90,7 +90,7 @@ def test_a_service_manager_is_told_the_end_of_a_reload_that_has_nothing_to_read(
 ) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(f"{short_path}/notify")
-        manager.settimeout(PATIENCE)
+        manager.settimeout(TIMEOUT)
         process = processes.serve("-b", TCP, env=os.environ | {"NOTIFY_SOCKET": f"{short_path}/notify"})
         assert manager.recv(4096).startswith(b"READY=1\n")
         process.signal(signal.SIGHUP)

@@ -17,7 +17,7 @@ from anyecho.cli import logs
 from anyecho.cli.logs import LogOptions, log_to_stderr
 from tests.peers import SOON
 from tests.pipes import redirected, unread_pipe
-from tests.process import PATIENCE
+from tests.process import TIMEOUT
 
 WARNING = "main: no thread can be started to write the log (see ulimit -u and pids.max): the event loop writes it\n"
 
@@ -55,7 +55,7 @@ def reader(descriptor: int, begin: Event, *, until: str) -> Iterator[list[bytes]
     chunks: list[bytes] = []
 
     def read() -> None:
-        assert begin.wait(PATIENCE)
+        assert begin.wait(TIMEOUT)
         while until.encode() not in b"".join(chunks[-2:]) or not chunks[-1].endswith(b"\n"):
             chunks.append(os.read(descriptor, 1 << 16))
 
@@ -64,13 +64,13 @@ def reader(descriptor: int, begin: Event, *, until: str) -> Iterator[list[bytes]
     try:
         yield chunks
     finally:
-        reading.join(PATIENCE)
+        reading.join(TIMEOUT)
 
 
 def test_a_non_blocking_standard_error_gets_every_line_whole(
     monkeypatch: pytest.MonkeyPatch, small_pipe: tuple[int, int]
 ) -> None:
-    monkeypatch.setattr(logs, "_FLUSH_TIMEOUT", PATIENCE)
+    monkeypatch.setattr(logs, "_FLUSH_TIMEOUT", TIMEOUT)
     read_end, write_end = small_pipe
     lines = [f"{number} {'x' * 300}" for number in range(300)] + ["y" * 20_000, "last"]
     logged = Event()
@@ -121,7 +121,7 @@ def test_without_a_thread_lines_that_do_not_fit_are_dropped_and_counted(
     monkeypatch: pytest.MonkeyPatch, small_pipe: tuple[int, int]
 ) -> None:
     monkeypatch.setattr(logs, "_QUEUE_SIZE", 5)
-    monkeypatch.setattr(logs, "_FLUSH_TIMEOUT", PATIENCE)
+    monkeypatch.setattr(logs, "_FLUSH_TIMEOUT", TIMEOUT)
     read_end, write_end = small_pipe
     logged = Event()
     with redirected(2, write_end), reader(read_end, logged, until="dropped") as chunks, log_to_stderr(LogOptions()):
@@ -132,14 +132,14 @@ def test_without_a_thread_lines_that_do_not_fit_are_dropped_and_counted(
     *lines, last = b"".join(chunks).decode().splitlines()
     assert WARNING.rstrip("\n") in lines
     assert [line for line in lines if line != WARNING.rstrip("\n")] == [f"main: {'x' * 1000}"] * (len(lines) - 1)
-    assert last == f"anyecho: {100 - (len(lines) - 1)} log lines were dropped: nobody read them in time"
+    assert last == f"anyecho: {100 - (len(lines) - 1)} log lines were dropped: standard error was not read in time"
 
 
 def test_a_thread_that_can_be_started_later_writes_what_has_waited(
     monkeypatch: pytest.MonkeyPatch, small_pipe: tuple[int, int]
 ) -> None:
     monkeypatch.setattr(logs, "_RETRY_DELAY", 0.0)
-    monkeypatch.setattr(logs, "_FLUSH_TIMEOUT", PATIENCE)
+    monkeypatch.setattr(logs, "_FLUSH_TIMEOUT", TIMEOUT)
     read_end, write_end = small_pipe
     logged = Event()
     with redirected(2, write_end), reader(read_end, logged, until="last") as chunks, log_to_stderr(LogOptions()):

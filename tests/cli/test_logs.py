@@ -21,15 +21,15 @@ from anyecho.cli import logs
 from anyecho.cli.logs import JSONFormatter, LogOptions, TextFormatter, log_to_stderr
 from tests.peers import SOON
 from tests.pipes import redirected, unread_pipe
-from tests.process import PATIENCE, wait_until
+from tests.process import TIMEOUT, wait_until
 
 PEER = {"peer": "::1_64624"}
-FACTS = PEER | {"reason": "eof", "bytes_received": 5, "bytes_sent": 4, "seconds": 0.25}
+FIELDS = PEER | {"reason": "eof", "bytes_received": 5, "bytes_sent": 4, "seconds": 0.25}
 
 
-def record(name: str, message: str, *args: object, **facts: Any) -> logging.LogRecord:
-    """A record as the logger `name` makes one, with `facts` as its ``extra``."""
-    return logging.getLogger(name).makeRecord(name, logging.INFO, "file", 1, message, args, None, extra=facts)
+def record(name: str, message: str, *args: object, **fields: Any) -> logging.LogRecord:
+    """A record as the logger `name` makes one, with `fields` as its ``extra``."""
+    return logging.getLogger(name).makeRecord(name, logging.INFO, "file", 1, message, args, None, extra=fields)
 
 
 @pytest.mark.parametrize(
@@ -51,18 +51,18 @@ def test_a_line_about_a_connection_begins_with_its_peer() -> None:
 
 
 def test_a_line_of_the_access_log_tells_the_facts() -> None:
-    line = TextFormatter().format(record("anyecho.access", "closed", **FACTS))
+    line = TextFormatter().format(record("anyecho.access", "closed", **FIELDS))
 
     assert line == "access: closed peer=::1_64624 reason=eof bytes_received=5 bytes_sent=4 seconds=0.25"
 
 
 def test_a_line_of_json_holds_the_same_as_values() -> None:
-    made = record("anyecho.access", "closed", **FACTS)
+    made = record("anyecho.access", "closed", **FIELDS)
     parsed = json.loads(JSONFormatter().format(made))
 
     head = {"level": "info", "logger": "anyecho.access", "message": "closed"}
-    assert parsed.items() >= (head | FACTS).items()
-    assert parsed.keys() == {"time", *head, *FACTS}
+    assert parsed.items() >= (head | FIELDS).items()
+    assert parsed.keys() == {"time", *head, *FIELDS}
 
 
 def test_the_time_of_a_json_line_is_utc() -> None:
@@ -173,7 +173,7 @@ def reader(descriptor: int, begin: Event, *, late: float = 0) -> Iterator[list[b
     chunks: list[bytes] = []
 
     def read() -> None:
-        assert begin.wait(PATIENCE)
+        assert begin.wait(TIMEOUT)
         sleep(late)
         while b"dropped" not in b"".join(chunks[-2:]):
             chunks.append(os.read(descriptor, 1 << 20))
@@ -183,7 +183,7 @@ def reader(descriptor: int, begin: Event, *, late: float = 0) -> Iterator[list[b
     try:
         yield chunks
     finally:
-        reading.join(PATIENCE)
+        reading.join(TIMEOUT)
 
 
 @pytest.mark.parametrize("blocking", [True, False], ids=["blocking", "non-blocking"])

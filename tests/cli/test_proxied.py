@@ -48,7 +48,7 @@ def test_one_address_may_be_for_proxies_and_another_not(processes: Processes) ->
 
 
 @pytest.mark.parametrize(
-    ("arguments", "complaint"),
+    ("arguments", "message"),
     [
         (("--proxy-protocol", "v1"), "--proxy-trusted is missing: tcp://localhost:10000 expects a PROXY header"),
         (("-b", f"{TCP}?proxy=v2"), "--proxy-trusted is missing"),
@@ -62,11 +62,11 @@ def test_one_address_may_be_for_proxies_and_another_not(processes: Processes) ->
         (("--write-timeout", "0"), "--write-timeout must be more than 0"),
     ],
 )
-def test_a_mistake_is_one_line(processes: Processes, arguments: tuple[str, ...], complaint: str) -> None:
+def test_a_mistake_is_one_line(processes: Processes, arguments: tuple[str, ...], message: str) -> None:
     status, output, errors = processes.run("serve", *arguments)
 
     assert (status, output) == (2, b"")
-    assert complaint in errors
+    assert message in errors
     assert len(errors.splitlines()) == 1
 
 

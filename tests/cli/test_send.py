@@ -24,7 +24,7 @@ from anyecho.cli.main import main
 from anyecho.units import format_duration
 from tests.machine import needs_ipv6
 from tests.process import (
-    PATIENCE,
+    TIMEOUT,
     Processes,
     accepts,
     echo,
@@ -439,7 +439,7 @@ def test_a_pipe_that_cannot_be_read_again_is_a_usage_error_before_anything_is_se
 
 def test_a_message_is_repeated_without_being_kept_as_often(processes: Processes, serve: Serve) -> None:
     process = processes.start("send", serve(echo), "hello", "--repeat", "100000000000", "--deadline", "300ms")
-    process.popen.communicate(timeout=PATIENCE)
+    process.popen.communicate(timeout=TIMEOUT)
 
     assert process.wait() == 1
 
@@ -469,7 +469,7 @@ def test_a_fifo_that_nobody_writes_to_is_waited_for_until_the_deadline(
     os.mkfifo(tmp_path / "fifo")
     command = ("send", "localhost:1", "--file", str(tmp_path / "fifo"), "--deadline", "300ms")
 
-    assert processes.run(*command) == (1, b"", f"anyecho: cannot read {tmp_path}/fifo: nobody writes to it\n")
+    assert processes.run(*command) == (1, b"", f"anyecho: cannot read {tmp_path}/fifo: no process writes to it\n")
 
 
 def test_a_standard_output_that_somebody_made_non_blocking_gets_everything(

@@ -18,7 +18,7 @@ import pytest
 
 from tests.machine import needs_ipv6, netcat
 from tests.process import (
-    PATIENCE,
+    TIMEOUT,
     Process,
     Processes,
     accepts,
@@ -59,7 +59,7 @@ def client(request: pytest.FixtureRequest) -> str:
 def call(command: list[str], payload: bytes, **place: object) -> bytes:
     """What `command`, called at `place`, prints of the echo of `payload`."""
     words = [word.format(**place) for word in command]
-    return subprocess.run(words, input=payload, stdout=subprocess.PIPE, timeout=PATIENCE, check=True).stdout
+    return subprocess.run(words, input=payload, stdout=subprocess.PIPE, timeout=TIMEOUT, check=True).stdout
 
 
 def stop(process: Process) -> list[str]:
@@ -350,7 +350,7 @@ def test_a_reader_of_the_addresses_who_does_not_read_holds_up_nobody(processes: 
             process = processes.start("serve", "-b", address, stdout=write_end, pass_fds=[given.fileno()])
             os.close(write_end)
             with socket.create_connection(given.getsockname()) as sock:
-                sock.settimeout(PATIENCE)
+                sock.settimeout(TIMEOUT)
                 assert exchange(sock, b"hello") == b"hello"
 
             process.signal()

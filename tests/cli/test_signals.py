@@ -1,4 +1,4 @@
-"""Signals at real processes: the first ends politely, the second at once, the third even what is stuck."""
+"""Signals at real processes: the first drains, the second closes at once, the third ends a stuck process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from time import monotonic
 import pytest
 
 from tests.process import (
-    PATIENCE,
+    TIMEOUT,
     Processes,
     accepts,
     connect,
@@ -31,12 +31,12 @@ from tests.process import (
 )
 
 TCP = "tcp://127.0.0.1:0"
-#: What the end of a process may take on a busy machine besides the times of its options; 0.5 s on an idle one.
+#: Seconds that an exit may take on a busy machine besides the times of its options; 0.5 s on an idle machine.
 END = 10.0
-#: Longer than anybody waits here.
+#: Longer than any test waits.
 LONG = "1h"
 
-#: A server whose loop is stuck as soon as somebody connects, and which says so.
+#: A server whose event loop blocks at the first connection and reports it.
 STUCK = """
 import os, time
 from anyecho.server.reception import Reception
@@ -47,7 +47,7 @@ def stuck(self, *args):
 Reception.begin = stuck
 """
 
-#: A client that is stuck as soon as echo returns, and which says so.
+#: A client whose event loop blocks at the first echo and reports it.
 STUCK_SEND = """
 import os, time
 from anyecho.measure.exchange import Exchange
@@ -58,15 +58,15 @@ def settle(self, chunk):
 Exchange._settle = settle
 """
 
-#: Says on standard error when a signal has been taken note of; two in quick succession are one to the kernel.
+#: Reports each handled signal on standard error, because the kernel merges two pending signals of a kind.
 TOLD = """
 import os
 from anyecho.cli.signals import Signals
-note = Signals.note
+on_signal = Signals.on_signal
 def told(self, *args):
-    note(self, *args)
+    on_signal(self, *args)
     os.write(2, b"noted\\n")
-Signals.note = told
+Signals.on_signal = told
 """
 
 
@@ -144,7 +144,7 @@ def test_what_is_sent_half_before_and_half_after_is_echoed_whole(
         wait_until(lambda: not accepts(process.addresses[0]))
         sock.sendall(second)
         sock.shutdown(socket.SHUT_WR)
-        reading.join(PATIENCE)
+        reading.join(TIMEOUT)
 
     assert echo == [first + second]
     assert process.wait(END) == 0
@@ -164,7 +164,7 @@ def test_a_peer_that_reads_nothing_holds_nobody_up_for_longer(processes: Process
         process.signal()
 
         assert process.wait(0.4 + END) == 0
-        flooding.join(PATIENCE)
+        flooding.join(TIMEOUT)
 
 
 def test_the_second_signal_closes_at_once(processes: Processes, backend: str, signum: signal.Signals) -> None:
@@ -294,14 +294,14 @@ def test_a_second_signal_ends_a_send_that_is_stuck(
     assert process.wait(END) == -signum
 
 
-def test_signals_that_come_in_one_moment_are_all_noted(signum: signal.Signals) -> None:
-    """The last that is forgiven and one too many: Python handles them in one go, the smaller number first."""
+def test_signals_pending_together_are_all_counted(signum: signal.Signals) -> None:
+    """The last handled signal and a surplus one: Python runs both handlers in one go, the smaller number first."""
     code = f"""
 import os, signal
 from anyecho.cli.signals import caught_signals
 both = [signal.SIGINT, signal.SIGTERM]
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, if the suite runs as a script's `cmd &`
-with caught_signals(forgive=2):
+with caught_signals(handled=2):
     os.kill(os.getpid(), {int(signum)})
     signal.pthread_sigmask(signal.SIG_BLOCK, both)
     for each in both:
@@ -309,5 +309,5 @@ with caught_signals(forgive=2):
     signal.pthread_sigmask(signal.SIG_UNBLOCK, both)
     print("it lives")
 """
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=TIMEOUT)
     assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGTERM, "", "")

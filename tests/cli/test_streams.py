@@ -11,17 +11,17 @@ from time import monotonic, sleep
 import pytest
 
 from anyecho.cli import streams
-from anyecho.cli.streams import complain
+from anyecho.cli.streams import print_error
 from tests.peers import SOON
 from tests.pipes import redirected, unread_pipe
-from tests.process import PATIENCE, Processes, accepts, round_trip, wait_until
+from tests.process import TIMEOUT, Processes, accepts, round_trip, wait_until
 
 BLOCKING = pytest.mark.parametrize("blocking", [True, False], ids=["blocking", "non-blocking"])
 
 
 @BLOCKING
 def test_the_line_of_an_error_waits_for_a_reader(monkeypatch: pytest.MonkeyPatch, blocking: bool) -> None:
-    monkeypatch.setattr(streams, "_COMPLAIN_TIMEOUT", PATIENCE)
+    monkeypatch.setattr(streams, "_ERROR_TIMEOUT", TIMEOUT)
     text = b""
 
     def read() -> None:
@@ -33,8 +33,8 @@ def test_the_line_of_an_error_waits_for_a_reader(monkeypatch: pytest.MonkeyPatch
     with unread_pipe(blocking=blocking) as (read_end, write_end), redirected(2, write_end):
         reading = Thread(target=read)
         reading.start()
-        complain("a mistake")
-        reading.join(PATIENCE)
+        print_error("a mistake")
+        reading.join(TIMEOUT)
 
     assert text.lstrip() == b"anyecho: a mistake\n"
 
@@ -43,10 +43,10 @@ def test_the_line_of_an_error_waits_for_a_reader(monkeypatch: pytest.MonkeyPatch
 def test_the_line_of_an_error_is_given_up_when_nothing_reads_it(
     monkeypatch: pytest.MonkeyPatch, blocking: bool
 ) -> None:
-    monkeypatch.setattr(streams, "_COMPLAIN_TIMEOUT", 0.2)
+    monkeypatch.setattr(streams, "_ERROR_TIMEOUT", 0.2)
     with unread_pipe(blocking=blocking) as (_, write_end), redirected(2, write_end):
         began = monotonic()
-        complain("a mistake")
+        print_error("a mistake")
 
     assert 0.2 <= monotonic() - began < 0.2 + SOON
 

@@ -21,7 +21,7 @@ from typing import IO
 import pytest
 
 from tests.certificates import Files, files_in
-from tests.process import PATIENCE, Process, Processes, port_of, wait_until
+from tests.process import TIMEOUT, Process, Processes, port_of, wait_until
 
 TLS = "tls://127.0.0.1:0"
 LARGE = os.urandom(2 << 20)
@@ -51,7 +51,7 @@ def call(command: list[str], payload: bytes, process: Process, files: Files) -> 
         pytest.skip(f"{command[0]} is not installed")
     place = {"port": port_of(process.addresses[0]), "ca": files.cacert, "client": files.client}
     words = [word.format(**place) for word in command]
-    return subprocess.run(words, input=payload, stdout=subprocess.PIPE, timeout=PATIENCE, check=True).stdout
+    return subprocess.run(words, input=payload, stdout=subprocess.PIPE, timeout=TIMEOUT, check=True).stdout
 
 
 #: Each verifies the server. socat half-closes; ncat does not, and s_client with an end of its input leaves.

@@ -13,7 +13,7 @@ import pytest
 from anyecho.cli.main import main
 from tests.datagrams import caller
 from tests.machine import needs_ipv6
-from tests.process import PATIENCE, Process, Processes, port_of
+from tests.process import TIMEOUT, Process, Processes, port_of
 
 UDP = "udp://127.0.0.1:0"
 #: No two agree on when to end, so that each is ended once its answer is there. Every nc knows -u.
@@ -154,7 +154,7 @@ def test_a_privileged_port_is_for_labs(flags: list[str], processes: Processes) -
             sock.bind(("127.0.0.1", 1000))
         except OSError as exc:
             pytest.skip(f"port 1000 is not to be had: {exc.strerror}")
-        sock.settimeout(PATIENCE)
+        sock.settimeout(TIMEOUT)
         sock.sendto(b"hello", ("127.0.0.1", port_of(process.addresses[0])))
         if flags:
             assert sock.recv(100) == b"hello"
