@@ -16,7 +16,7 @@ from typing import TypeVar, TypeVarTuple
 
 from anyio import CancelScope, create_task_group, current_time, sleep, sleep_forever
 
-from anyecho.errors import bare_errors
+from anyecho.errors import unwrap_single
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -107,7 +107,7 @@ async def run_within(seconds: float, call: Callable[[*Ts], Awaitable[T]], *args:
     if math.isinf(seconds):
         return await call(*args)
 
-    with bare_errors():
+    with unwrap_single():
         async with create_task_group() as tasks:
             with CancelScope() as scope:
                 tasks.start_soon(end_after, seconds, scope)

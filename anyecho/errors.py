@@ -23,7 +23,7 @@ __all__ = (
     "StartError",
     "UnitError",
     "UsageError",
-    "bare_errors",
+    "unwrap_single",
 )
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -107,7 +107,7 @@ class EchoStalled(EchoError):
 
 
 @contextmanager
-def bare_errors() -> Iterator[list[BaseException]]:
+def unwrap_single() -> Iterator[list[BaseException]]:
     """Let the one error inside a task group's exception group out bare, so that callers can name it.
 
     A group of several is left as it is, unless all of them are anyecho's own: then the first says enough. The same

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 __all__ = (
-    "PATIENCE",
+    "TIMEOUT",
     "Process",
     "Processes",
     "accepts",
@@ -45,7 +45,7 @@ from tests.machine import needs_descriptors
 from tests.without_epoll import PRELUDE
 
 #: Generous: two cores, and a suite that runs on both.
-PATIENCE = 20.0
+TIMEOUT = 20.0
 
 _MAIN = "import sys; from anyecho.__main__ import main; sys.argv[0] = 'anyecho'; main()"
 
@@ -75,11 +75,11 @@ class Process:
         assert pipe is not None
         descriptor = pipe.fileno()
         text = b""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         with selectors.DefaultSelector() as selector:
             selector.register(descriptor, selectors.EVENT_READ)
             while not is_enough(text):
-                assert selector.select(deadline - time.monotonic()), f"only {text!r} within {PATIENCE} s"
+                assert selector.select(deadline - time.monotonic()), f"only {text!r} within {TIMEOUT} s"
                 chunk = os.read(descriptor, 65536)
                 assert chunk, f"it ended after {text!r}: {self.errors()}"
                 text += chunk
@@ -94,7 +94,7 @@ class Process:
     def signal(self, signum: int = signal.SIGTERM) -> None:
         self.popen.send_signal(signum)
 
-    def wait(self, timeout: float = PATIENCE) -> int:
+    def wait(self, timeout: float = TIMEOUT) -> int:
         return self.popen.wait(timeout)
 
 
@@ -154,7 +154,7 @@ class Processes:
     def run(self, *arguments: str, stdin: bytes = b"", **popen: Any) -> tuple[int, bytes, str]:
         """Run ``anyecho *arguments`` to its end: exit status, standard output, standard error."""
         process = self.start(*arguments, stdin=subprocess.PIPE, **popen)
-        output, errors = process.popen.communicate(stdin, timeout=PATIENCE)
+        output, errors = process.popen.communicate(stdin, timeout=TIMEOUT)
         return process.popen.returncode, output, errors.decode(errors="replace")
 
     def close(self) -> None:
@@ -179,7 +179,7 @@ def descriptors(pid: int | str = "self") -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
-def wait_until(condition: Callable[[], bool], timeout: float = PATIENCE) -> None:
+def wait_until(condition: Callable[[], bool], timeout: float = TIMEOUT) -> None:
     """For what another process does and nothing reports: poll it, within a limit."""
     deadline = time.monotonic() + timeout
     while not condition():
@@ -206,13 +206,13 @@ def connect(address: str) -> socket.socket:
             sock = opened.enter_context(socket.socket(socket.AF_UNIX))
             # Without a time limit yet: with one, a backlog that is full just now would be an error.
             sock.connect(os.fsencode(parsed.path))
-            sock.settimeout(PATIENCE)
+            sock.settimeout(TIMEOUT)
             opened.pop_all()
 
         return sock
 
     assert isinstance(parsed, TCPAddress)
-    return socket.create_connection((parsed.host, parsed.port), PATIENCE)
+    return socket.create_connection((parsed.host, parsed.port), TIMEOUT)
 
 
 def round_trip(address: str, payload: bytes) -> bytes:
@@ -276,9 +276,9 @@ def peer(script: Callable[[socket.socket], None]) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
-            listener.settimeout(PATIENCE)
+            listener.settimeout(TIMEOUT)
             with listener.accept()[0] as sock:
-                sock.settimeout(PATIENCE)
+                sock.settimeout(TIMEOUT)
                 with suppress(ConnectionError):  # the client may give up first
                     script(sock)
 
@@ -287,7 +287,7 @@ def peer(script: Callable[[socket.socket], None]) -> Iterator[str]:
         try:
             yield f"tcp://127.0.0.1:{listener.getsockname()[1]}"
         finally:
-            serving.join(PATIENCE)
+            serving.join(TIMEOUT)
 
 
 def echo(sock: socket.socket) -> None:

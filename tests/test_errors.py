@@ -24,7 +24,7 @@ from anyecho.errors import (
     StartError,
     UnitError,
     UsageError,
-    bare_errors,
+    unwrap_single,
 )
 
 
@@ -66,7 +66,7 @@ def test_an_error_is_caught_by_the_name_of_whose_fault_it_is(
 
 
 def test_every_error_has_the_one_root() -> None:
-    classes = [getattr(errors, name) for name in errors.__all__ if name != "bare_errors"]
+    classes = [getattr(errors, name) for name in errors.__all__ if name != "unwrap_single"]
 
     assert AnyechoError in classes
     assert all(issubclass(each, AnyechoError) for each in classes)
@@ -81,7 +81,7 @@ def test_an_error_of_an_echo_knows_the_first_byte_that_is_wrong(error: type[Echo
 
 
 def test_nothing_happens_where_nothing_is_wrong() -> None:
-    with bare_errors():
+    with unwrap_single():
         reached = True
 
     assert reached
@@ -89,7 +89,7 @@ def test_nothing_happens_where_nothing_is_wrong() -> None:
 
 def test_an_error_that_is_bare_already_passes() -> None:
     error = LookupError()
-    with pytest.raises(LookupError) as caught, bare_errors():
+    with pytest.raises(LookupError) as caught, unwrap_single():
         raise error
 
     assert caught.value is error
@@ -102,7 +102,7 @@ def test_the_one_error_in_a_group_comes_out_bare(error: BaseException, depth: in
     for _ in range(depth):
         raised = BaseExceptionGroup("", [raised])
 
-    with pytest.raises(type(error)) as caught, bare_errors():
+    with pytest.raises(type(error)) as caught, unwrap_single():
         raise raised
 
     assert caught.value is error
@@ -110,7 +110,7 @@ def test_the_one_error_in_a_group_comes_out_bare(error: BaseException, depth: in
 
 def test_of_several_of_our_own_the_first_comes_out() -> None:
     first, second, third = EchoMismatch("1", offset=1), ConnectError("2"), EchoStalled("3", offset=3)
-    with pytest.raises(AnyechoError) as caught, bare_errors():
+    with pytest.raises(AnyechoError) as caught, unwrap_single():
         raise ExceptionGroup("", [ExceptionGroup("", [first, second]), third])
 
     assert caught.value is first
@@ -118,7 +118,7 @@ def test_of_several_of_our_own_the_first_comes_out() -> None:
 
 def test_of_several_interrupts_the_first_comes_out() -> None:
     first, second = KeyboardInterrupt(), KeyboardInterrupt()
-    with pytest.raises(KeyboardInterrupt) as caught, bare_errors():
+    with pytest.raises(KeyboardInterrupt) as caught, unwrap_single():
         raise BaseExceptionGroup("", [BaseExceptionGroup("", [first]), second])
 
     assert caught.value is first
@@ -135,7 +135,7 @@ def test_of_several_interrupts_the_first_comes_out() -> None:
     ids=["ours first", "none of ours", "ours nested", "an interrupt beside ours"],
 )
 def test_a_group_that_says_more_than_one_error_could_stays(group: BaseExceptionGroup[BaseException]) -> None:
-    with pytest.raises(BaseExceptionGroup) as caught, bare_errors():
+    with pytest.raises(BaseExceptionGroup) as caught, unwrap_single():
         raise group
 
     assert caught.value is group
@@ -145,14 +145,14 @@ def test_an_error_that_comes_out_keeps_its_cause() -> None:
     cause = OSError("the reason")
     error = ConnectError("refused")
     error.__cause__ = cause
-    with pytest.raises(ConnectError) as caught, bare_errors():
+    with pytest.raises(ConnectError) as caught, unwrap_single():
         raise ExceptionGroup("", [error])
 
     assert caught.value.__cause__ is cause
 
 
 def test_the_traceback_of_a_bare_error_shows_no_group() -> None:
-    with pytest.raises(ConnectError) as caught, bare_errors():
+    with pytest.raises(ConnectError) as caught, unwrap_single():
         raise ExceptionGroup("", [ConnectError("refused")])
 
     text = "".join(traceback.format_exception(caught.value))
@@ -162,7 +162,7 @@ def test_the_traceback_of_a_bare_error_shows_no_group() -> None:
 
 async def test_the_error_of_one_task_comes_out_of_its_task_group_bare() -> None:
     error = ConnectError("refused")
-    with pytest.raises(ConnectError) as caught, bare_errors():
+    with pytest.raises(ConnectError) as caught, unwrap_single():
         async with create_task_group() as tasks:
             tasks.start_soon(sleep_forever)
             tasks.start_soon(fail, error)
@@ -172,7 +172,7 @@ async def test_the_error_of_one_task_comes_out_of_its_task_group_bare() -> None:
 
 async def test_the_error_of_a_task_groups_body_comes_out_bare() -> None:
     error = ConnectError("refused")
-    with pytest.raises(ConnectError) as caught, bare_errors():
+    with pytest.raises(ConnectError) as caught, unwrap_single():
         async with create_task_group() as tasks:
             tasks.start_soon(sleep_forever)
             raise error
@@ -182,7 +182,7 @@ async def test_the_error_of_a_task_groups_body_comes_out_bare() -> None:
 
 async def test_an_error_comes_out_of_nested_task_groups_bare() -> None:
     error = ConnectError("refused")
-    with pytest.raises(ConnectError) as caught, bare_errors():
+    with pytest.raises(ConnectError) as caught, unwrap_single():
         async with create_task_group() as outer, create_task_group() as inner:
             outer.start_soon(sleep_forever)
             inner.start_soon(fail, error)
@@ -192,7 +192,7 @@ async def test_an_error_comes_out_of_nested_task_groups_bare() -> None:
 
 async def test_of_several_of_our_own_in_a_task_group_one_comes_out() -> None:
     errors = (ConnectError("one"), EchoStalled("two", offset=2))
-    with pytest.raises(AnyechoError) as caught, bare_errors():
+    with pytest.raises(AnyechoError) as caught, unwrap_single():
         async with create_task_group() as tasks:
             for error in errors:
                 tasks.start_soon(fail_when_cancelled, error)
@@ -204,7 +204,7 @@ async def test_of_several_of_our_own_in_a_task_group_one_comes_out() -> None:
 
 async def test_an_error_of_another_kind_is_not_hidden_by_ours() -> None:
     ours, other = ConnectError("refused"), LookupError("a bug")
-    with pytest.raises(ExceptionGroup) as caught, bare_errors():
+    with pytest.raises(ExceptionGroup) as caught, unwrap_single():
         async with create_task_group() as tasks:
             tasks.start_soon(fail_when_cancelled, ours)
             await wait_all_tasks_blocked()
@@ -214,7 +214,7 @@ async def test_an_error_of_another_kind_is_not_hidden_by_ours() -> None:
 
 
 async def test_a_cancellation_from_outside_passes() -> None:
-    with CancelScope() as scope, bare_errors():
+    with CancelScope() as scope, unwrap_single():
         async with create_task_group() as tasks:
             tasks.start_soon(sleep_forever)
             tasks.start_soon(sleep_forever)

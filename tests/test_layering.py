@@ -249,7 +249,7 @@ class Reader(ast.NodeVisitor):
         return self._meaning.get(node.id) if isinstance(node, ast.Name) else None
 
 
-def complaints(module: str, source: str) -> Iterator[str]:
+def violations(module: str, source: str) -> Iterator[str]:
     """What there is in the `source` of a module, "net.poller", that the law forbids."""
     if place_of(module) is None:
         yield "is on no floor"
@@ -283,7 +283,7 @@ def modules() -> dict[str, Path]:
 
 @pytest.mark.parametrize("module", sorted(modules()))
 def test_a_module_keeps_the_law(module: str) -> None:
-    assert list(complaints(module, modules()[module].read_text())) == []
+    assert list(violations(module, modules()[module].read_text())) == []
 
 
 def test_no_module_is_overlooked() -> None:
@@ -291,7 +291,7 @@ def test_no_module_is_overlooked() -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "source", "complaint"),
+    ("module", "source", "violation"),
     [
         # Floors.
         ("utils", "", "is on no floor"),
@@ -366,8 +366,8 @@ def test_no_module_is_overlooked() -> None:
         ("errors", "if not TYPE_CHECKING:\n    import ssl", "touches ssl"),
     ],
 )
-def test_what_the_law_forbids_is_found(module: str, source: str, complaint: str) -> None:
-    assert set(complaints(module, source)) == {complaint}
+def test_what_the_law_forbids_is_found(module: str, source: str, violation: str) -> None:
+    assert set(violations(module, source)) == {violation}
 
 
 @pytest.mark.parametrize(
@@ -396,4 +396,4 @@ def test_what_the_law_forbids_is_found(module: str, source: str, complaint: str)
     ],
 )
 def test_what_the_law_allows_is_not_complained_about(module: str, source: str) -> None:
-    assert list(complaints(module, source)) == []
+    assert list(violations(module, source)) == []

@@ -19,7 +19,7 @@ from anyio.lowlevel import checkpoint
 
 from anyecho.address import UDPAddress
 from anyecho.clock import LOOKS, LoopClock
-from anyecho.errors import AnyechoError, ConnectError, EchoLost, EchoStalled, UsageError, bare_errors
+from anyecho.errors import AnyechoError, ConnectError, EchoLost, EchoStalled, UsageError, unwrap_single
 from anyecho.measure.exchange import log_chunk
 from anyecho.measure.ledger import DatagramMatcher, RecentDatagrams
 from anyecho.measure.source import Source, items_of
@@ -73,7 +73,7 @@ class DatagramExchange:
         server is unreachable; `UsageError` for an item too large for a datagram.
         """
         self._timeout = timeout
-        with bare_errors() as whole:
+        with unwrap_single() as whole:
             async with create_task_group() as tasks:
                 tasks.start_soon(self._watch, deadline)
                 tasks.start_soon(self._send_source)

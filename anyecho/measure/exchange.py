@@ -29,7 +29,7 @@ from anyio.abc import ByteStream, SocketAttribute
 from anyio.lowlevel import checkpoint
 
 from anyecho.clock import LOOKS, LoopClock
-from anyecho.errors import AnyechoError, EchoMismatch, EchoStalled, EchoTruncated, bare_errors
+from anyecho.errors import AnyechoError, EchoMismatch, EchoStalled, EchoTruncated, unwrap_single
 from anyecho.measure.source import Source, items_of
 from anyecho.net.pending import is_ready
 from anyecho.net.tls_connect import connect_error, is_refusal
@@ -95,7 +95,7 @@ class Exchange:
         for `timeout` seconds, or if the exchange takes more than `deadline` seconds. Raises `ConnectError` if the
         server refuses the client, which over TLS 1.3 happens after the handshake.
         """
-        with bare_errors() as whole:
+        with unwrap_single() as whole:
             async with create_task_group() as tasks:
                 watching = CancelScope()
                 tasks.start_soon(self._watch, watching, timeout, deadline)

@@ -26,7 +26,7 @@ from anyio import (
 from anyio.abc import SocketAttribute, TaskGroup
 
 from anyecho.address import Address, UDPAddress, parse_address
-from anyecho.errors import EchoStalled, UsageError, bare_errors
+from anyecho.errors import EchoStalled, UsageError, unwrap_single
 from anyecho.measure.client import Client, connect_checked
 from anyecho.measure.closed_loop import PolledLoop, WaitingLoop
 from anyecho.measure.course import LoadRun
@@ -69,7 +69,7 @@ async def open_load(
     if address.tls:
         raise UsageError(f"cannot load {address}: a load does not support TLS yet")
     if poller is None:
-        with bare_errors() as whole:
+        with unwrap_single() as whole:
             async with open_poller() as poller:
                 try:
                     async with open_load(address, options, poller=poller) as load:
@@ -99,7 +99,7 @@ async def _connect_all(address: Address, options: LoadOptions) -> list[Client]:
             clients.append(await connect_checked(address, options.connect))
 
     try:
-        with bare_errors():
+        with unwrap_single():
             async with create_task_group() as tasks:
                 for _ in range(min(options.connections, _CONNECTING)):
                     tasks.start_soon(connect_some)
@@ -157,7 +157,7 @@ class Load:
 
         self._running = True
         try:
-            with bare_errors():
+            with unwrap_single():
                 async with create_task_group() as tasks:
                     result = await self._run(seconds, tasks)
                     tasks.cancel_scope.cancel()

@@ -14,7 +14,7 @@ from anyio import BrokenResourceError, CancelScope, Event, create_task_group, mo
 from anyio.abc import SocketAttribute
 
 from anyecho.address import Address, FDAddress, UDPAddress, UnixAddress
-from anyecho.errors import ConnectError, bare_errors
+from anyecho.errors import ConnectError, unwrap_single
 from anyecho.net.names import Endpoint, most_telling, resolve
 from anyecho.net.poller import Fallback, Poller
 from anyecho.net.proxy_protocol import encode_header
@@ -110,7 +110,7 @@ async def _race(endpoints: Sequence[Endpoint], options: SocketOptions, poller: P
             race.cancel()
 
     try:
-        with bare_errors():
+        with unwrap_single():
             async with create_task_group() as attempts:
                 for endpoint in endpoints:
                     failed = Event()

@@ -199,17 +199,17 @@ class PolledStream(ByteStream):
         # A reset connection has no peer any more, a closed one no name: then there is no such attribute.
         with suppress(OSError):
             local = sock.getsockname()
-            attributes[SocketAttribute.local_address] = lambda: _two(local)
+            attributes[SocketAttribute.local_address] = lambda: _host_port(local)
             if sock.family != socket.AF_UNIX:
                 attributes[SocketAttribute.local_port] = lambda: local[1]
             remote = sock.getpeername()
-            attributes[SocketAttribute.remote_address] = lambda: _two(remote)
+            attributes[SocketAttribute.remote_address] = lambda: _host_port(remote)
             if sock.family != socket.AF_UNIX:
                 attributes[SocketAttribute.remote_port] = lambda: remote[1]
 
         return attributes
 
 
-def _two(sockaddr: Any) -> Any:
+def _host_port(sockaddr: Any) -> Any:
     # anyio gives (host, port) for IPv6 as well.
     return tuple(sockaddr[:2]) if isinstance(sockaddr, tuple) else sockaddr

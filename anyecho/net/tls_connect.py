@@ -22,7 +22,7 @@ from anyecho.net.tls_errors import alert_of, explain
 from anyecho.net.tls_records import Records
 
 #: What to do about a certificate nobody vouches for.
-_MISTRUST = " (cacert names a CA to believe, insecure believes anybody)"
+_VERIFY_HINT = " (cacert names a CA to believe, insecure believes anybody)"
 #: Alerts by which a server refuses what a client has shown (RFC 8446, section 6.2), and what they say of it.
 _REFUSALS = {
     "certificate_required": "",
@@ -85,5 +85,5 @@ def connect_error(address: str, exc: BaseException) -> ConnectError:
     if why := _REFUSALS.get(alert or ""):
         return ConnectError(f"cert is refused by {address}: {why} (alert {alert})", options=("cert",))
 
-    hint = _MISTRUST if isinstance(exc, ssl.SSLCertVerificationError) else ""
+    hint = _VERIFY_HINT if isinstance(exc, ssl.SSLCertVerificationError) else ""
     return ConnectError(f"cannot connect to {address}: {explain(exc)}{hint}")

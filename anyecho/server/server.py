@@ -18,7 +18,7 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from anyecho.address import Address, FDAddress, TCPAddress, UDPAddress, parse_address
 from anyecho.clock import run_within
-from anyecho.errors import UsageError, bare_errors
+from anyecho.errors import UsageError, unwrap_single
 from anyecho.net.listen import Listener, open_listeners
 from anyecho.net.poller import Fallback, Poller, open_poller
 from anyecho.net.tls_contexts import Certificates
@@ -67,7 +67,7 @@ async def open_server(*addresses: str | Address, options: ServeOptions | None = 
     if not inherits:
         check_options(options, [(address, address) for address in wanted])
     limit = within_descriptors(options.max_connections, raise_descriptor_limit())
-    with ExitStack() as opened, bare_errors() as whole:
+    with ExitStack() as opened, unwrap_single() as whole:
         certificates: Certificates | None = None
         if over_tls := [address for address in wanted if address.tls]:
             certificates = Certificates(options.tls, over_tls)

@@ -19,7 +19,7 @@ import pytest
 from tests.certificates import Files, files_in
 from tests.faults.scene import late
 from tests.faults.table import Observed, Scene, injects
-from tests.process import PATIENCE, Process, port_of
+from tests.process import TIMEOUT, Process, port_of
 
 TLS = "tls://127.0.0.1:0"
 
@@ -62,7 +62,7 @@ def certificate_of(process: Process) -> bytes:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     with (
-        socket.create_connection(("127.0.0.1", port_of(process.addresses[0])), PATIENCE) as sock,
+        socket.create_connection(("127.0.0.1", port_of(process.addresses[0])), TIMEOUT) as sock,
         context.wrap_socket(sock) as over_tls,
     ):
         shown = over_tls.getpeercert(binary_form=True)

@@ -12,7 +12,7 @@ from tests.faults.scene import TCP, dialled, late, milliseconds, served_in
 from tests.faults.table import Observed, Scene, injects
 from tests.machine import needs_descriptors
 from tests.peers import until
-from tests.process import PATIENCE
+from tests.process import TIMEOUT
 
 ATTACKERS = 1000
 #: The time that they are allowed. An eighth late is promised; to end a thousand takes a while too.
@@ -34,10 +34,10 @@ async def outlast(
             # Behind them all in the backlog; then beside them all.
             first = await served_in(address, caller)
             # Not those who are there: the first of them may be out of time already.
-            await until(lambda: server.stats.accepted > ATTACKERS, PATIENCE)
+            await until(lambda: server.stats.accepted > ATTACKERS, TIMEOUT)
             held = time.monotonic()
             took = max([await served_in(address, caller) for _ in range(3)])
-            await until(lambda: server.stats.closed[reason] == ATTACKERS, PATIENCE)
+            await until(lambda: server.stats.closed[reason] == ATTACKERS, TIMEOUT)
             ended = time.monotonic()
 
     assert took < late(0.2)

@@ -20,7 +20,7 @@ from anyecho.server.server import open_server
 from tests.faults.scene import late, milliseconds, served_in, unix
 from tests.faults.table import Observed, Scene, injects
 from tests.peers import dial
-from tests.process import PATIENCE, Process, port_of, round_trip
+from tests.process import TIMEOUT, Process, port_of, round_trip
 
 NOBODY = 65534
 
@@ -163,7 +163,7 @@ DEAD = NAME_SERVER.format(answer='os.write(2, b"asked\\n"); threading.Event().wa
 def _complaint(process: Process) -> tuple[str, float]:
     """The one line with which it exits, and after how many seconds."""
     start = time.monotonic()
-    output, errors = process.popen.communicate(timeout=PATIENCE)
+    output, errors = process.popen.communicate(timeout=TIMEOUT)
     took = time.monotonic() - start
     assert (process.popen.returncode, output) == (3, b""), errors
     [line] = errors.decode().removeprefix("asked\n").splitlines()

@@ -15,7 +15,7 @@ import pytest
 from tests.datagrams import caller
 from tests.faults.scene import SLACK
 from tests.faults.table import Observed, Scene, injects
-from tests.process import PATIENCE, Process, connect, exchange, round_trip
+from tests.process import TIMEOUT, Process, connect, exchange, round_trip
 
 #: Microseconds between two signs of life at most.
 WATCHDOG = 200_000
@@ -133,7 +133,7 @@ def notified(scene: Scene, name: str) -> Iterator[tuple[socket.socket, dict[str,
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         place = str(scene.directory / name)
         manager.bind(place)
-        manager.settimeout(PATIENCE)
+        manager.settimeout(TIMEOUT)
         yield manager, {"NOTIFY_SOCKET": place, "WATCHDOG_USEC": str(WATCHDOG)}
 
 

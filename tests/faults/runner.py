@@ -18,7 +18,7 @@ from anyecho.backends import Backend
 from anyecho.net import poller
 from tests.faults.table import SCENARIOS, Observed, Scenario, Scene
 from tests.machine import network_namespace, short_directory
-from tests.process import PATIENCE, Processes
+from tests.process import TIMEOUT, Processes
 
 _THEMES = (
     *("accept", "bugs", "peers", "slowloris", "resets", "bytes", "proxy", "start", "udp", "signals", "gone"),
@@ -60,7 +60,7 @@ def _inject_alone(scenario: Scenario, backend: Backend) -> Observed:
     fallback = [] if poller.has_epoll() else ["--fallback"]
     run = [sys.executable, "-m", "tests.faults", "--alone", scenario.name, "--backend", backend, *fallback]
     command = [*network_namespace(_LOOPBACK_UP), *run]
-    ended = subprocess.run(command, capture_output=True, timeout=2 * PATIENCE, text=True)
+    ended = subprocess.run(command, capture_output=True, timeout=2 * TIMEOUT, text=True)
     assert ended.returncode == 0, ended.stderr
     observed: dict[str, object] = json.loads(ended.stdout)
     return observed

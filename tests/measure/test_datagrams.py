@@ -22,7 +22,7 @@ from anyio import (
 from anyio.lowlevel import checkpoint
 
 from anyecho.echo import echo
-from anyecho.errors import ConnectError, EchoLost, EchoMismatch, EchoStalled, UsageError, bare_errors
+from anyecho.errors import ConnectError, EchoLost, EchoMismatch, EchoStalled, UsageError, unwrap_single
 from anyecho.measure.client import Client, connect
 from anyecho.measure.options import ConnectOptions
 from anyecho.net.datagram_stream import DatagramStream
@@ -147,7 +147,7 @@ async def test_a_reply_that_is_late_is_no_loss_the_less() -> None:
                 release.set()
 
             only_late = r"^1 of 2 datagrams were lost, 1 of them only late"
-            with pytest.raises(EchoLost, match=only_late), bare_errors():
+            with pytest.raises(EchoLost, match=only_late), unwrap_single():
                 async with create_task_group() as tasks, client.send(in_turn()) as replies:
                     tasks.start_soon(release_when_lost)
                     assert [reply async for reply in replies] == [b"1"]

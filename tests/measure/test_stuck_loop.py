@@ -32,7 +32,7 @@ from tests.peers import until
 
 LIMITS = ("timeout", "deadline")
 LIMIT = 0.3
-PATIENCE = 10.0
+TIMEOUT = 10.0
 
 
 def limited(limit: str) -> ConnectOptions:
@@ -157,7 +157,7 @@ def datagram_peer() -> Iterator[tuple[str, socket.socket]]:
     """The address of a UDP socket, and the socket."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
-        sock.settimeout(PATIENCE)
+        sock.settimeout(TIMEOUT)
 
         yield f"udp://127.0.0.1:{sock.getsockname()[1]}", sock
 
@@ -276,6 +276,6 @@ async def test_a_result_is_not_lost_to_a_cancellation_that_comes_with_it() -> No
             outside.cancel()
             return "result"
 
-        returned = await run_within(PATIENCE, result)
+        returned = await run_within(TIMEOUT, result)
 
     assert returned == "result"

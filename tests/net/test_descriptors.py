@@ -12,7 +12,7 @@ import pytest
 from anyecho.net.descriptors import read_some, write_all, write_some
 from tests.peers import SOON
 from tests.pipes import unread_pipe
-from tests.process import PATIENCE
+from tests.process import TIMEOUT
 
 #: More than a pipe holds.
 LARGE = os.urandom((1 << 20) + 7)
@@ -29,7 +29,7 @@ def pipe() -> Iterator[tuple[int, int]]:
         os.close(end)
 
 
-@pytest.mark.parametrize("timeout", [None, PATIENCE])
+@pytest.mark.parametrize("timeout", [None, TIMEOUT])
 def test_a_write_of_any_size_arrives_whole(pipe: tuple[int, int], timeout: float | None) -> None:
     read_end, write_end = pipe
     writing = Thread(target=write_all, args=(write_end, LARGE), kwargs={"timeout": timeout})
@@ -37,7 +37,7 @@ def test_a_write_of_any_size_arrives_whole(pipe: tuple[int, int], timeout: float
     received = bytearray()
     while len(received) < len(LARGE):
         received += read_some(read_end, 65536)
-    writing.join(PATIENCE)
+    writing.join(TIMEOUT)
 
     assert received == LARGE
     assert not os.get_blocking(write_end), "the flag belongs to another process"
@@ -49,7 +49,7 @@ def test_a_read_returns_what_is_there_and_nothing_at_the_end(pipe: tuple[int, in
     reading = Thread(target=lambda: received.append(read_some(read_end, 65536)))
     reading.start()
     os.write(write_end, b"hello")
-    reading.join(PATIENCE)
+    reading.join(TIMEOUT)
 
     assert received == [b"hello"]
 

@@ -18,7 +18,7 @@ from anyecho.server.options import ServeOptions
 from anyecho.server.server import open_server
 from tests.machine import LOOPBACK_HOSTS
 from tests.peers import dial, receive_all, until
-from tests.process import PATIENCE
+from tests.process import TIMEOUT
 
 #: It is given a socket that listens already: nobody has to wait for it, nor guess a port.
 CONFIG = """
@@ -53,7 +53,7 @@ def haproxy(request: pytest.FixtureRequest, short_path: Path) -> Iterator[Starte
             config = short_path / "haproxy.cfg"
             config.write_text(
                 CONFIG.format(
-                    patience=int(PATIENCE),
+                    patience=int(TIMEOUT),
                     descriptor=listener.fileno(),
                     server=f"unix@{address.path}" if isinstance(address, UnixAddress) else str(address)[6:],
                     option=option,
