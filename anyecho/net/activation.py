@@ -1,6 +1,6 @@
-"""Socket activation: which descriptors a service manager has passed to this process, and what it calls them.
+"""Socket activation: read which descriptors a service manager passed, and their names (sd_listen_fds(3)).
 
-Knows the variables of sd_listen_fds(3) and nothing of sockets; what a descriptor is good for, `inherit` finds out.
+This module reads environment variables only. `inherit` checks and takes over the sockets.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from dataclasses import dataclass, field, replace
 from anyecho.address import Address, FDAddress
 from anyecho.errors import BindError, StartError
 
-#: SD_LISTEN_FDS_START: the first after the standard streams.
+#: SD_LISTEN_FDS_START: the first descriptor after the standard streams.
 _FIRST = 3
-#: The last one is of systemd 258: who we are once more, which the pid has said.
+#: LISTEN_PIDFDID (systemd 258) identifies this process again; LISTEN_PID suffices.
 _VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
 
 
 @dataclass(frozen=True)
 class Activation:
-    """What was passed: the name of each descriptor. Several may have one name."""
+    """The passed descriptors: number -> name. Several descriptors may have the same name."""
 
     names: Mapping[int, str] = field(default_factory=dict)
 
     def resolve(self, addresses: Sequence[Address]) -> list[Address]:
-        """`addresses`, with each name replaced by all descriptors that have it; of none, all that were passed.
+        """Return `addresses` with each name replaced by all descriptors of that name.
 
-        Raises `BindError` for a name that no descriptor has.
+        If `addresses` is empty, return all passed descriptors. Raise `BindError` for a name that no descriptor has.
         """
         if not addresses:
             return [FDAddress(fd=fd) for fd in self.names]
@@ -38,7 +38,7 @@ class Activation:
         return [each for address in addresses for each in self._find(address)]
 
     def unused(self, addresses: Sequence[Address]) -> list[str]:
-        """What was passed and is not among the resolved `addresses`, as a user would name it."""
+        """Return the passed descriptors that are not among the resolved `addresses`, as ``fd://3 (web)``."""
         used = {address.fd for address in addresses if isinstance(address, FDAddress)}
         return [f"{FDAddress(fd=fd)} ({name})" for fd, name in self.names.items() if fd not in used]
 
@@ -48,17 +48,17 @@ class Activation:
         if found := [replace(address, fd=fd) for fd, name in self.names.items() if name == address.fd]:
             return [*found]
 
-        there = ", ".join(map(repr, dict.fromkeys(self.names.values())))
-        reason = f"nothing of that name was passed, only {there}" if there else "no service manager passed anything"
+        known = ", ".join(map(repr, dict.fromkeys(self.names.values())))
+        reason = f"nothing of that name was passed, only {known}" if known else "no service manager passed anything"
         raise BindError(f"cannot listen on {address}: {reason}")
 
 
 def take_activation(environ: MutableMapping[str, str]) -> Activation:
-    """What `environ` says was passed to this process; nothing if that is meant for another, or not there.
+    """Return the descriptors that `environ` declares for this process; none if LISTEN_PID is another process.
 
-    It is said once: the variables are removed, and the descriptors are closed in whatever is executed from here,
-    so that no child takes them for its own. Call it before anything else opens a descriptor, which might get the
-    number of one that is missing. Raises `StartError`.
+    The variables are removed and the descriptors set close-on-exec, so that child processes do not take them over.
+    Call this before any other code opens a descriptor, which might get the number of a descriptor that was declared
+    but not passed. Raises `StartError`.
     """
     pid, count, names, _ = (environ.pop(name, "") for name in _VARIABLES)
     if not pid or _parse("LISTEN_PID", pid) != os.getpid() or not count:
@@ -71,15 +71,15 @@ def take_activation(environ: MutableMapping[str, str]) -> Activation:
         except OSError:
             raise StartError(f"LISTEN_FDS says {len(descriptors)}, but descriptor {fd} is not open") from None
 
-    called = names.split(":") if names else ["unknown"] * len(descriptors)  # as sd_listen_fds_with_names(3) does
-    if len(called) != len(descriptors):
-        raise StartError(f"LISTEN_FDS says {len(descriptors)}, but LISTEN_FDNAMES has {len(called)}: {names!r}")
+    fd_names = names.split(":") if names else ["unknown"] * len(descriptors)  # as sd_listen_fds_with_names(3) does
+    if len(fd_names) != len(descriptors):
+        raise StartError(f"LISTEN_FDS says {len(descriptors)}, but LISTEN_FDNAMES has {len(fd_names)}: {names!r}")
 
-    return Activation(dict(zip(descriptors, called, strict=True)))
+    return Activation(dict(zip(descriptors, fd_names, strict=True)))
 
 
 def _parse(variable: str, text: str) -> int:
-    # As many as a C int has digits; of so many descriptors the first that is not open is soon found.
+    # At most the digits of a C int. A huge LISTEN_FDS fails at the first descriptor that is not open.
     if not re.fullmatch("[0-9]{1,10}", text) or int(text) == 0:
         raise StartError(f"{variable} is {text!r}, not a number above 0: is this started by a service manager?")
 

@@ -1,8 +1,8 @@
-"""What a service manager is told of us: that we are ready, reload, stop, and are alive (sd_notify(3)).
+"""Notify the service manager that the server is ready, reloads, stops or is alive (sd_notify(3)).
 
-Each time one datagram to the socket that NOTIFY_SOCKET names, sent from where the event loop is, so that a loop
-that is stuck tells nothing. Written here, because of the packages that do it one is not kept any more and one needs
-a C compiler; and both would wait for a manager that does not read.
+Each state is one datagram to NOTIFY_SOCKET, sent in the thread of the event loop: a stuck loop sends no watchdog
+ping. Of the packages that do this, one is unmaintained and one needs a C compiler; both block when the manager does
+not read.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ _STATUS_MAX = 1000
 
 
 class Notifier:
-    """Tells the manager at `address`, the address of a Unix datagram socket; nobody, if that is empty.
+    """Sends states to the service manager at `address`, a Unix datagram socket; does nothing if it is empty.
 
-    Nothing of it waits or raises: a manager that cannot be reached, or has no room, is one warning and misses it.
+    Sending neither blocks nor raises. If a datagram cannot be sent, it is dropped; the first failure is logged.
     """
 
     def __init__(self, address: bytes = b"", *, period: float | None = None) -> None:
         self._address = address
-        #: Seconds between two signs of life.
+        #: Seconds between two watchdog pings; None for no watchdog.
         self._period = period
         self._warned = False
         self._stopping = False
         self._sock: socket.socket | None = None
         if address:
-            # Kept open: a process that is out of descriptors is alive all the same.
+            # Opened once: pings must go on when the process is out of descriptors.
             try:
                 self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
                 self._sock.setblocking(False)
@@ -47,12 +47,12 @@ class Notifier:
                 self._warn(exc)
 
     def ready(self, status: str) -> None:
-        """We are served by what `status` says; also the end of a reload. Not any more once we are stopping."""
+        """Send READY=1 with `status`, at the start and after a reload; do nothing once stopping."""
         if not self._stopping:
             self._send("READY=1", _status_line(status))
 
     def reloading(self) -> None:
-        """A reload begins, which `ready` ends (``Type=notify-reload``)."""
+        """Announce a reload, which `ready` ends (``Type=notify-reload``); do nothing once stopping."""
         if not self._stopping:
             self._send("RELOADING=1", f"MONOTONIC_USEC={monotonic_ns() // 1000}")
 
@@ -61,7 +61,7 @@ class Notifier:
         self._send("STOPPING=1", _status_line(status))
 
     async def ping_watchdog(self) -> None:
-        """Give signs of life until cancelled; return at once if nobody wants any."""
+        """Send watchdog pings until cancelled; return at once without a watchdog."""
         while self._period is not None:
             self._send("WATCHDOG=1")
             await sleep(self._period)
@@ -86,9 +86,9 @@ class Notifier:
 
 @contextmanager
 def open_notifier(environ: MutableMapping[str, str]) -> Iterator[Notifier]:
-    """A notifier of whom `environ` names, within the block.
+    """Yield a notifier for the service manager in `environ`; close it at the end of the block.
 
-    The variables are removed: no child shall speak for us. What they say wrongly is a warning.
+    The variables are removed, so that child processes do not notify the manager. A malformed value is a warning.
     """
     names = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
     address, microseconds, pid = (environ.pop(name, "") for name in names)
@@ -101,23 +101,23 @@ def open_notifier(environ: MutableMapping[str, str]) -> Iterator[Notifier]:
 
 
 def _parse_address(text: str) -> bytes:
-    """Where Unix datagrams go. A manager outside of a virtual machine (``vsock:``) is for another to tell."""
+    """Return the Unix address in NOTIFY_SOCKET, or nothing; ``vsock:`` (the host of a VM) is not supported."""
     if text.startswith("@"):
         return b"\0" + os.fsencode(text[1:])
     if text.startswith("/"):
         return os.fsencode(text)
     if text and not text.startswith("vsock"):
-        logger.warning("NOTIFY_SOCKET is %r, neither a path nor @name: nobody is notified", text)
+        logger.warning("NOTIFY_SOCKET is %r, neither a path nor @name: no service manager is notified", text)
 
     return b""
 
 
 def _parse_period(microseconds: str) -> float | None:
-    """Half of what is allowed, as sd_watchdog_enabled(3) recommends."""
+    """Return half of the watchdog time-out in seconds, as sd_watchdog_enabled(3) recommends."""
     if not microseconds:
         return None
     if not re.fullmatch("[0-9]{1,18}", microseconds) or int(microseconds) == 0:
-        logger.warning("WATCHDOG_USEC is %r, not a number above 0: no watchdog is served", microseconds)
+        logger.warning("WATCHDOG_USEC is %r, not a number above 0: no watchdog pings are sent", microseconds)
         return None
 
     return int(microseconds) / 2 / 1e6
