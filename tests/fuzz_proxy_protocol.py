@@ -1,11 +1,11 @@
-"""Headers of the PROXY protocol nobody would think of: a million inputs, and no exception but our own.
+"""Fuzz the parser of PROXY headers: a million inputs raise no exception but `ProxyProtocolError`.
 
 ::
 
     python -m tests.fuzz_proxy_protocol [--runs 1000000] [--seed 1]
 
-Guided by coverage where atheris is installed, else by chance. Prints what became of the inputs; exits 1 at the
-first that the parser has no answer to, and shows it. Not a part of the suite: it takes a minute.
+Guided by coverage if atheris is installed, else random. Prints the outcomes; exits 1 at the first input that raises
+another exception, and prints it. Not a part of the test suite: it takes a minute.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SEEDS = (
     v2(kind=0x00),
     checked(tlv(2, b"echo.example")),
 )
-#: What means something to a parser.
+#: Syntax elements of both versions.
 TOKENS = (
     *(b" ", b"\r", b"\n", b"\r\n", b"PROXY ", b"TCP4 ", b"TCP6 ", b"UNKNOWN", b"::", b":", b".", b"%", b"0"),
     *(b"65536", SIGNATURE, b"\x20", b"\x21", b"\x11", b"\x31", b"\0\x0c", b"\0\0", b"\x0f\xf0", b"\3\0\4"),
@@ -45,8 +45,8 @@ TOKENS = (
 VERSIONS = ("v1", "v2", "require")
 
 
-class Judge:
-    """Shows the parser `runs` inputs, sums up what it made of them, and then ends the process."""
+class FuzzTarget:
+    """Parses each input and counts the outcomes; ends the process after `runs` inputs."""
 
     def __init__(self, parser: ModuleType, runs: int) -> None:
         self.parser = parser
@@ -56,17 +56,17 @@ class Judge:
 
     def __call__(self, data: bytes) -> None:
         try:
-            self.counts[self.judge(data, VERSIONS[len(data) % 3])] += 1
+            self.counts[self.classify(data, VERSIONS[len(data) % 3])] += 1
         except Exception:
             traceback.print_exc()
             print(f"on {data!r}", file=sys.stderr)
-            self.leave(1)
+            self.exit(1)
 
         if self.counts.total() == self.runs:
             print(f"{self.runs} inputs:", ", ".join(f"{count} {what}" for what, count in self.counts.most_common()))
-            self.leave(0)
+            self.exit(0)
 
-    def judge(self, data: bytes, versions: str) -> str:
+    def classify(self, data: bytes, versions: str) -> str:
         try:
             header = self.parser.parse_header(data, versions)
         except self.parser.ProxyProtocolError:
@@ -81,39 +81,39 @@ class Judge:
         assert versions in ("require", f"v{header.version}")
         return f"headers of version {header.version}"
 
-    def leave(self, status: int) -> None:
+    def exit(self, status: int) -> None:
         self.corpus.cleanup()
         sys.stdout.flush()
         sys.stderr.flush()
-        # libFuzzer has the process, and takes an exception for a crash: there is no other way out.
+        # libFuzzer owns the process and takes SystemExit for a crash.
         os._exit(status)
 
 
-def guided(runs: int, seed: int) -> None:
+def fuzz_by_coverage(runs: int, seed: int) -> None:
     atheris = import_module("atheris")
     with atheris.instrument_imports(include=["anyecho.net.proxy_protocol", "ipaddress"]):
-        judge = Judge(import_module("anyecho.net.proxy_protocol"), runs)
+        target = FuzzTarget(import_module("anyecho.net.proxy_protocol"), runs)
 
     for number, data in enumerate(SEEDS):
-        Path(judge.corpus.name, str(number)).write_bytes(data)
-    atheris.Setup([sys.argv[0], f"-seed={seed}", "-max_len=4200", "-verbosity=0", judge.corpus.name], judge)
+        Path(target.corpus.name, str(number)).write_bytes(data)
+    atheris.Setup([sys.argv[0], f"-seed={seed}", "-max_len=4200", "-verbosity=0", target.corpus.name], target)
     atheris.Fuzz()
 
 
-def by_chance(runs: int, seed: int) -> None:
-    judge = Judge(import_module("anyecho.net.proxy_protocol"), runs)
-    dice = random.Random(seed)
+def fuzz_randomly(runs: int, seed: int) -> None:
+    target = FuzzTarget(import_module("anyecho.net.proxy_protocol"), runs)
+    rng = random.Random(seed)
     while True:
-        data = dice.choice(SEEDS)
-        for _ in range(dice.randrange(4)):
-            data = mutated(data, dice)
-        judge(data)
+        data = rng.choice(SEEDS)
+        for _ in range(rng.randrange(4)):
+            data = mutate(data, rng)
+        target(data)
 
 
-def mutated(data: bytes, dice: random.Random) -> bytes:
-    at, to = sorted(dice.randrange(len(data) + 1) for _ in range(2))
-    junk = dice.choice([*TOKENS, dice.randbytes(1), dice.randbytes(3), dice.choice(SEEDS)[at:to]])
-    return dice.choice(
+def mutate(data: bytes, rng: random.Random) -> bytes:
+    at, to = sorted(rng.randrange(len(data) + 1) for _ in range(2))
+    junk = rng.choice([*TOKENS, rng.randbytes(1), rng.randbytes(3), rng.choice(SEEDS)[at:to]])
+    return rng.choice(
         [
             data[:at] + junk + data[at:],
             data[:at] + junk + data[at + len(junk) :],
@@ -129,10 +129,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Fuzz the parser of the PROXY protocol.")
     parser.add_argument("--runs", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=1)
-    wanted = parser.parse_args(arguments)
-    fuzz = guided if find_spec("atheris") else by_chance
-    print("guided by coverage" if fuzz is guided else "by chance", f"(seed {wanted.seed})", flush=True)
-    fuzz(wanted.runs, wanted.seed)
+    options = parser.parse_args(arguments)
+    fuzz = fuzz_by_coverage if find_spec("atheris") else fuzz_randomly
+    print("guided by coverage" if fuzz is fuzz_by_coverage else "random", f"(seed {options.seed})", flush=True)
+    fuzz(options.runs, options.seed)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
-"""The accepting side of the PROXY protocol: taking a header off a socket, and whom to believe one.
+"""Read a PROXY header from a socket, and decide which proxies are trusted.
 
-What a header says, `proxy_protocol` knows. How long it may take, and what becomes of a connection without one,
-others decide.
+`proxy_protocol` parses the header. The server sets the time limit and handles connections without a header.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ from anyecho.errors import UsageError
 from anyecho.net.fallback import Registration
 from anyecho.net.proxy_protocol import HEADER_MAX, Header, SockAddr, Versions, parse_header
 
-#: Without masks written as addresses, of which ipaddress takes two kinds, and without zones.
+#: Excludes netmasks and hostmasks (10.0.0.0/255.0.0.0), which ipaddress accepts, and zones.
 _CIDR = re.compile(r"[0-9A-Fa-f:.]+(/[0-9]+)?", re.A)
 _MAPPED = IPv6Network("::ffff:0:0/96")
 
 
 @dataclass(eq=False)
 class HeaderReader:
-    """Reads the header that comes first on `sock`, a non-blocking one, and not a byte of what follows.
+    """Reads the PROXY header at the start of the non-blocking `sock`, and no byte after it.
 
-    So nothing has to be pushed back: afterwards `sock` and `registration` are as good as new, for TLS or a stream.
+    Afterwards TLS or a stream can use `sock` and `registration`: no bytes have to be pushed back.
     """
 
     sock: socket.socket
@@ -41,10 +40,10 @@ class HeaderReader:
     _consumed: bytes = field(default=b"", init=False, repr=False)
 
     async def read(self) -> Header:
-        """The header, once; it sets no time limit. A cancelled call loses nothing: another one goes on.
+        """Wait for the header and return it, without a time limit. After cancellation, the next call continues.
 
-        Raises `ProxyProtocolError` for what is no header, as early as that can be said; `EndOfStream` if the peer
-        is done before it is complete; `BrokenResourceError` and `ClosedResourceError` as a stream does.
+        Raises `ProxyProtocolError` at the first byte that cannot belong to a header, `EndOfStream` at an EOF before
+        its end, `BrokenResourceError` after a reset, `ClosedResourceError` if the registration is closed.
         """
         while True:
             await self.registration.readable()
@@ -57,7 +56,7 @@ class HeaderReader:
                 raise BrokenResourceError from exc
 
     def read_now(self) -> Header | None:
-        """The header if the rest of it has come, else None, for a caller whose time is over. Raises as `read`."""
+        """Return the header if it is complete, else None: a last try after a time-out. Raises as `read`."""
         try:
             return self._try_read()
         except BlockingIOError:
@@ -71,8 +70,8 @@ class HeaderReader:
             raise EndOfStream
 
         header = parse_header(self._consumed + peeked, self.versions)
-        # What an incomplete header has brought is all its own, and is taken: left there, a level-triggered wait
-        # would report it for ever. SO_RCVLOWAT does not help: poll(2) does not heed it on Unix sockets.
+        # All bytes of an incomplete header belong to it, so they are consumed: unread bytes would make a
+        # level-triggered wait return at once for ever. poll(2) ignores SO_RCVLOWAT on Unix sockets.
         size = len(peeked) if header is None else header.length - len(self._consumed)
         self._consumed += self.sock.recv(size)
         return header
@@ -80,10 +79,10 @@ class HeaderReader:
 
 @dataclass(frozen=True)
 class TrustedNetworks:
-    """Peers whose headers are believed; ask ``sockaddr in trusted``, as accept(2) has it. IPv4-mapped is IPv4.
+    """The trusted proxies. Test ``sockaddr in trusted``, as accept(2) returned it; IPv4-mapped counts as IPv4.
 
-    NAT64 is not: mapped addresses are made by this machine's kernel, but an address of 64:ff9b::/96 says only what
-    the routers on the way let pass, and no private IPv4 address may be in one (RFC 6052, section 3.1).
+    NAT64 does not count as IPv4: the local kernel makes mapped addresses, but any router may let a packet from
+    64:ff9b::/96 pass. Such an address must not hold a private IPv4 address (RFC 6052, section 3.1).
     """
 
     networks: tuple[IPv4Network | IPv6Network, ...] = ()
@@ -91,9 +90,9 @@ class TrustedNetworks:
 
     @classmethod
     def parse(cls, texts: Collection[str]) -> Self:
-        """From addresses and networks (``10.0.0.0/8``, ``::1``), and ``unix:`` for peers on Unix sockets.
+        """Parse addresses and networks (``10.0.0.0/8``, ``::1``), and ``unix:`` for all peers on Unix sockets.
 
-        Raises `UsageError`, one line that names what is wrong.
+        Raises `UsageError`, a line that names what is wrong.
         """
         networks = [text for text in texts if text != "unix:"]
         return cls(tuple(map(_parse_network, networks)), unix=len(networks) < len(texts))
@@ -110,9 +109,9 @@ class TrustedNetworks:
 
 
 def name_of(source: SockAddr) -> str:
-    """What logs call whom a header named: as `peer_name` does, ``192.0.2.1_56324``, or ``unix_/run/app``.
+    """Return the log name of an asserted source, as `peer_name`: ``192.0.2.1_56324``, or ``unix_/run/app``.
 
-    Of a path, which may hold anything, what is odd is percent-encoded: a log line stays one, and so do its words.
+    A path may hold any byte. Spaces, control and other special characters are percent-encoded.
     """
     if isinstance(source, tuple):
         return f"{source[0]}_{source[1]}"
@@ -122,7 +121,7 @@ def name_of(source: SockAddr) -> str:
 
 
 def remote_address(sock: socket.socket) -> SockAddr:
-    """Who is at the other end of `sock`, as a header would name it. Raises the `OSError` of one that is gone."""
+    """Return the address of the peer of `sock` in the form of a header. Raises `OSError` if it is disconnected."""
     sockaddr = sock.getpeername()
     if not isinstance(sockaddr, tuple):
         return os.fsdecode(sockaddr)

@@ -1,7 +1,7 @@
-"""The PROXY protocol, versions 1 and 2: whom a proxy speaks for, said before the first byte of the peer.
+"""Parse and format PROXY protocol headers, versions 1 and 2, which carry the address of a proxy's client.
 
-After HAProxy's ``doc/proxy-protocol.txt``, to the letter. Knows bytes only: not where they come from, not whether
-there has to be a header (which the configuration says, never the bytes), not who is believed.
+The specification is HAProxy's ``doc/proxy-protocol.txt``. This module handles bytes only: it does no I/O, and does
+not decide which connections have a header (the configuration must, not the bytes) or which proxies are trusted.
 """
 
 from __future__ import annotations
@@ -19,43 +19,43 @@ from typing import Any, Literal, TypeAlias
 
 from anyecho.errors import AnyechoError, UsageError
 
-#: The versions a listener takes; ``require`` is either of them.
+#: The versions that a listener accepts; ``require`` is either of them.
 Versions: TypeAlias = Literal["v1", "v2", "require"]
-#: What getpeername(2) would say: (host, port), or the path of a Unix socket, an abstract one's after a NUL.
+#: (host, port), or the path of a Unix socket; an abstract name follows a NUL.
 SockAddr: TypeAlias = tuple[str, int] | str
 
-#: The longest header that is taken, as in nginx. The format allows 65,551 bytes, but means to fit a segment of 536;
-#: a client's certificate among the TLVs adds one or two KiB.
+#: The longest header that is accepted, as in nginx. The format allows 65,551 bytes, but is meant to fit a segment
+#: of 536; a client certificate among the TLVs adds one or two KiB.
 HEADER_MAX = 4096
 
 _V1_SIGNATURE = b"PROXY "
-_V1_MAX = 107  # the longest line there can be, with its CRLF (section 2.1)
-#: How a line can look that has got further than its first two words.
+_V1_MAX = 107  # the longest line with its CRLF (section 2.1)
+#: An incomplete line after its first two words.
 _V1_PREFIX = re.compile(rb"PROXY (TCP[46] [0-9A-Fa-f:. ]*|UNKNOWN( .*)?)\r?", re.S)
 
 _V2_SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 _V2_FIXED = 16
 _V2_LOCAL, _V2_PROXY = 0x20, 0x21
-#: Address family and transport, in one byte -> what the addresses look like. Where one of them is 0 nobody
-#: knows how long the addresses are: then all that follows is skipped.
+#: Address family and transport, in one byte -> layout of the addresses. If either is 0 (unspecified), the length of
+#: the addresses is unknown and the rest of the header is skipped.
 _IPV4, _IPV6, _UNIX = struct.Struct("!4s4sHH"), struct.Struct("!16s16sHH"), struct.Struct("!108s108s")
 _V2_BLOCKS = {0x11: _IPV4, 0x12: _IPV4, 0x21: _IPV6, 0x22: _IPV6, 0x31: _UNIX, 0x32: _UNIX}
 _CRC32C, _NOOP, _UNIQUE_ID = 0x03, 0x04, 0x05
-#: RFC 4960, appendix B. Bit by bit, the longest header would cost 3 ms.
+#: CRC-32c table (RFC 4960, appendix B). Without it, the longest header would cost 3 ms.
 _CRC_TABLE = [reduce(lambda crc, _: crc >> 1 ^ (crc & 1) * 0x82F63B78, range(8), byte) for byte in range(256)]
 
 
 class ProxyProtocolError(AnyechoError, ValueError):
-    """The proxy's fault: what should be a header is none, or a wrong one. The connection is to be closed."""
+    """The proxy sent no valid header. Close the connection."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What a proxy said, in the first `length` bytes.
+    """A parsed header, `length` bytes long.
 
-    Without a `source` it speaks for nobody, or does not know for whom: then the socket's own addresses hold.
-    Addresses are as `SockAddr` has them, IPv4-mapped ones as IPv4. They are claims, until the proxy is trusted;
-    a path may hold any character, and be empty.
+    `source` is None for LOCAL, UNKNOWN and unspecified addresses: use the addresses of the socket then.
+    IPv4-mapped addresses are given as IPv4. Do not rely on the addresses unless the proxy is trusted. A path may
+    hold any character, and may be empty.
     """
 
     version: Literal[1, 2]
@@ -67,9 +67,9 @@ class Header:
 
 
 def parse_header(data: bytes, versions: Versions = "require") -> Header | None:
-    """The header that `data`, all that has come so far, begins with; None while it is not complete.
+    """Return the header at the start of `data`, all bytes received so far; None if it is incomplete.
 
-    Raises `ProxyProtocolError` as soon as `data` cannot become one of the `versions`.
+    Raises `ProxyProtocolError` as soon as `data` cannot become a header of the `versions`.
     """
     if versions != "v2" and _V1_SIGNATURE.startswith(data[: len(_V1_SIGNATURE)]):
         return _parse_v1(data)
@@ -81,10 +81,10 @@ def parse_header(data: bytes, versions: Versions = "require") -> Header | None:
 
 
 def encode_header(version: Literal["v1", "v2"], source: Any, destination: Any) -> bytes:
-    """The header for a connection from `source` to `destination`, each as getsockname(2) has it.
+    """Return the header for a connection from `source` to `destination`, addresses as getsockname(2) returns them.
 
-    UNKNOWN or LOCAL if one is None, if `version` cannot name them, or if they are of different kinds; of an IPv4
-    and an IPv6 address the former is mapped. Raises `UsageError` when they are no addresses.
+    It is UNKNOWN or LOCAL if an address is None, if `version` cannot express it, or if IP and Unix are mixed. An
+    IPv4 address beside an IPv6 address is mapped. Raises `UsageError` if an address is invalid.
     """
     try:
         if isinstance(source, tuple) and isinstance(destination, tuple):
@@ -98,7 +98,7 @@ def encode_header(version: Literal["v1", "v2"], source: Any, destination: Any) -
 
 
 def _encode_inet(version: Literal["v1", "v2"], source: tuple[Any, ...], destination: tuple[Any, ...]) -> bytes:
-    # A zone means nothing on another machine.
+    # A zone has no meaning on another machine.
     first, second = (_unmapped(ip_address(host.partition("%")[0])) for host, *_ in (source, destination))
     if first.version != second.version:
         first, second = (IPv6Address(f"::ffff:{each}") if each.version == 4 else each for each in (first, second))
@@ -130,7 +130,7 @@ def _parse_v1(data: bytes) -> Header | None:
 
     length = len(line) + 2
     _, protocol, *words = line.split(b" ")
-    if protocol == b"UNKNOWN":  # whatever may follow
+    if protocol == b"UNKNOWN":  # the receiver must ignore the rest of the line
         return Header(version=1, length=length)
     if protocol not in (b"TCP4", b"TCP6"):
         raise ProxyProtocolError(f"the protocol is {protocol!r}, not TCP4, TCP6 or UNKNOWN")
@@ -142,7 +142,7 @@ def _parse_v1(data: bytes) -> Header | None:
 
 
 def _check_v1_prefix(data: bytes) -> None:
-    """Do not wait for the end of a line that is wrong already."""
+    """Raise `ProxyProtocolError` if the incomplete line `data` cannot become a header."""
     if len(data) >= _V1_MAX:
         raise ProxyProtocolError(f"no CRLF within {_V1_MAX} bytes")
 
@@ -152,8 +152,8 @@ def _check_v1_prefix(data: bytes) -> None:
 
 
 def _parse_host(word: bytes, protocol: bytes) -> str:
-    # IPv6 with a dotted end is not in the specification's words; but HAProxy sends it (inet_ntop(3) does) when one
-    # of the two addresses is IPv4. A zone would be an interface of the proxy's machine.
+    # The specification does not mention IPv6 with a dotted end, but HAProxy sends it (by inet_ntop(3)) if one of
+    # the two addresses is IPv4. A zone would be an interface of the proxy's machine.
     try:
         if b"%" in word:
             raise ValueError
@@ -184,7 +184,7 @@ def _parse_v2(data: bytes) -> Header | None:
     if len(data) < length:
         return None
 
-    # A LOCAL connection is the proxy's own, also where addresses follow.
+    # LOCAL is a connection of the proxy itself; addresses that follow are ignored.
     if block is None:
         return Header(version=2, length=length, command="local" if command == _V2_LOCAL else "proxy")
 
@@ -216,7 +216,7 @@ def _unmapped(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
 
 
 def _parse_path(field: bytes) -> str:
-    # Behind the NUL that ends a path is whatever the proxy's memory held; a name that begins with one is abstract.
+    # A leading NUL marks an abstract name. After the NUL that ends a path may be uninitialised memory of the proxy.
     return os.fsdecode(field.rstrip(b"\0") if field[:1] == b"\0" else field.partition(b"\0")[0])
 
 

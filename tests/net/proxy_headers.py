@@ -1,4 +1,4 @@
-"""Binary headers of the PROXY protocol, right and wrong, made without the code under test."""
+"""Build valid and invalid v2 PROXY headers without the code under test."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def tlv(kind: int, value: bytes, *, size: int | None = None) -> bytes:
 
 
 def crc32c(data: bytes) -> int:
-    """By division of polynomials, the way nobody would do it who has to be quick."""
+    """Compute the checksum by polynomial division: slow, and independent of the code under test."""
     bits = "".join(f"{byte:08b}"[::-1] for byte in data)
     rest = (int(bits, 2) << 32) ^ (0xFFFFFFFF << len(bits))
     for at in range(len(bits) + 31, 31, -1):
@@ -47,7 +47,7 @@ def crc32c(data: bytes) -> int:
 
 
 def checked(before: bytes = b"", after: bytes = b"", *, size: int = 4) -> bytes:
-    """A header with a checksum, of `size` bytes where 4 would be right, between two more TLVs."""
+    """Return a header with a checksum of `size` bytes (4 is valid) between the TLVs `before` and `after`."""
     zeroed = v2(IPV4 + before + tlv(3, bytes(size)) + after)
     at = len(zeroed) - len(after) - size
     return zeroed[:at] + crc32c(zeroed).to_bytes(size, "big") + zeroed[at + size :]

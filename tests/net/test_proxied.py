@@ -1,4 +1,4 @@
-"""Taking a header off a socket, with all that a network may do to it; and whose header is believed."""
+"""Reading a PROXY header from a socket in pieces, with EOF, reset and cancellation; and the trusted networks."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ HEADERS = {
 
 
 class CountingSocket(socket.socket):
-    """Counts what is asked of it, and the bytes that were taken for good."""
+    """Counts recv(2) calls, and the bytes that were consumed."""
 
     calls = 0
     taken = 0
@@ -51,7 +51,7 @@ class CountingSocket(socket.socket):
 
 
 class Pair:
-    """A peer, and our end with a reader on it."""
+    """A peer, and the other end with a `HeaderReader`."""
 
     def __init__(self, kind: str, poller: Poller | Fallback, opened: ExitStack) -> None:
         peer, ours = raw_pair(kind)
@@ -60,11 +60,11 @@ class Pair:
         self.sock.setblocking(False)
         self.registration = poller.register(self.sock)
         self.reader = HeaderReader(self.sock, self.registration)
-        self.got: list[Header] = []
+        self.headers: list[Header] = []
 
     async def read(self) -> None:
         with fail_after(5):
-            self.got.append(await self.reader.read())
+            self.headers.append(await self.reader.read())
 
     async def taken(self, size: int) -> None:
         with fail_after(5):
@@ -80,7 +80,7 @@ def opened() -> Iterator[ExitStack]:
 
 @pytest.fixture(params=["poller", "fallback"])
 def readiness(request: pytest.FixtureRequest, poller: Poller | Fallback) -> Poller | Fallback:
-    """Edge- and level-triggered: to the one an unread byte is old news, to the other it is news for ever."""
+    """Edge-triggered and level-triggered: an unread byte is reported once, or again at each wait."""
     return poller if request.param == "poller" else Fallback()
 
 
@@ -104,8 +104,8 @@ async def test_a_header_is_taken_and_nothing_behind_it(name: str, pair: Pair) ->
     assert pair.sock.recv(100) == b"\r\n\r\nPROXY"
 
 
-async def test_what_came_with_the_header_is_the_first_that_a_stream_receives(pair: Pair) -> None:
-    """No edge tells of it any more."""
+async def test_bytes_after_the_header_are_the_first_that_a_stream_receives(pair: Pair) -> None:
+    """No further edge reports these bytes."""
     async with create_task_group() as tasks:
         tasks.start_soon(pair.reader.read)
         await wait_all_tasks_blocked()
@@ -118,7 +118,7 @@ async def test_what_came_with_the_header_is_the_first_that_a_stream_receives(pai
 
 @pytest.mark.parametrize("name", HEADERS)
 @pytest.mark.by_turns("anyio_backend")
-async def test_a_header_that_comes_byte_by_byte_is_read_without_haste(name: str, pair: Pair) -> None:
+async def test_a_header_that_arrives_byte_by_byte_is_read_without_spinning(name: str, pair: Pair) -> None:
     data, header = HEADERS[name]
     async with create_task_group() as tasks:
         tasks.start_soon(pair.read)
@@ -127,13 +127,13 @@ async def test_a_header_that_comes_byte_by_byte_is_read_without_haste(name: str,
             await pair.taken(size)
         pair.peer.send(data[-1:] + b"hello")
 
-    assert pair.got == [header]
+    assert pair.headers == [header]
     assert pair.sock.recv(100) == b"hello"
-    # Looked at, taken, nothing more there; for each byte.
+    # For each byte: a peek, a recv(2), and EAGAIN.
     assert pair.sock.calls <= 3 * len(data) + 2
 
 
-async def test_half_a_header_keeps_nobody_busy(pair: Pair) -> None:
+async def test_half_a_header_causes_no_spinning(pair: Pair) -> None:
     pair.peer.send(LINE[:20])
     async with create_task_group() as tasks:
         tasks.start_soon(pair.reader.read)
@@ -155,7 +155,7 @@ async def test_the_longest_header_is_read_from_pieces(pair: Pair) -> None:
             await pair.taken(size)
         pair.peer.send(data[4000:] + b"hello")
 
-    [header] = pair.got
+    [header] = pair.headers
     assert header.length == 4096
     assert [len(value) for _, value in header.tlvs] == [3840, 222]
     assert pair.sock.recv(100) == b"hello"
@@ -176,19 +176,19 @@ async def test_a_cancelled_read_loses_nothing(pair: Pair) -> None:
 @pytest.mark.parametrize("size", [0, 1, 20, len(LINE) - 1])
 @pytest.mark.parametrize("waiting", [True, False])
 @pytest.mark.by_turns("anyio_backend")
-async def test_a_peer_that_is_done_before_its_header_has_ended(size: int, waiting: bool, pair: Pair) -> None:
+async def test_an_eof_within_the_header_is_end_of_stream(size: int, waiting: bool, pair: Pair) -> None:
     async with create_task_group() as tasks:
         if waiting:
             tasks.start_soon(_expect, pair.reader, EndOfStream)
             await wait_all_tasks_blocked()
-        # No await in between: one event for both.
+        # Without an await between them, one event reports both.
         pair.peer.send(LINE[:size])
         pair.peer.shutdown(socket.SHUT_WR)
         if not waiting:
             tasks.start_soon(_expect, pair.reader, EndOfStream)
 
 
-async def test_a_header_and_nothing_else_is_whole(pair: Pair) -> None:
+async def test_a_header_followed_by_eof_is_read(pair: Pair) -> None:
     pair.peer.send(LINE)
     pair.peer.close()
 
@@ -196,7 +196,7 @@ async def test_a_header_and_nothing_else_is_whole(pair: Pair) -> None:
     assert pair.sock.recv(100) == b""
 
 
-async def test_a_reset_is_broken(tcp_pair: Pair) -> None:
+async def test_a_reset_within_the_header_is_a_broken_resource(tcp_pair: Pair) -> None:
     tcp_pair.peer.send(LINE[:20])
     async with create_task_group() as tasks:
         tasks.start_soon(_expect, tcp_pair.reader, BrokenResourceError)
@@ -204,14 +204,14 @@ async def test_a_reset_is_broken(tcp_pair: Pair) -> None:
         reset(tcp_pair.peer)
 
 
-async def test_a_registration_closed_meanwhile_is_closed(pair: Pair) -> None:
+async def test_closing_the_registration_ends_the_read(pair: Pair) -> None:
     async with create_task_group() as tasks:
         tasks.start_soon(_expect, pair.reader, ClosedResourceError)
         await wait_all_tasks_blocked()
         await pair.registration.aclose()
 
 
-async def test_rubbish_is_refused_while_the_peer_still_waits(pair: Pair) -> None:
+async def test_an_invalid_byte_is_refused_before_the_header_is_complete(pair: Pair) -> None:
     pair.peer.send(LINE[:20])
     async with create_task_group() as tasks:
         tasks.start_soon(_expect, pair.reader, ProxyProtocolError)
@@ -220,7 +220,7 @@ async def test_rubbish_is_refused_while_the_peer_still_waits(pair: Pair) -> None
 
 
 @pytest.mark.parametrize(("versions", "name"), [("v1", "v2"), ("v2", "v1")])
-async def test_a_version_not_asked_for_is_refused(versions: Versions, name: str, pair: Pair) -> None:
+async def test_a_version_that_is_not_accepted_is_refused(versions: Versions, name: str, pair: Pair) -> None:
     pair.reader.versions = versions
     pair.peer.send(HEADERS[name][0])
 
@@ -246,7 +246,7 @@ TRUSTED = ("127.0.0.0/8", "192.0.2.7", "::1", "2001:db8::/32", "::ffff:10.0.0.0/
 
 
 @pytest.mark.parametrize(
-    ("sockaddr", "believed"),
+    ("sockaddr", "is_trusted"),
     [
         (("127.0.0.1", 1), True),
         (("127.255.255.255", 1), True),
@@ -268,8 +268,8 @@ TRUSTED = ("127.0.0.0/8", "192.0.2.7", "::1", "2001:db8::/32", "::ffff:10.0.0.0/
         ("/run/proxy", True),
     ],
 )
-def test_a_peer_is_believed_if_its_network_is_listed(sockaddr: Any, believed: bool) -> None:
-    assert (sockaddr in TrustedNetworks.parse(TRUSTED)) is believed
+def test_a_peer_is_trusted_if_its_network_is_listed(sockaddr: Any, is_trusted: bool) -> None:
+    assert (sockaddr in TrustedNetworks.parse(TRUSTED)) is is_trusted
     assert sockaddr not in TrustedNetworks()
 
 
@@ -317,13 +317,13 @@ def test_a_peer_on_a_unix_socket_is_in_no_network() -> None:
         ),
     ],
 )
-def test_what_is_no_network_is_one_line(text: str) -> None:
+def test_an_invalid_network_is_a_one_line_error(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         TrustedNetworks.parse(["::1", text])
 
     assert str(caught.value) == f"bad network {text!r}: write it like 10.0.0.0/8, 2001:db8::/32, ::1 or unix:"
 
 
-def test_bits_behind_the_prefix_are_a_slip() -> None:
+def test_host_bits_after_the_prefix_are_an_error() -> None:
     with pytest.raises(UsageError, match=r"^bad network '10\.1\.2\.3/8': .*; 10\.0\.0\.0/8 has none$"):
         TrustedNetworks.parse(["10.1.2.3/8"])

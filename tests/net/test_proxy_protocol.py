@@ -1,4 +1,4 @@
-"""What the specification of the PROXY protocol allows is read, what it forbids is refused, each by an example."""
+"""Examples of PROXY headers that the specification allows, and that it forbids."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.net.proxy_headers import (
 )
 
 
-def test_the_checksum_of_these_tests_is_the_one_of_the_standard() -> None:
+def test_the_checksum_helper_matches_the_standard() -> None:
     # RFC 3720, appendix B.4.
     assert crc32c(bytes(32)) == 0x8A9136AA
     assert crc32c(bytes(range(32))) == 0x46DD794E
@@ -49,7 +49,7 @@ def test_the_checksum_of_these_tests_is_the_one_of_the_standard() -> None:
             *[(":".join(["ffff"] * 8), 65535)] * 2,
         ),
         ("PROXY TCP6 :: ::1 1 2", ("::", 1), ("::1", 2)),
-        # As HAProxy writes it when only one of the two is IPv4.
+        # HAProxy writes this if only one of the two addresses is IPv4.
         ("PROXY TCP6 ::ffff:192.0.2.1 2001:db8::2 56324 443", SOURCE, DESTINATION6),
         ("PROXY TCP6 ::ffff:c000:201 ::ffff:192.0.2.2 56324 443", SOURCE, DESTINATION),
         ("PROXY UNKNOWN", None, None),
@@ -58,7 +58,7 @@ def test_the_checksum_of_these_tests_is_the_one_of_the_standard() -> None:
         ("PROXY UNKNOWN  any\rthing\n at all, \xff", None, None),
     ],
 )
-def test_a_line_is_read_in_each_of_its_forms(
+def test_every_form_of_a_v1_line_is_parsed(
     line: str, source: SockAddr | None, destination: SockAddr | None
 ) -> None:
     data = line.encode("latin-1") + b"\r\n"
@@ -140,14 +140,14 @@ def test_a_line_is_read_in_each_of_its_forms(
         "PROXY UNKNOWN\rX",
     ],
 )
-def test_a_line_that_is_not_to_the_letter_is_refused(line: str) -> None:
+def test_a_malformed_v1_line_is_refused(line: str) -> None:
     with pytest.raises(ProxyProtocolError) as caught:
         parse_header(line.encode() + b"\r\n")
 
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_a_line_has_at_most_107_bytes() -> None:
+def test_a_v1_line_has_at_most_107_bytes() -> None:
     longest = b"PROXY UNKNOWN ".ljust(105, b"x")
 
     assert parse_header(longest + b"\r\n") == Header(version=1, length=107)
@@ -166,26 +166,26 @@ def test_a_line_has_at_most_107_bytes() -> None:
         (v2(IPV6, kind=0x22), Header(version=2, length=52, source=SOURCE6, destination=DESTINATION6)),
         (v2(UNIX, kind=0x31), Header(version=2, length=232, source="/run/a", destination="/run/b")),
         (v2(UNIX, kind=0x32), Header(version=2, length=232, source="/run/a", destination="/run/b")),
-        # Nobody knows whom it speaks for, or what the rest is.
+        # Unspecified family or transport: the rest is skipped.
         (v2(kind=0x00), Header(version=2, length=16)),
         (v2(IPV4, kind=0x00), Header(version=2, length=28)),
         (v2(IPV4, kind=0x01), Header(version=2, length=28)),
         (v2(IPV4, kind=0x10), Header(version=2, length=28)),
         (v2(b"\xff", kind=0x00), Header(version=2, length=17)),
-        # The proxy speaks for itself, whatever else it says.
+        # LOCAL: a connection of the proxy itself.
         (v2(command=0x20, kind=0x00), Header(version=2, length=16, command="local")),
         (v2(IPV4, command=0x20), Header(version=2, length=28, command="local")),
         (v2(b"\1\2\3", command=0x20, kind=0x21), Header(version=2, length=19, command="local")),
         (v2(command=0x20, kind=0xFF), Header(version=2, length=16, command="local")),
     ],
 )
-def test_a_binary_header_is_read_in_each_of_its_forms(data: bytes, header: Header) -> None:
+def test_every_form_of_a_v2_header_is_parsed(data: bytes, header: Header) -> None:
     assert parse_header(data) == header
     assert parse_header(data + b"\r\n\r\n and more") == header
 
 
 @pytest.mark.parametrize(
-    ("data", "complaint"),
+    ("data", "message"),
     [
         (v2(IPV4, command=0x11), "version 1 of the binary header; there is 2 only"),
         (v2(IPV4, command=0x31), "version 3 of the binary header; there is 2 only"),
@@ -218,11 +218,11 @@ def test_a_binary_header_is_read_in_each_of_its_forms(data: bytes, header: Heade
         (checked().replace(IPV4[:4], b"\x0a\0\0\1"), "the checksum is wrong"),
     ],
 )
-def test_a_binary_header_that_is_not_to_the_letter_is_refused(data: bytes, complaint: str) -> None:
+def test_a_malformed_v2_header_is_refused(data: bytes, message: str) -> None:
     with pytest.raises(ProxyProtocolError) as caught:
         parse_header(data)
 
-    assert str(caught.value) == complaint
+    assert str(caught.value) == message
 
 
 def test_the_longest_header_has_4096_bytes() -> None:
@@ -231,7 +231,7 @@ def test_the_longest_header_has_4096_bytes() -> None:
     assert parse_header(longest) == Header(version=2, length=4096)
 
 
-def test_what_a_proxy_adds_is_kept_in_its_order() -> None:
+def test_tlvs_keep_their_order() -> None:
     added = [(1, b"h2"), (2, b"echo.example"), (5, bytes(128)), (0x20, bytes(5)), (1, b""), (0xFF, b"\xff")]
     data = v2(IPV4 + b"".join(tlv(*each) for each in added))
 
@@ -241,14 +241,14 @@ def test_what_a_proxy_adds_is_kept_in_its_order() -> None:
     assert header.tlvs == tuple(added)
 
 
-def test_padding_is_no_addition() -> None:
+def test_noop_tlvs_are_dropped() -> None:
     header = parse_header(v2(IPV4 + tlv(4, b"") + tlv(1, b"h2") + tlv(4, bytes(9))))
 
     assert header is not None
     assert header.tlvs == ((1, b"h2"),)
 
 
-def test_a_right_checksum_is_accepted_wherever_it_stands() -> None:
+def test_a_correct_checksum_is_accepted_at_any_position() -> None:
     data = checked(before=tlv(1, b"h2"), after=tlv(4, b"xyz"))
 
     header = parse_header(data + b"the first bytes of the peer")
@@ -277,7 +277,7 @@ def test_a_unix_address_is_a_path(name: bytes, path: str) -> None:
     assert (header.source, header.destination) == (path, "")
 
 
-def test_a_mapped_address_is_the_one_it_maps() -> None:
+def test_a_mapped_address_is_parsed_as_ipv4() -> None:
     mapped = IPv6Address("::ffff:192.0.2.1").packed
     header = parse_header(v2(mapped + IPV6[16:], kind=0x21))
 
@@ -296,21 +296,21 @@ def test_a_mapped_address_is_the_one_it_maps() -> None:
         *(SIGNATURE + b"\x21\x11\x00\x0b", SIGNATURE + b"\x21\x00\x0f\xf1"),
     ],
 )
-def test_what_cannot_become_a_header_is_refused_at_the_byte_that_tells(data: bytes) -> None:
+def test_invalid_bytes_are_refused_at_the_first_wrong_byte(data: bytes) -> None:
     assert parse_header(data[:-1]) is None
     with pytest.raises(ProxyProtocolError):
         parse_header(data)
 
 
 @pytest.mark.parametrize(
-    ("versions", "v1_taken", "v2_taken"),
+    ("versions", "v1_accepted", "v2_accepted"),
     [("v1", True, False), ("v2", False, True), ("require", True, True)],
 )
-def test_only_the_versions_asked_for_are_taken(versions: Versions, v1_taken: bool, v2_taken: bool) -> None:
-    for data, taken in ((b"PROXY UNKNOWN\r\n", v1_taken), (v2(IPV4), v2_taken)):
+def test_only_the_accepted_versions_are_parsed(versions: Versions, v1_accepted: bool, v2_accepted: bool) -> None:
+    for data, accepted in ((b"PROXY UNKNOWN\r\n", v1_accepted), (v2(IPV4), v2_accepted)):
         # The first byte tells.
         for size in (1, len(data)):
-            if taken:
+            if accepted:
                 parse_header(data[:size], versions)
                 continue
             with pytest.raises(ProxyProtocolError, match=rf"^no PROXY {versions} header: it begins with b['\"]"):
@@ -319,6 +319,6 @@ def test_only_the_versions_asked_for_are_taken(versions: Versions, v1_taken: boo
     assert parse_header(b"", versions) is None
 
 
-def test_bytes_of_a_stranger_are_shown_escaped() -> None:
+def test_received_bytes_are_escaped_in_the_error() -> None:
     with pytest.raises(ProxyProtocolError, match=r"^no PROXY v1 or v2 header: it begins with b'\\x1b\[2J\\n'$"):
         parse_header(b"\x1b[2J\n")

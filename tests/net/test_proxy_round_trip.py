@@ -1,4 +1,4 @@
-"""Headers of the PROXY protocol as they are written, and what holds for any bytes at all."""
+"""Encoding PROXY headers, and properties of the parser for arbitrary bytes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from anyecho.net.proxy_protocol import HEADER_MAX, ProxyProtocolError, SockAddr,
 from tests.net.proxy_headers import DESTINATION, DESTINATION6, IPV4, IPV6, SOURCE, SOURCE6, UNIX, checked, tlv, v2
 
 #: A deadline would measure the machine, not the code.
-patient = settings(deadline=None)
+no_deadline = settings(deadline=None)
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ patient = settings(deadline=None)
     [
         (SOURCE, DESTINATION, b"PROXY TCP4 192.0.2.1 192.0.2.2 56324 443\r\n", v2(IPV4)),
         (SOURCE6, DESTINATION6, b"PROXY TCP6 2001:db8::1 2001:db8::2 56324 443\r\n", v2(IPV6, kind=0x21)),
-        # As getsockname(2) has them.
+        # As getsockname(2) returns them.
         (
             (*SOURCE6, 0, 0),
             ("2001:db8::2%eth0", 443, 0, 2),
@@ -36,9 +36,7 @@ patient = settings(deadline=None)
         (SOURCE, "/run/b", b"PROXY UNKNOWN\r\n", v2(command=0x20, kind=0)),
     ],
 )
-def test_a_header_is_written_in_each_of_its_forms(
-    source: object, destination: object, line: bytes, binary: bytes
-) -> None:
+def test_every_form_of_a_header_is_encoded(source: object, destination: object, line: bytes, binary: bytes) -> None:
     assert encode_header("v1", source, destination) == line
     assert encode_header("v2", source, destination) == binary
 
@@ -52,7 +50,7 @@ def test_an_ipv4_address_beside_an_ipv6_one_is_mapped() -> None:
 
 
 @pytest.mark.parametrize("wrong", [("localhost", 1), ("192.0.2.1", 65536), ("192.0.2.1", -1), ("", 1), "x" * 109])
-def test_what_is_no_address_cannot_be_written(wrong: SockAddr) -> None:
+def test_an_invalid_address_cannot_be_encoded(wrong: SockAddr) -> None:
     right = DESTINATION if isinstance(wrong, tuple) else ""
     with pytest.raises(UsageError, match=r"^no PROXY header can name "):
         encode_header("v2", right, wrong)
@@ -69,7 +67,7 @@ paths = st.binary(max_size=108).map(lambda name: name.partition(b"\0")[0].decode
 headers = st.builds(
     lambda version, pair: (encode_header(version, *pair), pair), st.sampled_from(["v1", "v2"]), inet_pairs
 ) | st.tuples(paths, paths).map(lambda pair: (encode_header("v2", *pair), pair))
-odd_headers = st.sampled_from(
+special_headers = st.sampled_from(
     [
         b"PROXY UNKNOWN\r\n",
         b"PROXY UNKNOWN \r any\n \r\n",
@@ -78,18 +76,18 @@ odd_headers = st.sampled_from(
         checked(tlv(1, b"h2")),
     ]
 )
-#: Headers with a spot of damage, which some survive; of bytes of any kind, almost none is a header.
-damaged = st.builds(
+#: Headers with a small mutation, some of them valid; random bytes are almost never a header.
+mutated = st.builds(
     lambda data, at, junk: data[:at] + junk + data[at + 1 :],
-    headers.map(lambda made: made[0]) | odd_headers,
+    headers.map(lambda made: made[0]) | special_headers,
     st.integers(min_value=0, max_value=60),
     st.binary(max_size=3) | st.sampled_from([b" ", b"\r", b"\n", b":", b"0", b".", b"%"]),
 )
 
 
-@patient
+@no_deadline
 @given(headers)
-def test_what_was_written_is_read(made: tuple[bytes, tuple[SockAddr, SockAddr]]) -> None:
+def test_an_encoded_header_is_parsed_back(made: tuple[bytes, tuple[SockAddr, SockAddr]]) -> None:
     data, (source, destination) = made
 
     header = parse_header(data)
@@ -98,10 +96,10 @@ def test_what_was_written_is_read(made: tuple[bytes, tuple[SockAddr, SockAddr]])
     assert (header.source, header.destination, header.length) == (source, destination, len(data))
 
 
-@patient
-@given(st.binary(max_size=64) | damaged | odd_headers, st.binary(max_size=8))
+@no_deadline
+@given(st.binary(max_size=64) | mutated | special_headers, st.binary(max_size=8))
 @example(b"PROXY UNKNOWN ".ljust(105, b"x") + b"\r\n", b"")
-def test_any_bytes_are_a_header_or_none_yet_or_an_error_of_one_line(data: bytes, more: bytes) -> None:
+def test_any_bytes_are_a_header_or_incomplete_or_a_one_line_error(data: bytes, more: bytes) -> None:
     try:
         header = parse_header(data)
     except ProxyProtocolError as exc:
@@ -111,7 +109,7 @@ def test_any_bytes_are_a_header_or_none_yet_or_an_error_of_one_line(data: bytes,
 
     if message:
         assert len(message.splitlines()) == 1
-        # Once wrong, always wrong.
+        # Further bytes do not make a wrong header valid.
         with pytest.raises(ProxyProtocolError):
             parse_header(data + more)
         return
@@ -120,6 +118,6 @@ def test_any_bytes_are_a_header_or_none_yet_or_an_error_of_one_line(data: bytes,
         assert len(data) < HEADER_MAX
         return
 
-    # Nothing behind a header changes it, and nothing less than all of it is one.
+    # Bytes after a header do not change it, and each shorter prefix is incomplete.
     assert parse_header(data[: header.length] + more) == header
     assert [parse_header(data[:size]) for size in range(header.length)] == [None] * header.length
