@@ -1,9 +1,9 @@
-"""Addresses: text <-> frozen values, exactly both ways.
+"""Parse addresses from text and format them; the round trip is exact.
 
 ``tcp://host:port`` (or bare ``host:port``), ``tls://``, ``udp://``, ``unix:/path``, ``unix:@abstract``,
-``tls+unix:``, ``fd://3``, ``fd://name``, ``tls+fd://3``. An empty host is every interface; port 0 is any free port;
-settings of one listener follow as a query (``unix:/run/echo?mode=660``). Odd characters are percent-encoded
-(RFC 3986), zone ids as in RFC 6874. Nothing here resolves a name or opens a socket.
+``tls+unix:``, ``fd://3``, ``fd://name``, ``tls+fd://3``. An empty host means every interface, port 0 any free port.
+Settings of one listener follow as a query (``unix:/run/echo?mode=660``). Reserved characters are percent-encoded
+(RFC 3986), zone ids as in RFC 6874. This module resolves no names and opens no sockets.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from anyecho.errors import AddressError
 from anyecho.host import check_host, format_host, parse_authority
 from anyecho.validation import check_types, quoted
 
-#: sun_path holds 108 bytes, of which the last is the NUL (unix(7)); an abstract name spends the first instead.
+#: sun_path holds 108 bytes (unix(7)). A path ends with a NUL, an abstract name begins with one.
 _UNIX_PATH_MAX = 107
-#: What sd_listen_fds_with_names(3) can pass: printable ASCII, and the colon stands between two.
+#: Names that sd_listen_fds_with_names(3) can pass: printable ASCII without the colon, which separates them.
 _DESCRIPTOR_NAME = re.compile("[ -9;-~]{1,255}")
 _NUMBER = re.compile("-?[0-9]+")
 
-#: Whether what a listener accepts begins with a header of the PROXY protocol; ``require`` is either version.
+#: The PROXY header that accepted connections must begin with; ``require`` is either version.
 ProxyMode: TypeAlias = Literal["off", "v1", "v2", "require"]
 _PROXY_MODES: tuple[ProxyMode, ...] = ("off", "v1", "v2", "require")
 
@@ -49,9 +49,9 @@ class _HostPort:
 
 @dataclass(frozen=True, kw_only=True)
 class TCPAddress(_HostPort):
-    """A host name, IPv4 or IPv6 address (with ``%zone``), or ``""`` for every interface; and a port.
+    """A port and a host: a name, an IPv4 or IPv6 address (with ``%zone``), or ``""`` for every interface.
 
-    `proxy` is what a listener there expects instead of what the server expects elsewhere.
+    `proxy` overrides the server's PROXY mode for this listener.
     """
 
     tls: bool = False
@@ -63,7 +63,7 @@ class TCPAddress(_HostPort):
 
 @dataclass(frozen=True, kw_only=True)
 class UDPAddress(_HostPort):
-    """As `TCPAddress`, for datagrams, which TLS is not for."""
+    """As `TCPAddress`, for datagrams; without TLS and PROXY headers."""
 
     tls: ClassVar[bool] = False
 
@@ -73,9 +73,9 @@ class UDPAddress(_HostPort):
 
 @dataclass(frozen=True, kw_only=True)
 class UnixAddress:
-    """A path, or an abstract name after a leading NUL; undecodable bytes are surrogate-escaped (PEP 383).
+    """A path, or a NUL and an abstract name; undecodable bytes are surrogate-escaped (PEP 383).
 
-    `mode` is what the permissions of a listener's socket file shall be; `proxy` as for TCP.
+    `mode` holds the permissions of a listener's socket file. `proxy` is as for TCP.
     """
 
     path: str
@@ -107,8 +107,8 @@ class UnixAddress:
 
     def __str__(self) -> str:
         prefix, name = ("@", self.path[1:]) if self.is_abstract else ("", self.path)
-        # Not safe where it would be taken for something else: "@" first is abstract, "//" first an authority. A ","
-        # stands between the addresses of an environment variable.
+        # A leading "@" would mean an abstract name, a leading "//" an authority. A "," separates the addresses in
+        # an environment variable.
         safe = "/:@+=~" if not name.startswith("@") else "/:+=~"
         text = quote_from_bytes(os.fsencode(name), safe=safe)
         if text.startswith("//"):
@@ -120,10 +120,10 @@ class UnixAddress:
 
 @dataclass(frozen=True, kw_only=True)
 class FDAddress:
-    """An inherited descriptor: a socket that is bound already, and listens if it is for streams.
+    """An inherited descriptor of a listening stream socket or a bound datagram socket.
 
-    By number; or by the name that a service manager gives it, and maybe others (FileDescriptorName= of systemd).
-    `proxy` as for TCP.
+    `fd` is its number, or the name that a service manager gave it (FileDescriptorName= of systemd). Several
+    descriptors may have one name. `proxy` is as for TCP.
     """
 
     fd: int | str
@@ -149,10 +149,7 @@ _SCHEMES = re.compile(r"(tcp|tls|udp|fd|tls\+fd)://|(unix|tls\+unix):", re.I)
 
 
 def parse_address(text: str | Address) -> Address:
-    """The address that `text` names; one that is an `Address` already is returned as it is.
-
-    Raises `AddressError`, one line that names what is wrong.
-    """
+    """Parse `text`; return an `Address` unchanged. Raise `AddressError`, a line that names what is wrong."""
     if isinstance(text, Address):
         return text
     if not isinstance(text, str):
@@ -162,7 +159,7 @@ def parse_address(text: str | Address) -> Address:
     except AddressError as exc:
         raise AddressError(f"bad address {text!r}: {exc}") from None
     except UnicodeError:
-        raise AddressError(f"bad address {text!r}: what is percent-encoded is not UTF-8") from None
+        raise AddressError(f"bad address {text!r}: the percent-encoded bytes are not UTF-8") from None
 
 
 def _parse(text: str) -> Address:
@@ -197,7 +194,7 @@ def _parse(text: str) -> Address:
 
 
 def _check_no_scheme(text: str) -> None:
-    """Raise `AddressError` for `text` that is no ``host:port`` and looks like something else."""
+    """Raise `AddressError` if `text`, which has no scheme, looks like something else than ``host:port``."""
     if "://" in text:
         raise AddressError("no such scheme; there are tcp, tls, udp, unix, fd, tls+unix and tls+fd")
     if scheme := re.match(r"(tcp|tls|udp|fd|tls\+fd):(.*:.*)", text, re.I):
@@ -247,15 +244,15 @@ def _parse_proxy(text: str | None) -> ProxyMode | None:
 
 
 def _format_settings(**settings: str | None) -> str:
-    given = [f"{name}={value}" for name, value in settings.items() if value is not None]
-    return f"?{'&'.join(given)}" if given else ""
+    parts = [f"{name}={value}" for name, value in settings.items() if value is not None]
+    return f"?{'&'.join(parts)}" if parts else ""
 
 
 def _parse_path(text: str) -> str:
     if text.startswith("//") and not text.startswith("///"):
         raise AddressError("a Unix path has no host: write unix:/path")
 
-    # unix:///path is how others write unix:/path.
+    # unix:///path means unix:/path in other programs.
     name = text[2:] if text.startswith("//") else text
     abstract = name.startswith("@")
     path = os.fsdecode(unquote_to_bytes(os.fsencode(name[1:] if abstract else name)))

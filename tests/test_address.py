@@ -1,4 +1,4 @@
-"""Addresses: what text they are read from, what text they are written as, and that both are the same."""
+"""Parsing and formatting addresses, and the exact round trip between both."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from anyecho.address import Address, FDAddress, ProxyMode, TCPAddress, UDPAddres
 from anyecho.errors import AddressError, UsageError
 
 #: A deadline would measure the machine, not the code.
-patient = settings(deadline=None)
+no_deadline = settings(deadline=None)
 
 
 def printable(*, without: str) -> st.SearchStrategy[str]:
     return st.characters(exclude_categories=("C", "Z"), exclude_characters=without)
 
 
-def shaken(alphabet: str, *, max_size: int) -> st.SearchStrategy[str]:
-    """Text of the characters that mean something."""
+def syntax_text(alphabet: str, *, max_size: int) -> st.SearchStrategy[str]:
+    """Text of characters that have a meaning in addresses."""
     return st.text(st.sampled_from(alphabet), max_size=max_size)
 
 
@@ -34,7 +34,7 @@ hosts = (
     | st.builds("{}%{}".format, v6, zones)
 )
 ports = st.integers(min_value=0, max_value=65535)
-names = st.binary(min_size=1, max_size=107) | shaken("/@%?&=#:~ ü", max_size=12).filter(bool).map(os.fsencode)
+names = st.binary(min_size=1, max_size=107) | syntax_text("/@%?&=#:~ ü", max_size=12).filter(bool).map(os.fsencode)
 paths = names.map(lambda name: os.fsdecode(name.replace(b"\0", b"/")))
 abstract_names = names.map(lambda name: "\0" + os.fsdecode(name))
 descriptor_names = st.text(
@@ -53,16 +53,16 @@ addresses: st.SearchStrategy[Address] = st.one_of(
     st.builds(FDAddress, fd=descriptor_names, tls=st.booleans(), proxy=proxies),
 )
 
-#: Addresses with a spot of damage, which some survive; of text of any kind, almost none is an address.
+#: Addresses with a small mutation, some of them valid; random text is almost never an address.
 texts = st.text(st.characters()) | st.builds(
     lambda address, at, junk: address[:at] + junk + address[at + 1 :],
     addresses.map(str),
     st.integers(min_value=0, max_value=30),
-    shaken("a1.:[]%25/@?=&#\\ \n\0ü\udcff", max_size=3),
+    syntax_text("a1.:[]%25/@?=&#\\ \n\0ü\udcff", max_size=3),
 )
 
 
-@patient
+@no_deadline
 @given(addresses)
 @example(UnixAddress(path="//host/path"))
 @example(UnixAddress(path="///"))
@@ -79,7 +79,7 @@ def test_every_address_survives_the_round_trip(address: Address) -> None:
     assert str(parse_address(text)) == text
 
 
-@patient
+@no_deadline
 @given(addresses)
 def test_every_address_is_written_in_printable_ascii(address: Address) -> None:
     text = str(address)
@@ -89,11 +89,11 @@ def test_every_address_is_written_in_printable_ascii(address: Address) -> None:
     assert " " not in text
 
 
-@patient
+@no_deadline
 @given(texts)
 @example("unix:/\udcff")
 @example("tcp://\udcff:1")
-def test_any_text_is_an_address_or_an_error_of_one_line(text: str) -> None:
+def test_any_text_is_an_address_or_a_one_line_error(text: str) -> None:
     try:
         address = parse_address(text)
     except AddressError as exc:
@@ -145,7 +145,7 @@ def test_any_text_is_an_address_or_an_error_of_one_line(text: str) -> None:
         ("tls+fd://3", FDAddress(fd=3, tls=True)),
     ],
 )
-def test_an_address_is_read_in_each_of_its_forms(text: str, address: Address) -> None:
+def test_every_form_of_an_address_is_parsed(text: str, address: Address) -> None:
     assert parse_address(text) == address
 
 
@@ -168,7 +168,7 @@ def test_an_address_is_read_in_each_of_its_forms(text: str, address: Address) ->
         (FDAddress(fd=3, tls=True), "tls+fd://3"),
     ],
 )
-def test_an_address_is_written_in_one_form(address: Address, text: str) -> None:
+def test_an_address_is_formatted_in_one_form(address: Address, text: str) -> None:
     assert str(address) == text
 
 
@@ -216,7 +216,7 @@ def test_only_a_name_after_a_nul_is_abstract(address: UnixAddress, is_abstract: 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        # What there is to listen on.
+        # Schemes.
         ("http://localhost:80", "no such scheme; there are tcp, tls, udp, unix, fd, tls+unix and tls+fd"),
         ("tls+udp://localhost:80", "no such scheme"),
         ("tls+tcp://localhost:80", "no such scheme"),
@@ -309,12 +309,12 @@ def test_an_error_says_what_is_wrong(text: str, words: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["tcp://a%FFb:7", "tcp://[fe80::1%25a%FFb]:7"], ids=["host", "zone"])
-def test_escaped_bytes_that_are_no_text_are_not_replaced_in_silence(text: str) -> None:
+def test_percent_encoded_bytes_that_are_not_utf8_are_an_error(text: str) -> None:
     with pytest.raises(AddressError, match=r"^bad address"):
         parse_address(text)
 
 
-def test_a_port_of_any_length_is_called_too_large_rather_than_no_number() -> None:
+def test_a_very_long_port_is_out_of_range_rather_than_not_a_number() -> None:
     with pytest.raises(AddressError, match=r"is not in 0\.\.65535$"):
         parse_address("localhost:" + "9" * 11)
 
@@ -341,13 +341,13 @@ def test_a_port_of_any_length_is_called_too_large_rather_than_no_number() -> Non
         (lambda: FDAddress(fd="x" * 256), "is not the name of a descriptor"),
     ],
 )
-def test_values_are_checked_wherever_they_come_from(make: Callable[[], Address], words: str) -> None:
+def test_constructors_check_their_values(make: Callable[[], Address], words: str) -> None:
     with pytest.raises(AddressError) as caught:
         make()
 
     assert words in str(caught.value)
 
 
-def test_a_wrong_address_is_the_fault_of_whoever_wrote_it() -> None:
+def test_an_address_error_is_a_usage_error() -> None:
     assert issubclass(AddressError, UsageError)
     assert issubclass(AddressError, ValueError)

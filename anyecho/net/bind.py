@@ -1,4 +1,4 @@
-"""From a host and a port to bound sockets: one a family, all on one port. What a socket is for, others know."""
+"""Bind one socket per endpoint of a host, all on one port. The caller makes and configures each socket."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from typing import Any, TypeAlias
 from anyecho.address import TCPAddress, UDPAddress
 from anyecho.net.names import Endpoint, resolve
 
-#: Makes one socket of a family, bound to a socket address.
+#: Returns a new socket of a family, bound to a socket address.
 BindSocket: TypeAlias = Callable[[int, Any], socket.socket]
 
-#: How often a free port found for one family may be taken in the other before we give up.
+#: Attempts to find a port that is free in both families.
 _PORT_TRIES = 64
-#: What socket(2) says of a family that the kernel does not have.
+#: Errors of socket(2) for a family that the kernel does not have.
 _NO_SUCH_FAMILY = frozenset({errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT})
 _LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 
 
 async def bind_hosts(address: TCPAddress | UDPAddress, bind_socket: BindSocket) -> list[socket.socket]:
-    """A socket for every endpoint of `address`, v4 first; no host is every interface of both families.
+    """Return a bound socket for every endpoint of `address`, IPv4 first; no host means every interface.
 
-    All or none, but for a family that this machine lacks, if another one is left. Raises `socket.gaierror`, and the
-    `OSError` of the first endpoint that could not be bound, with its host as the `filename`.
+    Either every endpoint is bound or none. A family that this machine lacks is skipped if the other one is bound.
+    Raises `socket.gaierror`, or the `OSError` of the first endpoint that failed, with its host as the `filename`.
     """
     if address.host:
         endpoints = sorted(await resolve(address.host, address.port), key=lambda endpoint: endpoint[0])
@@ -47,7 +47,7 @@ async def bind_hosts(address: TCPAddress | UDPAddress, bind_socket: BindSocket) 
 
 
 def _bind_each(endpoints: Sequence[Endpoint], bind_socket: BindSocket) -> list[socket.socket]:
-    """One socket an endpoint, in their order, all on the port that the first of them got."""
+    """Return one socket per endpoint, in their order, all on the port of the first."""
     with ExitStack() as opened:
         sockets: list[socket.socket] = []
         absent: OSError | None = None
@@ -74,10 +74,10 @@ def _bind_each(endpoints: Sequence[Endpoint], bind_socket: BindSocket) -> list[s
 
 
 def _is_family_absent(family: int, failure: OSError) -> bool:
-    """Whether an endpoint failed because this machine has no such family at all.
+    """Return whether a bind failed because this machine lacks the address family.
 
-    With IPv6 switched off (net.ipv6.conf.*.disable_ipv6), bind(2) says of ``::1`` what it says of the address of
-    another machine. Only the former is left out: the caller asked for the latter, and would not notice.
+    With IPv6 disabled (net.ipv6.conf.*.disable_ipv6), bind(2) fails with EADDRNOTAVAIL for ``::1``, as it does for
+    the address of another machine, which must be reported to the caller. A bind to loopback tells them apart.
     """
     if failure.errno in _NO_SUCH_FAMILY:
         return True

@@ -1,4 +1,4 @@
-"""Connecting: from an address to a stream, by whichever of its endpoints answers first (RFC 8305)."""
+"""Connect a stream to an address by Happy Eyeballs (RFC 8305): the first endpoint to accept wins."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from anyecho.net.stream import PolledStream
 from anyecho.net.tls_connect import client_session, secure
 from anyecho.net.tls_contexts import TLSClientOptions
 
-#: How long one endpoint is tried alone before the next one joins (RFC 8305, section 5).
+#: Connection Attempt Delay of RFC 8305, section 5, in seconds.
 _ATTEMPT_DELAY = 0.25
-#: How often to knock at a Unix socket whose backlog is full.
+#: Seconds between attempts to connect to a Unix socket with a full accept backlog.
 _BACKLOG_DELAY = 0.01
 _FAMILIES = {None: socket.AF_UNSPEC, 4: socket.AF_INET, 6: socket.AF_INET6}
 
@@ -39,11 +39,11 @@ async def connect_stream(
     poller: Poller | Fallback | None = None,
     proxy_header: Literal["off", "v1", "v2"] = "off",
 ) -> PolledStream:
-    """A stream connected to `address`, whose readiness `poller` reports (without one, the event loop).
+    """Return a stream connected to `address`; the caller closes it.
 
-    With `proxy_header`, the first that is said on it is who calls, as a proxy would say it (PROXY protocol). Raises
-    `ConnectError`, one line, when no endpoint could be connected to, or TLS did not come about there;
-    `CertificateError` if `tls` has a file that cannot be used.
+    `poller` reports its readiness, or the event loop if it is None. `proxy_header` is the version of the PROXY
+    header, with the addresses of this connection, that is sent first. Raises `ConnectError` if no endpoint accepts
+    or TLS fails, and `CertificateError` if a file of `tls` cannot be used. Cancellation closes all attempts.
     """
     if isinstance(address, FDAddress):
         raise ConnectError(f"cannot connect to {address}: a descriptor is for servers")
@@ -82,19 +82,20 @@ async def _send_proxy_header(stream: PolledStream, version: Literal["v1", "v2"],
 
 
 def _interleave(endpoints: Sequence[Endpoint]) -> list[Endpoint]:
-    """By turns of the two families, the resolver's favourite first (RFC 8305, section 4)."""
-    favourite = endpoints[0][0]
-    first = [endpoint for endpoint in endpoints if endpoint[0] == favourite]
-    second = [endpoint for endpoint in endpoints if endpoint[0] != favourite]
+    """Alternate the address families, beginning with the family of the first endpoint (RFC 8305, section 4)."""
+    preferred = endpoints[0][0]
+    first = [endpoint for endpoint in endpoints if endpoint[0] == preferred]
+    second = [endpoint for endpoint in endpoints if endpoint[0] != preferred]
     mixed = [endpoint for pair in zip(first, second, strict=False) for endpoint in pair]
     shorter = min(len(first), len(second))
     return mixed + first[shorter:] + second[shorter:]
 
 
 async def _race(endpoints: Sequence[Endpoint], options: SocketOptions, poller: Poller | Fallback) -> PolledStream:
-    """Start one attempt after another, each a little later or once the one before failed; keep the first to win.
+    """Return the stream of the first attempt that succeeds, and close the other attempts.
 
-    Raises the error of the attempt that tells most of the peer.
+    The next attempt starts when the last one failed, or `_ATTEMPT_DELAY` after it began. If all attempts fail,
+    raises the error that says most about the peer.
     """
     winners: list[PolledStream] = []
     failures: list[OSError] = []
@@ -118,14 +119,14 @@ async def _race(endpoints: Sequence[Endpoint], options: SocketOptions, poller: P
                     with move_on_after(_ATTEMPT_DELAY):
                         await failed.wait()
     except BaseException:
-        # One may have won in the turn of the loop in which we were cancelled: nobody will own it.
+        # An attempt may have succeeded in the turn of the event loop that cancelled this task: close its stream.
         await _close_all(winners)
         raise
 
     if not winners:
         raise most_telling(failures)
 
-    await _close_all(winners[1:])  # two may win in one turn
+    await _close_all(winners[1:])  # two attempts can succeed in one turn
     return winners[0]
 
 
@@ -143,21 +144,21 @@ async def _connect(endpoint: Endpoint, options: SocketOptions, poller: Poller | 
         options.apply(sock)
         code = sock.connect_ex(sockaddr)
         while code == errno.EAGAIN and family == socket.AF_UNIX:
-            # A Unix listener's backlog is full. There is no event for the moment it is not, hence a sleep.
+            # The accept backlog of the Unix listener is full. No event reports room in it, hence the sleep.
             await sleep(_BACKLOG_DELAY)
             code = sock.connect_ex(sockaddr)
         if code not in (0, errno.EINPROGRESS):
             raise OSError(code, os.strerror(code))
 
-        # Only now: a socket that is not connecting yet reports a hang-up.
+        # Register only now: a socket that is not connecting yet reports EPOLLHUP.
         registration = poller.register(sock)
         try:
             registration.may_write = code == 0
             await registration.writable()
             if code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
                 raise OSError(code, os.strerror(code))
-            # A dead port among the ephemeral ones can be given to the very socket that calls it: TCP then
-            # connects it to itself, and what comes back is no echo.
+            # TCP self-connect: the kernel can choose an unused ephemeral destination port as the source port too.
+            # The socket is then connected to itself, and receives what it sent without a server.
             if family != socket.AF_UNIX and sock.getsockname() == sock.getpeername():
                 raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
         except BaseException:

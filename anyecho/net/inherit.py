@@ -1,7 +1,6 @@
-"""Sockets that somebody else has opened and bound: from the number of a descriptor to one that can be served.
+"""Take over a socket that another program opened and bound, given by its descriptor number.
 
-It looks at what the descriptor is before anything is changed, and says in one line why it will not do. Who has
-passed it, and under what name, `activation` knows.
+The descriptor is checked before anything is changed. `activation` finds its number by name.
 """
 
 from __future__ import annotations
@@ -19,10 +18,11 @@ _INTERNET = (socket.AF_INET, socket.AF_INET6)
 
 
 def inherit(fd: int, options: SocketOptions) -> socket.socket:
-    """A duplicate of `fd`, non-blocking, with `options`: a listening TCP or Unix socket, or a bound UDP one.
+    """Duplicate `fd`, a listening TCP or Unix socket or a bound UDP socket; make it non-blocking, set `options`.
 
-    The descriptor stays open, and its giver's; but it is non-blocking too from now on, as is every other that is
-    the same socket, in any process, and what its giver has set that changes an echo is reset. Raises `OSError`.
+    `fd` stays open and belongs to the caller. Non-blocking mode and socket options are shared with every descriptor
+    of the same socket, in any process. Options that would change an echo are reset. Raises `OSError`, which names
+    the descriptor and says why it cannot be served.
     """
     sock = _duplicate(fd)
     try:
@@ -55,12 +55,12 @@ def _duplicate(fd: int) -> socket.socket:
 
 
 def _reject_reason(sock: socket.socket) -> str | None:
-    """Why `sock` cannot be served, or None."""
+    """Return why `sock` cannot be served, or None."""
     if sock.family in _INTERNET and sock.type == socket.SOCK_DGRAM and sock.proto in (0, socket.IPPROTO_UDP):
         if sock.getsockname()[1] == 0:
             return "is a UDP socket that is not bound"
 
-        return "is a UDP socket that is connected, and hears one peer only" if _is_connected(sock) else None
+        return "is a connected UDP socket, which receives from one peer only" if _is_connected(sock) else None
     if sock.family not in (*_INTERNET, socket.AF_UNIX) or sock.type != socket.SOCK_STREAM:
         return "is not a TCP, UDP or Unix stream socket"
     if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):

@@ -1,7 +1,7 @@
-"""From an address to sockets that listen, and back to nothing when they close.
+"""Open the listeners of a server: bind each address, or take over an inherited descriptor, and listen.
 
-A host name may stand for several sockets on one port. An address that cannot be bound is a `BindError`, and then no
-socket stays bound.
+A host name may resolve to several sockets on one port. If an address cannot be bound, `open_listeners` closes the
+sockets bound before it and raises `BindError`.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ _HINTS = {
 
 @dataclass(eq=False)
 class Listener:
-    """A listening, non-blocking stream socket, or a bound datagram one, and its address (never port 0)."""
+    """A listening stream socket or a bound datagram socket, non-blocking, and its address (never port 0)."""
 
     sock: socket.socket
     address: Address
-    #: What was asked for, of which `address` may be one of several.
+    #: The address that the caller requested; a host name may have several listeners.
     requested: Address
-    #: The file of a Unix socket that this process has bound to a path.
+    #: The socket file, if this process bound the socket to a path.
     file: SocketFile | None = None
-    #: What has to be done to each socket that it accepts.
+    #: The set-up of each accepted socket.
     preparation: Preparation | None = field(init=False, default=None, repr=False)
 
     def stop(self) -> None:
-        """Stop listening, at once; remove the socket file if it still is the one that this process bound.
+        """Stop listening at once; remove the socket file if it is still the file that this process bound.
 
-        Until `close`, the descriptor stays open as one of /dev/null: a task may still wait for this number, and on
-        asyncio would take the events of another socket that gets it.
+        The descriptor number refers to /dev/null until `close`. A task may still wait for this number, and on
+        asyncio it would receive the events of the next socket that gets the number.
         """
         if self.file is not None:
             self.file.remove()
-            self.file = None  # not twice: a successor's file may have the same inode
+            self.file = None  # remove it only once: the file of a successor may have the same inode
 
         try:
             placeholder = os.open(os.devnull, os.O_RDONLY)
@@ -67,13 +67,13 @@ class Listener:
         os.close(placeholder)
 
     def close(self) -> None:
-        """Stop listening, and close the descriptor. No task waits for it any more."""
+        """Stop listening and close the descriptor. Call it when no task waits for the descriptor any more."""
         self.stop()
         self.sock.close()
 
 
 async def open_listeners(addresses: Sequence[Address], *, backlog: int, options: SocketOptions) -> list[Listener]:
-    """Listen on every one of `addresses`; the caller closes what comes back. Raises `BindError`."""
+    """Listen on all `addresses`; the caller closes the listeners. Raises `BindError`, and then closes all."""
     with ExitStack() as opened:
         listeners: list[Listener] = []
         for address in addresses:
@@ -130,7 +130,7 @@ def _bind_socket(
 def _prepare(sock: socket.socket, options: SocketOptions) -> None:
     sock.setblocking(False)
     options.apply(sock)
-    # Never for UDP: whoever asked for the same port next would take the datagrams, and nobody would be told.
+    # Not for UDP: a second socket could bind the same port without an error and would receive the datagrams.
     if sock.type == socket.SOCK_STREAM:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if sock.family == socket.AF_INET6:
@@ -140,7 +140,7 @@ def _prepare(sock: socket.socket, options: SocketOptions) -> None:
 def _inherit(address: FDAddress, options: SocketOptions) -> Listener:
     if isinstance(address.fd, str):
         raise BindError(
-            f"cannot listen on {address}: only `anyecho serve` knows names; write its number, like fd://3"
+            f"cannot listen on {address}: descriptor names work only in `anyecho serve`; write a number, like fd://3"
         )
 
     sock = inherit(address.fd, options)
@@ -159,7 +159,10 @@ def _inherit(address: FDAddress, options: SocketOptions) -> Listener:
 
 
 def _reject_duplicates(listeners: Sequence[Listener]) -> None:
-    """Two of one socket would take each other's connections; and a datagram's bucket would be two."""
+    """Raise `BindError` if two inherited descriptors are the same socket.
+
+    Two listeners of one socket would compete for connections, and a UDP source would have two token buckets.
+    """
     inodes: set[int] = set()
     for listener in listeners:
         if isinstance(listener.requested, FDAddress):
@@ -168,7 +171,7 @@ def _reject_duplicates(listeners: Sequence[Listener]) -> None:
                 raise BindError(
                     f"cannot listen on {listener.requested}: another descriptor here is the same socket"
                 )
-            if inode:  # some systems number no sockets
+            if inode:  # some systems have no inode numbers for sockets
                 inodes.add(inode)
 
 
@@ -185,7 +188,7 @@ def _bind_errors(address: Address) -> Iterator[None]:
 
 
 def _failed_host(address: Address, failure: Exception) -> str:
-    """Of an address with several endpoints, the one that failed."""
+    """Return the host of the endpoint that failed, as `` (host)``, if it is not the host in `address`."""
     host: object = getattr(failure, "filename", None)
     if not isinstance(address, (TCPAddress, UDPAddress)) or host in (None, unmapped(address.host)):
         return ""

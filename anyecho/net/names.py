@@ -1,6 +1,6 @@
-"""From host names to endpoints, from addresses to what limits count, and what of several failures to report.
+"""Resolve host names to endpoints, group addresses by source for limits, choose the failure to report.
 
-It opens no socket. Name look-ups run in threads of their own limit.
+This module opens no sockets. Name look-ups run in threads with a limit of their own.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ from anyecho.net.threads import run_in_thread
 #: (family, socket address), ready for bind(2) or connect(2).
 Endpoint: TypeAlias = tuple[socket.AddressFamily, Any]
 
-#: Threads that look up names. A dead name server holds an abandoned one for up to 30 s (resolv.conf(5): 3 servers,
-#: 2 attempts of 5 s), so a caller that gives up and tries again four times a second is still served.
+#: Maximum threads that look up names. Dead name servers keep an abandoned thread for up to 30 s (resolv.conf(5):
+#: 3 servers, 2 attempts of 5 s), so 128 suffice for a caller that gives up and retries four times a second.
 _LOOK_UPS = 128
 
 _look_up_limiter: RunVar[CapacityLimiter] = RunVar("anyecho.net.names.look_up_limiter")
 
-#: Errors that tell something of this machine only: it has no such address, family or route.
+#: Errors that concern this machine only: it has no such address, family or route.
 _LOCAL_ERRORS = frozenset(
     {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.ENETUNREACH, errno.ENETDOWN}
 )
-#: Errors that tell that no answer came.
+#: Errors that mean that the peer did not answer.
 _NO_ANSWER_ERRORS = frozenset({errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ETIMEDOUT})
 
-#: IPv4-mapped addresses (RFC 4291) and those of the well-known prefix of NAT64 (RFC 6052) end in an IPv4 address.
+#: Prefixes followed by an IPv4 address: IPv4-mapped (RFC 4291) and the well-known prefix of NAT64 (RFC 6052).
 _EMBEDDED_IPV4 = (bytes(10) + b"\xff\xff", b"\x00\x64\xff\x9b" + bytes(8))
-#: 64:ff9b:1::/48, for translators inside a network (RFC 8215).
+#: The local-use NAT64 prefix 64:ff9b:1::/48 (RFC 8215).
 _LOCAL_NAT64 = b"\x00\x64\xff\x9b\x00\x01"
 
 
 def host_name(host: str) -> str:
-    """Return `host` without the dot that ends a fully qualified name; certificates and SNI have none (RFC 6066)."""
+    """Return `host` without the trailing dot of a fully qualified name, as in certificates and SNI (RFC 6066)."""
     return host if host.endswith("..") else host.removesuffix(".")
 
 
 def is_host_name(text: str) -> bool:
-    """Whether TLS can ask for it: labels of 1 to 63 bytes, 253 in all (RFC 1035, section 2.3.4)."""
+    """Return whether `text` is valid for SNI: labels of 1 to 63 bytes, 253 in all (RFC 1035, section 2.3.4)."""
     name = host_name(text)
     try:
         size = len(name.encode("idna"))
@@ -64,14 +64,14 @@ def is_host_name(text: str) -> bool:
 
 
 async def resolve(host: str, port: int, *, family: int = socket.AF_UNSPEC) -> list[Endpoint]:
-    """Return the stream endpoints of `host`, best first (RFC 6724), without doubles.
+    """Return the stream endpoints of `host` without duplicates, in the order of preference of RFC 6724.
 
     Raises `socket.gaierror`, and `NoThreadError` if no thread can be started for the look-up.
-    A link-local address without its interface is a `socket.gaierror` too: connect(2) and bind(2) say no more of it
-    than "Invalid argument".
+    A link-local address without its interface raises `socket.gaierror` too: connect(2) and bind(2) would fail with
+    a mere "Invalid argument".
 
-    `localhost` is both loopback addresses (RFC 6761), whatever the hosts file says, also with a dot at its end.
-    IPv4-mapped is IPv4. Any other name is looked up in a thread that is abandoned when the call is cancelled.
+    `localhost` and `localhost.` mean both loopback addresses (RFC 6761), regardless of the hosts file. IPv4-mapped
+    addresses become IPv4. Other names are looked up in a thread, which is abandoned when the call is cancelled.
     """
     if host_name(host).lower() == "localhost":
         loopback: list[Endpoint] = [
@@ -122,7 +122,7 @@ def look_up_limiter() -> CapacityLimiter:
 
 
 def _unmapped_endpoint(family: socket.AddressFamily, sockaddr: Any) -> Endpoint:
-    # A socket that is IPv6 only, as ours are, cannot be bound to a mapped address.
+    # Listeners set IPV6_V6ONLY; such a socket cannot be bound to a mapped address.
     if family == socket.AF_INET6 and (host := unmapped(sockaddr[0])) != sockaddr[0]:
         return socket.AF_INET, (host, sockaddr[1])
 
@@ -130,7 +130,7 @@ def _unmapped_endpoint(family: socket.AddressFamily, sockaddr: Any) -> Endpoint:
 
 
 def unmapped(host: str) -> str:
-    """Return the IPv4 address in an IPv4-mapped IPv6 address (RFC 4291, section 2.5.5.2), or `host` itself."""
+    """Return the IPv4 address of an IPv4-mapped IPv6 address (RFC 4291, section 2.5.5.2), else `host`."""
     if ":" not in host:
         return host
     try:
@@ -143,13 +143,13 @@ def unmapped(host: str) -> str:
 
 @lru_cache(maxsize=16384)
 def source_key(host: str) -> str | bytes:
-    """Return what counts as one source in every limit by source: an IPv4 address, or an IPv6 /64.
+    """Return the key under which limits per source count `host`: an IPv4 address, or an IPv6 /64.
 
-    A host can take any address of its /64 (RFC 6177), link-local ones included; a zone does not count. Behind a
-    translator (NAT64) all of IPv4 is in one /64, so there an address of the well-known prefix counts as the IPv4
-    address in it. In 64:ff9b:1::/48 each network chooses the place of the IPv4 address: the whole address counts.
+    A host can take any address of its /64 (RFC 6177), link-local addresses included; the zone is ignored. Behind
+    NAT64 all of IPv4 is in one /64, so an address of the well-known prefix counts as the IPv4 address in it. In
+    64:ff9b:1::/48 each network chooses the position of the IPv4 address, so the whole address is the key.
 
-    This is for limits, and no reason to trust. A router can let any host use an address of these prefixes.
+    Use the key for limits, not for trust: a router can let any host use an address of these prefixes.
     """
     if ":" not in host:
         return host
@@ -162,10 +162,10 @@ def source_key(host: str) -> str | bytes:
 
 
 def most_telling(failures: Sequence[OSError]) -> OSError:
-    """Return the failure that tells most of the peer; of several alike, the first.
+    """Return the first failure of the kind that says most about the peer.
 
-    That a peer refuses says more than that none answers, and this more than that this machine has no such family:
-    without IPv6, ``localhost`` with no server is "Connection refused" and not "Cannot assign requested address".
+    A refusal says more than a time-out, and a time-out more than an error of this machine. On a machine without
+    IPv6, ``localhost`` with no server is "Connection refused" and not "Cannot assign requested address".
     """
     return min(failures, key=_rank)
 

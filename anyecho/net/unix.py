@@ -1,6 +1,6 @@
-"""Binding a Unix socket to a path: the lock, taking over a stale file, the file's mode, removing the file.
+"""Bind a Unix socket to a path: lock, take over a stale socket file, set its mode, remove it.
 
-Nothing here changes state that belongs to the whole process, such as its umask: other threads create files too.
+This module does not change the umask or other state of the process: other threads create files too.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from anyecho.net.sockets import SocketOptions
 
 #: Owner only, unless the address says otherwise (``?mode=666``).
 _DEFAULT_MODE = 0o600
-#: How often the previous holder may remove the lock file between our open(2) and flock(2).
+#: How often the previous holder may remove the lock file between open(2) and flock(2).
 _LOCK_TRIES = 100
 _LOCK_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 
 
 @dataclass(frozen=True)
 class SocketFile:
-    """The file of a bound Unix socket: an absolute path, device and inode, and the process that bound it."""
+    """The file of a bound Unix socket: its absolute path, its device and inode, and the process that bound it."""
 
     path: bytes
     identity: tuple[int, int]
     owner: int = field(default_factory=os.getpid)
 
     def remove(self) -> None:
-        """Remove the file if it still is the one that this process bound.
+        """Remove the file if it is still the file that this process bound.
 
-        A forked child has a copy of this object. The file belongs to the parent, which still listens.
+        A forked child has a copy of this object, but the file belongs to the parent, which still listens.
         """
         if os.getpid() == self.owner:
             with suppress(OSError):
@@ -48,10 +48,10 @@ class SocketFile:
 def bind_unix(
     address: UnixAddress, *, backlog: int, options: SocketOptions
 ) -> tuple[socket.socket, SocketFile | None]:
-    """Return a non-blocking socket bound to `address`, and its file; an abstract name has no file.
+    """Return a non-blocking socket bound to `address`, and its file, which is None for an abstract name.
 
     A socket with a file listens already. Raises `OSError`: EADDRINUSE if a server listens on the path, EEXIST if
-    the path is no socket, EBUSY if another server is about to listen. After an error nothing is left behind.
+    the path is not a socket, EBUSY if another server is about to listen. After an error no file is left behind.
     """
     with ExitStack() as opened:
         sock = opened.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
@@ -61,7 +61,7 @@ def bind_unix(
         if address.is_abstract:
             sock.bind(path)
         else:
-            _is_stale(path)  # says what is wrong with the path, also where no lock file can be created
+            _is_stale(path)  # raises the better error where no lock file can be created
             with _locked(path):
                 file = _bind_path(sock, path, _DEFAULT_MODE if address.mode is None else address.mode, backlog)
 
@@ -72,11 +72,11 @@ def bind_unix(
 def _bind_path(sock: socket.socket, path: bytes, mode: int, backlog: int) -> SocketFile:
     if _is_stale(path):
         os.unlink(path)
-    # Not os.path.abspath(), which drops "link/.." as if it were nothing. No os.getcwdb() for an absolute path,
-    # because the working directory may have been removed.
+    # os.path.abspath() would drop "link/..", which changes the directory. os.getcwdb() fails if the working
+    # directory was removed, so it is not called for an absolute path.
     absolute = path if os.path.isabs(path) else os.path.join(os.getcwdb(), path)
-    # Linux creates the file with the mode of the socket, less the umask: never wider than `mode`. Elsewhere
-    # fchmod(2) refuses a socket, and the mode is right from the chmod on.
+    # Linux creates the file with the mode of the socket, less the umask: never wider than `mode`. Other systems
+    # refuse fchmod(2) on a socket; there `_set_mode` sets the mode.
     with suppress(OSError):
         os.fchmod(sock.fileno(), mode)
     sock.bind(path)
@@ -84,7 +84,7 @@ def _bind_path(sock: socket.socket, path: bytes, mode: int, backlog: int) -> Soc
     try:
         # Before listen(2): until then every connect(2) is refused, whatever the mode.
         _set_mode(file, mode)
-        # Before the lock is released: a socket that is bound and does not listen looks stale.
+        # Before the lock is released: a bound socket that does not listen looks stale.
         sock.listen(backlog)
     except BaseException:
         file.remove()
@@ -94,10 +94,10 @@ def _bind_path(sock: socket.socket, path: bytes, mode: int, backlog: int) -> Soc
 
 
 def _set_mode(file: SocketFile, mode: int) -> None:
-    """Set the mode that bind(2) did not: the umask is narrower, or fchmod(2) refused the socket.
+    """Set the mode of the bound file, if the umask narrowed it or fchmod(2) refused the socket.
 
-    In a directory of several writers, the path may name another file by now. So the file that was bound is opened,
-    checked, and changed through the descriptor; a link to some private file must not be opened to the world.
+    In a directory with several writers, the path may name another file by now, such as a link to a private file.
+    The file is therefore opened, compared with the bound file, and changed through its descriptor.
     """
     if stat.S_IMODE(os.lstat(file.path).st_mode) == mode:
         return
@@ -120,19 +120,19 @@ def _set_mode(file: SocketFile, mode: int) -> None:
 
 @contextmanager
 def _locked(path: bytes) -> Iterator[None]:
-    """Let one server at a time find a stale file at `path`, remove it and bind. Wait for no other: raise EBUSY.
+    """Hold the lock under which a server replaces a stale file at `path`. Raise EBUSY if another process holds it.
 
-    Without the lock, two servers find one stale file, and the slower one removes the socket of the faster one.
+    Without the lock, two servers find one stale file, and the slower server removes the socket of the faster one.
 
     The lock is an flock(2) on ``.NAME.lock`` beside the socket. It works between all processes of one kernel that
-    see the directory; an abstract name would be per network namespace. It ends with its process, so a file that a
-    killed server left behind is locked again and then removed. flock(2) on the directory itself would not do: read
-    permission is enough for it. `_lock_mode` lets in the users that can write to the directory, and no others; they
-    can replace the socket anyway.
+    see the directory; an abstract name would be per network namespace. The kernel releases the lock when the
+    process ends, so a lock file of a killed server is locked again and then removed. flock(2) on the directory
+    itself would let any user with read permission keep servers from starting. `_lock_mode` admits only users that
+    can write to the directory; they can replace the socket anyway.
 
-    In a sticky directory (/tmp) each user can create the lock file but not remove that of another user. There only
-    the owner of a socket file can remove it, so only servers of one user need the lock: a lock file of another
-    user, or a thing that is no file, counts for nothing, and the server starts without a lock.
+    In a sticky directory (/tmp) a user cannot remove a file of another user, be it a lock or a socket. Only servers
+    of one user need the lock there. A lock file of another user, or a lock path that is not a regular file, is
+    ignored, and the server starts without a lock.
     """
     directory, name = os.path.split(path)
     found = os.stat(directory or b".")
@@ -142,25 +142,25 @@ def _locked(path: bytes) -> Iterator[None]:
         yield
     finally:
         if descriptor is not None:
-            # In this order: a lock file that nothing holds could be locked and removed by two at once.
+            # Unlink before close: two processes could lock and remove a file that is not locked.
             with suppress(OSError):
                 os.unlink(lock)
             os.close(descriptor)
 
 
 def _lock(lock: bytes, directory: os.stat_result) -> int | None:
-    """Return a descriptor of the file `lock`, locked; None where it is not ours to lock, and need not be."""
+    """Return a descriptor of the locked file `lock`, or None if a sticky directory makes the lock unnecessary."""
     for _ in range(_LOCK_TRIES):
         try:
-            # O_EXCL, because the mode is set of a new file only, never of a link to another one.
+            # O_EXCL: the mode is set only on a new file, never on the target of a link.
             descriptor = os.open(lock, _LOCK_FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError:
             try:
                 descriptor = os.open(lock, _LOCK_FLAGS)
             except FileNotFoundError:
-                continue  # its holder has removed it
+                continue  # the holder removed it
             except OSError:
-                break  # a symbolic link, or another user's
+                break  # a symbolic link, or the file of another user
         else:
             with suppress(OSError):
                 os.fchmod(descriptor, _lock_mode(directory, os.fstat(descriptor)))
@@ -189,17 +189,17 @@ def _is_trusted(descriptor: int, directory: os.stat_result) -> bool:
 
 
 def _lock_mode(directory: os.stat_result, lock: os.stat_result) -> int:
-    """Return the mode by which the users that can write to `directory`, and no others, can open `lock`."""
+    """Return the mode that lets exactly the users with write access to `directory` open `lock`."""
     if directory.st_mode & stat.S_ISVTX:
         return 0o600
 
-    others = 0o6 if directory.st_mode & stat.S_IWOTH else 0
+    other = 0o6 if directory.st_mode & stat.S_IWOTH else 0
     group = 0o6 if directory.st_mode & stat.S_IWGRP else 0
-    return 0o600 | (group if lock.st_gid == directory.st_gid else others) << 3 | others
+    return 0o600 | (group if lock.st_gid == directory.st_gid else other) << 3 | other
 
 
 def _flock(descriptor: int, lock: bytes) -> bool:
-    """Lock `descriptor`; return whether `lock` still is that file. Raise EBUSY if another process holds it."""
+    """Lock `descriptor` and return whether `lock` still names its file. Raise EBUSY if another process holds it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as exc:
@@ -213,7 +213,7 @@ def _flock(descriptor: int, lock: bytes) -> bool:
 
 
 def _is_stale(path: bytes) -> bool:
-    """Whether `path` is a socket that no server listens on. Raises `OSError` if it is in use or is no socket."""
+    """Return whether `path` is a socket without a server. Raise `OSError` if it is in use or not a socket."""
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             raise FileExistsError(errno.EEXIST, "it exists and is not a socket")

@@ -1,4 +1,4 @@
-"""Connecting finds whoever answers, says in one line when nobody does, and never talks to itself."""
+"""Connecting: the first endpoint to accept is used, a failure is one line, no socket connects to itself."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def test_a_stream_is_connected(polled: bool, poller: Poller | Fallback, op
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
 @pytest.mark.parametrize("host", LOOPBACK_HOSTS)
-async def test_the_first_that_is_said_may_be_who_calls(
+async def test_a_proxy_header_with_the_socket_addresses_is_sent_first(
     host: str, version: Literal["v1", "v2"], opened: ExitStack
 ) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -69,14 +69,14 @@ async def test_the_first_that_is_said_may_be_who_calls(
     async with await connect_stream(address, options=OPTIONS, proxy_header=version) as stream:
         await stream.send(b"hello")
         peer, caller = listener.accept()
-        said = opened.enter_context(peer).recv(1000)
-        header = parse_header(said, version)
+        received = opened.enter_context(peer).recv(1000)
+        header = parse_header(received, version)
         assert header is not None
         assert (header.source, header.destination) == (caller[:2], (host, address.port))
-        assert said[header.length :] == b"hello"
+        assert received[header.length :] == b"hello"
 
 
-async def test_one_who_hangs_up_on_the_header_was_no_connection(
+async def test_a_server_that_closes_on_the_proxy_header_is_a_connect_error(
     opened: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listener = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
@@ -102,7 +102,7 @@ async def test_localhost_finds_a_server_on_either_family(opened: ExitStack) -> N
 
 
 @needs_ipv6
-async def test_a_family_that_was_asked_for_is_the_only_one_tried(opened: ExitStack) -> None:
+async def test_only_the_requested_family_is_tried(opened: ExitStack) -> None:
     listener = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
     address = TCPAddress(host="localhost", port=listener.getsockname()[1])
     async with await connect_stream(address, family=4, options=OPTIONS):
@@ -112,7 +112,7 @@ async def test_a_family_that_was_asked_for_is_the_only_one_tried(opened: ExitSta
 
 
 async def test_without_ipv6_a_dead_port_of_localhost_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first address that is tried says of itself only that this machine does not have it."""
+    """The first error, EADDRNOTAVAIL for ::1, says nothing about the server."""
     with socket.create_server(("127.0.0.1", 0)) as dead:
         port = dead.getsockname()[1]
     connect_ex = socket.socket.connect_ex
@@ -133,10 +133,10 @@ async def test_a_mapped_address_is_connected_to_as_ipv4(opened: ExitStack) -> No
     assert "no such host" in await refused(address, family=6)
 
 
-async def test_a_silent_address_does_not_hold_up_one_that_answers(
+async def test_an_unresponsive_address_does_not_delay_the_next(
     opened: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The favourite never answers: its backlog is full. The next is tried a quarter of a second later."""
+    """The accept backlog of the first address is full. The next address is tried 250 ms later."""
     silent = opened.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
     fill(silent, opened)
     good = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
@@ -166,10 +166,10 @@ async def test_a_failed_address_is_followed_by_the_next_at_once(
 ) -> None:
     good = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
     with socket.create_server(("127.0.0.1", 0)) as dead:
-        gone = dead.getsockname()
+        dead_address = dead.getsockname()
 
     async def dead_ones_first(host: str, port: int, *, family: int) -> list[Any]:
-        return [(socket.AF_INET, gone)] * 80 + [(socket.AF_INET, good.getsockname())]
+        return [(socket.AF_INET, dead_address)] * 80 + [(socket.AF_INET, good.getsockname())]
 
     monkeypatch.setattr(connect, "resolve", dead_ones_first)
     with fail_after(SOON):  # 80 delays would be 20 s
@@ -177,7 +177,7 @@ async def test_a_failed_address_is_followed_by_the_next_at_once(
             pass
 
 
-def test_the_families_take_turns_the_favourite_first() -> None:
+def test_address_families_alternate_beginning_with_the_first() -> None:
     four, six = socket.AF_INET, socket.AF_INET6
     found: list[Any] = [(six, 1), (six, 2), (six, 3), (four, 4)]
     assert connect._interleave(found) == [(six, 1), (four, 4), (six, 2), (six, 3)]
@@ -186,17 +186,17 @@ def test_the_families_take_turns_the_favourite_first() -> None:
 
 
 async def test_a_connection_to_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Binding to the port and then calling it is what the kernel does once in 28,000 times for a dead port."""
+    """TCP self-connect: for a dead ephemeral port, the kernel chooses the same source port once in 28,000 times."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         dead = probe.getsockname()
     connect_ex = socket.socket.connect_ex
 
-    def unlucky(sock: socket.socket, address: Any) -> int:
+    def self_connect(sock: socket.socket, address: Any) -> int:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(dead)
         return connect_ex(sock, address)
 
-    monkeypatch.setattr(socket.socket, "connect_ex", unlucky)
+    monkeypatch.setattr(socket.socket, "connect_ex", self_connect)
     message = await refused(TCPAddress(host="127.0.0.1", port=dead[1]))
     assert message == f"cannot connect to tcp://127.0.0.1:{dead[1]}: Connection refused"
 
@@ -212,7 +212,7 @@ async def test_a_connection_to_itself_is_refused(monkeypatch: pytest.MonkeyPatch
         ("udp://localhost:1", "there is no stream of datagrams"),
     ],
 )
-async def test_what_cannot_be_connected_to_is_one_line(address: str, reason: str) -> None:
+async def test_a_failure_to_connect_is_a_one_line_error(address: str, reason: str) -> None:
     message = await refused(parse_address(address))
     assert message.startswith(f"cannot connect to {address}: ")
     assert reason in message
@@ -230,8 +230,10 @@ async def test_cancelling_an_attempt_leaves_nothing_open(opened: ExitStack) -> N
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-async def test_a_winner_that_nobody_waits_for_is_closed(opened: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The connection is made in the very turn of the loop in which its caller is cancelled."""
+async def test_a_connection_of_a_cancelled_caller_is_closed(
+    opened: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection is made in the turn of the event loop that cancels its caller."""
     listener = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
     address = TCPAddress(host="127.0.0.1", port=listener.getsockname()[1])
     before = len(os.listdir("/proc/self/fd"))
@@ -251,7 +253,7 @@ async def test_a_winner_that_nobody_waits_for_is_closed(opened: ExitStack, monke
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-async def test_a_full_unix_backlog_is_waited_for(short_path: Path, opened: ExitStack) -> None:
+async def test_connecting_waits_for_room_in_a_unix_backlog(short_path: Path, opened: ExitStack) -> None:
     path = str(short_path / "echo")
     listener = opened.enter_context(socket.socket(socket.AF_UNIX))
     listener.bind(path)

@@ -1,4 +1,4 @@
-"""Descriptors that somebody else has opened: what can be served is, and of the rest one line says what it is."""
+"""Inherited descriptors: usable sockets are served; for any other descriptor an error says what it is."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def inherited(*descriptors: int | str) -> AsyncIterator[list[Listener]]:
 
 
 async def refused(*descriptors: int | str) -> str:
-    """Why the last of them was; nothing of ours is left open."""
+    """Return why the last descriptor is refused; check that no descriptor is leaked."""
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(BindError) as caught:
         async with inherited(*descriptors):
@@ -53,22 +53,22 @@ def udp(host: str = "127.0.0.1") -> socket.socket:
     return sock
 
 
-async def test_a_descriptor_stays_its_givers() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as given:
-        async with inherited(given.fileno()) as [listener]:
-            assert listener.address == TCPAddress(host="127.0.0.1", port=given.getsockname()[1])
+async def test_the_callers_descriptor_stays_open() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as passed:
+        async with inherited(passed.fileno()) as [listener]:
+            assert listener.address == TCPAddress(host="127.0.0.1", port=passed.getsockname()[1])
 
-        socket.create_connection(given.getsockname()).close()
-        given.setblocking(True)
-        given.accept()[0].close()
+        socket.create_connection(passed.getsockname()).close()
+        passed.setblocking(True)
+        passed.accept()[0].close()
 
 
-async def test_a_socket_file_stays_too(short_path: Path) -> None:
+async def test_the_socket_file_of_an_inherited_socket_is_not_removed(short_path: Path) -> None:
     path = str(short_path / "echo")
-    with socket.socket(socket.AF_UNIX) as given:
-        given.bind(path)
-        given.listen()
-        async with inherited(given.fileno()) as [listener]:
+    with socket.socket(socket.AF_UNIX) as passed:
+        passed.bind(path)
+        passed.listen()
+        async with inherited(passed.fileno()) as [listener]:
             assert listener.address == UnixAddress(path=path)
 
         with socket.socket(socket.AF_UNIX) as client:
@@ -77,25 +77,25 @@ async def test_a_socket_file_stays_too(short_path: Path) -> None:
 
 @pytest.mark.parametrize("host", [*LOOPBACK_HOSTS, pytest.param("::", marks=needs_ipv6)])
 async def test_a_udp_socket_has_the_address_it_is_bound_to(host: str) -> None:
-    with udp(host) as given:
-        async with inherited(given.fileno()) as [listener]:
-            assert listener.address == UDPAddress(host=host, port=given.getsockname()[1])
+    with udp(host) as passed:
+        async with inherited(passed.fileno()) as [listener]:
+            assert listener.address == UDPAddress(host=host, port=passed.getsockname()[1])
             assert listener.sock.type == socket.SOCK_DGRAM
 
 
-async def test_a_listener_gets_our_options() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as given:
-        async with inherited(given.fileno()) as [listener]:
+async def test_an_inherited_listener_gets_the_server_options() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as passed:
+        async with inherited(passed.fileno()) as [listener]:
             assert listener.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == 131072
             assert listener.sock.getsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE) == 1
             assert not listener.sock.getblocking()
 
 
-async def test_a_udp_socket_gets_our_options_and_loses_those_that_do_harm() -> None:
-    with udp() as given:
-        given.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-        given.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMP, 1)
-        async with inherited(given.fileno()) as [listener]:
+async def test_an_inherited_udp_socket_gets_the_server_options_and_loses_harmful_ones() -> None:
+    with udp() as passed:
+        passed.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        passed.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMP, 1)
+        async with inherited(passed.fileno()) as [listener]:
             assert listener.sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 200_000
             assert listener.sock.getsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST) == 0
             assert listener.sock.getsockopt(socket.SOL_SOCKET, SO_TIMESTAMP) == 0
@@ -134,16 +134,16 @@ def unix(kind: int) -> socket.socket:
         ),
         (paired, "is a connected socket, not a listening one"),
         (lambda: socket.socket(type=socket.SOCK_DGRAM), "is a UDP socket that is not bound"),
-        (connected_udp, "is a UDP socket that is connected, and hears one peer only"),
+        (connected_udp, "is a connected UDP socket, which receives from one peer only"),
         (lambda: unix(socket.SOCK_DGRAM), "is not a TCP, UDP or Unix stream socket"),
         (lambda: unix(socket.SOCK_SEQPACKET), "is not a TCP, UDP or Unix stream socket"),
         (lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW), "is not a TCP, UDP or Unix stream socket"),
     ],
 )
 async def test_a_socket_that_cannot_be_served_is_refused(make: Callable[[], socket.socket], reason: str) -> None:
-    with make() as given:
-        assert f"descriptor {given.fileno()} {reason}" in await refused(given.fileno())
-        assert given.getblocking()  # it was looked at, and left as it was
+    with make() as passed:
+        assert f"descriptor {passed.fileno()} {reason}" in await refused(passed.fileno())
+        assert passed.getblocking()  # the refused socket is unchanged
 
 
 async def test_a_descriptor_that_is_no_socket_is_refused(tmp_path: Path) -> None:
@@ -155,19 +155,19 @@ async def test_a_descriptor_that_is_no_socket_is_refused(tmp_path: Path) -> None
             assert await refused(each) == f"descriptor {each} is not a socket"
 
 
-async def test_one_that_is_closed_is_refused() -> None:
+async def test_a_closed_descriptor_is_refused() -> None:
     assert await refused(9999) == "descriptor 9999 is not open"
 
 
 @pytest.mark.parametrize("make", [udp, lambda: socket.create_server(("127.0.0.1", 0))], ids=["udp", "tcp"])
-async def test_one_that_is_given_twice_is_refused(make: Callable[[], socket.socket]) -> None:
-    with make() as given, given.dup() as same:
-        for each in (given, same):
+async def test_two_descriptors_of_one_socket_are_refused(make: Callable[[], socket.socket]) -> None:
+    with make() as passed, passed.dup() as same:
+        for each in (passed, same):
             reason = "another descriptor here is the same socket"
-            assert await refused(given.fileno(), each.fileno()) == reason
+            assert await refused(passed.fileno(), each.fileno()) == reason
 
 
-async def test_two_that_share_a_port_are_not_the_same() -> None:
+async def test_two_sockets_on_one_port_are_both_served() -> None:
     with ExitStack() as opened:
         first = opened.enter_context(socket.create_server(("127.0.0.1", 0), reuse_port=True))
         second = opened.enter_context(socket.create_server(first.getsockname(), reuse_port=True))
@@ -175,13 +175,13 @@ async def test_two_that_share_a_port_are_not_the_same() -> None:
             assert len(listeners) == 2
 
 
-async def test_what_only_streams_have_is_refused_for_datagrams() -> None:
-    with udp() as given:
+async def test_proxy_headers_are_refused_for_datagrams() -> None:
+    with udp() as passed:
         for mode in PROXY_MODES:
-            address = FDAddress(fd=given.fileno(), proxy=mode)
+            address = FDAddress(fd=passed.fileno(), proxy=mode)
             with pytest.raises(BindError, match=r"^cannot listen on fd://\d+\?proxy=\w+: datagrams have neither "):
                 await open_listeners([address], backlog=16, options=SocketOptions())
 
 
-async def test_a_name_is_for_whoever_knows_names() -> None:
-    assert await refused("web") == "only `anyecho serve` knows names; write its number, like fd://3"
+async def test_an_unresolved_descriptor_name_is_refused() -> None:
+    assert await refused("web") == "descriptor names work only in `anyecho serve`; write a number, like fd://3"

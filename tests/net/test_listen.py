@@ -1,4 +1,4 @@
-"""From an address to listening sockets: all of them or none, nobody's stolen, nothing left behind."""
+"""Opening listeners: all addresses are bound or none, no address in use is taken over, no descriptor is leaked."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.net.listeners import listening, refused
 
 
 @contextmanager
-def taken(host: str = "127.0.0.1", port: int = 0) -> Iterator[int]:
+def port_in_use(host: str = "127.0.0.1", port: int = 0) -> Iterator[int]:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, port), family=family) as other:
         yield other.getsockname()[1]
@@ -44,19 +44,19 @@ async def test_no_host_is_every_interface_of_both_families() -> None:
 
 
 @needs_ipv6
-async def test_a_free_port_that_is_taken_in_the_other_family_is_tried_again(
+async def test_a_free_port_in_use_in_the_other_family_is_retried(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bind = socket.socket.bind
     denied: list[int] = []
 
-    def stingy(sock: socket.socket, address: tuple[str, int]) -> None:
+    def refuse_ipv6_three_times(sock: socket.socket, address: tuple[str, int]) -> None:
         if sock.family == socket.AF_INET6 and len(denied) < 3:
             denied.append(address[1])
             raise OSError(errno.EADDRINUSE, "in use")
         bind(sock, address)
 
-    monkeypatch.setattr(socket.socket, "bind", stingy)
+    monkeypatch.setattr(socket.socket, "bind", refuse_ipv6_three_times)
     before = len(os.listdir("/proc/self/fd"))
     async with listening("tcp://localhost:0") as listeners:
         ports = {listener.sock.getsockname()[1] for listener in listeners}
@@ -80,8 +80,8 @@ async def test_a_family_that_the_machine_lacks_is_left_out(monkeypatch: pytest.M
         assert [listener.sock.family for listener in listeners] == [socket.AF_INET]
 
 
-def answer(monkeypatch: pytest.MonkeyPatch, *hosts: str) -> None:
-    """Let every name stand for `hosts`."""
+def resolve_to(monkeypatch: pytest.MonkeyPatch, *hosts: str) -> None:
+    """Let every name resolve to `hosts`."""
 
     async def resolve(host: str, port: int) -> list[Endpoint]:
         return [
@@ -99,7 +99,7 @@ def answer(monkeypatch: pytest.MonkeyPatch, *hosts: str) -> None:
 async def test_a_name_with_an_address_of_another_machine_is_not_half_bound(
     scheme: str, foreign: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answer(monkeypatch, "127.0.0.1", foreign)
+    resolve_to(monkeypatch, "127.0.0.1", foreign)
     before = len(os.listdir("/proc/self/fd"))
     message = await refused(f"{scheme}://two.test:0")
     assert message == f"cannot listen on {scheme}://two.test:0: this machine has no such address ({foreign})"
@@ -130,8 +130,8 @@ async def test_a_mapped_address_is_bound_as_ipv4(scheme: str, host: str) -> None
         assert str(listener.address) == f"{scheme}://127.0.0.1:{port}"
 
 
-async def test_a_taken_port_is_one_line_and_leaves_nothing_bound() -> None:
-    with taken() as port, socket.socket() as probe:
+async def test_a_port_in_use_is_a_one_line_error_and_leaves_nothing_bound() -> None:
+    with port_in_use() as port, socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         free = probe.getsockname()[1]
         probe.close()
@@ -144,10 +144,10 @@ async def test_a_taken_port_is_one_line_and_leaves_nothing_bound() -> None:
 
 
 @needs_ipv6
-async def test_a_port_taken_in_one_family_only_is_taken() -> None:
-    with taken("::1") as port:
+async def test_a_port_in_use_in_one_family_is_an_error() -> None:
+    with port_in_use("::1") as port:
         assert "in use" in await refused(f"tcp://localhost:{port}")
-        with taken("127.0.0.1", port):  # nothing of ours is left on the other
+        with port_in_use("127.0.0.1", port):  # the IPv4 socket was closed
             pass
 
 
@@ -167,14 +167,14 @@ async def test_a_port_taken_in_one_family_only_is_taken() -> None:
         ("udp://192.0.2.1:1", "this machine has no such address"),
     ],
 )
-async def test_what_cannot_be_had_is_one_line_that_says_why(address: str, reason: str) -> None:
+async def test_an_address_that_cannot_be_bound_is_a_one_line_error(address: str, reason: str) -> None:
     message = await refused(address)
     assert message.startswith(f"cannot listen on {address}: ")
     assert reason in message
     assert "\n" not in message
 
 
-async def test_a_listener_passes_its_options_on() -> None:
+async def test_accepted_sockets_have_the_options_of_the_listener() -> None:
     async with listening("tcp://127.0.0.1:0") as [listener]:
         with socket.create_connection(listener.sock.getsockname()):
             listener.sock.setblocking(True)
@@ -197,7 +197,7 @@ _TCP = {
 
 
 @pytest.mark.parametrize("size", [-1, 2**31])
-def test_a_size_that_no_kernel_takes_is_the_callers_fault(size: int) -> None:
+def test_a_buffer_size_out_of_range_is_a_usage_error(size: int) -> None:
     with pytest.raises(UsageError, match="tcp_notsent_lowat"):
         SocketOptions(tcp_notsent_lowat=size)
     with pytest.raises(UsageError, match="sndbuf"):
@@ -207,12 +207,12 @@ def test_a_size_that_no_kernel_takes_is_the_callers_fault(size: int) -> None:
 
 
 @pytest.mark.parametrize("seconds", [-1.0, float("nan")])
-def test_so_is_a_time_that_is_none(seconds: float) -> None:
+def test_an_invalid_user_timeout_is_a_usage_error(seconds: float) -> None:
     with pytest.raises(UsageError, match="tcp_user_timeout"):
         SocketOptions(tcp_user_timeout=seconds)
 
 
-def test_a_very_short_time_is_not_for_ever() -> None:
+def test_a_user_timeout_below_a_millisecond_is_not_disabled() -> None:
     with socket.socket() as sock:
         SocketOptions(tcp_user_timeout=0.0001).apply(sock)
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 1

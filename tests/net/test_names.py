@@ -1,4 +1,4 @@
-"""Host names, source addresses, failures: look-ups that never end stop nothing else; NAT64 is many sources."""
+"""Host names, keys of sources, choice of failures: stuck look-ups block nothing, NAT64 counts by IPv4 address."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def test_a_host_that_cannot_be_looked_up_is_explained(scheme: str, host: s
         await anyecho.serve(f"{scheme}://{host}:1")
 
 
-async def test_dead_look_ups_stop_neither_other_threads_nor_other_look_ups(dead_name_server: None) -> None:
+async def test_stuck_look_ups_block_neither_other_threads_nor_other_look_ups(dead_name_server: None) -> None:
     """anyio's default limiter has 40 tokens, which abandoned threads keep on trio."""
 
     async def give_up(host: str) -> None:
@@ -143,7 +143,7 @@ def failures(*codes: int) -> list[OSError]:
 
 
 @pytest.mark.parametrize(
-    ("codes", "telling"),
+    ("codes", "reported"),
     [
         ([errno.EADDRNOTAVAIL, errno.ECONNREFUSED], errno.ECONNREFUSED),
         ([errno.ECONNREFUSED, errno.ENETUNREACH], errno.ECONNREFUSED),
@@ -154,5 +154,5 @@ def failures(*codes: int) -> list[OSError]:
     ],
     ids=lambda value: errno.errorcode[value] if isinstance(value, int) else "",
 )
-def test_the_failure_that_tells_most_of_the_peer_is_reported(codes: list[int], telling: int) -> None:
-    assert most_telling(failures(*codes)).errno == telling
+def test_the_failure_that_says_most_about_the_peer_is_reported(codes: list[int], reported: int) -> None:
+    assert most_telling(failures(*codes)).errno == reported

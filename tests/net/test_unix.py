@@ -23,7 +23,7 @@ from tests.net.listeners import listening, refused
 
 @pytest.fixture(params=[0o027, 0o777, 0], ids="umask {:03o}".format)
 def umask(request: pytest.FixtureRequest, short_path: Path) -> Iterator[int]:
-    """Set after the directory was made, which would have no permissions."""
+    """Set the umask after the directory was made, which would otherwise have no permissions."""
     mask: int = request.param
     before = os.umask(mask)
     yield mask
@@ -61,20 +61,20 @@ def test_a_socket_file_is_never_open_to_more_than_its_mode(
 ) -> None:
     """The mode is right before listen(2), for until then no peer can connect."""
     bind, listen, path = socket.socket.bind, socket.socket.listen, short_path / "echo"
-    seen: list[tuple[str, bool]] = []
+    observed: list[tuple[str, bool]] = []
 
     def watched_bind(sock: socket.socket, address: bytes) -> None:
         bind(sock, address)
-        seen.append(("bound", mode_of(address) & ~mode == 0))
+        observed.append(("bound", mode_of(address) & ~mode == 0))
 
     def watched_listen(sock: socket.socket, backlog: int) -> None:
-        seen.append(("listening", mode_of(path) == mode))
+        observed.append(("listening", mode_of(path) == mode))
         listen(sock, backlog)
 
     monkeypatch.setattr(socket.socket, "bind", watched_bind)
     monkeypatch.setattr(socket.socket, "listen", watched_listen)
     with bound(path, mode):
-        assert seen[:2] == [("bound", True), ("listening", True)]
+        assert observed[:2] == [("bound", True), ("listening", True)]
         assert mode_of(path) == mode
 
 
@@ -83,16 +83,16 @@ def test_without_fchmod_the_mode_is_set_before_a_peer_can_connect(
     mode: int, umask: int, short_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listen, path = socket.socket.listen, short_path / "echo"
-    seen: list[int] = []
+    observed: list[int] = []
 
     def watched(sock: socket.socket, backlog: int) -> None:
-        seen.append(mode_of(path))
+        observed.append(mode_of(path))
         listen(sock, backlog)
 
     monkeypatch.setattr(os, "fchmod", refuse_fchmod)
     monkeypatch.setattr(socket.socket, "listen", watched)
     with bound(path, mode):
-        assert seen[0] == mode
+        assert observed[0] == mode
 
 
 def test_without_o_path_the_mode_is_set_all_the_same(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +136,7 @@ def test_no_mode_is_set_of_a_file_that_replaced_the_socket(
     assert mode_of(private) == 0o600
 
 
-async def test_a_live_servers_path_is_not_stolen(short_path: Path) -> None:
+async def test_a_live_servers_path_is_not_taken_over(short_path: Path) -> None:
     path = short_path / "echo"
     async with listening(f"unix:{path}") as [listener]:
         inode = path.stat().st_ino
@@ -147,7 +147,7 @@ async def test_a_live_servers_path_is_not_stolen(short_path: Path) -> None:
             listener.sock.accept()[0].close()
 
 
-async def test_a_server_too_busy_to_answer_is_alive(short_path: Path) -> None:
+async def test_a_path_with_a_full_accept_backlog_is_in_use(short_path: Path) -> None:
     path = str(short_path / "echo")
     async with listening(f"unix:{path}", backlog=0):
         with socket.socket(socket.AF_UNIX) as first:
@@ -166,7 +166,7 @@ async def test_a_stale_path_is_taken_over(short_path: Path) -> None:
     assert not path.exists()
 
 
-async def test_two_cannot_take_over_one_stale_path_at_once(
+async def test_two_servers_cannot_take_over_one_stale_path_at_once(
     short_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = short_path / "echo"
@@ -175,28 +175,28 @@ async def test_two_cannot_take_over_one_stale_path_at_once(
     unlink = os.unlink
     rivals: list[str] = []
 
-    def unlink_while_a_rival_comes(target: bytes) -> None:
-        """The rival has its turn after we found the path stale and before we removed it."""
+    def unlink_after_a_rival_tries(target: bytes) -> None:
+        """Start a second server between the check for a stale file and its removal."""
         monkeypatch.setattr(os, "unlink", unlink)
         try:
             bind_unix(UnixAddress(path=str(path)), backlog=16, options=SocketOptions())
-            rivals.append("stole it")
+            rivals.append("bound")
         except OSError as exc:
             rivals.append(errno.errorcode[exc.errno or 0])
         unlink(target)
 
-    monkeypatch.setattr(os, "unlink", unlink_while_a_rival_comes)
+    monkeypatch.setattr(os, "unlink", unlink_after_a_rival_tries)
     async with listening(f"unix:{path}"):
         assert rivals == ["EBUSY"]
 
 
-async def test_only_our_own_file_is_removed(short_path: Path) -> None:
+async def test_a_file_that_replaced_the_socket_file_is_not_removed(short_path: Path) -> None:
     path = short_path / "echo"
     async with listening(f"unix:{path}"):
         path.unlink()
-        path.write_text("somebody else's")
+        path.write_text("of another program")
 
-    assert path.read_text() == "somebody else's"
+    assert path.read_text() == "of another program"
 
 
 async def test_a_relative_path_is_removed_from_where_it_was_made(
@@ -238,7 +238,7 @@ async def test_a_path_of_107_bytes_is_listened_on(short_path: Path) -> None:
 
 
 def test_a_path_through_a_link_is_removed_from_where_it_was_made(short_path: Path) -> None:
-    """link/.. is the parent of what the link names, and not of the link."""
+    """link/.. is the parent of the target of the link, not of the link."""
     (short_path / "deep" / "er").mkdir(parents=True)
     (short_path / "link").symlink_to("deep/er")
     with bound(short_path / "link/../echo"):
@@ -287,7 +287,7 @@ def unshares() -> bool:
 
 @pytest.mark.parametrize("apart", [False, True], ids=["same namespace", "another network namespace"])
 def test_a_server_that_is_about_to_listen_keeps_its_path_until_it_is_killed(apart: bool, short_path: Path) -> None:
-    """As in containers that share a volume: an abstract name would be seen in one of them only."""
+    """Containers that share a volume: an abstract name would be visible in one of them only."""
     if apart and not unshares():
         pytest.skip("unshare -rn makes no network namespace here")
 
@@ -304,7 +304,7 @@ def test_a_server_that_is_about_to_listen_keeps_its_path_until_it_is_killed(apar
         rival.kill()
         rival.wait()
 
-    # What it left behind: the lock file and a socket file that no server listens on.
+    # The killed server left its lock file and a stale socket file.
     assert sorted(os.listdir(short_path)) == [".echo.lock", "echo"]
     with bound(short_path / "echo"):
         assert os.listdir(short_path) == ["echo"]
@@ -327,13 +327,13 @@ def dangling(lock: Path) -> None:
     lock.symlink_to("nowhere")
 
 
-@pytest.mark.parametrize("thing", [link, directory, fifo, dangling])
-def test_in_a_sticky_directory_nothing_in_the_locks_place_keeps_a_server_from_starting(
-    thing: Callable[[Path], None], short_path: Path
+@pytest.mark.parametrize("make_obstacle", [link, directory, fifo, dangling])
+def test_in_a_sticky_directory_an_obstacle_at_the_lock_path_keeps_no_server_from_starting(
+    make_obstacle: Callable[[Path], None], short_path: Path
 ) -> None:
-    """Every user can put such a thing into /tmp, and none but its owner can remove it."""
+    """Every user can create such a file in /tmp, and only its owner can remove it."""
     short_path.chmod(0o1777)
-    thing(short_path / ".echo.lock")
+    make_obstacle(short_path / ".echo.lock")
     before = sorted(os.listdir(short_path))
     with bound(short_path / "echo"):
         pass
@@ -356,11 +356,13 @@ def test_in_a_sticky_directory_the_lock_of_another_user_keeps_no_server_from_sta
     assert lock.exists()
 
 
-@pytest.mark.parametrize("thing", [link, directory, fifo, dangling])
-def test_a_thing_in_the_locks_place_is_named(thing: Callable[[Path], None], short_path: Path) -> None:
-    """Only a user that can write to the directory puts it there, and this user can remove the socket too."""
+@pytest.mark.parametrize("make_obstacle", [link, directory, fifo, dangling])
+def test_an_obstacle_at_the_lock_path_is_named_in_the_error(
+    make_obstacle: Callable[[Path], None], short_path: Path
+) -> None:
+    """Only a user that can write to the directory can create it, and this user can remove the socket too."""
     lock = short_path / ".echo.lock"
-    thing(lock)
+    make_obstacle(lock)
     assert f"{lock} is in the way; remove it" in refusal(short_path / "echo")
     assert mode_of(lock) != 0o666
     assert not (short_path / "echo").exists()
@@ -374,17 +376,17 @@ def test_a_thing_in_the_locks_place_is_named(thing: Callable[[Path], None], shor
 def test_the_lock_opens_to_the_users_that_can_write_to_the_directory(
     directory_mode: int, lock_mode: int, umask: int, short_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    listen, seen = socket.socket.listen, list[int]()
+    listen, observed = socket.socket.listen, list[int]()
 
     def watched(sock: socket.socket, backlog: int) -> None:
-        seen.append(mode_of(short_path / ".echo.lock"))
+        observed.append(mode_of(short_path / ".echo.lock"))
         listen(sock, backlog)
 
     monkeypatch.setattr(socket.socket, "listen", watched)
     os.chown(short_path, -1, os.getegid())
     short_path.chmod(directory_mode)
     with bound(short_path / "echo"):
-        assert seen == [lock_mode]
+        assert observed == [lock_mode]
 
 
 def test_a_file_system_without_locks_is_served_without_one(
@@ -399,7 +401,7 @@ def test_a_file_system_without_locks_is_served_without_one(
 
 
 def test_a_lock_that_its_holder_removed_is_taken_anew(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The holder is done between our open(2) and flock(2): what we locked is no file any more."""
+    """The holder removes the lock file between open(2) and flock(2) of the next server."""
     flock, lock = fcntl.flock, short_path / ".echo.lock"
     rounds: list[bool] = []
 
