@@ -83,7 +83,7 @@ def peek(sock: socket.socket, records: Records | None = None) -> bytes | None:
         for _ in range(_STEPS):
             if (data := records.receive(1)) is not None:
                 return data
-            if not records.go_on():
+            if not records.process_more():
                 chunk = sock.recv(_CHUNK)
                 if not chunk:  # a FIN without close_notify
                     break

@@ -35,18 +35,18 @@ from anyecho.clock import LOOKS, call_until
 from anyecho.net.stream import PolledStream
 from anyecho.net.tls_attributes import attributes_of
 from anyecho.net.tls_errors import alert_of
-from anyecho.net.tls_records import RECORD, Records
+from anyecho.net.tls_records import RECORD_SIZE, Records
 from anyecho.net.tls_transfer import TLSTransfer
 
 #: Seconds that a peer who takes nothing can hold up a close.
 CLOSE_TIMEOUT = 2.0
 #: Given to OpenSSL at a time: four full records.
-_CHUNK = 4 * RECORD
+_CHUNK = 4 * RECORD_SIZE
 #: Of what a peer sent that nobody will read; one that sends more is still sending.
-_MOST_DISCARDED = 1 << 20
+_MAX_DISCARDED = 1 << 20
 #: Pending at most while a peer makes OpenSSL answer (refuse to renegotiate, say) and does not read that: twice what
 #: one `send` can have pending.
-_MOST_UNSENT = 2 * _CHUNK
+_MAX_PENDING = 2 * _CHUNK
 
 
 class TLSStream(TLSTransfer):
@@ -55,11 +55,11 @@ class TLSStream(TLSTransfer):
     __slots__ = ()
 
     @classmethod
-    def over(cls, stream: PolledStream, records: Records) -> TLSStream:
+    def wrap(cls, stream: PolledStream, records: Records) -> TLSStream:
         """The same connection, with TLS from now on; `stream` is not used any more."""
         return cls(stream._sock, stream._registration, records, budget=stream.budget)
 
-    def below(self) -> PolledStream:
+    def without_tls(self) -> PolledStream:
         """The connection without TLS; what TLS has to say on it is its `rest`. This stream is not used any more."""
         stream = PolledStream(self._sock, self._registration)
         stream.rest = self.records.take()
@@ -83,7 +83,7 @@ class TLSStream(TLSTransfer):
                 if not over:
                     await self._read_more()
         except OSError as exc:
-            self._flush_if_alive()
+            self._try_flush()
             raise self._translate(exc) from exc
         finally:
             self._sending = self._receiving = False
@@ -103,31 +103,31 @@ class TLSStream(TLSTransfer):
                 await self._yield()
             fruitless = False
             while (data := records.receive(max_bytes)) is None:
-                if records.unsent:
-                    self._flush_if_alive()
-                    if records.unsent > _MOST_UNSENT:
+                if records.wire_bytes_pending:
+                    self._try_flush()
+                    if records.wire_bytes_pending > _MAX_PENDING:
                         raise ssl.SSLError(ssl.SSL_ERROR_SSL, "the peer does not read the answers it asks for")
-                if self._turn is not None:
-                    self._end_turn()
+                if self._read_done is not None:
+                    self._wake_readers()
                 # What brings nothing is not cheap: a flood of it must not keep others waiting.
                 if fruitless:
                     await self._yield()
                 fruitless = True
-                if not records.go_on():
+                if not records.process_more():
                     while not (registration.may_read and self._feed()):
                         await registration.readable()
                         self._refill()
             if records.resumed:
                 records.resumed = False
-                self._flush_if_alive()
+                self._try_flush()
         except OSError as exc:
-            self._flush_if_alive()
+            self._try_flush()
             # After a reset, the kernel says that the data has ended. But an alert that came before it says why.
             raise self._translate(exc) from exc if alert_of(exc) else self._broken or exc
         finally:
             self._receiving = False
-            if self._turn is not None:
-                self._end_turn()
+            if self._read_done is not None:
+                self._wake_readers()
 
         if not data:
             raise EndOfStream if self._broken is None else BrokenResourceError from self._broken
@@ -144,11 +144,11 @@ class TLSStream(TLSTransfer):
         try:
             if not rest or self._is_spent():
                 await self._yield()
-            if self.records.unsent:
+            if self.records.wire_bytes_pending:
                 await self._flush()
             for start in range(0, len(rest), _CHUNK):
-                if self.records.held_up:
-                    await self._complete_message()
+                if self.records.write_blocked:
+                    await self._flush_held()
                 # No more than OpenSSL's buffer should hold; it would take any amount, three times over.
                 self.records.send(memoryview(rest)[start : start + _CHUNK] if len(rest) > _CHUNK else rest)
                 given = start + _CHUNK
@@ -188,7 +188,7 @@ class TLSStream(TLSTransfer):
                 # Whether there is room is not known if no task waited for it: the kernel tells.
                 self._registration.may_write = True
                 with suppress(OSError, BrokenResourceError, ClosedResourceError):
-                    await call_until(current_time() + CLOSE_TIMEOUT, CLOSE_TIMEOUT / LOOKS, self._say_goodbye)
+                    await call_until(current_time() + CLOSE_TIMEOUT, CLOSE_TIMEOUT / LOOKS, self._close_gracefully)
             finally:
                 self._sending = False
                 with CancelScope(shield=True):
@@ -196,17 +196,17 @@ class TLSStream(TLSTransfer):
 
         await super().aclose()
 
-    async def _say_goodbye(self) -> None:
+    async def _close_gracefully(self) -> None:
         if self.records.established and self._broken is None and not self._eof_sent:
             self._eof_sent = True
             self.records.send_eof()
         # No checkpoint if the kernel takes it all: somebody cancelled closes as politely.
         await self._flush()
-        if self.records.held_up:
-            await self._complete_message()
+        if self.records.write_blocked:
+            await self._flush_held()
         # Tickets, and answers nobody waited for. Unread, they would make the kernel reset the connection, and
         # destroy what was sent just now.
-        for _ in range(_MOST_DISCARDED // _CHUNK):
+        for _ in range(_MAX_DISCARDED // _CHUNK):
             if not self._sock.recv(_CHUNK):
                 break
 

@@ -53,7 +53,7 @@ def client_session(address: TCPAddress | UnixAddress, options: TLSClientOptions)
 
 async def secure(stream: PolledStream, records: Records, address: Address) -> TLSStream:
     """Shake hands on `stream`, which is closed if that fails. Raises `ConnectError`."""
-    secured = TLSStream.over(stream, records)
+    secured = TLSStream.wrap(stream, records)
     try:
         await secured.handshake()
     except BaseException as exc:

@@ -188,9 +188,9 @@ class Certificates:
             self.context = options.context
             self.context.options |= ssl.OP_NO_RENEGOTIATION
         elif options.ssl_self_signed:
-            self.context = self._made_up(addresses)
+            self.context = self._self_signed(addresses)
         elif options.ssl_certfile:
-            self.context = self._loaded(options.ssl_certfile)
+            self.context = self._load(options.ssl_certfile)
         else:
             text = f"{addresses[0]} needs a certificate: give ssl_certfile or ssl_self_signed"
             raise UsageError(text, options=("ssl_certfile", "ssl_self_signed"))
@@ -201,15 +201,15 @@ class Certificates:
         Raises `CertificateError` if they cannot be used; then the certificate stays what it was.
         """
         if self._options.ssl_certfile:
-            self.context = self._loaded(self._options.ssl_certfile)
+            self.context = self._load(self._options.ssl_certfile)
 
     def close(self) -> None:
         """Remove the file of a CA that was made up, unless this is a forked child of the process that made it."""
         if self.cacert is not None and os.getpid() == self._owner:
             self.cacert.unlink(missing_ok=True)
 
-    def _loaded(self, certfile: FilePath) -> ssl.SSLContext:
-        context = self._new()
+    def _load(self, certfile: FilePath) -> ssl.SSLContext:
+        context = self._new_context()
         load_chain(
             context,
             certfile,
@@ -220,7 +220,7 @@ class Certificates:
         )
         return context
 
-    def _made_up(self, addresses: Sequence[Address]) -> ssl.SSLContext:
+    def _self_signed(self, addresses: Sequence[Address]) -> ssl.SSLContext:
         try:
             import trustme  # an optional extra
         except ImportError as exc:
@@ -231,7 +231,7 @@ class Certificates:
             if isinstance(address, TCPAddress):
                 names.add(host_name(address.host.partition("%")[0]) or socket.gethostname())
         ca = trustme.CA()
-        context = self._new()
+        context = self._new_context()
         try:
             ca.issue_cert(*sorted(names)).configure_cert(context)
             descriptor, path = tempfile.mkstemp(prefix="anyecho-ca-", suffix=".pem")
@@ -244,7 +244,7 @@ class Certificates:
 
         return context
 
-    def _new(self) -> ssl.SSLContext:
+    def _new_context(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         _restrict(context, self._options.ssl_alpn)
         context.verify_mode = _VERIFY[self._options.ssl_cert_reqs]

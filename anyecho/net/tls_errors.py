@@ -12,7 +12,7 @@ TLSError = ssl.SSLError
 #: The kernel says that the peer's data has ended, and the peer had not.
 TLSTruncated = ssl.SSLEOFError
 
-_CLEARER = {
+_REWORDED = {
     "PEM lib": "it holds nothing of the kind in PEM format, or the password is wrong",
     "no certificate or crl found": "it holds no certificate in PEM format",
     "wrong version number": "the peer does not speak TLS",
@@ -37,4 +37,4 @@ def explain(exc: BaseException) -> str:
         return f"the peer sent the alert {alert}"
 
     text = re.sub(r"^\[[^]]*\] | \(_ssl\.c:\d+\)$", "", str(exc))
-    return _CLEARER.get(text, text)
+    return _REWORDED.get(text, text)

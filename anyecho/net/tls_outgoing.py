@@ -14,7 +14,15 @@ from collections.abc import Callable
 class Outgoing:
     """Encrypted bytes are pending until `flush` or `take` removes them. Plaintext can be held before that."""
 
-    __slots__ = ("_held", "_outgoing", "_rest", "_settled", "given", "gone", "held")
+    __slots__ = (
+        "_held",
+        "_outgoing",
+        "_plaintext_flushed",
+        "_rest",
+        "plaintext_held",
+        "plaintext_queued",
+        "wire_bytes_sent",
+    )
 
     def __init__(self) -> None:
         self._outgoing = ssl.MemoryBIO()
@@ -23,41 +31,41 @@ class Outgoing:
         #: Plaintext that cannot be encrypted yet. Sessions that never hold any are the rule, hence no deque.
         self._held: list[bytes | memoryview] = []
         #: Bytes of plaintext given to `Records.send`; and those of them that are held.
-        self.given = 0
-        self.held = 0
+        self.plaintext_queued = 0
+        self.plaintext_held = 0
         #: Bytes of the network sent.
-        self.gone = 0
+        self.wire_bytes_sent = 0
         #: Bytes of plaintext encrypted when nothing was pending for the last time.
-        self._settled = 0
+        self._plaintext_flushed = 0
 
     @property
-    def unsent(self) -> int:
+    def wire_bytes_pending(self) -> int:
         """How many bytes are pending."""
         return len(self._rest) + self._outgoing.pending
 
     @property
-    def delivered(self) -> int:
+    def plaintext_sent(self) -> int:
         """Bytes of plaintext sent, as far as can be told: what is pending of it has headers as well."""
-        return max(self._settled, self.given - self.held - self.unsent)
+        return max(self._plaintext_flushed, self.plaintext_queued - self.plaintext_held - self.wire_bytes_pending)
 
     def hold(self, item: bytes | memoryview) -> None:
         """Keep a copy of `item` until it is released."""
         self._held.append(bytes(item))
-        self.held += len(item)
+        self.plaintext_held += len(item)
 
     def release(self, encrypt: Callable[[bytes | memoryview], int]) -> None:
         """Give `encrypt` the oldest held item; keep what it did not take, all of it if it raises."""
         item = self._held[0]
         count = encrypt(item)
-        self.held -= count
+        self.plaintext_held -= count
         self._held[:1] = [memoryview(item)[count:]] if count < len(item) else []
 
     def take(self) -> bytes:
         """All that is pending, and is not any more."""
         rest = bytes(self._rest) + self._outgoing.read()
         self._rest = b""
-        self.gone += len(rest)
-        self._settled = self.given - self.held
+        self.wire_bytes_sent += len(rest)
+        self._plaintext_flushed = self.plaintext_queued - self.plaintext_held
         return rest
 
     def flush(self, send: Callable[[bytes | memoryview], int]) -> bool:
@@ -70,11 +78,11 @@ class Outgoing:
 
         self._rest = rest
         count = send(rest)
-        self.gone += count
+        self.wire_bytes_sent += count
         if count < len(rest):
             self._rest = memoryview(rest)[count:]
             return False
 
         self._rest = b""
-        self._settled = self.given - self.held
+        self._plaintext_flushed = self.plaintext_queued - self.plaintext_held
         return True

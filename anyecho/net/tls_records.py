@@ -6,7 +6,7 @@ them, others know. Not a non-blocking `SSLSocket`, which is no faster and cannot
 
 from __future__ import annotations
 
-__all__ = ("OVERHEAD", "RECORD", "Records")
+__all__ = ("RECORD_OVERHEAD", "RECORD_SIZE", "Records")
 
 import ssl
 from contextlib import nullcontext, suppress
@@ -18,15 +18,15 @@ from anyecho.net.tls_outgoing import Outgoing
 T = TypeVar("T")
 
 #: The most that one record holds (RFC 8446, section 5.1), and so that one call of OpenSSL moves.
-RECORD = 16384
+RECORD_SIZE = 16384
 #: And what may come on top of that, on the wire (section 5.2; TLS 1.2 would allow 2048, and needs less).
-OVERHEAD = 256
+RECORD_OVERHEAD = 256
 
 
 #: Of a record: type, version, and length in the last two bytes (RFC 8446, section 5.1).
-_HEADER = 5
+_HEADER_SIZE = 5
 #: Looked at at once: of KeyUpdates, 27 bytes each, 1.6 ms.
-_RECORDS = 64
+_RECORDS_PER_FEED = 64
 
 
 class Records(Outgoing):
@@ -42,17 +42,17 @@ class Records(Outgoing):
     """
 
     __slots__ = (
-        "_dry",
+        "_decrypted",
         "_failure",
         "_incoming",
-        "_kept",
-        "_skip",
-        "_stored",
+        "_missing_bytes",
+        "_needs_input",
+        "_unparsed",
         "established",
         "half_closed",
-        "held_up",
         "resumed",
         "tls",
+        "write_blocked",
     )
 
     def __init__(self, context: ssl.SSLContext, *, server_side: bool, server_hostname: str | None = None) -> None:
@@ -62,19 +62,19 @@ class Records(Outgoing):
             self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
         )
         #: Of what came: fed, but not looked at yet; and how much is still to come of the record before that.
-        self._kept = b""
-        self._skip = 0
+        self._unparsed = b""
+        self._missing_bytes = 0
         #: Decrypted before anybody asked for it.
-        self._stored = b""
+        self._decrypted = b""
         self._failure: TLSError | None = None
         #: Whether no whole record is left. To be told so by OpenSSL's exception costs as much as a record does.
-        self._dry = True
+        self._needs_input = True
         #: Whether the handshake is over.
         self.established = False
         #: Whether our close_notify is among what was, or is to be, sent.
         self.half_closed = False
         #: Whether plaintext or our close_notify waits until the peer has completed a message.
-        self.held_up = False
+        self.write_blocked = False
         #: Set when that was encrypted; the stream clears it.
         self.resumed = False
 
@@ -85,40 +85,44 @@ class Records(Outgoing):
     @property
     def wants_more(self) -> bool:
         """Whether there is nothing to `receive` until the peer has said more."""
-        return self._dry and not self._stored and len(self._kept) < _HEADER
+        return self._needs_input and not self._decrypted and len(self._unparsed) < _HEADER_SIZE
 
     def feed(self, data: bytes | memoryview) -> None:
-        """Take in bytes of the network, if more are wanted; of many small records, some are kept for `go_on`."""
+        """Accept `data` from the network. Of many small records, the later ones are kept for `process_more`."""
         size = len(data)
-        self._dry = False
+        self._needs_input = False
         # Most messages are one record. To look for where the next begins would cost a tenth of their echo.
-        if not (self._kept or self._skip) and size > _HEADER and data[3] << 8 | data[4] == size - _HEADER:
+        if (
+            not (self._unparsed or self._missing_bytes)
+            and size > _HEADER_SIZE
+            and data[3] << 8 | data[4] == size - _HEADER_SIZE
+        ):
             self._incoming.write(data)
             return
 
-        if self._kept:
-            data = self._kept + data
+        if self._unparsed:
+            data = self._unparsed + data
             size = len(data)
-        end = self._skip
-        for _ in range(_RECORDS):
-            if end + _HEADER > size:
+        end = self._missing_bytes
+        for _ in range(_RECORDS_PER_FEED):
+            if end + _HEADER_SIZE > size:
                 break
-            end += _HEADER + (data[end + 3] << 8 | data[end + 4])
+            end += _HEADER_SIZE + (data[end + 3] << 8 | data[end + 4])
 
-        self._skip = max(0, end - size)
-        self._kept = bytes(data[end:])
-        self._incoming.write(data[:end] if self._kept else data)
+        self._missing_bytes = max(0, end - size)
+        self._unparsed = bytes(data[end:])
+        self._incoming.write(data[:end] if self._unparsed else data)
 
-    def go_on(self) -> bool:
+    def process_more(self) -> bool:
         """Look at more of what was fed; return whether there was any.
 
         An empty record costs as much as one of 16 KiB, and a KeyUpdate far more: whoever goes on lets others have
         their turn first.
         """
-        if len(self._kept) < _HEADER:
+        if len(self._unparsed) < _HEADER_SIZE:
             return False
 
-        data, self._kept = self._kept, b""
+        data, self._unparsed = self._unparsed, b""
         self.feed(data)
         return True
 
@@ -127,7 +131,7 @@ class Records(Outgoing):
         try:
             self.tls.do_handshake()
         except ssl.SSLError as exc:
-            self._judge(exc, None)
+            self._handle_error(exc, None)
             return False
 
         self.established = True
@@ -135,56 +139,56 @@ class Records(Outgoing):
 
     def receive(self, max_bytes: int) -> bytes | None:
         """Plaintext, at most `max_bytes`; empty at the peer's close_notify, None while it has to say more."""
-        if self._stored:
-            data, self._stored = self._stored[:max_bytes], self._stored[max_bytes:]
+        if self._decrypted:
+            data, self._decrypted = self._decrypted[:max_bytes], self._decrypted[max_bytes:]
             return data
-        if self._dry and self._failure is None:
+        if self._needs_input and self._failure is None:
             return None
 
-        first = self._read(min(max_bytes, RECORD))
-        if self.held_up:
+        first = self._read(min(max_bytes, RECORD_SIZE))
+        if self.write_blocked:
             self._resume_after(first)
-        if not first or self._dry or len(first) == max_bytes:
+        if not first or self._needs_input or len(first) == max_bytes:
             return first
 
         # A record is small beside what one recv(2) brings, and would be sent on alone.
         chunks = [first]
         left = max_bytes - len(first)
         with suppress(TLSError):  # first what was good before it; it is raised the next time
-            while left and (chunk := self._read(min(left, RECORD))):
+            while left and (chunk := self._read(min(left, RECORD_SIZE))):
                 chunks.append(chunk)
                 left -= len(chunk)
 
         return b"".join(chunks)
 
-    def reflect(self, buffer: memoryview) -> bool:
+    def echo_all(self, buffer: memoryview) -> bool:
         """`send` all that there is to `receive`, through a `buffer` for one record; return if the peer is done.
 
         Step by step, the calls would cost as much as what OpenSSL does with a small record.
         """
-        if self._dry:
+        if self._needs_input:
             return False
 
         tls: Any = self.tls  # typeshed knows only the bytes of the other way
         incoming = self._incoming
         try:
-            while count := tls.read(RECORD, buffer):
+            while count := tls.read(RECORD_SIZE, buffer):
                 tls.write(buffer[:count])  # all of it: one record, into memory
-                self.given += count
+                self.plaintext_queued += count
                 # A record that did not fill the buffer has left nothing in OpenSSL's own.
-                if not incoming.pending and (count < RECORD or not tls.pending()):
-                    self._dry = True
+                if not incoming.pending and (count < RECORD_SIZE or not tls.pending()):
+                    self._needs_input = True
                     return False
         except ssl.SSLError as exc:
-            return self._judge(exc, True) or False
+            return self._handle_error(exc, True) or False
 
-        self._check_end()
+        self._check_eof()
         return True
 
     def send(self, item: bytes | memoryview) -> None:
         """Encrypt all of `item`, or hold it while a part of a message has been read."""
-        self.given += len(item)
-        if self.held_up:
+        self.plaintext_queued += len(item)
+        if self.write_blocked:
             self.hold(item)
             return
 
@@ -195,28 +199,28 @@ class Records(Outgoing):
                 count = self.tls.write(item)
         except ssl.SSLWantReadError:
             self.hold(item)
-            self.held_up = True
+            self.write_blocked = True
         except ssl.SSLError as exc:
-            self._note(exc)
+            self._set_failure(exc)
             raise
 
     def send_eof(self) -> None:
         """Say close_notify, after what is held. The peer may go on sending, and `receive` goes on working."""
         self.half_closed = True
-        if self.held or not self._send_close_notify():
-            self.held_up = True
+        if self.plaintext_held or not self._send_close_notify():
+            self.write_blocked = True
 
     def resume(self) -> None:
-        """Encrypt what is held, if the peer has completed its message; `held_up` tells."""
+        """Encrypt what is held, if the peer has completed its message; `write_blocked` tells."""
         try:
-            while self.held:
+            while self.plaintext_held:
                 self.release(self.tls.write)
         except ssl.SSLError as exc:
-            if self._judge(exc, True):
-                self._check_end()
+            if self._handle_error(exc, True):
+                self._check_eof()
             return
 
-        self.held_up = self.half_closed and not self._send_close_notify()
+        self.write_blocked = self.half_closed and not self._send_close_notify()
         self.resumed = True
 
     def _resume_after(self, data: bytes | None) -> None:
@@ -228,8 +232,8 @@ class Records(Outgoing):
         """Return whether OpenSSL could say it."""
         # Not while a record is left to read: OpenSSL looks for the peer's close_notify at once, and takes anything
         # else for an attack.
-        while (data := self._read(RECORD)) or self.go_on():
-            self._stored += data or b""
+        while (data := self._read(RECORD_SIZE)) or self.process_more():
+            self._decrypted += data or b""
 
         try:
             self.tls.unwrap()
@@ -237,16 +241,16 @@ class Records(Outgoing):
             if exc.reason == "SHUTDOWN_WHILE_IN_INIT":
                 return False
 
-            self._judge(exc, None)  # that it wants to read the peer's own is no failure
+            self._handle_error(exc, None)  # that it wants to read the peer's own is no failure
 
         return True
 
-    def _check_end(self) -> None:
+    def _check_eof(self) -> None:
         """Raise if the peer has said close_notify instead of the rest of its message: nothing can be encrypted."""
         try:
             self.tls.write(b"")  # makes no record
         except ssl.SSLWantReadError:
-            self._note(TLSError(ssl.SSL_ERROR_SSL, "the peer ended in the middle of a handshake message"))
+            self._set_failure(TLSError(ssl.SSL_ERROR_SSL, "the peer ended in the middle of a handshake message"))
         except ssl.SSLError:
             return  # our close_notify has been said
         self._raise_failure()
@@ -257,34 +261,36 @@ class Records(Outgoing):
 
     def _read(self, size: int) -> bytes | None:
         self._raise_failure()
-        if self._dry:
+        if self._needs_input:
             return None
 
         try:
             data = self.tls.read(size)
         except ssl.SSLError as exc:
-            return self._judge(exc, b"")
+            return self._handle_error(exc, b"")
 
         if not data:
-            self._check_end()
+            self._check_eof()
         # Less than was asked for has left nothing in OpenSSL's own.
-        self._dry = bool(data) and not (self._incoming.pending or (len(data) == size and self.tls.pending()))
+        self._needs_input = bool(data) and not (
+            self._incoming.pending or (len(data) == size and self.tls.pending())
+        )
         return data
 
-    def _judge(self, exc: TLSError, end: T) -> T | None:
+    def _handle_error(self, exc: TLSError, end: T) -> T | None:
         """None if it is only that more is wanted, `end` if it is the peer's close_notify; all else is raised."""
         if isinstance(exc, ssl.SSLZeroReturnError):
             return end
         if not isinstance(exc, ssl.SSLWantReadError):
-            self._note(exc)
+            self._set_failure(exc)
             try:
                 raise exc
             finally:
                 del exc  # its traceback has this frame: a cycle
 
-        self._dry = True
+        self._needs_input = True
         return None
 
-    def _note(self, exc: TLSError) -> None:
+    def _set_failure(self, exc: TLSError) -> None:
         # A copy: the original's traceback holds this session, and the session would hold it.
         self._failure = self._failure or type(exc)(*exc.args)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from anyio import BrokenResourceError, BusyResourceError, ClosedResourceError, Event
 
 from anyecho.net.stream import PolledStream
-from anyecho.net.tls_records import OVERHEAD, RECORD, Records
+from anyecho.net.tls_records import RECORD_OVERHEAD, RECORD_SIZE, Records
 
 if TYPE_CHECKING:
     import socket
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from anyecho.net.fallback import Registration
 
 #: Read at a time: four full records.
-_WIRE_CHUNK = 4 * (RECORD + OVERHEAD)
+_WIRE_CHUNK = 4 * (RECORD_SIZE + RECORD_OVERHEAD)
 
 
 class TLSTransfer(PolledStream):
     """`PolledStream`'s socket and budget, for what `records` exchange with the peer."""
 
-    __slots__ = ("_sender_reads", "_turn", "records")
+    __slots__ = ("_read_done", "_sender_reads", "records")
 
     def __init__(
         self, sock: socket.socket, registration: Registration, records: Records, *, budget: int = 1
@@ -38,16 +38,16 @@ class TLSTransfer(PolledStream):
         #: Whether the task that reads is a sender's.
         self._sender_reads = False
         #: Set once the task that reads has read something. There is one only while another task waits for that.
-        self._turn: Event | None = None
+        self._read_done: Event | None = None
 
-    async def _complete_message(self) -> None:
+    async def _flush_held(self) -> None:
         """Return once nothing is held any more, and what was is sent. Read for that, unless a receiver does."""
         records = self.records
-        while records.held_up:
+        while records.write_blocked:
             if self._broken is not None:
                 raise BrokenResourceError from self._broken
             if self._receiving:
-                await self._wait_for_turn()
+                await self._wait_for_read()
             else:
                 await self._read_as_sender()
             await self._flush()
@@ -57,14 +57,14 @@ class TLSTransfer(PolledStream):
         try:
             await self._read_more()
             self.records.resume()
-            if self.records.held_up:
+            if self.records.write_blocked:
                 await self._yield()
         except OSError:
-            self._flush_if_alive()
+            self._try_flush()
             raise
         finally:
             self._receiving = self._sender_reads = False
-            self._end_turn()
+            self._wake_readers()
 
     async def _take_over_reading(self) -> None:
         """Wait until the sender that reads has read. Raises `BusyResourceError` if it is a receiver that reads."""
@@ -72,22 +72,22 @@ class TLSTransfer(PolledStream):
             if not self._sender_reads:
                 raise BusyResourceError("receiving from")
 
-            await self._wait_for_turn()
+            await self._wait_for_read()
         if self._closed:
             raise ClosedResourceError
 
-    async def _wait_for_turn(self) -> None:
-        self._turn = self._turn or Event()
-        await self._turn.wait()
+    async def _wait_for_read(self) -> None:
+        self._read_done = self._read_done or Event()
+        await self._read_done.wait()
 
-    def _end_turn(self) -> None:
-        if self._turn is not None:
-            self._turn.set()
-            self._turn = None
+    def _wake_readers(self) -> None:
+        if self._read_done is not None:
+            self._read_done.set()
+            self._read_done = None
 
     async def _read_more(self) -> None:
         """Give OpenSSL more of what the peer said, once there is more."""
-        if not self.records.go_on():
+        if not self.records.process_more():
             while not (self._registration.may_read and self._feed()):
                 await self._registration.readable()
                 self._refill()
@@ -121,19 +121,19 @@ class TLSTransfer(PolledStream):
     def _flush_now(self) -> bool:
         """Send what the kernel takes; return whether that was all."""
         records, registration = self.records, self._registration
-        gone, over = records.gone, False
+        gone, over = records.wire_bytes_sent, False
         try:
             while not over and registration.may_write:
                 over = records.flush(self._sock.send)
         except BlockingIOError:
             registration.may_write = False
         finally:
-            self._bytes_left -= records.gone - gone
-            self.bytes_sent = records.given - records.held if over else records.delivered
+            self._bytes_left -= records.wire_bytes_sent - gone
+            self.bytes_sent = records.plaintext_queued - records.plaintext_held if over else records.plaintext_sent
 
-        return over or not records.unsent
+        return over or not records.wire_bytes_pending
 
-    def _flush_if_alive(self) -> None:
+    def _try_flush(self) -> None:
         # Whoever reads is not to be told that it cannot be written: what had come before may still be read.
         self._registration.may_write = True  # whether it may is not known if nobody waits for it: the kernel says
         with suppress(OSError):

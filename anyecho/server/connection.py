@@ -133,7 +133,7 @@ class Connection(ABC):
         if not self.echoes:
             *_, cause = _causes(error)
             if isinstance(cause, TLSError) and not isinstance(cause, TLSTruncated):
-                self.engine.handshakes.failures.warn("handshake with %s failed: %s", self.name, explain(cause))
+                self.engine.handshakes.failure_log.warn("handshake with %s failed: %s", self.name, explain(cause))
             return "handshake"
 
         received, sent = self.totals
@@ -206,7 +206,7 @@ class Connection(ABC):
         self.engine.handshakes.finish(self)
         if isinstance(stream, TLSStream) and stream.records.failed:
             # Nothing is left to say but the alert.
-            stream = stream.below()
+            stream = stream.without_tls()
         ended, quiet = self.look()
         least = self.engine.linger / LOOKS
         deadline = self._deadline(least)

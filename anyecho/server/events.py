@@ -18,7 +18,7 @@ from anyecho.net.linger import is_acknowledged
 from anyecho.net.poller import Poller
 from anyecho.net.registration import ERROR, ODD, READ, READ_ONCE, WRITE, short_read_empties
 from anyecho.net.stream import PolledStream
-from anyecho.net.tls_records import RECORD
+from anyecho.net.tls_records import RECORD_SIZE
 from anyecho.server.connection import Connection, Engine
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class EventsEngine(Engine):
     poller: Poller
     buffer: memoryview = field(init=False, default_factory=lambda: memoryview(bytearray(_BUFFER_SIZE)))
     #: For what one TLS record holds.
-    plain: memoryview = field(init=False, default_factory=lambda: memoryview(bytearray(RECORD)))
+    plain: memoryview = field(init=False, default_factory=lambda: memoryview(bytearray(RECORD_SIZE)))
     #: What was sent last, and its length: most messages are as long as the one before, and to cut the buffer anew
     #: would cost 0.13 us.
     chunk: memoryview = field(init=False, default_factory=lambda: memoryview(b""))

@@ -73,7 +73,7 @@ class Introduction(Connection):
         self.sockaddr = sockaddr
         self.note_start(sockaddr)
         if self.entrance.certificates is not None:
-            self.engine.handshakes.expect(self)
+            self.engine.handshakes.reserve(self)
         self._task = self.engine.tasks.start_soon(self._run)
 
     def stop(self) -> None:

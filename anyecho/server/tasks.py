@@ -61,7 +61,7 @@ class TaskConnection(Connection):
                 self._stream = PolledStream(self.sock, registration, budget=_BUDGET)
             else:
                 self._stream = stream = TLSStream(self.sock, registration, self._records, budget=_BUDGET)
-                await stream.handshake(self.engine.handshakes.turn)
+                await stream.handshake(self.engine.handshakes.step_lock)
                 self.engine.handshakes.finish(self)
             await echo(self._wrapped(self._stream))
             self.reason = self.reason or "eof"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from anyecho.net.stream import PolledStream
 from anyecho.net.tls import TLSStream
 from anyecho.net.tls_errors import TLSError
-from anyecho.net.tls_records import OVERHEAD, RECORD, Records
+from anyecho.net.tls_records import RECORD_OVERHEAD, RECORD_SIZE, Records
 from anyecho.server.events import EventConnection, EventsEngine
 
 if TYPE_CHECKING:
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 #: What one turn may read: four full records. OpenSSL's buffers never shrink, so it is also what each of the two has
 #: cost a connection that was busy once.
-_CHUNK = 4 * (RECORD + OVERHEAD)
+_CHUNK = 4 * (RECORD_SIZE + RECORD_OVERHEAD)
 #: That something is pending, to be sent or to be looked at; what, the records know.
-_SOMETHING = b"?"
+_PENDING_MARK = b"?"
 
 
 class TLSEventConnection(EventConnection):
@@ -50,7 +50,7 @@ class TLSEventConnection(EventConnection):
     @property
     def totals(self) -> tuple[int, int]:
         # Of what was received in turns, all was given to OpenSSL; the rest is what came during the close.
-        return self._received + self._records.given, self._records.delivered
+        return self._received + self._records.plaintext_queued, self._records.plaintext_sent
 
     def _turn(self) -> None:
         engine = self.engine
@@ -66,38 +66,38 @@ class TLSEventConnection(EventConnection):
             engine.count, engine.chunk = count, engine.buffer[:count]
 
         self._records.feed(engine.chunk)
-        self._echo()
+        self._process()
         if count == _CHUNK and not (self.reason or self._pending):
             self._wait()  # there may be more to read
 
     def _flush(self) -> None:
-        if not self._records.unsent:
-            self._records.go_on()
-        self._echo()
+        if not self._records.wire_bytes_pending:
+            self._records.process_more()
+        self._process()
         if not (self.reason or self._pending):
             self._wait()
 
-    def _echo(self) -> None:
+    def _process(self) -> None:
         """Send what OpenSSL has to say, having given it the echo of what it holds."""
         records = self._records
         try:
-            done = (records.established or self._shake_hands()) and self._give_back()
+            done = (records.established or self._handshake()) and self._encrypt_echo()
         except TLSError as exc:
             self.end(self.why_broken(exc))
         if self.reason:
             return
 
-        sent_all = self._say_goodbye() if done and not records.half_closed else self._send()
+        sent_all = self._send_close_notify() if done and not records.half_closed else self._send()
         if sent_all and records.half_closed:
             self._finish("eof")
         elif sent_all and records.wants_more:
             self._pending = b""
         else:
-            was_pending, self._pending = self._pending, _SOMETHING
+            was_pending, self._pending = self._pending, _PENDING_MARK
             if not was_pending:
                 self._wait()
 
-    def _shake_hands(self) -> bool:
+    def _handshake(self) -> bool:
         """Take a step; return whether that was the last."""
         over = self._records.handshake()
         if over:
@@ -105,13 +105,13 @@ class TLSEventConnection(EventConnection):
 
         return over
 
-    def _give_back(self) -> bool:
+    def _encrypt_echo(self) -> bool:
         """Encrypt all that can be decrypted; return whether the peer is done."""
-        return self._records.reflect(self.engine.plain)
+        return self._records.echo_all(self.engine.plain)
 
-    def _say_goodbye(self) -> bool:
+    def _send_close_notify(self) -> bool:
         records = self._records
-        owed = records.unsent
+        owed = records.wire_bytes_pending
         records.send_eof()
         try:
             return self._send()
@@ -138,9 +138,9 @@ class CappedTLSEventConnection(TLSEventConnection):
 
     __slots__ = ()
 
-    def _give_back(self) -> bool:
+    def _encrypt_echo(self) -> bool:
         records = self._records
-        while left := self.engine.max_bytes - records.given:
+        while left := self.engine.max_bytes - records.plaintext_queued:
             data = records.receive(left)
             if not data:
                 return data is not None

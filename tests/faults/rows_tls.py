@@ -38,7 +38,7 @@ def secured(files: Files, **others: Any) -> ServeOptions:
     return ServeOptions(tls=TLSServerOptions(ssl_certfile=files.cert, ssl_keyfile=files.key), **others)
 
 
-def believing(files: Files) -> ConnectOptions:
+def ca_options(files: Files) -> ConnectOptions:
     return ConnectOptions(tls=TLSClientOptions(cacert=files.cacert))
 
 
@@ -53,7 +53,7 @@ async def shake_hands(address: Address, version: ssl.TLSVersion | None = None) -
 async def half_a_handshake(scene: Scene) -> Observed:
     files = files_in(scene.directory)
     options = secured(files, handshake_timeout=LIMIT, linger=0.05)
-    return await outlast(HALF_A_HELLO, "handshake", options, caller=believing(files), bind=TLS)
+    return await outlast(HALF_A_HELLO, "handshake", options, caller=ca_options(files), bind=TLS)
 
 
 @injects(7, "over TLS, a RST in a handshake, mid-echo, and after a close_notify; in both engines")
@@ -163,7 +163,7 @@ async def failing_handshakes(scene: Scene) -> Observed:
     with logged() as lines:
         async with (
             open_server(TLS, options=secured(files, handshake_timeout=0.3, linger=0.3)) as server,
-            neighbour(server.addresses[0], believing(files)),
+            neighbour(server.addresses[0], ca_options(files)),
         ):
             for fail in FAILURES:
                 with dial(server.addresses[0]) as sock:
@@ -185,7 +185,7 @@ async def bad_record_and_mute(scene: Scene) -> Observed:
     with logged() as lines:
         for engine in engines():
             async with open_server(TLS, options=secured(files, engine=engine, linger=0.1)) as server:
-                async with neighbour(server.addresses[0], believing(files)):
+                async with neighbour(server.addresses[0], ca_options(files)):
                     alert = await _tamper(server)
                 mute = await shake_hands(server.addresses[0])
                 await fill(mute)

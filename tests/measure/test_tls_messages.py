@@ -23,7 +23,7 @@ PAYLOAD = os.urandom(100_000)
 
 
 @pytest.fixture
-def believing(tmp_path_factory: pytest.TempPathFactory) -> ConnectOptions:
+def ca_options(tmp_path_factory: pytest.TempPathFactory) -> ConnectOptions:
     files = files_in(tmp_path_factory.mktemp("tls"))
     return ConnectOptions(timeout=SOON, tls=TLSClientOptions(cacert=files.cacert))
 
@@ -62,8 +62,8 @@ def pieces(data: bytes) -> Iterator[bytes]:
     return (data[start : start + 16000] for start in range(0, len(data), 16000))
 
 
-async def test_an_exchange_begins_in_the_middle_of_a_ticket(believing: ConnectOptions) -> None:
-    async with called(believing) as (client, server):
+async def test_an_exchange_begins_in_the_middle_of_a_ticket(ca_options: ConnectOptions) -> None:
+    async with called(ca_options) as (client, server):
         message = ticket(1200)
         server.send(server.seal(HANDSHAKE, message[:1000]))
         async with create_task_group() as tasks:
@@ -76,11 +76,11 @@ async def test_an_exchange_begins_in_the_middle_of_a_ticket(believing: ConnectOp
                 server.send(server.seal(DATA, piece))
 
 
-async def test_a_payload_ends_in_the_middle_of_a_ticket(believing: ConnectOptions) -> None:
+async def test_a_payload_ends_in_the_middle_of_a_ticket(ca_options: ConnectOptions) -> None:
     message = ticket(1200)
     back = b""
 
-    async with called(believing) as (client, server):
+    async with called(ca_options) as (client, server):
 
         async def send() -> None:
             nonlocal back
@@ -100,8 +100,8 @@ async def test_a_payload_ends_in_the_middle_of_a_ticket(believing: ConnectOption
     assert back == b"onetwo"
 
 
-async def test_a_server_that_ends_in_the_middle_of_a_ticket_is_told_so(believing: ConnectOptions) -> None:
-    async with called(believing) as (client, server):
+async def test_a_server_that_ends_in_the_middle_of_a_ticket_is_told_so(ca_options: ConnectOptions) -> None:
+    async with called(ca_options) as (client, server):
         server.send(server.seal(HANDSHAKE, ticket(1200)[:1000]))
         server.sock.shutdown(socket.SHUT_WR)
         with pytest.raises(EchoTruncated):

@@ -39,7 +39,7 @@ PAYLOAD = os.urandom(8 << 20)
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_close_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several tests close on a peer that does not read, and would wait as long as that may take."""
     monkeypatch.setattr(tls, "CLOSE_TIMEOUT", 0.05)
 
@@ -145,8 +145,8 @@ async def test_a_cancelled_send_is_continued_by_the_next(pair: tuple[TLSStream, 
         await wait_all_tasks_blocked()
         tasks.cancel_scope.cancel()
 
-    assert left.records.unsent
-    given = left.records.given
+    assert left.records.wire_bytes_pending
+    given = left.records.plaintext_queued
 
     async def send_more() -> None:
         await left.send(b"more")
@@ -178,7 +178,7 @@ async def test_what_a_cancelled_send_has_left_goes_with_any_call(
         await wait_all_tasks_blocked()
         tasks.cancel_scope.cancel()
 
-    given = left.records.given
+    given = left.records.plaintext_queued
     received = bytearray()
     while right.bytes_received < left.bytes_sent // 2:
         received += await right.receive()
@@ -339,7 +339,7 @@ async def test_of_many_small_records_only_some_are_looked_at_at_once(
             heard = records.receive(65536) or b""
             assert len(heard) <= 64 or len(back) > 300 - 64
             back += heard
-            records.go_on()
+            records.process_more()
 
     assert back == said
 
@@ -351,9 +351,9 @@ async def test_what_was_sent_stays_sent(pair: tuple[TLSStream, TLSStream]) -> No
     assert records.flush(len)
     for _ in range(3000):
         records.send(b"x")
-    assert 200_000 <= records.delivered <= 203_000
+    assert 200_000 <= records.plaintext_sent <= 203_000
     assert records.take()
-    assert records.delivered == 203_000
+    assert records.plaintext_sent == 203_000
 
 
 async def test_a_flood_that_openssl_answers_is_not_collected(pair: tuple[TLSStream, TLSStream]) -> None:

@@ -24,7 +24,7 @@ LONG = ".".join(["x" * 51] * 5)
 
 
 @pytest.fixture
-def believing(tmp_path: Path) -> TLSClientOptions:
+def ca_options(tmp_path: Path) -> TLSClientOptions:
     return TLSClientOptions(cacert=files_in(tmp_path).cacert)
 
 
@@ -43,9 +43,9 @@ def test_any_other_name_can_be_asked_for(name: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["ü." * 60, "x" * 64, "a..b", ".a"])
-def test_a_host_that_no_certificate_can_be_for_is_one_line(host: str, believing: TLSClientOptions) -> None:
+def test_a_host_that_no_certificate_can_be_for_is_one_line(host: str, ca_options: TLSClientOptions) -> None:
     with pytest.raises(ConnectError, match="no certificate can be for"):
-        client_session(TCPAddress(host=host, port=1, tls=True), believing)
+        client_session(TCPAddress(host=host, port=1, tls=True), ca_options)
 
 
 @pytest.mark.parametrize(
@@ -60,14 +60,14 @@ def test_a_host_that_no_certificate_can_be_for_is_one_line(host: str, believing:
     ],
 )
 def test_a_name_is_asked_for_without_the_dot_at_its_end(
-    host: str, sni: str | None, asked: str, believing: TLSClientOptions
+    host: str, sni: str | None, asked: str, ca_options: TLSClientOptions
 ) -> None:
-    options = TLSClientOptions(cacert=believing.cacert, sni=sni)
+    options = TLSClientOptions(cacert=ca_options.cacert, sni=sni)
     session = client_session(TCPAddress(host=host, port=1, tls=True), options)
     assert session.tls.server_hostname == asked
 
 
-async def test_a_host_with_a_dot_at_its_end_is_verified_without_it(believing: TLSClientOptions) -> None:
+async def test_a_host_with_a_dot_at_its_end_is_verified_without_it(ca_options: TLSClientOptions) -> None:
     def answer(sock: socket.socket) -> None:
         with server_context().wrap_socket(sock, server_side=True) as secured:
             secured.recv(1)
@@ -75,7 +75,7 @@ async def test_a_host_with_a_dot_at_its_end_is_verified_without_it(believing: TL
     with peer(answer) as text:
         address = TCPAddress(host="localhost.", port=int(text.rpartition(":")[2]), tls=True)
         with fail_after(SOON):
-            stream = await connect_stream(address, family=4, options=SocketOptions(), tls=believing)
+            stream = await connect_stream(address, family=4, options=SocketOptions(), tls=ca_options)
             await stream.send(b"x")
             await stream.aclose()
 
@@ -92,12 +92,12 @@ def test_a_made_up_certificate_is_for_a_host_without_the_dot_at_its_end() -> Non
 
 @pytest.mark.parametrize("cacert", [True, False], ids=["cacert", "system"])
 def test_a_file_for_keys_that_cannot_be_written_is_named(
-    cacert: bool, believing: TLSClientOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cacert: bool, ca_options: TLSClientOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "absent" / "keys"
     monkeypatch.setenv("SSLKEYLOGFILE", str(path))
     with pytest.raises(CertificateError) as caught:
-        client_context(believing if cacert else TLSClientOptions())
+        client_context(ca_options if cacert else TLSClientOptions())
     assert str(caught.value) == (
         f"cannot write the keys of TLS to {path}, as SSLKEYLOGFILE says: No such file or directory"
     )

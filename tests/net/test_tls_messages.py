@@ -84,7 +84,7 @@ async def ends(request: pytest.FixtureRequest, poller: Poller | Fallback) -> Asy
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_close_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tls, "CLOSE_TIMEOUT", 0.05)
 
 
@@ -93,12 +93,12 @@ async def test_bytes_given_in_the_middle_of_a_message_are_sent_once_it_is_comple
     for byte in (b"a", b"b"):
         ours.records.send(byte)  # more than one, as a sender that was cancelled may leave
     await ours.send(b"")
-    assert (ours.records.held, ours.bytes_sent) == (2, 0)
+    assert (ours.records.plaintext_held, ours.bytes_sent) == (2, 0)
     ends.complete((DATA, b"more"))
     assert await ours.receive() == b"more"
     assert await peer.read() == (DATA, b"a")
     assert await peer.read() == (DATA, b"b")
-    assert (ours.records.held, ours.bytes_sent) == (0, 2)
+    assert (ours.records.plaintext_held, ours.bytes_sent) == (0, 2)
 
 
 async def test_bytes_that_were_held_do_not_wait_for_data_to_come(ends: Ends) -> None:
@@ -128,7 +128,7 @@ async def test_a_sender_waits_for_the_rest_of_a_message(reading: bool, ends: End
         tasks.start_soon(send)
         await wait_all_tasks_blocked()
         assert not sent.is_set()
-        assert 0 < ours.records.held < len(LARGE)
+        assert 0 < ours.records.plaintext_held < len(LARGE)
         ends.complete()
         while len(echo) < len(LARGE):
             record = await peer.read()

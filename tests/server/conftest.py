@@ -19,7 +19,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 
 
 @pytest.fixture
-def believing(files: Files) -> ConnectOptions:
+def ca_options(files: Files) -> ConnectOptions:
     """For those who believe these certificates."""
     return ConnectOptions(tls=TLSClientOptions(cacert=files.cacert))
 

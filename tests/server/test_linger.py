@@ -43,11 +43,11 @@ async def test_leaving_the_block_does_not_wait_for_an_idle_client(talk: int, car
 @on_linux
 @pytest.mark.parametrize("talk", [0, 1, 100], ids=["silent", "one echo", "100 echoes"])
 async def test_leaving_the_block_does_not_wait_for_an_idle_client_over_tls(
-    talk: int, files: Files, believing: ConnectOptions
+    talk: int, files: Files, ca_options: ConnectOptions
 ) -> None:
     with fail_after(SOON):
         async with open_server(TLS, options=options(files, linger=LONG)) as server:
-            client = await connect(server.addresses[0], options=believing)
+            client = await connect(server.addresses[0], options=ca_options)
             for _ in range(talk):
                 await client.exchange(b"x" * 1000)
             await until(lambda: server.peers() != [])

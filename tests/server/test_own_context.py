@@ -31,7 +31,7 @@ def shown(files: Files) -> ssl.SSLContext:
 
 
 @pytest.fixture
-def believing_context(files: Files) -> ssl.SSLContext:
+def ca_context(files: Files) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=files.cacert)
     context.load_cert_chain(files.client)
     context.set_alpn_protocols(["other", "echo"])
@@ -40,16 +40,16 @@ def believing_context(files: Files) -> ssl.SSLContext:
 
 @pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)
 async def test_server_and_client_take_contexts_of_the_caller(
-    version: ssl.TLSVersion, shown: ssl.SSLContext, believing_context: ssl.SSLContext
+    version: ssl.TLSVersion, shown: ssl.SSLContext, ca_context: ssl.SSLContext
 ) -> None:
     names: list[str | None] = []
     shown.sni_callback = lambda _, name, __: names.append(name)
     shown.maximum_version = version
     served = ServeOptions(tls=TLSServerOptions(context=shown))
-    believing = ConnectOptions(tls=TLSClientOptions(context=believing_context, sni="localhost"))
+    ca_options = ConnectOptions(tls=TLSClientOptions(context=ca_context, sni="localhost"))
     async with (
         open_server(TLS, options=served) as server,
-        await connect(server.addresses[0], options=believing) as client,
+        await connect(server.addresses[0], options=ca_options) as client,
     ):
         assert await client.exchange(LARGE) == LARGE
         assert client.stream.extra(TLSAttribute.alpn_protocol) == "echo"
@@ -59,13 +59,13 @@ async def test_server_and_client_take_contexts_of_the_caller(
 
 
 async def test_the_callers_context_decides_which_clients_are_served(
-    shown: ssl.SSLContext, believing: ConnectOptions
+    shown: ssl.SSLContext, ca_options: ConnectOptions
 ) -> None:
     served = ServeOptions(tls=TLSServerOptions(context=shown), linger=0.3)
     async with open_server(TLS, options=served) as server:
         # With TLS 1.3 a client without a certificate learns of it after its own handshake.
         with pytest.raises((ConnectError, EchoError, OSError)):
-            async with await connect(server.addresses[0], options=believing) as client:
+            async with await connect(server.addresses[0], options=ca_options) as client:
                 await client.exchange(b"x")
 
 
@@ -82,7 +82,7 @@ async def test_the_callers_context_decides_which_server_is_believed(shown: ssl.S
 
 
 async def test_a_certificate_that_the_caller_loads_again_is_shown_from_then_on(
-    shown: ssl.SSLContext, believing: ConnectOptions, files: Files
+    shown: ssl.SSLContext, ca_options: ConnectOptions, files: Files
 ) -> None:
     shown.verify_mode = ssl.CERT_NONE
     async with open_server(TLS, options=ServeOptions(tls=TLSServerOptions(context=shown))) as server:

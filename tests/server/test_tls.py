@@ -71,10 +71,10 @@ async def until_closed(server: Server, count: int = 1) -> None:
     await until(lambda: server.stats.closed.total() >= count)
 
 
-async def test_what_is_sent_comes_back(carrier: Address, files: Files, believing: ConnectOptions) -> None:
+async def test_what_is_sent_comes_back(carrier: Address, files: Files, ca_options: ConnectOptions) -> None:
     async with open_server(carrier, options=options(files)) as server:
         assert server.addresses[0].tls
-        async with await connect(server.addresses[0], options=believing) as client:
+        async with await connect(server.addresses[0], options=ca_options) as client:
             for size in (1, 16384, 16385, 1 << 20):
                 await client.exchange(os.urandom(size))
 
@@ -101,11 +101,11 @@ async def test_two_megabytes_come_back_whole_after_a_half_close(version: ssl.TLS
         assert server.stats.closed == {"eof": 1}
 
 
-async def test_many_peers_are_served_side_by_side(files: Files, believing: ConnectOptions) -> None:
+async def test_many_peers_are_served_side_by_side(files: Files, ca_options: ConnectOptions) -> None:
     async with open_server(TLS, options=options(files)) as server:
 
         async def one(number: int) -> None:
-            async with await connect(server.addresses[0], options=believing) as client:
+            async with await connect(server.addresses[0], options=ca_options) as client:
                 for turn in range(10):
                     await client.exchange(f"{number}:{turn}".encode() * 100)
 
@@ -229,7 +229,7 @@ async def test_a_handshake_that_fails_costs_nobody_else_anything(
 
 @pytest.mark.slow
 async def test_a_thousand_half_open_handshakes_do_not_delay_a_good_one(
-    files: Files, believing: ConnectOptions
+    files: Files, ca_options: ConnectOptions
 ) -> None:
     needs_descriptors(2500)  # both ends of a thousand
     many = options(files, max_connections=5000, handshake_timeout=600, linger=0.1)
@@ -241,7 +241,7 @@ async def test_a_thousand_half_open_handshakes_do_not_delay_a_good_one(
                 half_open[-1].sendall(b"\x16\x03\x01\x02\x00\x01")
             await until(lambda: server.stats.active == 1000)
             with fail_after(SOON):
-                async with await connect(server.addresses[0], options=believing) as client:
+                async with await connect(server.addresses[0], options=ca_options) as client:
                     await client.exchange(b"x")
                     assert (server.stats.active, server.stats.closed) == (1001, {})
     finally:
@@ -286,7 +286,7 @@ async def test_others_have_a_turn_between_handshakes(files: Files, monkeypatch: 
 
 
 async def test_no_more_handshakes_than_their_share_and_plain_listeners_do_not_notice(
-    files: Files, believing: ConnectOptions
+    files: Files, ca_options: ConnectOptions
 ) -> None:
     async with open_server(TLS, "tcp://127.0.0.1:0", options=options(files, max_connections=4)) as server:
         over_tls, plain = server.addresses
@@ -296,7 +296,7 @@ async def test_no_more_handshakes_than_their_share_and_plain_listeners_do_not_no
                 served: list[bytes] = []
 
                 async def wait_for_a_turn() -> None:
-                    async with await connect(over_tls, options=believing) as client:
+                    async with await connect(over_tls, options=ca_options) as client:
                         served.append(await client.exchange(b"patience"))
 
                 tasks.start_soon(wait_for_a_turn)
@@ -314,13 +314,13 @@ async def test_a_flood_of_small_records_lets_others_have_their_turn(
     files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And comes back whole, whatever was left for later when its sender ended."""
-    went_on = 0
-    go_on = Records.go_on
+    calls = 0
+    process_more = Records.process_more
 
     def count(records: Records) -> bool:
-        nonlocal went_on
-        more = go_on(records)
-        went_on += more
+        nonlocal calls
+        more = process_more(records)
+        calls += more
         return more
 
     async with open_server(TLS, options=options(files)) as server:
@@ -328,18 +328,18 @@ async def test_a_flood_of_small_records_lets_others_have_their_turn(
             said = os.urandom(2500)
             for number in range(len(said)):
                 stream.records.send(said[number : number + 1])
-            monkeypatch.setattr(Records, "go_on", count)
+            monkeypatch.setattr(Records, "process_more", count)
             async with create_task_group() as tasks:
                 tasks.start_soon(stream.send_eof)
                 assert await drain(stream) == said
         await until_closed(server)
 
     assert server.stats.closed == {"eof": 1}
-    assert went_on >= 2500 // 64 - 5
+    assert calls >= 2500 // 64 - 5
 
 
 async def test_who_has_yet_to_say_for_whom_it_is_has_a_handshakes_place(
-    files: Files, believing: ConnectOptions
+    files: Files, ca_options: ConnectOptions
 ) -> None:
     """Or those behind a proxy could begin as many handshakes at once as there are connections."""
     proxied = options(files, max_connections=4, proxy_protocol="v2", proxy_trusted=("127.0.0.1",))
@@ -347,7 +347,7 @@ async def test_who_has_yet_to_say_for_whom_it_is_has_a_handshakes_place(
         served: list[bytes] = []
 
         async def wait_for_a_turn() -> None:
-            shown = replace(believing, proxy_header="v2")
+            shown = replace(ca_options, proxy_header="v2")
             async with await connect(server.addresses[0], options=shown) as client:
                 served.append(await client.exchange(b"patience"))
 
@@ -364,22 +364,24 @@ async def test_who_has_yet_to_say_for_whom_it_is_has_a_handshakes_place(
         assert not server._reception.handshakes
 
 
-async def test_an_established_connection_takes_no_handshakes_place(files: Files, believing: ConnectOptions) -> None:
+async def test_an_established_connection_takes_no_handshakes_place(
+    files: Files, ca_options: ConnectOptions
+) -> None:
     async with (
         open_server(TLS, options=options(files, max_connections=4)) as server,
-        await connect(server.addresses[0], options=believing) as one,
-        await connect(server.addresses[0], options=believing) as other,
+        await connect(server.addresses[0], options=ca_options) as one,
+        await connect(server.addresses[0], options=ca_options) as other,
     ):
         await one.exchange(b"x")
         await other.exchange(b"x")
 
 
-async def test_one_that_was_refused_takes_no_handshakes_place(files: Files, believing: ConnectOptions) -> None:
+async def test_one_that_was_refused_takes_no_handshakes_place(files: Files, ca_options: ConnectOptions) -> None:
     """Though it is still there, and waited for so that it gets to see why."""
     async with open_server(TLS, options=options(files, max_connections=4, linger=3 * SOON)) as server:
         with dial(server.addresses[0]) as refused:
             refused.sendall(b"\x16\x03\x01\x00\x04nonsense")
-            async with await connect(server.addresses[0], options=believing) as client:
+            async with await connect(server.addresses[0], options=ca_options) as client:
                 with fail_after(SOON):
                     await client.exchange(b"x")
             assert server.stats.active >= 1
@@ -455,7 +457,7 @@ async def test_a_mute_peer_holds_up_a_close_no_longer_than_the_linger(
 
 
 async def test_a_peer_that_never_reads_is_read_no_more(
-    files: Files, believing: ConnectOptions, monkeypatch: pytest.MonkeyPatch
+    files: Files, ca_options: ConnectOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with (
         open_server(TLS, options=options(files)) as server,
@@ -466,15 +468,15 @@ async def test_a_peer_that_never_reads_is_read_no_more(
         # What the kernels hold on both ways, which is less than was sent.
         [connection] = server._connections
         assert 0 < connection.totals[0] < len(MUCH)
-        async with await connect(server.addresses[0], options=believing) as client:
+        async with await connect(server.addresses[0], options=ca_options) as client:
             await client.exchange(bytes(1 << 20))
 
 
-async def test_a_server_leaves_nothing_behind(carrier: Address, files: Files, believing: ConnectOptions) -> None:
+async def test_a_server_leaves_nothing_behind(carrier: Address, files: Files, ca_options: ConnectOptions) -> None:
     gc.collect()
     before = len(os.listdir("/proc/self/fd")), len(get_running_tasks())
     async with open_server(carrier, options=options(files)) as server:
-        async with await connect(server.addresses[0], options=believing) as client:
+        async with await connect(server.addresses[0], options=ca_options) as client:
             await client.exchange(b"x")
         with dial(server.addresses[0]):
             await until(lambda: server.stats.accepted == 2)
@@ -482,7 +484,7 @@ async def test_a_server_leaves_nothing_behind(carrier: Address, files: Files, be
     assert (len(os.listdir("/proc/self/fd")), len(get_running_tasks())) == before
 
 
-async def test_clients_have_to_show_a_certificate_if_they_have_to(files: Files, believing: ConnectOptions) -> None:
+async def test_clients_have_to_show_a_certificate_if_they_have_to(files: Files, ca_options: ConnectOptions) -> None:
     wanted = TLSServerOptions(
         ssl_certfile=files.cert, ssl_keyfile=files.key, ssl_ca_certs=files.cacert, ssl_cert_reqs="required"
     )
@@ -492,7 +494,7 @@ async def test_clients_have_to_show_a_certificate_if_they_have_to(files: Files, 
             await client.exchange(b"x")
         # In TLS 1.3 the client has long been connected when the server says no.
         with pytest.raises(ConnectError, match=r"cert is missing: .* requires a client certificate"):
-            async with await connect(server.addresses[0], options=believing) as client:
+            async with await connect(server.addresses[0], options=ca_options) as client:
                 await client.exchange(b"x")
         await until_closed(server, 2)
         assert server.stats.closed == {"eof": 1, "handshake": 1}
@@ -509,8 +511,8 @@ async def test_a_protocol_is_agreed_on(files: Files) -> None:
         assert client.stream.records.tls.selected_alpn_protocol() == "echo"
 
 
-async def serial(address: Address, believing: ConnectOptions) -> Any:
-    async with await connect(address, options=believing) as client:
+async def serial(address: Address, ca_options: ConnectOptions) -> Any:
+    async with await connect(address, options=ca_options) as client:
         await client.exchange(b"x")
         assert isinstance(client.stream, TLSStream)
         certificate = client.stream.records.tls.getpeercert()
@@ -519,23 +521,23 @@ async def serial(address: Address, believing: ConnectOptions) -> Any:
 
 
 async def test_a_new_certificate_is_shown_from_the_next_handshake_on(
-    tmp_path: Path, believing: ConnectOptions
+    tmp_path: Path, ca_options: ConnectOptions
 ) -> None:
     files = files_in(tmp_path)
     async with open_server(TLS, options=options(files)) as server:
         [address] = server.addresses
         assert server.certificates is not None
-        async with await connect(address, options=believing) as client:
-            old = await serial(address, believing)
+        async with await connect(address, options=ca_options) as client:
+            old = await serial(address, ca_options)
             files_in(tmp_path)
-            assert await serial(address, believing) == old
+            assert await serial(address, ca_options) == old
             server.certificates.reload()
-            new = await serial(address, believing)
+            new = await serial(address, ca_options)
             assert new != old
             files.cert.write_text("broken")
             with pytest.raises(CertificateError, match=r"cert\.pem"):
                 server.certificates.reload()
-            assert await serial(address, believing) == new
+            assert await serial(address, ca_options) == new
             await client.exchange(b"as before")
 
 

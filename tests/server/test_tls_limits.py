@@ -45,11 +45,11 @@ async def drip(stream: TLSStream) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 1000, 16384, 300_000])
-async def test_no_more_bytes_are_echoed_than_the_limit(size: int, files: Files, believing: ConnectOptions) -> None:
+async def test_no_more_bytes_are_echoed_than_the_limit(size: int, files: Files, ca_options: ConnectOptions) -> None:
     """Bytes of plaintext, to the byte; and who sends just as many is not over it."""
     payload = os.urandom(size)
     async with open_server(TLS, options=options(files, max_bytes=size)) as server:
-        async with await connect(server.addresses[0], options=believing) as just:
+        async with await connect(server.addresses[0], options=ca_options) as just:
             await just.exchange(payload[: size // 2])
             async with await shake_hands(server.addresses[0]) as over:
                 await over.send(payload + b"more")
@@ -87,12 +87,12 @@ async def test_a_flooding_peer_is_echoed_no_faster_than_the_rate(files: Files) -
         assert 0 < received < rate * (elapsed + 0.1) * 1.2
 
 
-async def test_one_that_takes_nothing_of_its_echo_is_closed(files: Files, believing: ConnectOptions) -> None:
+async def test_one_that_takes_nothing_of_its_echo_is_closed(files: Files, ca_options: ConnectOptions) -> None:
     """And one that is busy is not: its totals are seen to move."""
     limited = options(files, write_timeout=LIMIT, idle_timeout=2 * LIMIT, linger=0.1)
     async with (
         open_server(TLS, options=limited) as server,
-        await connect(server.addresses[0], options=believing) as neighbour,
+        await connect(server.addresses[0], options=ca_options) as neighbour,
         await shake_hands(server.addresses[0]) as stream,
         create_task_group() as tasks,
     ):
@@ -166,10 +166,10 @@ async def test_one_too_many_of_an_address_is_closed_before_it_shakes_hands(files
 
 
 async def test_behind_a_proxy_the_header_comes_before_the_handshake(
-    files: Files, believing: ConnectOptions
+    files: Files, ca_options: ConnectOptions
 ) -> None:
     trusting = options(files, proxy_protocol="v2", proxy_trusted=("127.0.0.1",), max_connections_per_ip=1)
-    own = ConnectOptions(tls=believing.tls, proxy_header="v2")
+    own = ConnectOptions(tls=ca_options.tls, proxy_header="v2")
     async with open_server(TLS, options=trusting) as server:
         async with await connect(server.addresses[0], options=own) as client:
             await client.exchange(b"x" * 100)

@@ -149,12 +149,12 @@ async def test_an_end_in_the_middle_of_a_message_is_an_error(way: str, files: Fi
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_flood_of_cut_messages_keeps_nobody_waiting(
-    way: str, files: Files, believing: ConnectOptions
+    way: str, files: Files, ca_options: ConnectOptions
 ) -> None:
     """However many ask for new keys in return: only the last of them has an answer pending."""
     async with (
         crafted(files, **WAYS[way]) as (server, peer),
-        await connect(server.addresses[0], options=believing) as neighbour,
+        await connect(server.addresses[0], options=ca_options) as neighbour,
     ):
         for _ in range(20):
             peer.send(b"".join(spelled(peer, "UU", *sizes) for sizes in [(4,), (1, 1, 1, 1)] * 10))
