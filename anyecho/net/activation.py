@@ -54,7 +54,7 @@ class Activation:
 
 
 def take_activation(environ: MutableMapping[str, str]) -> Activation:
-    """Return the descriptors that `environ` declares for this process; none if LISTEN_PID is another process.
+    """Return the descriptors that `environ` declares for this process (LISTEN_PID), else none.
 
     The variables are removed and the descriptors set close-on-exec, so that child processes do not take them over.
     Call this before any other code opens a descriptor, which might get the number of a descriptor that was declared

@@ -56,8 +56,8 @@ async def connect_stream(
         if isinstance(address, UnixAddress):
             endpoints = [(socket.AF_UNIX, os.fsencode(address.path))]
         else:
-            found = await resolve(address.host or "localhost", address.port, family=_FAMILIES[family])
-            endpoints = _interleave(found)
+            resolved = await resolve(address.host or "localhost", address.port, family=_FAMILIES[family])
+            endpoints = _interleave(resolved)
         stream = await _race(endpoints, options, poller or Fallback())
     except socket.gaierror as exc:
         raise ConnectError(f"cannot connect to {address}: no such host ({exc.strerror})") from exc

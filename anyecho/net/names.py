@@ -89,7 +89,7 @@ async def resolve(host: str, port: int, *, family: int = socket.AF_UNSPEC) -> li
         found = look_up(flags=socket.AI_NUMERICHOST)
     except socket.gaierror:
         found = await run_in_thread(look_up, limiter=look_up_limiter())
-    except UnicodeError:  # of the codec for international names
+    except UnicodeError:  # from the IDNA codec
         reason = "a part of it between dots is empty or longer than 63 bytes"
         raise socket.gaierror(socket.EAI_NONAME, reason) from None
 
@@ -110,8 +110,8 @@ def _lacks_zone(host: str) -> bool:
 def look_up_limiter() -> CapacityLimiter:
     """Return the limiter of name look-ups in this event loop.
 
-    On trio, an abandoned thread keeps its token until getaddrinfo(3) returns. With anyio's default limiter, 40 dead
-    look-ups stop every other use of threads in the process. On asyncio the token comes back at once.
+    On trio, an abandoned thread keeps its token until getaddrinfo(3) returns. With anyio's default limiter, 40
+    stuck look-ups stop every other use of threads in the process. On asyncio the token comes back at once.
     """
     try:
         return _look_up_limiter.get()

@@ -21,7 +21,7 @@ from anyecho.net.sockets import SocketOptions
 
 #: Owner only, unless the address says otherwise (``?mode=666``).
 _DEFAULT_MODE = 0o600
-#: How often the previous holder may remove the lock file between open(2) and flock(2).
+#: Attempts to lock a file that its previous holder may remove between open(2) and flock(2).
 _LOCK_TRIES = 100
 _LOCK_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 
@@ -142,7 +142,7 @@ def _locked(path: bytes) -> Iterator[None]:
         yield
     finally:
         if descriptor is not None:
-            # Unlink before close: two processes could lock and remove a file that is not locked.
+            # Unlink before close(2) releases the lock: two processes could lock and remove an unlocked file.
             with suppress(OSError):
                 os.unlink(lock)
             os.close(descriptor)
