@@ -1,8 +1,8 @@
-"""Peers of a UDP server that know nothing of anyecho, honest and otherwise."""
+"""UDP peers made of plain sockets, forged datagrams, and injected socket errors."""
 
 from __future__ import annotations
 
-__all__ = ("caller", "fail", "forge", "forger")
+__all__ = ("fail", "forge", "forger", "udp_client")
 
 import ctypes
 import errno
@@ -20,8 +20,8 @@ from anyecho.net import mmsg
 
 
 @contextmanager
-def caller(address: Address | str, *, source: str = "", connected: bool = True) -> Iterator[socket.socket]:
-    """A blocking client socket; connected, it hears nobody but whom it calls."""
+def udp_client(address: Address | str, *, source: str = "", connected: bool = True) -> Iterator[socket.socket]:
+    """Yield a blocking client socket. If `connected`, it receives from `address` only."""
     if isinstance(address, str):
         host, _, port = address.removeprefix("udp://").rpartition(":")
         address = UDPAddress(host=host.strip("[]"), port=int(port))
@@ -37,7 +37,7 @@ def caller(address: Address | str, *, source: str = "", connected: bool = True) 
 
 @contextmanager
 def forger() -> Iterator[socket.socket]:
-    """A raw socket, on which `forge` sends."""
+    """Yield a raw socket for `forge`."""
     try:
         raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
     except PermissionError:
@@ -59,7 +59,7 @@ def forge(raw: socket.socket, source: tuple[str, int], address: Address, payload
 
 
 def fail(monkeypatch: pytest.MonkeyPatch, direction: str, *names: str) -> None:
-    """Let what receives datagrams, or sends answers, fail so, once each, then work again."""
+    """Let system calls that send or receive datagrams fail once with each errno of `names`, then work again."""
     failures = [getattr(errno, name) for name in names]
 
     def one_by_one(work: Callable[..., Any]) -> Callable[..., Any]:

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import pytest
 
 from tests.certificates import files_in
-from tests.datagrams import caller
+from tests.datagrams import udp_client
 from tests.process import TIMEOUT, Process, Processes, accepts, connect, exchange, round_trip, wait_until
 
 TCP = "tcp://127.0.0.1:0"
@@ -106,7 +106,7 @@ def echoes(address: str) -> bool:
     if not address.startswith("udp:"):
         return round_trip(address, b"hello") == b"hello"
 
-    with caller(address) as sock:
+    with udp_client(address) as sock:
         sock.send(b"hello")
         return sock.recv(100) == b"hello"
 
@@ -192,7 +192,7 @@ def test_a_connection_instead_of_a_listener_is_one_line(manager: Manager) -> Non
 def test_nobody_is_lost_between_two_servers(manager: Manager) -> None:
     end(manager.serve())
     first, second, third = manager.addresses
-    with connect(first) as tcp, connect(second) as unix, caller(third) as udp:
+    with connect(first) as tcp, connect(second) as unix, udp_client(third) as udp:
         for sock in (tcp, unix, udp):
             sock.sendall(b"between two")
         process = manager.serve()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from anyecho.cli.main import main
-from tests.datagrams import caller
+from tests.datagrams import udp_client
 from tests.machine import needs_ipv6
 from tests.process import TIMEOUT, Process, Processes, port_of
 
@@ -135,7 +135,7 @@ def test_nobody_there_is_a_failure_to_start(lonely: str, capfd: pytest.CaptureFi
 
 def test_the_flags_reach_the_guard_and_the_log_names_them(processes: Processes) -> None:
     process = processes.serve("-b", UDP, "--udp-rate", "1/1h", "--udp-burst", "1")
-    with caller(process.addresses[0]) as sock:
+    with udp_client(process.addresses[0]) as sock:
         for payload in (b"one", b"two"):
             sock.send(payload)
         assert sock.recv(100) == b"one"

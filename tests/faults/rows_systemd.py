@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.datagrams import caller
+from tests.datagrams import udp_client
 from tests.faults.scene import SLACK
 from tests.faults.table import Observed, Scene, injects
 from tests.process import TIMEOUT, Process, connect, exchange, round_trip
@@ -78,7 +78,7 @@ def answers(address: str) -> bool:
     if not address.startswith("udp:"):
         return round_trip(address, b"hello") == b"hello"
 
-    with caller(address) as sock:
+    with udp_client(address) as sock:
         sock.send(b"hello")
         return sock.recv(100) == b"hello"
 

@@ -13,7 +13,7 @@ from anyecho.address import Address, UDPAddress
 from anyecho.measure.client import connect
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
-from tests.datagrams import caller, fail, forge, forger
+from tests.datagrams import fail, forge, forger, udp_client
 from tests.faults.scene import late
 from tests.faults.table import Observed, Scene, injects
 from tests.peers import until
@@ -29,7 +29,7 @@ def port_of(server: Server) -> int:
 
 async def ask(address: Address, payload: bytes, *, source: str = "127.7.7.7") -> bytes:
     """What comes back from `address`, from which it is asked by one who has asked nothing yet."""
-    with caller(address, source=source) as sock:
+    with udp_client(address, source=source) as sock:
         sock.send(payload)
         return await to_thread.run_sync(sock.recv, 65536)
 
@@ -106,13 +106,13 @@ async def all_sizes(_: Scene) -> Observed:
         for size in (0, 1, 1472, 1473, 65507):
             payload = os.urandom(size)
             assert await ask(address, payload) == payload
-        with caller(address, source="127.0.0.3") as sock:
+        with udp_client(address, source="127.0.0.3") as sock:
             burst = [b"%d" % number for number in range(150)]
             for datagram in burst:
                 sock.send(datagram)
             assert await to_thread.run_sync(lambda: [sock.recv(100) for _ in burst]) == burst
         for _client in range(5):
-            with caller(address, source="127.0.0.4") as sock:
+            with udp_client(address, source="127.0.0.4") as sock:
                 sock.send(b"and gone")
         await until(lambda: server.stats.datagrams.received == 160)
         assert await ask(address, b"honest") == b"honest"
@@ -129,7 +129,7 @@ async def every_error(_: Scene) -> Observed:
                 [address] = server.addresses
                 counts = server.stats.datagrams
                 if direction == "send":
-                    with caller(address) as sock:
+                    with udp_client(address) as sock:
                         for _error in ERRORS:
                             sock.send(b"lost")
                         await until(lambda: counts.received == len(ERRORS))  # noqa: B023 - in this turn only

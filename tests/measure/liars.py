@@ -1,4 +1,4 @@
-"""Servers that are no echo, as what they do with each stream."""
+"""Behaviours of servers that do not echo correctly."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from typing import TypeAlias
 
 from anyio.abc import ByteStream
 
-#: What a server does with a stream before it closes it.
+#: Handles one stream of a server, which closes it afterwards.
 Behaviour: TypeAlias = Callable[[ByteStream], Awaitable[None]]
 
 
 def corrupting(wrong: int) -> Behaviour:
-    """An echo but for byte `wrong`, counted from 0, and the third after it: they come back inverted."""
+    """Echo with bytes `wrong` and ``wrong + 3``, counted from 0, inverted."""
 
     async def corrupt(stream: ByteStream) -> None:
-        seen = 0
+        offset = 0
         async for chunk in stream:
             bad = bytearray(chunk)
             for index in (wrong, wrong + 3):
-                if seen <= index < seen + len(chunk):
-                    bad[index - seen] ^= 0xFF
-            seen += len(chunk)
+                if offset <= index < offset + len(chunk):
+                    bad[index - offset] ^= 0xFF
+            offset += len(chunk)
             await stream.send(bytes(bad))
 
     return corrupt
 
 
 def quitting(kept: int) -> Behaviour:
-    """An echo of `kept` bytes, and no more."""
+    """Echo the first `kept` bytes only."""
 
     async def quit_early(stream: ByteStream) -> None:
         await stream.send((await stream.receive())[:kept])

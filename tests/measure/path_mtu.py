@@ -1,4 +1,4 @@
-"""Run by a test in a network namespace: ``anyecho send`` to a server behind a router whose second link is narrow.
+"""Run by a test in a network namespace: ``anyecho send`` to a server behind a router, over a link with a small MTU.
 
 Starts namespaces for the router and the server, and ``anyecho serve`` in the latter. Then runs its arguments as
 ``anyecho send ADDRESS ...`` with a payload of 1,400 bytes for each, and prints exit status, output and errors.
@@ -24,7 +24,7 @@ MTU = 1280
 
 @contextmanager
 def namespace() -> Iterator[int]:
-    """A process that does nothing in a network namespace of its own, as long as the block runs."""
+    """Run an idle process in a new network namespace during the block. Yields its process ID."""
     idle = subprocess.Popen(
         ["unshare", "--net", "sh", "-c", "echo; exec cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -48,7 +48,7 @@ def run(*command: str) -> None:
 
 
 def link(router: int, server: int) -> None:
-    """Connect this namespace to the router, and the router to the server by a narrow link."""
+    """Connect this namespace to the router, and the router to the server by a link with a small MTU."""
     run("ip", "link", "add", "near", "type", "veth", "peer", "name", "left", "netns", str(router))
     run(*inside(router, "ip", "link", "add", "right", "type", "veth", "peer", "name", "far", "netns", str(server)))
     for pid, name, host in ((0, "near", 2), (router, "left", 1), (router, "right", 1), (server, "far", 2)):

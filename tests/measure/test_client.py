@@ -1,4 +1,4 @@
-"""A client connects, talks to one server, and does not pretend after a failure that nothing happened."""
+"""A client connects, exchanges, and is unusable after a failure."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from tests.net.test_connect import fill, opened
 __all__ = ("opened",)  # a fixture
 
 
-async def test_it_connects_to_text_and_to_values(server: Server) -> None:
+async def test_connect_takes_an_address_as_text_or_value(server: Server) -> None:
     for address in (server.addresses[0], str(server.addresses[0])):
         async with await connect(address) as client:
             assert await client.exchange(b"x") == b"x"
 
 
-async def test_nobody_there_is_one_line() -> None:
+async def test_a_refused_connection_is_a_connect_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     with pytest.raises(ConnectError, match=f"^cannot connect to tcp://127.0.0.1:{port}: Connection refused$"):
         await connect(f"127.0.0.1:{port}")
 
 
-async def test_a_silent_host_is_given_up_after_the_timeout(opened: ExitStack) -> None:
+async def test_connecting_to_a_silent_host_fails_after_the_timeout(opened: ExitStack) -> None:
     listener = opened.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
     fill(listener, opened)
     with fail_after(5), pytest.raises(ConnectError, match="no answer within 200ms"):
@@ -50,17 +50,17 @@ async def test_port_0_is_refused_with_the_reason(scheme: str) -> None:
         await connect(f"{scheme}://127.0.0.1:0")
 
 
-async def test_a_wrong_address_is_the_callers_fault() -> None:
+async def test_an_address_without_port_is_an_address_error() -> None:
     with pytest.raises(AddressError):
         await connect("localhost")
 
 
-async def test_a_timeout_of_nothing_is_refused() -> None:
+async def test_a_timeout_of_zero_is_refused() -> None:
     with pytest.raises(UsageError):
         ConnectOptions(timeout=0)
 
 
-async def test_a_cancelled_exchange_breaks_the_client_for_good(server: Server) -> None:
+async def test_a_cancelled_exchange_makes_the_client_unusable(server: Server) -> None:
     async with await connect(server.addresses[0]) as client:
         await client.exchange(b"fine")
         with move_on_after(0) as scope:
@@ -71,7 +71,7 @@ async def test_a_cancelled_exchange_breaks_the_client_for_good(server: Server) -
                 await client.exchange(b"never")
 
 
-async def test_a_half_closed_client_is_done(server: Server) -> None:
+async def test_a_half_closed_client_is_unusable(server: Server) -> None:
     async with await connect(server.addresses[0]) as client:
         async with client.send([b"last"]) as back:
             assert [chunk async for chunk in back] == [b"last"]
@@ -79,7 +79,7 @@ async def test_a_half_closed_client_is_done(server: Server) -> None:
             await client.exchange(b"more")
 
 
-async def test_a_second_exchange_at_a_time_is_refused_and_the_first_unharmed(server: Server) -> None:
+async def test_a_concurrent_second_exchange_is_refused_and_the_first_completes(server: Server) -> None:
     async with await connect(server.addresses[0]) as client, client.send([b"first"]) as back:
         with pytest.raises(BusyResourceError):
             await client.exchange(b"second")

@@ -1,4 +1,4 @@
-"""A client of a name with two addresses finds the datagram server at either."""
+"""A client of a host name with two addresses finds the UDP server at either."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from tests.machine import needs_ipv6
 
 
 def sockets() -> int:
-    """How many sockets this process has open."""
+    """Return the number of open sockets of this process."""
     with os.scandir("/proc/self/fd") as entries:
         return sum(os.path.basename(os.path.realpath(entry.path)).startswith("socket:") for entry in entries)
 
 
-def dead_port() -> int:
-    """A port of both families where no socket is."""
+def free_port() -> int:
+    """Return a free UDP port."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -34,7 +34,7 @@ def dead_port() -> int:
 
 @asynccontextmanager
 async def client_of(host: str, poller: Poller | Fallback | None = None) -> AsyncIterator[Client]:
-    """A client of ``localhost`` whose server is at `host` only."""
+    """Yield a client of ``localhost`` with a server that is bound to `host` only."""
     async with open_server(f"udp://{host}:0") as server:
         address = server.addresses[0]
         assert isinstance(address, anyecho.UDPAddress)
@@ -57,7 +57,7 @@ async def test_localhost_finds_a_datagram_server_on_either_family(
 
 
 @needs_ipv6
-async def test_all_that_was_sent_to_the_dead_address_is_echoed_once_by_the_other(
+async def test_datagrams_sent_to_the_unreachable_address_are_resent_once_to_the_next(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     items = [b"%d" % number * 100 for number in range(200)]
@@ -69,7 +69,7 @@ async def test_all_that_was_sent_to_the_dead_address_is_echoed_once_by_the_other
 
 
 async def test_a_name_without_a_datagram_server_at_any_address_is_refused() -> None:
-    port = dead_port()
+    port = free_port()
     with fail_after(20):
         async with await connect(f"udp://localhost:{port}") as client:
             with pytest.raises(ConnectError, match=f"^cannot reach udp://localhost:{port}: Connection refused$"):
@@ -77,12 +77,12 @@ async def test_a_name_without_a_datagram_server_at_any_address_is_refused() -> N
 
 
 async def test_without_ipv6_a_dead_datagram_port_of_localhost_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    work, port = socket.socket.connect, dead_port()
+    original, port = socket.socket.connect, free_port()
 
     def without_ipv6(sock: socket.socket, address: tuple[str, int]) -> None:
         if sock.family == socket.AF_INET6:
             raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
-        work(sock, address)
+        original(sock, address)
 
     monkeypatch.setattr(socket.socket, "connect", without_ipv6)
     with fail_after(20):
@@ -92,8 +92,8 @@ async def test_without_ipv6_a_dead_datagram_port_of_localhost_is_refused(monkeyp
 
 
 @needs_ipv6
-async def test_a_server_that_has_answered_is_not_replaced_by_one_at_another_address() -> None:
-    """Two servers of one name need not be the same: an exchange has one."""
+async def test_a_client_stays_with_the_address_that_has_replied() -> None:
+    """Servers at two addresses of one name may differ, so a client does not mix them."""
     async with open_server("udp://127.0.0.1:0") as server:
         address = server.addresses[0]
         assert isinstance(address, anyecho.UDPAddress)

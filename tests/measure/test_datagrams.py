@@ -1,4 +1,4 @@
-"""A client of datagrams, at servers that lose, repeat, swap and spoil them."""
+"""The UDP client, with servers that lose, duplicate, reorder and corrupt datagrams."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from anyecho.net.poller import Fallback, Poller
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import open_server
 
-#: What a server answers to its n-th datagram.
+#: Replies of a server to its n-th datagram.
 Script: TypeAlias = Callable[[int, bytes], Iterable[bytes]]
 
-#: How long anything may be owed by a server that does not answer.
+#: A short timeout for servers that do not reply.
 SHORT = ConnectOptions(timeout=0.5)
 
 
 @contextmanager
 def peer(script: Script) -> Iterator[str]:
-    """The address of a server in a thread that answers as `script` says, until it is told b"stop"."""
+    """Yield the address of a server in a thread that replies as `script` says, until it receives b"stop"."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
 
@@ -60,7 +60,7 @@ def peer(script: Script) -> Iterator[str]:
             serving.join(10)
 
 
-def honest(_: int, datagram: bytes) -> list[bytes]:
+def echo_once(_: int, datagram: bytes) -> list[bytes]:
     return [datagram]
 
 
@@ -77,12 +77,12 @@ async def send(client: Client, items: Iterable[bytes]) -> list[bytes]:
 async def test_each_item_is_a_datagram_and_comes_back(polled: bool, poller: Poller | Fallback) -> None:
     sizes: list[int] = []
 
-    def note(_: int, datagram: bytes) -> list[bytes]:
+    def record(_: int, datagram: bytes) -> list[bytes]:
         sizes.append(len(datagram))
         return [datagram]
 
     items = [b"a", b"", bytes(65507), b"a", b"end"]
-    with peer(note) as address:
+    with peer(record) as address:
         async with await connect(address, poller=poller if polled else None) as client:
             assert await send(client, items) == items
             assert await client.exchange(b"one more") == b"one more"
@@ -90,10 +90,10 @@ async def test_each_item_is_a_datagram_and_comes_back(polled: bool, poller: Poll
     assert sizes == [1, 0, 65507, 1, 3, 8, 0]
 
 
-async def test_more_than_any_queue_holds_is_not_lost() -> None:
-    lavish = ServeOptions(udp_rate=math.inf)
+async def test_more_datagrams_than_a_socket_buffer_holds_are_not_lost() -> None:
+    unlimited = ServeOptions(udp_rate=math.inf)
     async with (
-        open_server("udp://127.0.0.1:0", options=lavish) as server,
+        open_server("udp://127.0.0.1:0", options=unlimited) as server,
         await connect(server.addresses[0]) as client,
     ):
         assert await send(client, numbered(3000)) == numbered(3000)
@@ -101,7 +101,7 @@ async def test_more_than_any_queue_holds_is_not_lost() -> None:
         assert await send(client, large) == large
 
 
-async def test_what_is_lost_is_counted_when_the_others_are_back() -> None:
+async def test_lost_datagrams_are_counted_after_the_last_reply() -> None:
     def lossy(number: int, datagram: bytes) -> list[bytes]:
         return [] if number in (10, 20) else [datagram]
 
@@ -115,22 +115,22 @@ async def test_what_is_lost_is_counted_when_the_others_are_back() -> None:
                     async for reply in replies:
                         came.append(reply)
 
-            # Two digits each, after the ten that have one.
+            # Ten datagrams of one digit come before the first of two.
             assert caught.value.offset == 10
             assert came == [item for item in numbered(200) if item not in (b"10", b"20")]
-            # An answer may yet come, and be taken for that of another exchange.
+            # A late reply could match a datagram of another exchange.
             with pytest.raises(BrokenResourceError):
                 await client.exchange(b"again")
 
 
-async def test_one_that_is_not_answered_is_lost() -> None:
+async def test_a_datagram_without_reply_is_lost() -> None:
     with peer(lambda *_: []) as address:
         async with await connect(address, options=SHORT) as client:
             with fail_after(5), pytest.raises(EchoLost, match=r"^1 of 1 datagrams were lost"):
                 await client.exchange(b"hello")
 
 
-async def test_a_reply_that_is_late_is_no_loss_the_less() -> None:
+async def test_a_late_reply_still_counts_as_lost() -> None:
     release = Event()
     with peer(lambda number, datagram: [b"0", b"1"] if number == 1 else [datagram] if number else []) as address:
         async with await connect(address, options=SHORT) as client:
@@ -153,25 +153,25 @@ async def test_a_reply_that_is_late_is_no_loss_the_less() -> None:
                     assert [reply async for reply in replies] == [b"1"]
 
 
-async def test_twice_and_out_of_order_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+async def test_duplicates_and_reordering_are_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     held: list[bytes] = []
 
-    def confused(number: int, datagram: bytes) -> list[bytes]:
+    def reorder(number: int, datagram: bytes) -> list[bytes]:
         if number == 1:
             held.append(datagram)
             return []
         return [datagram, *held, datagram] if number == 2 else [datagram]
 
-    with peer(confused) as address:
+    with peer(reorder) as address:
         async with await connect(address) as client:
             assert await send(client, [b"a", b"b", b"c", b"d"]) == [b"a", b"c", b"b", b"d"]
-            # Nobody waits for the second c: it is recognised whenever it comes.
+            # The second c is a duplicate, recognised in any later exchange.
             assert await client.exchange(b"e") == b"e"
 
     assert "0 of 4 datagrams were lost; 1 came twice, 1 out of order" in caplog.text
 
 
-async def test_what_was_spoilt_is_named() -> None:
+async def test_a_corrupted_datagram_names_the_wrong_byte() -> None:
     with peer(lambda _, datagram: [datagram.replace(b"c", b"k")]) as address:
         async with await connect(address) as client:
             with pytest.raises(
@@ -182,7 +182,7 @@ async def test_what_was_spoilt_is_named() -> None:
     assert caught.value.offset == 7
 
 
-async def test_nobody_there_is_a_failure_to_connect() -> None:
+async def test_an_unreachable_udp_server_is_a_connect_error() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -191,7 +191,7 @@ async def test_nobody_there_is_a_failure_to_connect() -> None:
             await client.exchange(b"hello")
 
 
-async def test_a_server_that_goes_away_has_lost_the_rest() -> None:
+async def test_datagrams_after_the_server_closed_are_lost() -> None:
     async with open_server("udp://127.0.0.1:0") as server, await connect(server.addresses[0]) as client:
         gone = Event()
 
@@ -207,7 +207,7 @@ async def test_a_server_that_goes_away_has_lost_the_rest() -> None:
                     gone.set()
 
 
-async def test_the_deadline_is_for_all_of_it() -> None:
+async def test_the_deadline_is_for_the_whole_datagram_exchange() -> None:
     with peer(lambda *_: []) as address:
         async with await connect(address, options=ConnectOptions(deadline=0.2)) as client:
             with (
@@ -217,23 +217,23 @@ async def test_the_deadline_is_for_all_of_it() -> None:
                 await send(client, [b"a", b"b"])
 
 
-async def test_a_message_that_no_datagram_holds_is_one_line() -> None:
-    with peer(honest) as address:
+async def test_a_message_too_large_for_a_datagram_is_a_usage_error() -> None:
+    with peer(echo_once) as address:
         async with await connect(address) as client:
             with pytest.raises(UsageError, match=r"^a message of 65508 bytes is too large for a datagram"):
                 await client.exchange(bytes(65508))
 
 
-async def test_a_source_may_end_when_all_is_back_already() -> None:
+async def test_an_exchange_completes_if_the_source_ends_after_the_last_reply() -> None:
     came = Event()
 
     async def one() -> AsyncGenerator[bytes, None]:
         yield b"one"
         await came.wait()
-        # The client waits for what comes next, and then nothing does.
+        # The client waits for the next item, and the source ends.
         await wait_all_tasks_blocked()
 
-    with peer(honest) as address:
+    with peer(echo_once) as address:
         async with await connect(address) as client:
             assert await send(client, []) == []
             with fail_after(5):
@@ -242,19 +242,19 @@ async def test_a_source_may_end_when_all_is_back_already() -> None:
                         came.set()
 
 
-async def test_what_the_source_raises_comes_out() -> None:
+async def test_an_exception_of_the_source_ends_a_datagram_exchange() -> None:
     def failing() -> Iterator[bytes]:
         yield b"x"
         raise ZeroDivisionError
 
-    with peer(honest) as address:
+    with peer(echo_once) as address:
         async with await connect(address) as client:
             with pytest.raises(ZeroDivisionError):
                 await send(client, failing())
 
 
-async def test_a_reader_who_takes_his_time_loses_nothing() -> None:
-    with peer(honest) as address:
+async def test_a_slow_reader_of_replies_loses_nothing() -> None:
+    with peer(echo_once) as address:
         async with await connect(address, options=SHORT) as client, client.send(numbered(3)) as replies:
             came = []
             async for reply in replies:
@@ -265,29 +265,29 @@ async def test_a_reader_who_takes_his_time_loses_nothing() -> None:
     assert came == numbered(3)
 
 
-async def test_a_name_that_nobody_has_is_one_line() -> None:
+async def test_an_unknown_host_name_is_a_connect_error() -> None:
     with pytest.raises(ConnectError, match=r"^cannot connect to udp://no-such-host.invalid:1: no such host"):
         await connect("udp://no-such-host.invalid:1")
 
 
 async def test_a_connection_to_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Binding to the port and then calling it is what the kernel does once in 28,000 times for a dead port."""
-    work = socket.socket.connect
+    """The kernel binds to the port it connects to once in 28,000 times, if that is a free ephemeral port."""
+    original = socket.socket.connect
 
-    def unlucky(sock: socket.socket, address: tuple[str, int]) -> None:
+    def bind_and_connect(sock: socket.socket, address: tuple[str, int]) -> None:
         sock.bind(address)
-        work(sock, address)
+        original(sock, address)
 
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    monkeypatch.setattr(socket.socket, "connect", unlucky)
+    monkeypatch.setattr(socket.socket, "connect", bind_and_connect)
     with pytest.raises(ConnectError, match=r"Connection refused$"):
         await connect(f"udp://127.0.0.1:{port}")
 
 
-async def test_its_stream_is_one_that_the_heart_can_echo() -> None:
-    """Two of our own streams, each the peer of the other."""
+async def test_a_datagram_stream_works_with_echo() -> None:
+    """Two `DatagramStream`, each the peer of the other."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
         one.bind(("127.0.0.1", 0))
         async with await connect(f"udp://127.0.0.1:{one.getsockname()[1]}") as client:
@@ -297,7 +297,7 @@ async def test_its_stream_is_one_that_the_heart_can_echo() -> None:
             stream = DatagramStream(one, Fallback().register(one))
             async with create_task_group() as tasks:
                 tasks.start_soon(echo, stream)
-                assert await client.exchange(b"heart") == b"heart"
+                assert await client.exchange(b"hello") == b"hello"
                 tasks.cancel_scope.cancel()
             await stream.aclose()
             for call in (stream.receive(), stream.send(b"x")):

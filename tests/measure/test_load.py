@@ -1,4 +1,4 @@
-"""A load counts what came back equal, finds out a server that lies, and leaves nothing behind."""
+"""A load counts equal echoes, reports wrong ones, and leaves no descriptor open."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ from tests.peers import SOON, until
 from tests.process import descriptors
 
 MIB = 1 << 20
-#: Buffers so small that nothing of a MiB goes through in one piece.
+#: Buffers so small that a MiB is never sent in one piece.
 TINY = SocketOptions(sndbuf=8192, rcvbuf=8192)
 
 
 @asynccontextmanager
 async def listening(behaviour: Behaviour, *, rcvbuf: int = 0) -> AsyncIterator[str]:
-    """The address of a server of anyio's, which does as `behaviour` says with each connection and closes it."""
+    """Yield the address of an anyio server that runs `behaviour` on each connection and closes it."""
 
     async def behave(stream: ByteStream) -> None:
         with suppress(BrokenResourceError, EndOfStream):  # the load may close first
@@ -67,7 +67,7 @@ def options(*, connections: int = 1, size: int = 8) -> LoadOptions:
 
 
 @pytest.mark.parametrize(("connections", "size"), [(1, 1), (50, 64), (3, 100_000), (1, MIB)])
-async def test_it_counts_what_came_back(connections: int, size: int, server: Server) -> None:
+async def test_a_load_counts_echoes_bytes_and_latencies(connections: int, size: int, server: Server) -> None:
     async with open_load(server.addresses[0], options(connections=connections, size=size)) as load:
         result = await load.run(seconds=0.2)
 
@@ -91,8 +91,8 @@ async def test_messages_larger_than_all_buffers_come_back(engine: Literal["auto"
     assert result.echoes >= 2
 
 
-async def test_a_server_that_reads_all_before_it_answers_gets_all() -> None:
-    """As one that stores and forwards does: nothing comes back that could say there is room to send again."""
+async def test_a_load_completes_on_a_server_that_reads_a_whole_message_before_echoing() -> None:
+    """While the server stores a message, only a writable event can wake the sender, never echo."""
 
     async def store_and_forward(stream: ByteStream) -> None:
         while True:
@@ -106,7 +106,7 @@ async def test_a_server_that_reads_all_before_it_answers_gets_all() -> None:
             assert (await load.run(seconds=0.01)).echoes >= 1
 
 
-async def test_a_warm_up_is_in_no_other_result(server: Server) -> None:
+async def test_results_of_two_runs_are_separate(server: Server) -> None:
     async with open_load(server.addresses[0], options(connections=5)) as load:
         first = await load.run(seconds=0.2)
         echoes = first.echoes
@@ -127,47 +127,47 @@ async def test_the_first_wrong_byte_is_named(wrong: int) -> None:
     ):
         with pytest.raises(
             EchoMismatch, match=rf"^connection 0: byte {wrong} is wrong: sent 0x..?, got 0x..$"
-        ) as lie:
+        ) as caught:
             await load.run(seconds=5)
-        assert lie.value.offset == wrong
+        assert caught.value.offset == wrong
 
 
-async def test_the_echo_of_another_connection_is_a_lie() -> None:
+async def test_the_echo_of_another_connection_is_a_mismatch() -> None:
     first: list[bytes] = []
 
-    async def confuse(stream: ByteStream) -> None:
+    async def echo_first(stream: ByteStream) -> None:
         async for chunk in stream:
             first.append(chunk)
             await stream.send(first[0])
 
-    async with listening(confuse) as address, open_load(address, options(connections=2)) as load:
+    async with listening(echo_first) as address, open_load(address, options(connections=2)) as load:
         with pytest.raises(EchoMismatch, match=r"^connection [01]: byte 0 is wrong"):
             await load.run(seconds=5)
 
 
-async def test_a_wrong_message_is_found_after_many_right_ones() -> None:
-    async def lie_later(stream: ByteStream) -> None:
+async def test_a_wrong_reply_is_found_after_many_right_ones() -> None:
+    async def corrupt_last(stream: ByteStream) -> None:
         for number in range(1000):
             chunk = await stream.receive()
             await stream.send(chunk if number < 999 else chunk[::-1])
 
-    async with listening(lie_later) as address, open_load(address, options(size=64)) as load:
+    async with listening(corrupt_last) as address, open_load(address, options(size=64)) as load:
         with pytest.raises(EchoMismatch, match=r"^connection 0: byte 0 is wrong"):
             await load.run(seconds=20)
 
 
 async def test_surplus_bytes_are_a_mismatch() -> None:
-    async def generous(stream: ByteStream) -> None:
+    async def add_surplus(stream: ByteStream) -> None:
         await stream.send(await stream.receive() + b"!")
         await stream.receive()
 
-    async with listening(generous) as address, open_load(address, options()) as load:
-        with pytest.raises(EchoMismatch, match=r"^connection 0: byte 8 was never sent: got 0x21$") as lie:
+    async with listening(add_surplus) as address, open_load(address, options()) as load:
+        with pytest.raises(EchoMismatch, match=r"^connection 0: byte 8 was never sent: got 0x21$") as caught:
             await load.run(seconds=5)
-        assert lie.value.offset == 8
+        assert caught.value.offset == 8
 
 
-async def test_the_reply_before_is_a_lie() -> None:
+async def test_a_repeated_reply_is_a_mismatch() -> None:
     async def repeat_one(stream: ByteStream) -> None:
         chunk = b""
         for number in range(1000):
@@ -180,10 +180,10 @@ async def test_the_reply_before_is_a_lie() -> None:
 
 
 @pytest.mark.parametrize("surplus", [b"!", b"the last reply"])
-async def test_surplus_between_two_runs_fails_the_next(surplus: bytes) -> None:
+async def test_surplus_bytes_between_two_runs_fail_the_next(surplus: bytes) -> None:
     run_is_over, is_sent = anyio.Event(), anyio.Event()
 
-    async def generous(stream: ByteStream) -> None:
+    async def add_surplus(stream: ByteStream) -> None:
         last = b""
         async with create_task_group() as tasks:
 
@@ -196,7 +196,7 @@ async def test_surplus_between_two_runs_fails_the_next(surplus: bytes) -> None:
             async for last in stream:
                 await stream.send(last)
 
-    async with listening(generous) as address, open_load(address, options()) as load:
+    async with listening(add_surplus) as address, open_load(address, options()) as load:
         await load.run(seconds=0.01)
         run_is_over.set()
         await is_sent.wait()
@@ -204,31 +204,31 @@ async def test_surplus_between_two_runs_fails_the_next(surplus: bytes) -> None:
             await load.run(seconds=5)
 
 
-async def test_an_echo_of_what_was_not_sent_yet_is_a_lie() -> None:
-    """Two messages by turns: who has seen both can know the next."""
+async def test_an_echo_of_bytes_not_yet_sent_is_a_mismatch() -> None:
+    """Two messages alternate, so a server that has received both can predict the next."""
 
-    async def clairvoyant(stream: ByteStream) -> None:
-        seen = bytearray()
-        while len(seen) < 2 * MIB:
+    async def echo_ahead(stream: ByteStream) -> None:
+        received = bytearray()
+        while len(received) < 2 * MIB:
             chunk = await stream.receive()
-            seen += chunk
+            received += chunk
             await stream.send(chunk)
         await stream.receive(1)
-        await stream.send(bytes(seen))
-        # A close with bytes unread is a reset, which destroys the echo that the load has not read.
+        await stream.send(bytes(received))
+        # A close with bytes unread is a reset, which discards the echo that the load has not read.
         await anyio.sleep_forever()
 
     # Small buffers, so that the third message is never sent whole. Where both windows close on megabytes, the
     # kernel's persist timer decides when they open, in up to 25 s.
     connect = ConnectOptions(socket=SocketOptions(sndbuf=65536))
     load_options = LoadOptions(connections=1, size=MIB, connect=connect)
-    async with listening(clairvoyant, rcvbuf=65536) as address, open_load(address, load_options) as load:
+    async with listening(echo_ahead, rcvbuf=65536) as address, open_load(address, load_options) as load:
         with pytest.raises(EchoMismatch, match=r"^connection 0: byte \d+ was never sent"):
             await load.run(seconds=10)
 
 
-async def test_an_end_between_two_runs_is_noticed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel reports it for as long as anybody listens."""
+async def test_eof_between_two_runs_fails_the_next_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """epoll reports EOF for as long as the descriptor is registered."""
     failures: list[EchoError] = []
 
     def fail(run: LoadRun, failure: EchoError) -> None:
@@ -262,31 +262,31 @@ async def test_an_early_end_names_the_first_missing_byte(kept: int) -> None:
     async with listening(quitting(kept)) as address, open_load(address, options()) as load:
         with pytest.raises(
             EchoTruncated, match=rf"^connection 0: the server closed the connection: byte {kept} is missing$"
-        ) as end:
+        ) as caught:
             await load.run(seconds=5)
-        assert end.value.offset == kept
+        assert caught.value.offset == kept
 
 
-async def test_a_reset_is_a_truncation_that_says_so() -> None:
-    async def slam(stream: ByteStream) -> None:
+async def test_a_reset_is_a_truncation_error_that_names_the_reset() -> None:
+    async def reset(stream: ByteStream) -> None:
         await stream.receive()
-        no_goodbye = struct.pack("ii", 1, 0)
-        stream.extra(SocketAttribute.raw_socket).setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, no_goodbye)
+        reset_on_close = struct.pack("ii", 1, 0)
+        stream.extra(SocketAttribute.raw_socket).setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset_on_close)
 
-    async with listening(slam) as address, open_load(address, options(connections=3)) as load:
+    async with listening(reset) as address, open_load(address, options(connections=3)) as load:
         with pytest.raises(EchoTruncated, match=r"^connection \d: .* broke \(Connection reset by peer\): byte"):
             await load.run(seconds=5)
 
 
-async def test_a_silent_server_is_given_up_after_the_timeout() -> None:
+async def test_a_silent_server_is_a_stall_after_the_timeout() -> None:
     async def stop_at_last(stream: ByteStream) -> None:
         with move_on_after(0.1):
             async for chunk in stream:
                 await stream.send(chunk)
         await anyio.sleep_forever()
 
-    patience = LoadOptions(connections=2, size=8, connect=ConnectOptions(timeout=0.2))
-    async with listening(stop_at_last) as address, open_load(address, patience) as load:
+    load_options = LoadOptions(connections=2, size=8, connect=ConnectOptions(timeout=0.2))
+    async with listening(stop_at_last) as address, open_load(address, load_options) as load:
         with (
             fail_after(SOON),
             pytest.raises(
@@ -297,7 +297,7 @@ async def test_a_silent_server_is_given_up_after_the_timeout() -> None:
             await load.run(seconds=0.2)
 
 
-async def test_nobody_there_is_one_line() -> None:
+async def test_a_refused_connection_is_a_connect_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     before = descriptors()
@@ -307,7 +307,7 @@ async def test_nobody_there_is_one_line() -> None:
     assert descriptors() == before
 
 
-async def test_who_was_connected_is_closed_if_another_cannot_be(
+async def test_connections_are_closed_if_another_cannot_be_made(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def connect_a_few(*args: Any, **kwargs: Any) -> Client:
@@ -332,7 +332,7 @@ async def test_a_cancelled_run_closes_everything(server: Server) -> None:
             await load.run(seconds=1)
 
 
-async def test_so_does_one_that_failed() -> None:
+async def test_a_failed_run_closes_everything() -> None:
     ended = 0
 
     async def swallow_one(stream: ByteStream) -> None:
@@ -354,7 +354,7 @@ async def test_so_does_one_that_failed() -> None:
 @pytest.mark.parametrize("size", [8, MIB])
 async def test_no_descriptor_is_left_open(size: int, server: Server) -> None:
     counts: list[int] = []
-    for _ in range(2):  # the server opens one of its own for the first connection it ever has
+    for _ in range(2):  # the server opens a descriptor with its first connection
         async with open_load(server.addresses[0], options(connections=20, size=size)) as load:
             await load.run(seconds=0.05)
             assert descriptors() >= 40
@@ -364,7 +364,7 @@ async def test_no_descriptor_is_left_open(size: int, server: Server) -> None:
     assert counts[0] == counts[1]
 
 
-async def test_loads_run_side_by_side_on_one_poller(server: Server, poller: Poller | Fallback) -> None:
+async def test_concurrent_loads_share_one_poller(server: Server, poller: Poller | Fallback) -> None:
     results: list[int] = []
 
     async def run(load: Load) -> None:
@@ -382,7 +382,7 @@ async def test_loads_run_side_by_side_on_one_poller(server: Server, poller: Poll
     assert min(results) >= 1
 
 
-async def test_a_second_run_at_a_time_is_refused_and_the_first_unharmed(server: Server) -> None:
+async def test_a_concurrent_second_run_is_refused_and_the_first_completes(server: Server) -> None:
     async with open_load(server.addresses[0], options()) as load, create_task_group() as tasks:
 
         async def refused() -> None:
@@ -400,13 +400,13 @@ async def test_a_load_of_datagrams_is_refused() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"connections": 0}, {"size": 0}, {"connections": -1}])
-async def test_a_load_of_nothing_is_refused(wrong: dict[str, int]) -> None:
+async def test_a_load_without_connections_or_bytes_is_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(UsageError, match=r"must be 1 or more, not"):
         options(**wrong)
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan")])
-async def test_a_run_of_no_time_is_refused(seconds: float, server: Server) -> None:
+async def test_a_run_with_invalid_seconds_is_refused(seconds: float, server: Server) -> None:
     async with open_load(server.addresses[0], options()) as load:
         with pytest.raises(UsageError, match=r"seconds must be more than 0, not"):
             await load.run(seconds=seconds)

@@ -1,4 +1,4 @@
-"""Datagrams that do not fit the path: EMSGSIZE is about one that was sent before, and only that one is lost."""
+"""Datagrams above the path MTU: EMSGSIZE is about a datagram sent before, and only that one is lost."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from tests.measure.path_mtu import NO_LINKS
 MESSAGES = [letter * 1400 for letter in "abcd"]
 
 
-def pending(monkeypatch: pytest.MonkeyPatch, method: str, count: int) -> None:
-    """Let `count` calls of `method` on a datagram socket report the MTU of the path instead."""
+def fail_with_emsgsize(monkeypatch: pytest.MonkeyPatch, method: str, count: int) -> None:
+    """Let `count` calls of `method` on a datagram socket fail with EMSGSIZE."""
 
     def failing(sock: socket.socket, *arguments: Any) -> Any:
         nonlocal count
@@ -41,31 +41,31 @@ def pending(monkeypatch: pytest.MonkeyPatch, method: str, count: int) -> None:
 @pytest.mark.parametrize("method", ["recv", "send"])
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("polled", [False, True])
-async def test_a_report_about_an_earlier_datagram_harms_no_later_one(
+async def test_emsgsize_for_an_earlier_datagram_loses_no_later_one(
     method: str, count: int, polled: bool, poller: Poller | Fallback, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with (
         open_server("udp://127.0.0.1:0") as server,
         await connect(server.addresses[0], poller=poller if polled else None) as client,
     ):
-        pending(monkeypatch, method, count)
+        fail_with_emsgsize(monkeypatch, method, count)
         for payload in (b"first", b"", bytes(65507)):
             assert await client.exchange(payload) == payload
 
 
-async def test_a_datagram_that_is_never_taken_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_datagram_that_the_kernel_never_accepts_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     options = ConnectOptions(timeout=0.2)
     async with (
         open_server("udp://127.0.0.1:0") as server,
         await connect(server.addresses[0], options=options) as client,
     ):
-        pending(monkeypatch, "send", 1_000_000)
+        fail_with_emsgsize(monkeypatch, "send", 1_000_000)
         with pytest.raises(EchoLost, match=r"^1 of 1 datagrams were lost"):
             await client.exchange(b"x" * 1400)
 
 
 @pytest.mark.parametrize(("host", "least"), [("127.0.0.1", 65508), pytest.param("[::1]", 65528, marks=needs_ipv6)])
-async def test_a_datagram_larger_than_any_is_a_mistake_of_the_caller(host: str, least: int) -> None:
+async def test_a_datagram_above_the_size_limit_is_a_usage_error(host: str, least: int) -> None:
     async with open_server(f"udp://{host}:0") as server:
         async with await connect(server.addresses[0]) as client:
             assert await client.exchange(bytes(least - 1)) == bytes(least - 1)
@@ -75,7 +75,7 @@ async def test_a_datagram_larger_than_any_is_a_mistake_of_the_caller(host: str, 
 
 
 @pytest.mark.parametrize("family", ["4", "6"])
-def test_behind_a_narrow_link_what_was_sent_before_it_was_known_is_lost(family: str, backend: str) -> None:
+def test_datagrams_above_the_path_mtu_are_lost_until_the_mtu_is_known(family: str, backend: str) -> None:
     command = [*network_namespace("link set lo up"), sys.executable, "-m", "tests.measure.path_mtu", family]
     options = ["--timeout", "1s", "--backend", backend]
     ended = subprocess.run([*command, *options, *MESSAGES], capture_output=True, text=True, timeout=50, check=False)

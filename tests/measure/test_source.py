@@ -1,4 +1,4 @@
-"""A source's items are copied when they are taken, and what is no source is refused in one line."""
+"""Items of a source are copied when they are taken; an invalid source is an error of one line."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ BUFFERS: dict[str, tuple[Any, bytes]] = {
 }
 
 
-async def everything(client: Client, source: Any) -> bytes:
+async def send_all(client: Client, source: Any) -> bytes:
     async with client.send(source) as echo:
         return b"".join([chunk async for chunk in echo])
 
@@ -52,11 +52,11 @@ async def test_any_buffer_is_sent_as_its_bytes(kind: str, address: str) -> None:
     buffer, content = BUFFERS[kind]
     async with open_server(address) as server, await connect(server.addresses[0]) as client:
         assert await client.exchange(buffer) == content
-        assert await everything(client, [buffer, buffer]) == content * 2
+        assert await send_all(client, [buffer, buffer]) == content * 2
 
 
 @pytest.mark.parametrize("address", ADDRESSES)
-async def test_a_buffer_that_is_filled_again_for_each_item_is_no_mismatch(address: str) -> None:
+async def test_a_source_may_refill_one_buffer_for_each_item(address: str) -> None:
     def read_into_one_buffer() -> Iterator[memoryview]:
         buffer = bytearray(1000)
         for number in range(50):
@@ -65,10 +65,10 @@ async def test_a_buffer_that_is_filled_again_for_each_item_is_no_mismatch(addres
 
     expected = b"".join(map(bytes, (bytes([number]) * (1000 - number) for number in range(50))))
     async with open_server(address) as server, await connect(server.addresses[0]) as client:
-        assert await everything(client, read_into_one_buffer()) == expected
+        assert await send_all(client, read_into_one_buffer()) == expected
 
 
-async def test_an_async_source_may_fill_its_buffer_again_too() -> None:
+async def test_an_async_source_may_refill_its_buffer() -> None:
     async def read_into_one_buffer() -> AsyncIterator[bytearray]:
         buffer = bytearray(3)
         for number in range(3):
@@ -76,7 +76,7 @@ async def test_an_async_source_may_fill_its_buffer_again_too() -> None:
             yield buffer
 
     async with open_server("tcp://127.0.0.1:0") as server, await connect(server.addresses[0]) as client:
-        assert await everything(client, read_into_one_buffer()) == b"\0\0\0\1\1\1\2\2\2"
+        assert await send_all(client, read_into_one_buffer()) == b"\0\0\0\1\1\1\2\2\2"
 
 
 async def generate() -> AsyncIterator[bytes]:
@@ -101,12 +101,12 @@ async def generate() -> AsyncIterator[bytes]:
 )
 @pytest.mark.parametrize("address", ADDRESSES)
 @pytest.mark.by_turns("anyio_backend")
-async def test_what_is_no_source_is_one_line_and_costs_the_client_nothing(
+async def test_an_invalid_source_is_a_usage_error_and_the_client_stays_usable(
     source: Any, line: str, address: str
 ) -> None:
     async with open_server(address) as server, await connect(server.addresses[0]) as client:
         with pytest.raises(UsageError, match=f"^{line.replace('[data]', '.data.').replace('(data)', '.data.')}$"):
-            await everything(client, source)
+            await send_all(client, source)
         assert await client.exchange(b"fine") == b"fine"
 
 
@@ -120,7 +120,7 @@ async def test_what_is_no_source_is_one_line_and_costs_the_client_nothing(
     ],
     ids=lambda value: type(value).__name__,
 )
-async def test_what_is_no_payload_is_one_line_and_costs_the_client_nothing(payload: Any, line: str) -> None:
+async def test_an_invalid_payload_is_a_usage_error_and_the_client_stays_usable(payload: Any, line: str) -> None:
     async with open_server("tcp://127.0.0.1:0") as server, await connect(server.addresses[0]) as client:
         with pytest.raises(UsageError, match=f"^{line}$"):
             await client.exchange(payload)
@@ -130,18 +130,18 @@ async def test_what_is_no_payload_is_one_line_and_costs_the_client_nothing(paylo
 @pytest.mark.parametrize("address", ADDRESSES)
 @pytest.mark.parametrize("item", ["text", None, 5, [1, 2]], ids=lambda item: type(item).__name__)
 @pytest.mark.by_turns("anyio_backend")
-async def test_an_item_that_is_no_buffer_is_one_line(item: Any, address: str) -> None:
+async def test_an_item_that_is_not_a_buffer_is_a_usage_error(item: Any, address: str) -> None:
     async with (
         open_server(address) as server,
         await connect(server.addresses[0], options=ConnectOptions(timeout=5)) as client,
     ):
         line = f"^an item to send must be bytes or another buffer, not {type(item).__name__}"
         with pytest.raises(UsageError, match=line):
-            await everything(client, [b"first", item])
+            await send_all(client, [b"first", item])
 
 
 class Numbered:
-    """Iterable only by its index, as old sequences are."""
+    """Iterable only by `__getitem__`, like old sequences."""
 
     def __getitem__(self, index: int) -> bytes:
         if index == 3:
@@ -171,11 +171,11 @@ async def test_any_iterable_is_a_source(kind: str) -> None:
     make, items = SOURCES[kind]
     assert [item async for item in items_of(make())] == items
     async with open_server("tcp://127.0.0.1:0") as server, await connect(server.addresses[0]) as client:
-        assert await everything(client, make()) == b"".join(items)
+        assert await send_all(client, make()) == b"".join(items)
 
 
 async def test_a_mapped_file_can_be_closed_after_it_was_sent(tmp_path: Path) -> None:
-    """No view of it is kept: closing a mapping with views is a BufferError."""
+    """No view is kept: closing an mmap with exported views raises BufferError."""
     path = tmp_path / "file"
     path.write_bytes(b"x" * 10_000)
     async with open_server("tcp://127.0.0.1:0") as server, await connect(server.addresses[0]) as client:

@@ -1,4 +1,4 @@
-"""What arrived while the event loop was blocked is read before a time limit blames the peer for it."""
+"""Bytes that arrived while the event loop was blocked are read before a time limit fails the exchange."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def block_the_loop(seconds: float = 1.5 * LIMIT) -> None:
     time.sleep(seconds)
 
 
-async def arrived(sock: socket.socket) -> None:
-    """Return once `sock` can be read."""
+async def wait_readable(sock: socket.socket) -> None:
+    """Return once `sock` is readable."""
     await until(partial(is_ready, sock))
 
 
@@ -58,7 +58,7 @@ async def test_an_echo_that_arrived_while_the_loop_was_blocked_is_not_late(
     with theirs:
         async with Client(stream_over(ours, poller), options) as client, create_task_group() as tasks:
             tasks.start_soon(client.exchange, b"hello")
-            await arrived(theirs)
+            await wait_readable(theirs)
             theirs.sendall(theirs.recv(5))
             block_the_loop()
 
@@ -76,7 +76,7 @@ async def test_an_echo_over_tls_that_arrived_while_the_loop_was_blocked_is_not_l
 
 
 @pytest.mark.parametrize("limit", LIMITS)
-async def test_a_half_closed_exchange_whose_echo_and_end_arrived_meanwhile_is_complete(
+async def test_echo_and_eof_that_arrived_while_the_loop_was_blocked_complete_an_exchange(
     limit: str, poller: Poller | Fallback
 ) -> None:
     ours, theirs = raw_pair("tcp")
@@ -89,9 +89,9 @@ async def test_a_half_closed_exchange_whose_echo_and_end_arrived_meanwhile_is_co
 
         async with create_task_group() as tasks:
             tasks.start_soon(send)
-            await arrived(theirs)
+            await wait_readable(theirs)
             theirs.sendall(theirs.recv(5))
-            await arrived(theirs)  # the half-close
+            await wait_readable(theirs)  # the half-close
             theirs.close()
             block_the_loop()
 
@@ -99,14 +99,14 @@ async def test_a_half_closed_exchange_whose_echo_and_end_arrived_meanwhile_is_co
 
 
 class Blocking(Transcript):
-    """A stream whose sender blocks the loop first."""
+    """A stream that blocks the loop before each send."""
 
     async def send(self, item: bytes) -> None:
         block_the_loop()
         await super().send(item)
 
 
-async def test_an_item_is_not_late_before_it_is_sent(poller: Poller | Fallback) -> None:
+async def test_the_stall_timer_of_an_item_begins_after_it_is_sent(poller: Poller | Fallback) -> None:
     ours, theirs = raw_pair("tcp")
     answering = Thread(target=lambda: theirs.sendall(theirs.recv(5)))
     answering.start()
@@ -118,7 +118,7 @@ async def test_an_item_is_not_late_before_it_is_sent(poller: Poller | Fallback) 
 
 
 @pytest.mark.parametrize("limit", LIMITS)
-async def test_a_silent_peer_is_given_up_after_the_loop_was_blocked(limit: str, poller: Poller | Fallback) -> None:
+async def test_a_silent_peer_is_a_stall_after_the_loop_was_blocked(limit: str, poller: Poller | Fallback) -> None:
     ours, theirs = raw_pair("tcp")
     with theirs:
         async with Client(stream_over(ours, poller), limited(limit)) as client:
@@ -129,15 +129,15 @@ async def test_a_silent_peer_is_given_up_after_the_loop_was_blocked(limit: str, 
 
             async with create_task_group() as tasks:
                 tasks.start_soon(given_up)
-                await arrived(theirs)
+                await wait_readable(theirs)
                 block_the_loop()
 
 
-async def test_a_loop_that_is_blocked_again_and_again_does_not_put_off_the_deadline(
+async def test_a_repeatedly_blocked_loop_does_not_postpone_the_deadline(
     poller: Poller | Fallback,
 ) -> None:
     def echo_for_ever() -> None:
-        with theirs, suppress(ConnectionError):  # ours is closed with bytes unread
+        with theirs, suppress(ConnectionError):  # the client closes with bytes unread
             while chunk := theirs.recv(65536):
                 theirs.sendall(chunk)
 
@@ -154,7 +154,7 @@ async def test_a_loop_that_is_blocked_again_and_again_does_not_put_off_the_deadl
 
 @contextmanager
 def datagram_peer() -> Iterator[tuple[str, socket.socket]]:
-    """The address of a UDP socket, and the socket."""
+    """Yield the address of a UDP socket, and the socket."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
         sock.settimeout(TIMEOUT)
@@ -172,12 +172,12 @@ async def test_a_datagram_that_arrived_while_the_loop_was_blocked_is_not_lost(li
     with datagram_peer() as (address, theirs):
         async with await connect(address, options=limited(limit)) as client, create_task_group() as tasks:
             tasks.start_soon(client.exchange, b"hello")
-            await arrived(theirs)
+            await wait_readable(theirs)
             answer(theirs)
             block_the_loop()
 
 
-async def test_a_datagram_is_not_late_before_it_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_timeout_of_a_datagram_begins_after_it_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     send = DatagramStream._try_to_send
 
     def blocked(stream: DatagramStream, item: bytes) -> bool:
@@ -194,7 +194,7 @@ async def test_a_datagram_is_not_late_before_it_is_sent(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("limit", LIMITS)
-async def test_a_datagram_that_is_not_answered_is_lost_after_the_loop_was_blocked(limit: str) -> None:
+async def test_a_datagram_without_reply_is_lost_after_the_loop_was_blocked(limit: str) -> None:
     with datagram_peer() as (address, theirs):
         async with await connect(address, options=limited(limit)) as client:
 
@@ -204,12 +204,12 @@ async def test_a_datagram_that_is_not_answered_is_lost_after_the_loop_was_blocke
 
             async with create_task_group() as tasks:
                 tasks.start_soon(given_up)
-                await arrived(theirs)
+                await wait_readable(theirs)
                 block_the_loop()
 
 
 @pytest.mark.parametrize("limit", LIMITS)
-async def test_a_connection_that_was_made_while_the_loop_was_blocked_is_no_failure(
+async def test_a_connection_made_while_the_loop_was_blocked_succeeds(
     limit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = connecting._connect
@@ -241,7 +241,7 @@ async def test_a_handshake_goes_on_after_the_loop_was_blocked(limit: str) -> Non
         shaking = Thread(target=shake_hands)
         async with create_task_group() as tasks:
             tasks.start_soon(connected)
-            await arrived(listener)
+            await wait_readable(listener)
             shaking.start()
             block_the_loop()
         shaking.join()
@@ -269,7 +269,7 @@ async def test_a_gap_between_two_ticks_counts_as_two_intervals(monkeypatch: pyte
     assert measured.elapsed == 5.5
 
 
-async def test_a_result_is_not_lost_to_a_cancellation_that_comes_with_it() -> None:
+async def test_a_cancellation_after_the_result_does_not_lose_the_result() -> None:
     with CancelScope() as outside:
 
         async def result() -> str:

@@ -1,4 +1,4 @@
-"""Options that cannot act on the address of a client: an error where they protect, else one line of the log."""
+"""Client options without effect on the address: protective ones are an error, others are logged in one line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from anyecho.net.sockets import SocketOptions
 from anyecho.net.tls_contexts import TLSClientOptions
 from anyecho.server.server import Server
 
-#: Nothing listens on any of them: no byte goes out, whatever is wrong.
+#: Addresses without a listener, so that no byte is sent.
 TCP, TLS, UDP = "tcp://127.0.0.1:1", "tls://127.0.0.1:1", "udp://127.0.0.1:1"
 
 
@@ -34,23 +34,23 @@ async def test_tls_options_on_an_address_without_tls_are_an_error(address: str, 
     assert str(caught.value).endswith(instead[address])
 
 
-async def test_a_ca_beside_insecure_is_an_error() -> None:
+async def test_cacert_with_insecure_is_an_error() -> None:
     options = ConnectOptions(tls=TLSClientOptions(cacert="/absent", insecure=True))
     with pytest.raises(UsageError, match=r"^cacert has no effect: insecure accepts any certificate"):
         await connect(TLS, options=options)
 
 
-async def test_a_datagram_has_no_header_of_a_proxy() -> None:
+async def test_proxy_header_over_udp_is_an_error() -> None:
     with pytest.raises(UsageError, match=r"^proxy_header has no effect"):
         await connect(UDP, options=ConnectOptions(proxy_header="v2"))
 
 
-async def test_a_descriptor_is_not_for_clients() -> None:
+async def test_connecting_to_a_descriptor_is_an_error() -> None:
     with pytest.raises(UsageError, match=r"^cannot connect to fd://3: a descriptor is for servers"):
         await connect("fd://3")
 
 
-async def test_what_the_environment_has_set_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_protective_option_from_the_environment_is_only_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     options = ConnectOptions(tls=TLSClientOptions(cacert="/absent"), from_environment=("cacert",))
     with pytest.raises(ConnectError, match="Connection refused"):
         await connect(TCP, options=options)
@@ -61,7 +61,7 @@ async def test_what_the_environment_has_set_is_a_warning(caplog: pytest.LogCaptu
 TUNING = ConnectOptions(family=4, socket=SocketOptions(keepalive=False, tcp_user_timeout=7, sndbuf=70_000))
 
 
-async def test_tuning_that_cannot_act_is_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+async def test_tuning_options_without_effect_are_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ConnectError):
         await connect("unix:/absent", options=TUNING)
 
@@ -73,7 +73,7 @@ async def test_tuning_that_cannot_act_is_one_warning(caplog: pytest.LogCaptureFi
 
 
 @pytest.mark.parametrize(("header", "warnings"), [("off", 1), ("v2", 0)])
-async def test_a_setting_of_servers_in_a_clients_address_is_a_warning_unless_the_client_says_the_header(
+async def test_a_proxy_setting_in_a_client_address_is_a_warning_without_proxy_header(
     header: Literal["off", "v2"], warnings: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(ConnectError):
@@ -83,7 +83,7 @@ async def test_a_setting_of_servers_in_a_clients_address_is_a_warning_unless_the
     assert [record.getMessage() for record in caplog.records] == [line] * warnings
 
 
-async def test_options_that_act_are_not_mentioned(caplog: pytest.LogCaptureFixture) -> None:
+async def test_options_with_an_effect_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     for address in (TCP, TLS):
         tls = TLSClientOptions(insecure=True, sni="x") if address == TLS else TLSClientOptions()
         with pytest.raises(ConnectError):

@@ -17,7 +17,7 @@ from anyecho.measure.options import ConnectOptions
 from anyecho.net.sockets import SocketOptions
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import open_server
-from tests.datagrams import caller
+from tests.datagrams import udp_client
 
 REFUSALS = ("ENOPROTOOPT", "EOPNOTSUPP", "ENOTSUP", "EINVAL", "EPERM", "EACCES", "ENOSYS", "ENOBUFS")
 #: They decide which peers reach which socket: refused, they are an error.
@@ -59,7 +59,7 @@ async def test_datagrams_are_echoed_without_refused_options(host: str, monkeypat
         [bound] = server.addresses
         assert isinstance(bound, UDPAddress)
         address = UDPAddress(host="127.0.0.1", port=bound.port)
-        with caller(address) as sock:
+        with udp_client(address) as sock:
             sock.send(b"hello")
             assert await to_thread.run_sync(sock.recv, 100) == b"hello"
 

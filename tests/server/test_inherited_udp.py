@@ -1,4 +1,4 @@
-"""UDP sockets that somebody else has bound, for both IPv4 and IPv6 as service managers like it: the guards hold."""
+"""Inherited dual-stack UDP sockets, as service managers bind them: the guards work for IPv4-mapped sources."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from anyecho.address import FDAddress, UDPAddress
 from anyecho.net import mmsg
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
-from tests.datagrams import caller, forge, forger
+from tests.datagrams import forge, forger, udp_client
 from tests.machine import needs_dual_sockets
 from tests.peers import until
 
@@ -25,20 +25,20 @@ SO_TIMESTAMP = 29
 
 @pytest.fixture(autouse=True)
 def engine() -> None:
-    """Once is enough: no engine is concerned."""
+    """UDP does not use an engine, so each test runs once."""
 
 
-@pytest.fixture(autouse=True, params=["batched", "singly"])
+@pytest.fixture(autouse=True, params=["batched", "single"])
 def system_calls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "singly":
+    if request.param == "single":
         monkeypatch.setattr(mmsg, "HAVE_MMSG", False)
     elif not mmsg.HAVE_MMSG:
         pytest.skip("this system has no recvmmsg")
 
 
 @pytest.fixture
-def given() -> Iterator[socket.socket]:
-    """What ``ListenDatagram=`` with a port alone makes, and ``Broadcast=`` and ``Timestamping=`` spoil."""
+def inherited() -> Iterator[socket.socket]:
+    """A socket as systemd makes it: ``ListenDatagram=`` with a port only, ``Broadcast=`` and ``Timestamping=``."""
     with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
@@ -48,13 +48,13 @@ def given() -> Iterator[socket.socket]:
 
 
 @pytest.fixture
-async def server(given: socket.socket) -> AsyncIterator[Server]:
+async def server(inherited: socket.socket) -> AsyncIterator[Server]:
     options = ServeOptions(udp_rate=1e-6, udp_burst=2)
-    async with open_server(FDAddress(fd=given.fileno()), options=options) as server:
+    async with open_server(FDAddress(fd=inherited.fileno()), options=options) as server:
         yield server
 
 
-def asked(server: Server, host: str) -> UDPAddress:
+def address_at(server: Server, host: str) -> UDPAddress:
     [address] = server.addresses
     assert isinstance(address, UDPAddress)
     assert address.host == "::"
@@ -66,8 +66,8 @@ async def until_received(server: Server, count: int) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1"])
-async def test_both_families_are_answered_from_the_address_that_was_asked(host: str, server: Server) -> None:
-    with caller(asked(server, host)) as sock:  # which hears nobody else
+async def test_a_dual_stack_socket_replies_from_the_destination_address(host: str, server: Server) -> None:
+    with udp_client(address_at(server, host)) as sock:  # connected: receives from that address only
         for datagram in (b"hello", b""):
             sock.send(datagram)
             assert await to_thread.run_sync(sock.recv, 100) == datagram
@@ -76,20 +76,20 @@ async def test_both_families_are_answered_from_the_address_that_was_asked(host: 
     assert (counts.echoed, counts.dropped, counts.errors) == (2, {}, {})
 
 
-async def test_so_is_ipv4_by_a_socket_of_the_other_family() -> None:
-    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as given:
-        given.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        given.bind(("::ffff:0.0.0.0", 0))
-        async with open_server(FDAddress(fd=given.fileno())) as server:
-            port = given.getsockname()[1]
+async def test_an_ipv6_socket_bound_to_ipv4_replies_from_the_destination_address() -> None:
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as inherited:
+        inherited.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        inherited.bind(("::ffff:0.0.0.0", 0))
+        async with open_server(FDAddress(fd=inherited.fileno())) as server:
+            port = inherited.getsockname()[1]
             assert server.addresses == (UDPAddress(host="0.0.0.0", port=port),)
-            with caller(UDPAddress(host="127.0.0.2", port=port)) as sock:
+            with udp_client(UDPAddress(host="127.0.0.2", port=port)) as sock:
                 sock.send(b"hello")
                 assert await to_thread.run_sync(sock.recv, 100) == b"hello"
 
 
-async def test_an_ipv4_peer_is_judged_and_named_as_one(server: Server, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING), caller(asked(server, "127.0.0.1")) as sock:
+async def test_an_ipv4_mapped_source_is_treated_as_ipv4(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING), udp_client(address_at(server, "127.0.0.1")) as sock:
         for _ in range(3):
             sock.send(b"more than two")
         await until_received(server, 3)
@@ -114,7 +114,7 @@ async def test_a_forged_source_is_dropped_and_counted(
     source: tuple[str, int], reason: str, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     with forger() as raw:
-        target = asked(server, "127.0.0.1")
+        target = address_at(server, "127.0.0.1")
         host, port = source
         forge(raw, (host, target.port if port < 0 else port), target)
         await until_received(server, 1)
@@ -124,20 +124,20 @@ async def test_a_forged_source_is_dropped_and_counted(
     assert caplog.messages[0].startswith(f"dropping datagrams from {host} port ")
 
 
-async def test_a_datagram_to_many_is_answered_by_nobody(server: Server) -> None:
-    with caller(asked(server, "127.0.0.1"), connected=False) as sock:
+async def test_a_broadcast_datagram_gets_no_reply(server: Server) -> None:
+    with udp_client(address_at(server, "127.0.0.1"), connected=False) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-        sock.sendto(b"anybody?", ("127.255.255.255", asked(server, "").port))
+        sock.sendto(b"anybody?", ("127.255.255.255", address_at(server, "").port))
         await until_received(server, 1)
 
     assert server.stats.datagrams.echoed == 0
 
 
-async def test_the_next_server_has_what_came_after_the_drain(given: socket.socket) -> None:
-    address = FDAddress(fd=given.fileno())
+async def test_datagrams_after_a_drain_are_echoed_by_the_next_server(inherited: socket.socket) -> None:
+    address = FDAddress(fd=inherited.fileno())
     async with open_server(address) as first:
         await first.drain()
-        with caller(asked(first, "::1")) as sock:
+        with udp_client(address_at(first, "::1")) as sock:
             sock.send(b"between two")
             async with open_server(address) as second:
                 assert await to_thread.run_sync(sock.recv, 100) == b"between two"

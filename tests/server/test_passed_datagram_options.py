@@ -1,4 +1,4 @@
-"""Options that the giver of a passed UDP socket has set: what changes an echo is reset or passed over."""
+"""Socket options set on an inherited UDP socket: those that would change an echo are reset or ignored."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from anyecho.address import FDAddress, UDPAddress
 from anyecho.net import mmsg
 from anyecho.net.datagrams import Reflector
 from anyecho.server.server import open_server
-from tests.datagrams import caller
+from tests.datagrams import udp_client
 from tests.machine import LOOPBACK_HOSTS, needs_dual_sockets
 from tests.peers import SOON, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the numbers are those of Linux")
 
 SOL, IP, IPV6, UDP = socket.SOL_SOCKET, socket.IPPROTO_IP, socket.IPPROTO_IPV6, socket.IPPROTO_UDP
-#: SOF_TIMESTAMPING: by software, when a datagram is sent and when it is received.
+#: SOF_TIMESTAMPING: software timestamps of transmission and reception.
 SENT_AND_RECEIVED = 1 << 1 | 1 << 3 | 1 << 4
 RECVERR = {socket.AF_INET: (IP, 11, 1), socket.AF_INET6: (IPV6, 25, 1)}
 UDP_SEGMENT, UDP_GRO = 103, 104
@@ -68,7 +68,7 @@ OF_IPV6 = {
     "IPV6_RECVORIGDSTADDR": (IPV6, 74, 1),
     "IPV6_RECVFRAGSIZE": (IPV6, 77, 1),
 }
-#: Those that are set when a service has the socket already: no reset can be in time.
+#: Options set while the socket is served, too late to be reset.
 WHILE_SERVED = {
     **{name: ANY[name] for name in ("SO_TIMESTAMP", "SO_TIMESTAMPING", "SO_RXQ_OVFL", "SO_RCVMARK")},
     **{name: OF_IPV4[name] for name in ("IP_RECVTTL", "IP_RECVTOS", "IP_RECVORIGDSTADDR", "IP_RECVERR")},
@@ -78,12 +78,12 @@ DATAGRAMS = (b"hello", b"", bytes(range(256)) * 4, b"end")
 
 @pytest.fixture(autouse=True)
 def engine() -> None:
-    """Once is enough: no engine is concerned."""
+    """UDP does not use an engine, so each test runs once."""
 
 
-@pytest.fixture(autouse=True, params=["batched", "singly"])
+@pytest.fixture(autouse=True, params=["batched", "single"])
 def system_calls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "singly":
+    if request.param == "single":
         monkeypatch.setattr(mmsg, "HAVE_MMSG", False)
     elif not mmsg.HAVE_MMSG:
         pytest.skip("this system has no recvmmsg")
@@ -98,14 +98,14 @@ def bound(host: str, *, dual: bool = False) -> socket.socket:
 
 
 @pytest.fixture(params=["127.0.0.1", "0.0.0.0"])
-def given(request: pytest.FixtureRequest) -> Iterator[socket.socket]:
+def inherited(request: pytest.FixtureRequest) -> Iterator[socket.socket]:
     with bound(request.param) as sock:
         yield sock
 
 
 @pytest.fixture(params=["127.0.0.2", "::1"])
 def dual_host(request: pytest.FixtureRequest) -> str:
-    """Where a socket of both families is called."""
+    """Destination address of datagrams to a dual-stack socket."""
     host: str = request.param
     return host
 
@@ -117,8 +117,10 @@ def set_option(sock: socket.socket, level: int, option: int, value: int) -> None
         pytest.skip(f"this kernel refuses the option: {exc}")
 
 
-async def expect_echo(given: socket.socket, host: str) -> None:
-    with caller(UDPAddress(host=host, port=given.getsockname()[1])) as sock:  # which hears nobody else
+async def expect_echo(inherited: socket.socket, host: str) -> None:
+    with udp_client(
+        UDPAddress(host=host, port=inherited.getsockname()[1])
+    ) as sock:  # connected: receives from that address only
         for datagram in DATAGRAMS:
             sock.send(datagram)
             with fail_after(SOON):
@@ -127,10 +129,10 @@ async def expect_echo(given: socket.socket, host: str) -> None:
 
 @pytest.mark.parametrize("name", [*ANY, *OF_IPV4])
 @pytest.mark.by_turns("anyio_backend")
-async def test_an_ipv4_socket_echoes_whatever_it_was_set_to(name: str, given: socket.socket) -> None:
-    set_option(given, *(ANY | OF_IPV4)[name])
-    async with open_server(FDAddress(fd=given.fileno())) as server:
-        await expect_echo(given, "127.0.0.1")
+async def test_an_inherited_ipv4_socket_echoes_with_any_option_set(name: str, inherited: socket.socket) -> None:
+    set_option(inherited, *(ANY | OF_IPV4)[name])
+    async with open_server(FDAddress(fd=inherited.fileno())) as server:
+        await expect_echo(inherited, "127.0.0.1")
         counts = server.stats.datagrams
         assert (counts.echoed, counts.dropped, counts.errors) == (len(DATAGRAMS), {}, {})
 
@@ -138,56 +140,56 @@ async def test_an_ipv4_socket_echoes_whatever_it_was_set_to(name: str, given: so
 @needs_dual_sockets
 @pytest.mark.parametrize("name", [*ANY, *OF_IPV4, *OF_IPV6])
 @pytest.mark.by_turns("anyio_backend")
-async def test_a_socket_of_both_families_echoes_whatever_it_was_set_to(name: str, dual_host: str) -> None:
-    with bound("::", dual=True) as given:
-        set_option(given, *(ANY | OF_IPV4 | OF_IPV6)[name])
-        async with open_server(FDAddress(fd=given.fileno())) as server:
-            await expect_echo(given, dual_host)
+async def test_a_dual_stack_socket_echoes_with_any_option_set(name: str, dual_host: str) -> None:
+    with bound("::", dual=True) as inherited:
+        set_option(inherited, *(ANY | OF_IPV4 | OF_IPV6)[name])
+        async with open_server(FDAddress(fd=inherited.fileno())) as server:
+            await expect_echo(inherited, dual_host)
             counts = server.stats.datagrams
             assert (counts.echoed, counts.dropped, counts.errors) == (len(DATAGRAMS), {}, {})
 
 
 @pytest.mark.parametrize("name", WHILE_SERVED)
 @pytest.mark.by_turns("anyio_backend")
-async def test_options_that_are_set_while_it_is_served_do_no_harm(name: str, given: socket.socket) -> None:
-    async with open_server(FDAddress(fd=given.fileno())):
-        set_option(given, *WHILE_SERVED[name])
-        await expect_echo(given, "127.0.0.1")
+async def test_options_set_while_serving_do_not_prevent_an_echo(name: str, inherited: socket.socket) -> None:
+    async with open_server(FDAddress(fd=inherited.fileno())):
+        set_option(inherited, *WHILE_SERVED[name])
+        await expect_echo(inherited, "127.0.0.1")
 
 
 @needs_dual_sockets
-async def test_many_control_messages_at_once_do_no_harm(dual_host: str) -> None:
-    with bound("::", dual=True) as given:
-        async with open_server(FDAddress(fd=given.fileno())):
+async def test_many_control_messages_do_not_prevent_an_echo(dual_host: str) -> None:
+    with bound("::", dual=True) as inherited:
+        async with open_server(FDAddress(fd=inherited.fileno())):
             for options in (ANY, OF_IPV4, OF_IPV6):
                 for name, option in options.items():
                     if name not in ("UDP_CORK", "UDP_GRO", "UDP_SEGMENT", "IPV6_RECVPATHMTU"):
-                        given.setsockopt(*option)
-            await expect_echo(given, dual_host)
+                        inherited.setsockopt(*option)
+            await expect_echo(inherited, dual_host)
 
 
-async def test_without_the_address_that_was_asked_nothing_is_answered() -> None:
-    with bound("0.0.0.0") as given:
-        await expect_no_answer_without_pktinfo(given)
+async def test_a_datagram_without_pktinfo_gets_no_reply() -> None:
+    with bound("0.0.0.0") as inherited:
+        await expect_no_answer_without_pktinfo(inherited)
 
 
-async def expect_no_answer_without_pktinfo(given: socket.socket) -> None:
-    async with open_server(FDAddress(fd=given.fileno())) as server:
-        given.setsockopt(IP, 8, 0)
-        with caller(UDPAddress(host="127.0.0.1", port=given.getsockname()[1])) as sock:
+async def expect_no_answer_without_pktinfo(inherited: socket.socket) -> None:
+    async with open_server(FDAddress(fd=inherited.fileno())) as server:
+        inherited.setsockopt(IP, 8, 0)
+        with udp_client(UDPAddress(host="127.0.0.1", port=inherited.getsockname()[1])) as sock:
             sock.send(b"hello")
             await until(lambda: server.stats.datagrams.errors == {"ENOMSG": 1})
-            given.setsockopt(IP, 8, 1)
+            inherited.setsockopt(IP, 8, 1)
             sock.send(b"again")
             assert await to_thread.run_sync(sock.recv, 100) == b"again"
 
 
-async def test_datagrams_are_neither_merged_nor_split(given: socket.socket) -> None:
-    set_option(given, UDP, UDP_GRO, 1)
-    set_option(given, UDP, UDP_SEGMENT, 50)
-    async with open_server(FDAddress(fd=given.fileno())):
-        with caller(UDPAddress(host="127.0.0.1", port=given.getsockname()[1])) as sock:
-            # The kernel makes three of it, and would hand them on as one.
+async def test_datagrams_are_neither_merged_nor_split(inherited: socket.socket) -> None:
+    set_option(inherited, UDP, UDP_GRO, 1)
+    set_option(inherited, UDP, UDP_SEGMENT, 50)
+    async with open_server(FDAddress(fd=inherited.fileno())):
+        with udp_client(UDPAddress(host="127.0.0.1", port=inherited.getsockname()[1])) as sock:
+            # The kernel splits this into three datagrams (GSO), and could deliver them merged (GRO).
             set_option(sock, UDP, UDP_SEGMENT, 100)
             sock.send(b"1" * 100 + b"2" * 100 + b"3" * 100)
             with fail_after(SOON):
@@ -197,9 +199,7 @@ async def test_datagrams_are_neither_merged_nor_split(given: socket.socket) -> N
 
 @pytest.mark.parametrize("when", ["before", "while served"])
 @pytest.mark.parametrize("host", LOOPBACK_HOSTS)
-async def test_errors_and_timestamps_keep_no_loop_busy(
-    host: str, when: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_error_queue_does_not_busy_loop(host: str, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = 0
 
     def echo_batch(reflector: Reflector) -> bool:
@@ -209,18 +209,18 @@ async def test_errors_and_timestamps_keep_no_loop_busy(
 
     original = Reflector.echo_batch
     monkeypatch.setattr(Reflector, "echo_batch", echo_batch)
-    with bound(host) as given:
-        options = (ANY["SO_TIMESTAMPING"], RECVERR[given.family])
+    with bound(host) as inherited:
+        options = (ANY["SO_TIMESTAMPING"], RECVERR[inherited.family])
         for option in options if when == "before" else ():
-            set_option(given, *option)
-        async with open_server(FDAddress(fd=given.fileno())) as server:
+            set_option(inherited, *option)
+        async with open_server(FDAddress(fd=inherited.fileno())) as server:
             for option in options if when == "while served" else ():
-                set_option(given, *option)
+                set_option(inherited, *option)
             for _ in range(3):
-                with caller(UDPAddress(host=host, port=given.getsockname()[1])) as gone:
+                with udp_client(UDPAddress(host=host, port=inherited.getsockname()[1])) as gone:
                     gone.send(b"from a client that is gone")
             await until(lambda: server.stats.datagrams.received == 3)
             before = calls
             await sleep(0.2)
             assert calls - before < 10
-            await expect_echo(given, host)
+            await expect_echo(inherited, host)

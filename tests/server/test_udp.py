@@ -1,4 +1,4 @@
-"""Echoing datagrams, whatever the network and its forgers send; the loop outlives all of it."""
+"""UDP echo: forged, broadcast and excess datagrams, socket errors and bugs do not stop it."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from anyecho.net.datagrams import Reflector
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
 from anyecho.server.udp import SourceGuard
-from tests.datagrams import caller, fail, forge, forger
+from tests.datagrams import fail, forge, forger, udp_client
 from tests.machine import LOOPBACK_HOSTS, needs_ipv6, network_namespace
 from tests.peers import SOON, until
 from tests.server.link import LINK
 
-#: What 64 bytes and less cost in the kernel's queue, on a 64-bit Linux.
+#: Bytes of the receive buffer used by a datagram of at most 64 bytes, on 64-bit Linux.
 QUEUED = 832
 
 
 @pytest.fixture(autouse=True)
 def engine() -> None:
-    """Once is enough: no engine is concerned."""
+    """UDP does not use an engine, so each test runs once."""
 
 
-@pytest.fixture(autouse=True, params=["batched", "singly"])
+@pytest.fixture(autouse=True, params=["batched", "single"])
 def system_calls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways of echoing: nobody must be able to tell them apart, except by speed."""
-    if request.param == "singly":
+    """Run each test with recvmmsg(2) and with recvfrom(2)."""
+    if request.param == "single":
         monkeypatch.setattr(mmsg, "HAVE_MMSG", False)
     elif not mmsg.HAVE_MMSG:
         pytest.skip("this system has no recvmmsg")
@@ -54,15 +54,15 @@ async def server() -> AsyncIterator[Server]:
         yield server
 
 
-async def ask(sock: socket.socket, datagram: bytes) -> bytes:
+async def exchange(sock: socket.socket, datagram: bytes) -> bytes:
     sock.send(datagram)
     return await to_thread.run_sync(sock.recv, 65536)
 
 
 async def is_alive(server: Server) -> bool:
-    """Whether an honest client gets its echo, from an address that no test has used up."""
-    with caller(server.addresses[0], source="127.7.7.7") as sock:
-        return await ask(sock, b"alive") == b"alive"
+    """Return whether a client gets its echo, from an address that has not reached its rate limit."""
+    with udp_client(server.addresses[0], source="127.7.7.7") as sock:
+        return await exchange(sock, b"alive") == b"alive"
 
 
 async def until_received(server: Server, count: int) -> None:
@@ -72,8 +72,8 @@ async def until_received(server: Server, count: int) -> None:
 @pytest.mark.parametrize("size", [0, 1, 1472, 1473, 65507])
 async def test_a_datagram_comes_back(size: int, server: Server) -> None:
     payload = os.urandom(size)
-    with caller(server.addresses[0]) as sock:
-        assert await ask(sock, payload) == payload
+    with udp_client(server.addresses[0]) as sock:
+        assert await exchange(sock, payload) == payload
 
     counts = server.stats.datagrams
     assert (counts.received, counts.echoed, counts.bytes_received, counts.bytes_echoed) == (1, 1, size, size)
@@ -86,17 +86,17 @@ async def test_localhost_is_both_loopback_addresses_on_one_port() -> None:
         assert isinstance(first, UDPAddress)
         assert second == UDPAddress(host="::1", port=first.port)
         for address in server.addresses:
-            with caller(address) as sock:
-                assert await ask(sock, b"hello") == b"hello"
+            with udp_client(address) as sock:
+                assert await exchange(sock, b"hello") == b"hello"
 
 
 @pytest.mark.parametrize("host", [*LOOPBACK_HOSTS, "127.0.0.2"])
-async def test_the_answer_comes_from_the_address_that_was_asked(host: str) -> None:
+async def test_a_reply_comes_from_the_destination_address(host: str) -> None:
     async with open_server("udp://:0") as server:
         address = server.addresses[0]
         assert isinstance(address, UDPAddress)
-        asked = UDPAddress(host=host, port=address.port)
-        with caller(asked, connected=False) as sock:
+        destination = UDPAddress(host=host, port=address.port)
+        with udp_client(destination, connected=False) as sock:
             sock.sendto(b"who", (host, address.port))
             answer, source = await to_thread.run_sync(sock.recvfrom, 100)
 
@@ -111,20 +111,20 @@ async def test_tcp_and_udp_may_share_a_port() -> None:
             assert await is_alive(other)
 
 
-async def test_a_port_is_nobody_elses(server: Server) -> None:
+async def test_binding_a_udp_port_in_use_fails(server: Server) -> None:
     with pytest.raises(BindError, match="it is in use already"):
         async with open_server(server.addresses[0]):
             pytest.fail("it opened")
 
 
-async def test_a_thousand_that_queued_up_all_come_back() -> None:
+async def test_a_thousand_queued_datagrams_are_all_echoed() -> None:
     async with open_server("udp://127.0.0.1:0", options=ServeOptions(udp_burst=1000)) as server:
-        with caller(server.addresses[0]) as sock:
+        with udp_client(server.addresses[0]) as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
             room = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // QUEUED
             if room < 1000:
                 pytest.skip(f"net.core.rmem_max has room for {room} datagrams")
-            # Nothing is awaited between them, so that they all wait for the server.
+            # Nothing is awaited between the sends, so that all are queued before the server reads.
             sent = [b"%d" % number for number in range(1000)]
             for datagram in sent:
                 sock.send(datagram)
@@ -134,10 +134,10 @@ async def test_a_thousand_that_queued_up_all_come_back() -> None:
         assert server.stats.datagrams.errors == {}
 
 
-async def test_those_between_others_that_are_dropped_come_back_in_order() -> None:
+async def test_admitted_datagrams_between_dropped_datagrams_are_echoed_in_order() -> None:
     async with open_server("udp://127.0.0.1:0", options=ServeOptions(udp_rate=1e-6, udp_burst=20)) as server:
         address = server.addresses[0]
-        with caller(address) as greedy, caller(address, source="127.0.0.2") as modest:
+        with udp_client(address) as greedy, udp_client(address, source="127.0.0.2") as modest:
             sent = [bytes(size) for size in range(20)]
             for _ in range(20):
                 greedy.send(b"me")
@@ -151,24 +151,24 @@ async def test_those_between_others_that_are_dropped_come_back_in_order() -> Non
         assert (counts.echoed, counts.dropped, counts.bytes_echoed) == (40, {"rate": 19}, 40 + sum(range(20)))
 
 
-def test_on_a_link_of_its_own_a_neighbour_is_answered_and_a_group_is_not(
+def test_a_link_local_neighbour_gets_a_reply_and_a_multicast_group_does_not(
     backend: str,
 ) -> None:
-    """In a network namespace: real interfaces' traffic is nobody's business here."""
-    way = "batched" if mmsg.HAVE_MMSG else "singly"
+    """In a network namespace, isolated from the traffic of real interfaces."""
+    way = "batched" if mmsg.HAVE_MMSG else "single"
     command = [*network_namespace(LINK), sys.executable, "-m", "tests.server.link", backend, way]
     ended = subprocess.run(command, stdout=subprocess.PIPE, timeout=20, check=True, text=True)
 
     assert ended.stdout == "b'neighbour' fe80::1 {'broadcast': 2}\n"
 
 
-async def test_a_flood_is_taken_64_at_a_time() -> None:
+async def test_a_flood_is_echoed_in_batches_of_64() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
         sock.setblocking(False)
         counts = DatagramCounts()
         reflector = Reflector(sock, SourceGuard(ServeOptions(), [], Counter()), counts)
-        with caller(UDPAddress(host="127.0.0.1", port=sock.getsockname()[1])) as client:
+        with udp_client(UDPAddress(host="127.0.0.1", port=sock.getsockname()[1])) as client:
             for _ in range(100):
                 client.send(b"flood")
             reflector.echo_batch()
@@ -205,11 +205,11 @@ async def test_a_forged_source_is_dropped_and_counted(source: tuple[str, int], r
             assert (counts.dropped, counts.echoed, counts.errors) == ({reason: 1}, 1, {})
 
 
-async def test_a_datagram_to_many_is_answered_by_nobody() -> None:
+async def test_a_broadcast_datagram_gets_no_reply() -> None:
     async with open_server("udp://:0") as server:
         address = server.addresses[0]
         assert isinstance(address, UDPAddress)
-        with caller(address, connected=False) as sock:
+        with udp_client(address, connected=False) as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
             sock.sendto(b"anybody?", ("127.255.255.255", address.port))
             await until_received(server, 1)
@@ -231,7 +231,7 @@ async def test_two_servers_on_one_port_number_drop_the_first_datagram_of_a_loop(
                 assert other.stats.datagrams.received == 1
 
 
-async def test_a_loop_of_two_servers_ends_when_a_bucket_is_empty() -> None:
+async def test_a_loop_between_two_servers_ends_when_a_token_bucket_is_empty() -> None:
     with forger() as raw:
         async with open_server("udp://127.0.0.1:0") as one, open_server("udp://127.0.0.2:0") as other:
             first, second = one.stats.datagrams, other.stats.datagrams
@@ -249,10 +249,10 @@ async def test_a_loop_of_two_servers_ends_when_a_bucket_is_empty() -> None:
             assert await is_alive(other)
 
 
-async def test_who_sends_too_much_hurts_only_himself(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_source_above_its_rate_affects_no_other(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     began = time.monotonic()
     counts = server.stats.datagrams
-    with caller(server.addresses[0]) as sock:
+    with udp_client(server.addresses[0]) as sock:
         for number in range(600):
             sock.send(b"%d" % number)
             if number % 50 == 49:
@@ -266,9 +266,9 @@ async def test_who_sends_too_much_hurts_only_himself(server: Server, caplog: pyt
     assert "--udp-rate" in line
 
 
-async def test_a_client_that_is_gone_stops_nothing(server: Server) -> None:
+async def test_a_closed_client_socket_does_not_stop_the_server(server: Server) -> None:
     for _ in range(5):
-        with caller(server.addresses[0]) as sock:
+        with udp_client(server.addresses[0]) as sock:
             sock.send(b"and gone")
     await until_received(server, 5)
 
@@ -279,13 +279,13 @@ ERRORS = ("EAGAIN", "ECONNREFUSED", "EHOSTUNREACH", "EINVAL", "EMSGSIZE", "ENETU
 
 
 @pytest.mark.parametrize("bind", ["udp://127.0.0.1:0", "udp://:0"])
-async def test_an_answer_that_cannot_be_sent_is_counted(bind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_reply_that_cannot_be_sent_is_counted(bind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fail(monkeypatch, "send", *ERRORS)
     async with open_server(bind) as server:
-        with caller(server.addresses[0]) as sock:
+        with udp_client(server.addresses[0]) as sock:
             for _ in ERRORS:
                 sock.send(b"lost")
-            assert await ask(sock, b"kept") == b"kept"
+            assert await exchange(sock, b"kept") == b"kept"
 
         counts = server.stats.datagrams
         assert counts.errors == dict.fromkeys(ERRORS, 1)
@@ -296,18 +296,18 @@ async def test_an_answer_that_cannot_be_sent_is_counted(bind: str, monkeypatch: 
 async def test_an_error_in_place_of_a_datagram_is_counted(bind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fail(monkeypatch, "recv", *ERRORS[1:])
     async with open_server(bind) as server:
-        with caller(server.addresses[0]) as sock:
-            assert await ask(sock, b"kept") == b"kept"
+        with udp_client(server.addresses[0]) as sock:
+            assert await exchange(sock, b"kept") == b"kept"
 
         assert server.stats.datagrams.errors == dict.fromkeys(ERRORS[1:], 1)
 
 
-async def test_an_error_that_does_not_go_away_is_not_asked_about_without_pause(
+async def test_a_persistent_receive_error_does_not_busy_loop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     fail(monkeypatch, "recv", *["ENOMEM"] * 100_000)
     async with open_server("udp://127.0.0.1:0") as server:
-        with caller(server.addresses[0]) as sock:
+        with udp_client(server.addresses[0]) as sock:
             sock.send(b"x")
             with move_on_after(0.35):
                 await until(lambda: server.stats.datagrams.errors["ENOMEM"] > 64 * 5)
@@ -315,13 +315,13 @@ async def test_an_error_that_does_not_go_away_is_not_asked_about_without_pause(
         assert 64 <= server.stats.datagrams.errors["ENOMEM"] <= 64 * 5
 
 
-async def test_a_bug_costs_its_datagram_and_is_logged(
+async def test_an_exception_drops_its_datagram_and_is_logged(
     server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     judge = SourceGuard.admit
     with monkeypatch.context() as patch:
         patch.setattr(SourceGuard, "admit", lambda *_: 1 / 0)
-        with caller(server.addresses[0]) as sock:
+        with udp_client(server.addresses[0]) as sock:
             sock.send(b"bug")
             await until_received(server, 1)
 
@@ -330,9 +330,9 @@ async def test_a_bug_costs_its_datagram_and_is_logged(
     assert "error while echoing datagrams" in caplog.text
 
 
-async def test_draining_answers_what_has_come_and_frees_the_port() -> None:
+async def test_a_drain_echoes_queued_datagrams_and_frees_the_port() -> None:
     async with open_server("udp://127.0.0.1:0", options=ServeOptions(udp_rate=math.inf)) as server:
-        with caller(server.addresses[0]) as sock:
+        with udp_client(server.addresses[0]) as sock:
             sent = [b"%d" % number for number in range(150)]
             for datagram in sent:
                 sock.send(datagram)
@@ -346,7 +346,7 @@ async def test_draining_answers_what_has_come_and_frees_the_port() -> None:
 
 async def test_a_server_leaves_nothing_behind() -> None:
     with ExitStack() as opened:
-        opened.enter_context(socket.socket())  # an event loop of anyio's opens some of its own at first
+        opened.enter_context(socket.socket())  # the event loop opens some at first
         async with open_server("udp://:0"):
             pass
         before = len(os.listdir("/proc/self/fd"))

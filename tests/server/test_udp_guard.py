@@ -1,4 +1,4 @@
-"""Whose datagrams are answered, and how many of them: the guard alone, with a clock of the test's."""
+"""Which sources the guard admits, and how many datagrams of each, with a fake clock."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from anyecho.server.udp import SourceGuard
 
 OWN = 40_000
 CLIENT = ("192.0.2.1", 50_000)
-#: What is remembered of sources, at most.
+#: Maximum of sources in the table.
 TABLE = 16_384
 
 
 @pytest.fixture(autouse=True)
 def engine() -> None:
-    """Once is enough: no engine is concerned."""
+    """UDP does not use an engine, so each test runs once."""
 
 
-class Gate:
-    """A guard, and the hands of its clock, in seconds since a boot long ago."""
+class ClockedGuard:
+    """A guard with a fake clock, `now`, in seconds."""
 
     def __init__(self, **options: Any) -> None:
         self.now = 1e6
@@ -67,13 +67,13 @@ class Gate:
     ],
 )
 @pytest.mark.parametrize("unsafe", [False, True])
-def test_where_no_client_lives_no_answer_goes(source: tuple[Any, ...], reason: str, unsafe: bool) -> None:
-    gate = Gate(unsafe_udp=unsafe)
-    # That of a laboratory may: it can only be dangerous, not impossible.
+def test_an_address_or_port_no_client_has_gets_no_reply(source: tuple[Any, ...], reason: str, unsafe: bool) -> None:
+    clocked = ClockedGuard(unsafe_udp=unsafe)
+    # --unsafe-udp lifts only the guard against privileged ports.
     lifted = unsafe and reason == "port_below_1024"
 
-    assert [gate.admits(source), gate.admits(source)] == [lifted] * 2
-    assert gate.dropped == ({} if lifted else {reason: 2})
+    assert [clocked.admits(source), clocked.admits(source)] == [lifted] * 2
+    assert clocked.dropped == ({} if lifted else {reason: 2})
 
 
 @pytest.mark.parametrize(
@@ -84,22 +84,22 @@ def test_where_no_client_lives_no_answer_goes(source: tuple[Any, ...], reason: s
     ],
 )
 def test_clients_are_admitted(source: tuple[Any, ...]) -> None:
-    assert Gate().admits(source)
+    assert ClockedGuard().admits(source)
 
 
-def test_a_source_has_its_burst_and_then_its_rate_to_the_datagram() -> None:
-    gate = Gate(udp_rate=10, udp_burst=3)
-    assert gate.admits_of(5) == 3
+def test_a_source_gets_exactly_its_burst_and_then_its_rate() -> None:
+    clocked = ClockedGuard(udp_rate=10, udp_burst=3)
+    assert clocked.admits_of(5) == 3
 
-    gate.now += 0.0998
-    assert gate.admits_of(2) == 0
-    gate.now += 0.0002
-    assert gate.admits_of(2) == 1
-    gate.now += 0.2
-    assert gate.admits_of(5) == 2
-    gate.now += 3600
-    assert gate.admits_of(5) == 3
-    assert gate.dropped == {"rate": 10}
+    clocked.now += 0.0998
+    assert clocked.admits_of(2) == 0
+    clocked.now += 0.0002
+    assert clocked.admits_of(2) == 1
+    clocked.now += 0.2
+    assert clocked.admits_of(5) == 2
+    clocked.now += 3600
+    assert clocked.admits_of(5) == 3
+    assert clocked.dropped == {"rate": 10}
 
 
 @given(
@@ -107,28 +107,28 @@ def test_a_source_has_its_burst_and_then_its_rate_to_the_datagram() -> None:
     burst=st.integers(1, 500),
     pauses=st.lists(st.integers(0, 5000), min_size=1, max_size=200),
 )
-def test_never_more_and_never_less_than_a_bucket_of_tokens_has(rate: int, burst: int, pauses: list[int]) -> None:
-    """Beside a bucket that counts in whole thousandths of a token, at whole milliseconds."""
-    gate = Gate(udp_rate=rate, udp_burst=burst)
-    start, elapsed, tokens = gate.now, 0, burst * 1000
+def test_the_guard_admits_exactly_what_a_token_bucket_does(rate: int, burst: int, pauses: list[int]) -> None:
+    """Compare with a token bucket of integers: thousandths of a token, milliseconds."""
+    clocked = ClockedGuard(udp_rate=rate, udp_burst=burst)
+    start, elapsed, tokens = clocked.now, 0, burst * 1000
     for pause in pauses:
         elapsed += pause
-        gate.now = start + elapsed / 1000
+        clocked.now = start + elapsed / 1000
         tokens = min(burst * 1000, tokens + pause * rate)
-        assert gate.admits() == (tokens >= 1000)
+        assert clocked.admits() == (tokens >= 1000)
         tokens -= 1000 * (tokens >= 1000)
 
 
-def test_the_least_of_rates_is_not_none() -> None:
-    assert Gate(udp_rate=5e-324, udp_burst=2).admits_of(5) == 2
+def test_the_smallest_udp_rate_still_limits() -> None:
+    assert ClockedGuard(udp_rate=5e-324, udp_burst=2).admits_of(5) == 2
 
 
-def test_one_that_has_had_its_share_takes_nothing_from_its_neighbour() -> None:
-    gate = Gate(udp_rate=1, udp_burst=2)
-    assert gate.admits_of(10) == 2
-    assert gate.admits_of(10, ("192.0.2.2", 50_000)) == 2
-    # Another port is no other source.
-    assert not gate.admits((CLIENT[0], CLIENT[1] + 1))
+def test_the_rate_limit_of_a_source_does_not_affect_its_neighbour() -> None:
+    clocked = ClockedGuard(udp_rate=1, udp_burst=2)
+    assert clocked.admits_of(10) == 2
+    assert clocked.admits_of(10, ("192.0.2.2", 50_000)) == 2
+    # A source is an address, whatever the port.
+    assert not clocked.admits((CLIENT[0], CLIENT[1] + 1))
 
 
 @pytest.mark.parametrize(
@@ -143,58 +143,58 @@ def test_one_that_has_had_its_share_takes_nothing_from_its_neighbour() -> None:
     ],
 )
 def test_an_ipv6_network_of_64_bits_is_one_source(first: str, second: str, same: bool) -> None:
-    gate = Gate(udp_rate=1, udp_burst=1)
-    assert gate.admits((first, 5000, 0, 0))
-    assert gate.admits((second, 5000, 0, 0)) != same
+    clocked = ClockedGuard(udp_rate=1, udp_burst=1)
+    assert clocked.admits((first, 5000, 0, 0))
+    assert clocked.admits((second, 5000, 0, 0)) != same
 
 
-def test_all_together_have_a_hundred_times_what_one_has() -> None:
-    gate = Gate(udp_rate=1, udp_burst=2)
-    assert sum(gate.admits_of(2, (f"10.0.0.{host}", 5000)) for host in range(256)) == 200
-    assert gate.dropped == {"total_rate": 312}
+def test_all_sources_together_get_a_hundred_times_the_rate_of_one() -> None:
+    clocked = ClockedGuard(udp_rate=1, udp_burst=2)
+    assert sum(clocked.admits_of(2, (f"10.0.0.{host}", 5000)) for host in range(256)) == 200
+    assert clocked.dropped == {"total_rate": 312}
 
-    gate.now += 1
-    assert sum(gate.admits_of(2, (f"10.1.0.{host}", 5000)) for host in range(256)) == 100
+    clocked.now += 1
+    assert sum(clocked.admits_of(2, (f"10.1.0.{host}", 5000)) for host in range(256)) == 100
 
 
-def test_a_laboratory_has_no_limit_for_all_together_but_each_its_own() -> None:
-    gate = Gate(udp_rate=1, udp_burst=2, unsafe_udp=True)
-    assert sum(gate.admits_of(3, (f"10.0.0.{host}", 5000)) for host in range(256)) == 512
-    assert gate.dropped == {"rate": 256}
+def test_unsafe_udp_lifts_the_total_rate_and_keeps_the_rate_per_source() -> None:
+    clocked = ClockedGuard(udp_rate=1, udp_burst=2, unsafe_udp=True)
+    assert sum(clocked.admits_of(3, (f"10.0.0.{host}", 5000)) for host in range(256)) == 512
+    assert clocked.dropped == {"rate": 256}
 
 
 @pytest.mark.parametrize("unsafe", [False, True])
-def test_a_rate_that_is_off_limits_nobody(unsafe: bool) -> None:
-    gate = Gate(udp_rate=math.inf, udp_burst=1, unsafe_udp=unsafe)
-    assert gate.admits_of(1000) == 1000
+def test_udp_rate_off_limits_no_source(unsafe: bool) -> None:
+    clocked = ClockedGuard(udp_rate=math.inf, udp_burst=1, unsafe_udp=unsafe)
+    assert clocked.admits_of(1000) == 1000
 
 
 def test_the_table_of_sources_is_bounded() -> None:
-    gate = Gate(udp_rate=1e9)
+    clocked = ClockedGuard(udp_rate=1e9)
     for number in range(3 * TABLE):
-        gate.now += 1
-        assert gate.admits((f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", 5000))
+        clocked.now += 1
+        assert clocked.admits((f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", 5000))
 
-    guard = gate.guard
+    guard = clocked.guard
     assert TABLE // 2 <= len(guard._newer) + len(guard._older) <= TABLE
 
 
-def test_others_do_not_make_it_forget_one_that_goes_on() -> None:
-    gate = Gate(udp_rate=1e-6, udp_burst=2 * TABLE, unsafe_udp=True)
+def test_other_sources_do_not_evict_an_active_source() -> None:
+    clocked = ClockedGuard(udp_rate=1e-6, udp_burst=2 * TABLE, unsafe_udp=True)
     admitted = 0
     for number in range(3 * TABLE):
-        gate.admits((f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", 5000))
-        admitted += gate.admits()
+        clocked.admits((f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", 5000))
+        admitted += clocked.admits()
 
     assert admitted == 2 * TABLE
 
 
-def test_the_sources_that_were_told_of_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_of_logged_sources_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(udp, "_TABLE_SIZE", 10)
-    gate = Gate()
+    clocked = ClockedGuard()
     for number in range(256):
-        gate.admits((f"10.0.0.{number}", 7))
-        assert len(gate.guard._logged) <= 10
+        clocked.admits((f"10.0.0.{number}", 7))
+        assert len(clocked.guard._logged) <= 10
 
 
 def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -212,28 +212,28 @@ def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_the_first_drop_of_a_source_is_one_line_that_names_the_flag(
     source: tuple[str, int], count: int, line: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    gate = Gate(udp_rate=5, udp_burst=2)
-    gate.admits_of(count, source)
+    clocked = ClockedGuard(udp_rate=5, udp_burst=2)
+    clocked.admits_of(count, source)
     assert logged(caplog) == [f"dropping datagrams from {line}"]
 
-    gate.admits_of(100, source)
+    clocked.admits_of(100, source)
     assert len(logged(caplog)) == 1
 
 
 def test_forged_sources_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    gate = Gate()
+    clocked = ClockedGuard()
     for number in range(200):
-        gate.admits((f"10.0.0.{number}", 7))
+        clocked.admits((f"10.0.0.{number}", 7))
     assert len(logged(caplog)) == 10
 
-    gate.now += 10
-    gate.admits(("10.0.1.1", 7))
+    clocked.now += 10
+    clocked.admits(("10.0.1.1", 7))
     assert len(logged(caplog)) == 11
     assert logged(caplog)[-1].endswith("; also from 190 other sources, not logged")
 
 
 @pytest.mark.parametrize(("name", "value"), [("udp_rate", 0), ("udp_rate", math.nan), ("udp_burst", 0)])
-def test_a_limit_that_lets_nothing_through_is_a_mistake(name: str, value: float) -> None:
+def test_a_udp_rate_or_burst_that_admits_nothing_is_a_usage_error(name: str, value: float) -> None:
     options: dict[str, Any] = {name: value}
     with pytest.raises(UsageError, match=name):
         ServeOptions(**options)
