@@ -1,14 +1,15 @@
-"""The stream over TLS: a `PolledStream` whose bytes go through `Records`.
+"""TLS streams: `PolledStream`s that encrypt and decrypt with `Records`.
 
-It keeps the contract of the plain one, and with it the same errors, budget and totals (of plaintext). What it adds:
+A `TLSStream` has the contract of a `PolledStream`: the same errors, budget and totals (of plaintext). In addition:
 
-* The end of the peer's data is its close_notify, and nothing else. A FIN without it is `BrokenResourceError`.
-* `send_eof` says close_notify and no more; either side may go on sending after the other has.
-* What OpenSSL wants said while nobody sends goes out with the next call of any kind, in order. A `send` that was
-  cancelled has given a part to OpenSSL: the next call sends the rest of that first.
-* While only a part of a TLS 1.3 message has come, OpenSSL encrypts nothing. One `send` returns all the same, and
-  `receive` sends that once the message is complete. A second `send` waits for that, and reads if no `receive` does.
-* `aclose` takes `CLOSE_TIMEOUT` seconds at most; it says close_notify, and does not wait for the peer's.
+* The peer's data ends with its close_notify. A FIN without it (truncation) is `BrokenResourceError`.
+* `send_eof` sends close_notify and no FIN: a half-close. The peer may still send.
+* The next call of any method sends what OpenSSL has queued by itself, such as an answer to a KeyUpdate. It also
+  sends the rest of what a cancelled `send` has encrypted.
+* OpenSSL encrypts nothing after it has read only a part of a TLS 1.3 message. One `send` still returns at once: its
+  data is held, and `receive` sends it after the rest of the message. A second `send` waits for the rest, and reads
+  it if no `receive` does.
+* `aclose` sends close_notify and does not wait for the peer's. It takes at most `CLOSE_TIMEOUT` seconds.
 """
 
 from __future__ import annotations
@@ -38,49 +39,49 @@ from anyecho.net.tls_errors import alert_of
 from anyecho.net.tls_records import RECORD_SIZE, Records
 from anyecho.net.tls_transfer import TLSTransfer
 
-#: Seconds that a peer who takes nothing can hold up a close.
+#: Maximum seconds of a close, if the peer reads nothing.
 CLOSE_TIMEOUT = 2.0
-#: Given to OpenSSL at a time: four full records.
+#: Plaintext passed to OpenSSL at a time: four full records.
 _CHUNK = 4 * RECORD_SIZE
-#: Of what a peer sent that nobody will read; one that sends more is still sending.
+#: Maximum bytes of unread input to discard at a close. A peer that has sent more is likely to send on.
 _MAX_DISCARDED = 1 << 20
-#: Pending at most while a peer makes OpenSSL answer (refuse to renegotiate, say) and does not read that: twice what
-#: one `send` can have pending.
+#: Maximum bytes pending in `receive`, for a peer that makes OpenSSL answer (refuse to renegotiate, say) but does
+#: not read: twice what one `send` can leave pending.
 _MAX_PENDING = 2 * _CHUNK
 
 
 class TLSStream(TLSTransfer):
-    """`sock`, connected and non-blocking, as a stream that speaks TLS and closes it. First comes `handshake`."""
+    """A TLS stream over `sock`, which is connected and non-blocking; it closes `sock`. Call `handshake` first."""
 
     __slots__ = ()
 
     @classmethod
     def wrap(cls, stream: PolledStream, records: Records) -> TLSStream:
-        """The same connection, with TLS from now on; `stream` is not used any more."""
+        """Start TLS on the connection of `stream`, which must not be used any more."""
         return cls(stream._sock, stream._registration, records, budget=stream.budget)
 
     def without_tls(self) -> PolledStream:
-        """The connection without TLS; what TLS has to say on it is its `rest`. This stream is not used any more."""
+        """Return a plain stream with all pending encrypted bytes as its `rest`. Do not use this stream any more."""
         stream = PolledStream(self._sock, self._registration)
         stream.rest = self.records.take()
         return stream
 
-    async def handshake(self, turn: AbstractAsyncContextManager[None] | None = None) -> None:
-        """Shake hands. A peer that is refused has been sent the alert that says why.
+    async def handshake(self, step_lock: AbstractAsyncContextManager[None] | None = None) -> None:
+        """Perform the handshake. If it fails, the peer has been sent an alert with the reason.
 
-        Within `turn` is what keeps the processor busy: as long as some hundred echoes take.
+        Each step holds `step_lock`: it uses as much CPU as some hundred echoes.
         """
         self._check_sendable()
         self._sending = self._receiving = True
-        over = False
+        done = False
         try:
-            while not over:
-                async with turn or nullcontext():
-                    over = self.records.handshake()
-                    # Within it: whoever waits for the turn has it a round later, when others had theirs.
+            while not done:
+                async with step_lock or nullcontext():
+                    done = self.records.handshake()
+                    # Inside the lock: all other tasks run before the next handshake takes a step.
                     await checkpoint()
                 await self._flush()
-                if not over:
+                if not done:
                     await self._read_more()
         except OSError as exc:
             self._try_flush()
@@ -101,18 +102,18 @@ class TLSStream(TLSTransfer):
         try:
             if (registration.may_read or not records.wants_more) and self._is_spent():
                 await self._yield()
-            fruitless = False
+            was_empty = False
             while (data := records.receive(max_bytes)) is None:
                 if records.wire_bytes_pending:
                     self._try_flush()
                     if records.wire_bytes_pending > _MAX_PENDING:
                         raise ssl.SSLError(ssl.SSL_ERROR_SSL, "the peer does not read the answers it asks for")
                 if self._read_done is not None:
-                    self._wake_readers()
-                # What brings nothing is not cheap: a flood of it must not keep others waiting.
-                if fruitless:
+                    self._wake_waiters()
+                # Fairness: records without data cost CPU too, so yield during a flood of them.
+                if was_empty:
                     await self._yield()
-                fruitless = True
+                was_empty = True
                 if not records.process_more():
                     while not (registration.may_read and self._feed()):
                         await registration.readable()
@@ -122,12 +123,12 @@ class TLSStream(TLSTransfer):
                 self._try_flush()
         except OSError as exc:
             self._try_flush()
-            # After a reset, the kernel says that the data has ended. But an alert that came before it says why.
+            # After a reset the kernel reports EOF. An alert that came before the reset is the cause to report.
             raise self._translate(exc) from exc if alert_of(exc) else self._broken or exc
         finally:
             self._receiving = False
             if self._read_done is not None:
-                self._wake_readers()
+                self._wake_waiters()
 
         if not data:
             raise EndOfStream if self._broken is None else BrokenResourceError from self._broken
@@ -139,7 +140,7 @@ class TLSStream(TLSTransfer):
         self._check_sendable()
         # The lengths below are those of bytes: of a memoryview of ints, len() counts ints.
         rest: bytes | memoryview = item if type(item) is bytes else memoryview(item).cast("B")
-        given = 0
+        queued = 0
         self._sending = True
         try:
             if not rest or self._is_spent():
@@ -149,17 +150,17 @@ class TLSStream(TLSTransfer):
             for start in range(0, len(rest), _CHUNK):
                 if self.records.write_blocked:
                     await self._flush_held()
-                # No more than OpenSSL's buffer should hold; it would take any amount, three times over.
+                # In chunks: OpenSSL accepts any amount, and needs three times as much memory.
                 self.records.send(memoryview(rest)[start : start + _CHUNK] if len(rest) > _CHUNK else rest)
-                given = start + _CHUNK
+                queued = start + _CHUNK
                 if not self._flush_now() or self._bytes_left <= 0:
                     await self._flush()
         except OSError as exc:
             raise self._translate(exc) from exc
         finally:
             self._sending = False
-            # `records` keep what OpenSSL was given and the kernel has not taken.
-            self.rest = rest[given:]
+            # `records` keeps what is encrypted and not yet taken by the kernel.
+            self.rest = rest[queued:]
 
     async def send_eof(self) -> None:
         if self._closed or not self._eof_sent:
@@ -181,11 +182,11 @@ class TLSStream(TLSTransfer):
             self._sending = False
 
     async def aclose(self) -> None:
-        # Under a parked sender there is no saying goodbye: half a record of its own is in the way.
+        # While a sender waits, no close_notify is possible: a part of the sender's record may be pending.
         if not (self._closed or self._sending):
             self._sending = True
             try:
-                # Whether there is room is not known if no task waited for it: the kernel tells.
+                # May be stale, as no task waits for it: try send(2).
                 self._registration.may_write = True
                 with suppress(OSError, BrokenResourceError, ClosedResourceError):
                     await call_until(current_time() + CLOSE_TIMEOUT, CLOSE_TIMEOUT / LOOKS, self._close_gracefully)
@@ -200,12 +201,12 @@ class TLSStream(TLSTransfer):
         if self.records.established and self._broken is None and not self._eof_sent:
             self._eof_sent = True
             self.records.send_eof()
-        # No checkpoint if the kernel takes it all: somebody cancelled closes as politely.
+        # No checkpoint if the kernel takes all: a cancelled task sends its close_notify too.
         await self._flush()
         if self.records.write_blocked:
             await self._flush_held()
-        # Tickets, and answers nobody waited for. Unread, they would make the kernel reset the connection, and
-        # destroy what was sent just now.
+        # Read tickets and late answers: with unread input, close(2) sends a reset, which may destroy what was just
+        # sent.
         for _ in range(_MAX_DISCARDED // _CHUNK):
             if not self._sock.recv(_CHUNK):
                 break

@@ -1,4 +1,4 @@
-"""What a TLS stream tells of its session, as anyio's `TLSAttribute`s."""
+"""The `extra_attributes` of a TLS stream: anyio's `TLSAttribute`s, read from its session."""
 
 from __future__ import annotations
 

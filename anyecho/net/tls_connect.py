@@ -1,7 +1,7 @@
-"""The client's side of a TLS session: the name it asks for, the handshake, and what is told if that fails.
+"""The client side of TLS: the server name to verify, the handshake, and the error if the handshake fails.
 
-In TLS 1.3 the client's handshake is over before the server has seen its certificate (RFC 8446, section 2). So a
-server refuses a client by the first thing that a read brings.
+In TLS 1.3 the client completes its handshake before the server has verified the client's certificate (RFC 8446,
+section 2). A server that refuses the client therefore sends an alert, which the client's first read returns.
 """
 
 from __future__ import annotations
@@ -21,27 +21,30 @@ from anyecho.net.tls_contexts import TLSClientOptions, client_context
 from anyecho.net.tls_errors import alert_of, explain
 from anyecho.net.tls_records import Records
 
-#: What to do about a certificate nobody vouches for.
-_VERIFY_HINT = " (cacert names a CA to believe, insecure believes anybody)"
-#: Alerts by which a server refuses what a client has shown (RFC 8446, section 6.2), and what they say of it.
+#: What to do if the server's certificate fails verification.
+_VERIFY_HINT = " (cacert names a CA to trust, insecure skips verification)"
+#: Alerts by which a server refuses a client's certificate (RFC 8446, section 6.2), and their meaning.
 _REFUSALS = {
     "certificate_required": "",
-    "unknown_ca": "its CA is not known there",
+    "unknown_ca": "the server does not trust its CA",
     "certificate_expired": "it has expired",
     "certificate_revoked": "it is revoked",
-    "unsupported_certificate": "its kind is not supported there",
-    "access_denied": "it gives no access there",
-    "bad_certificate": "it is damaged, or not signed as it should be",
+    "unsupported_certificate": "the server does not support its type",
+    "access_denied": "it grants no access to the server",
+    "bad_certificate": "it is damaged, or its signature is wrong",
     "certificate_unknown": "it is not acceptable",
     "no_certificate": "",
-    "decrypt_error": "its key does not fit, or a signature is wrong",
+    "decrypt_error": "its key does not match, or a signature is wrong",
     "handshake_failure": "",
 }
 
 
 def client_session(address: TCPAddress | UnixAddress, options: TLSClientOptions) -> Records:
-    """A session that asks for the host's name and verifies it. Raises `ConnectError`, and as `client_context`."""
-    # A path says nothing of who listens there: most likely it is the machine itself.
+    """A session that requests and verifies the host's name.
+
+    Raises `ConnectError` for a name that no certificate can have, and the errors of `client_context`.
+    """
+    # A path contains no host name. A Unix socket is most likely of this machine.
     host = address.host if isinstance(address, TCPAddress) else ""
     name = host_name(options.sni or unmapped(host).partition("%")[0]) or "localhost"
     context = client_context(options)
@@ -52,7 +55,7 @@ def client_session(address: TCPAddress | UnixAddress, options: TLSClientOptions)
 
 
 async def secure(stream: PolledStream, records: Records, address: Address) -> TLSStream:
-    """Shake hands on `stream`, which is closed if that fails. Raises `ConnectError`."""
+    """Perform the handshake on `stream`, which is closed if it fails. Raises `ConnectError`."""
     secured = TLSStream.wrap(stream, records)
     try:
         await secured.handshake()
@@ -67,17 +70,17 @@ async def secure(stream: PolledStream, records: Records, address: Address) -> TL
 
 
 def is_refusal(exc: BaseException) -> bool:
-    """Whether `exc` is an alert by which a server refuses a client."""
+    """Whether `exc` is an alert by which a server refuses the client's certificate or handshake."""
     return alert_of(exc) in _REFUSALS
 
 
 def connect_error(address: str, exc: BaseException) -> ConnectError:
-    """What to tell of a handshake with `address` that `exc` has ended."""
+    """The error to raise for a handshake with `address` that failed with `exc`."""
     alert = alert_of(exc)
     if alert in ("certificate_required", "no_certificate"):
         return ConnectError(f"cert is missing: {address} requires a client certificate", options=("cert",))
     if alert == "handshake_failure":
-        # TLS 1.2 has no alert of its own for a certificate that is missing.
+        # TLS 1.2 has no alert for a missing certificate.
         return ConnectError(
             f"cannot connect to {address}: it refuses the handshake (no cipher in common, or it requires a client "
             "certificate)"

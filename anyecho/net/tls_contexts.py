@@ -1,7 +1,7 @@
-"""From options to TLS contexts: whose certificate is shown, and whose is believed.
+"""TLS options, and the `ssl.SSLContext` made from them for a server or a client.
 
-What cannot be used is a `CertificateError`, one line, before anybody is connected to. TLS 1.2 is the least that is
-spoken, and nobody renegotiates.
+A file that cannot be used raises `CertificateError`, of one line, before any connection is made. The minimum
+version is TLS 1.2, and renegotiation is off.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _VERIFY = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl
 
 @dataclass(frozen=True, kw_only=True)
 class TLSServerOptions:
-    """Which certificate a server shows, and whether its clients have to show one.
+    """The certificate of a server, and whether it requests certificates from clients.
 
-    `context`, a context of the caller's own for the server's side, takes the place of every other option here. Its
-    certificates, ciphers, client certificates, ALPN and callbacks are used as they are. It must not allow versions
-    older than TLS 1.2, and ``OP_NO_RENEGOTIATION`` is added to its options. `Certificates.reload` leaves it alone:
-    its owner may call ``load_cert_chain`` on it again at any time, for handshakes from then on.
+    `context` is a server-side context of the caller's own, and replaces all other options here. Its certificates,
+    ciphers, client certificates, ALPN and callbacks are used unchanged. It must not allow versions older than
+    TLS 1.2, and ``OP_NO_RENEGOTIATION`` is added to its options. `Certificates.reload` does not change it. The
+    caller may call its ``load_cert_chain`` again at any time, for later handshakes.
     """
 
     ssl_certfile: FilePath | None = field(
@@ -72,7 +72,7 @@ class TLSServerOptions:
             if getattr(self, name) and not self.ssl_certfile:
                 raise UsageError(f"{name} needs ssl_certfile", options=(name, "ssl_certfile"))
         if self.ssl_ca_certs and self.ssl_cert_reqs == "none":
-            # The CA would verify no client, and look as if it did.
+            # Such a CA would verify no client. An error, because the user expects that it does.
             text = "ssl_ca_certs needs ssl_cert_reqs optional or required"
             raise UsageError(text, options=("ssl_ca_certs", "ssl_cert_reqs"))
         if self.ssl_cert_reqs != "none" and not self.ssl_ca_certs:
@@ -82,11 +82,11 @@ class TLSServerOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TLSClientOptions:
-    """Which servers a client believes, and which certificate it shows.
+    """How a client verifies the server, and the client's certificate.
 
-    `context`, a context of the caller's own for the client's side, takes the place of every other option here but
-    `sni`. It decides whether the server is verified, and is used as it is. It must not allow versions older than
-    TLS 1.2, and ``OP_NO_RENEGOTIATION`` is added to its options.
+    `context` is a client-side context of the caller's own, and replaces all other options here but `sni`. It is
+    used unchanged, and decides whether the server is verified. It must not allow versions older than TLS 1.2, and
+    ``OP_NO_RENEGOTIATION`` is added to its options.
     """
 
     cacert: FilePath | None = field(
@@ -121,7 +121,7 @@ class TLSClientOptions:
 def _check(
     options: TLSServerOptions | TLSClientOptions, paths: Collection[str], *, besides: Collection[str] = ()
 ) -> None:
-    """Raise `UsageError` for a wrong type, an empty path, or a context that cannot be used as it is."""
+    """Raise `UsageError` for a wrong type, an empty path, or an unsuitable context."""
     check_types(options)
     for name in paths:
         if (path := getattr(options, name)) is not None and not os.fspath(path):
@@ -143,7 +143,7 @@ def _check(
 
 
 def client_context(options: TLSClientOptions) -> ssl.SSLContext:
-    """A context to connect with: the caller's own, if there is one. Raises `CertificateError`."""
+    """Return a context to connect with: that of `options` or a new one. Raises `CertificateError`."""
     if options.context is not None:
         options.context.options |= ssl.OP_NO_RENEGOTIATION
         return options.context
@@ -164,24 +164,25 @@ def _default_context(cafile: FilePath | None) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=cafile)
     except OSError as exc:
-        # It opens that file too, and only an error of that one has a name.
+        # create_default_context() opens the key log too. Only an error for that file has a filename.
         if exc.filename is not None and exc.filename == (path := os.environ.get("SSLKEYLOGFILE")):
-            text = f"cannot write the keys of TLS to {path}, as SSLKEYLOGFILE says: {explain(exc)}"
+            text = f"cannot write TLS keys to {path} (set by SSLKEYLOGFILE): {explain(exc)}"
             raise CertificateError(text) from exc
         raise
 
 
 class Certificates:
-    """What the listeners for `addresses` show to their peers.
+    """The context of a server's TLS listeners, from files that can be reloaded.
 
-    Raises `CertificateError` for a file that cannot be used, `UsageError` if `options` name no certificate.
+    A self-signed certificate is valid for the hosts of `addresses`. Raises `CertificateError` for a file that
+    cannot be used, and `UsageError` if `options` name no certificate.
     """
 
     def __init__(self, options: TLSServerOptions, addresses: Sequence[Address]) -> None:
         self._options = options
-        #: Each handshake takes that of its moment.
+        #: For new handshakes. `reload` replaces it.
         self.context: ssl.SSLContext
-        #: The file of the CA that was made up, for clients to believe, and the process that it belongs to.
+        #: The file of the generated CA, for clients to trust. It belongs to the process `_owner`.
         self.cacert: Path | None = None
         self._owner = os.getpid()
         if options.context is not None:
@@ -196,15 +197,15 @@ class Certificates:
             raise UsageError(text, options=("ssl_certfile", "ssl_self_signed"))
 
     def reload(self) -> None:
-        """Read the files again, for handshakes from now on.
+        """Read the files again, for new handshakes.
 
-        Raises `CertificateError` if they cannot be used; then the certificate stays what it was.
+        Raises `CertificateError` if they cannot be used, and keeps the certificate of before.
         """
         if self._options.ssl_certfile:
             self.context = self._load(self._options.ssl_certfile)
 
     def close(self) -> None:
-        """Remove the file of a CA that was made up, unless this is a forked child of the process that made it."""
+        """Remove the file of a generated CA, unless this is a forked child of the process that made it."""
         if self.cacert is not None and os.getpid() == self._owner:
             self.cacert.unlink(missing_ok=True)
 
@@ -240,7 +241,7 @@ class Certificates:
                 file.write(ca.cert_pem.bytes())
         except (OSError, ValueError) as exc:
             self.close()
-            raise CertificateError(f"cannot make up a certificate for {', '.join(sorted(names))}: {exc}") from exc
+            raise CertificateError(f"cannot generate a certificate for {', '.join(sorted(names))}: {exc}") from exc
 
         return context
 

@@ -1,7 +1,7 @@
-"""A certificate and its key, from PEM files into a context; an error names the file that is wrong, and says how.
+"""Load a certificate and its key from PEM files into a context. An error names the file and what is wrong with it.
 
-OpenSSL reports most faults of either file with the same words. So the files are looked at after a failure, never
-before: a pipe (``<(command)`` of a shell) can be read once.
+OpenSSL reports most faults of both files with the same message. The files are therefore examined after a failure,
+never before: a pipe (``<(command)`` of a shell) can be read only once.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from anyecho.errors import CertificateError
 from anyecho.net.tls_errors import explain
 from anyecho.validation import FilePath
 
-#: What OpenSSL says of a file in which it does not find what it looks for, whatever the cause.
+#: OpenSSL's message for a file without the item it needs, whatever the cause.
 _NOT_PEM = "PEM lib"
 
 
 class _PasswordMissing(Exception):
-    """OpenSSL asks for the password of a key, and there is none."""
+    """OpenSSL needs a password for the key, and none is configured."""
 
 
 def load_chain(
@@ -34,10 +34,9 @@ def load_chain(
     key_option: str,
     password_option: str | None = None,
 ) -> None:
-    """Load `cert`, and its key from `key` or else from the same file, into `context`.
+    """Load `cert`, and its key from `key` or else from `cert`, into `context`.
 
-    Raises `CertificateError`. It names the options that would help: that of the key, and that of its password, if
-    there is one.
+    Raises `CertificateError`, which names the option to set: `key_option`, or `password_option` if there is one.
     """
     try:
         password = None if password_file is None else _first_line(password_file)
@@ -63,7 +62,7 @@ def _first_line(path: FilePath) -> bytes:
 
 
 def _no_password() -> str:
-    # Without a callback, OpenSSL asks at the terminal, and the event loop waits for the answer.
+    # Without a callback, OpenSSL prompts on the terminal, which blocks the event loop.
     raise _PasswordMissing
 
 

@@ -1,6 +1,6 @@
-"""What a TLS session has to send, in order, and how much of it was sent.
+"""The send queue of a TLS session: encrypted bytes in order, and counts of what was sent.
 
-It knows no handshake and encrypts nothing: `Records` does.
+Encryption and the handshake are in `Records`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 
 class Outgoing:
-    """Encrypted bytes are pending until `flush` or `take` removes them. Plaintext can be held before that."""
+    """Encrypted bytes are pending until `flush` or `take` removes them. Plaintext may be held unencrypted."""
 
     __slots__ = (
         "_held",
@@ -26,42 +26,45 @@ class Outgoing:
 
     def __init__(self) -> None:
         self._outgoing = ssl.MemoryBIO()
-        #: Taken out of the BIO, which cannot be looked into, and not yet sent.
+        #: Read from the BIO and not yet sent: a BIO cannot be read without being emptied.
         self._rest: bytes | memoryview = b""
-        #: Plaintext that cannot be encrypted yet. Sessions that never hold any are the rule, hence no deque.
+        #: Plaintext that cannot be encrypted yet, oldest first. Few sessions ever hold any, hence no deque.
         self._held: list[bytes | memoryview] = []
-        #: Bytes of plaintext given to `Records.send`; and those of them that are held.
+        #: Bytes of plaintext passed to `Records.send`, and how many of them are held.
         self.plaintext_queued = 0
         self.plaintext_held = 0
-        #: Bytes of the network sent.
+        #: Encrypted bytes sent.
         self.wire_bytes_sent = 0
-        #: Bytes of plaintext encrypted when nothing was pending for the last time.
+        #: Bytes of plaintext encrypted when `wire_bytes_pending` was last zero.
         self._plaintext_flushed = 0
 
     @property
     def wire_bytes_pending(self) -> int:
-        """How many bytes are pending."""
+        """Number of encrypted bytes not yet sent."""
         return len(self._rest) + self._outgoing.pending
 
     @property
     def plaintext_sent(self) -> int:
-        """Bytes of plaintext sent, as far as can be told: what is pending of it has headers as well."""
+        """Lower bound of the plaintext bytes sent: record headers among the pending bytes count as plaintext."""
         return max(self._plaintext_flushed, self.plaintext_queued - self.plaintext_held - self.wire_bytes_pending)
 
     def hold(self, item: bytes | memoryview) -> None:
-        """Keep a copy of `item` until it is released."""
+        """Keep a copy of `item` until `release` encrypts it."""
         self._held.append(bytes(item))
         self.plaintext_held += len(item)
 
     def release(self, encrypt: Callable[[bytes | memoryview], int]) -> None:
-        """Give `encrypt` the oldest held item; keep what it did not take, all of it if it raises."""
+        """Pass the oldest held item to `encrypt`, which returns how many bytes it took. Keep the rest.
+
+        If `encrypt` raises, nothing is removed.
+        """
         item = self._held[0]
         count = encrypt(item)
         self.plaintext_held -= count
         self._held[:1] = [memoryview(item)[count:]] if count < len(item) else []
 
     def take(self) -> bytes:
-        """All that is pending, and is not any more."""
+        """Remove all pending bytes and return them. They count as sent."""
         rest = bytes(self._rest) + self._outgoing.read()
         self._rest = b""
         self.wire_bytes_sent += len(rest)
@@ -69,7 +72,7 @@ class Outgoing:
         return rest
 
     def flush(self, send: Callable[[bytes | memoryview], int]) -> bool:
-        """Give `send` all that is pending, once, which returns how much it took; return whether that was all."""
+        """Call `send` once with all pending bytes; it returns how many it took. Return whether none are left."""
         rest: bytes | memoryview = self._outgoing.read()
         if self._rest:
             rest = bytes(self._rest) + rest if rest else self._rest

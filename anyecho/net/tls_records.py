@@ -1,7 +1,7 @@
-"""TLS without a socket: bytes of the network in, bytes of the peer out, and the other way round.
+"""A TLS session without I/O: encrypted bytes in, plaintext out, and the reverse.
 
-An `ssl.SSLObject` on two memory BIOs. Knows OpenSSL and its traps; who carries the records, and who waits for
-them, others know. Not a non-blocking `SSLSocket`, which is no faster and cannot half-close without losing data.
+It is an `ssl.SSLObject` on two memory BIOs. The module uses no socket and never waits. A non-blocking `SSLSocket`
+is no faster, and cannot half-close without losing data.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from anyecho.net.tls_outgoing import Outgoing
 
 T = TypeVar("T")
 
-#: The most that one record holds (RFC 8446, section 5.1), and so that one call of OpenSSL moves.
+#: Maximum plaintext of one record (RFC 8446, section 5.1). One call of OpenSSL moves no more than that.
 RECORD_SIZE = 16384
-#: And what may come on top of that, on the wire (section 5.2; TLS 1.2 would allow 2048, and needs less).
+#: Maximum that encryption adds (section 5.2). TLS 1.2 allows 2048, and uses less.
 RECORD_OVERHEAD = 256
 
 
-#: Of a record: type, version, and length in the last two bytes (RFC 8446, section 5.1).
+#: Record header: type, version, and the length in the last two bytes (RFC 8446, section 5.1).
 _HEADER_SIZE = 5
-#: Looked at at once: of KeyUpdates, 27 bytes each, 1.6 ms.
+#: Records passed to OpenSSL at once. As many KeyUpdates, of 27 bytes each, take 1.6 ms.
 _RECORDS_PER_FEED = 64
 
 
 class Records(Outgoing):
-    """One TLS session. Nothing here waits; what is missing to go on is said.
+    """One TLS session. No method waits: each returns whether it needs more input.
 
-    All that OpenSSL has to say to the peer, asked for or not (handshakes, tickets, alerts, answers to key updates),
-    lies in one place and in order, until it is taken by `flush` or `take`. A `TLSError` is final, and raised again;
-    the alert that tells the peer of it is pending then.
+    Everything that OpenSSL sends (data, handshake messages, tickets, alerts, answers to KeyUpdates) is pending, in
+    order, until `flush` or `take` removes it. A `TLSError` is final: later calls raise it again. The alert that
+    reports it to the peer is pending then.
 
-    TLS 1.3 sends messages after the handshake (tickets, KeyUpdates), and may cut one over several records
-    (RFC 8446, section 5.1). OpenSSL encrypts nothing while it has read only a part. What `send` and `send_eof` are
-    given then is held, in order, until `receive` or `resume` finds the message complete.
+    A TLS 1.3 peer may send a message after the handshake (a ticket, a KeyUpdate) in several records (RFC 8446,
+    section 5.1). OpenSSL encrypts nothing after it has read only a part of such a message. Until `receive` or
+    `resume` has read the rest, plaintext from `send` is held, and so is the close_notify of `send_eof`.
     """
 
     __slots__ = (
@@ -61,21 +61,21 @@ class Records(Outgoing):
         self.tls = context.wrap_bio(
             self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
         )
-        #: Of what came: fed, but not looked at yet; and how much is still to come of the record before that.
+        #: Input not yet passed to OpenSSL, and the bytes still to come of the last record that was passed.
         self._unparsed = b""
         self._missing_bytes = 0
-        #: Decrypted before anybody asked for it.
+        #: Plaintext read while sending close_notify, for `receive`.
         self._decrypted = b""
         self._failure: TLSError | None = None
-        #: Whether no whole record is left. To be told so by OpenSSL's exception costs as much as a record does.
+        #: Whether OpenSSL has no whole record left. Its exception that says so costs as much as a record.
         self._needs_input = True
         #: Whether the handshake is over.
         self.established = False
-        #: Whether our close_notify is among what was, or is to be, sent.
+        #: Whether our close_notify was sent, is pending, or is held.
         self.half_closed = False
-        #: Whether plaintext or our close_notify waits until the peer has completed a message.
+        #: Whether plaintext or our close_notify is held until the peer completes its message.
         self.write_blocked = False
-        #: Set when that was encrypted; the stream clears it.
+        #: Set when held plaintext or close_notify was encrypted. The stream clears it.
         self.resumed = False
 
     @property
@@ -84,14 +84,14 @@ class Records(Outgoing):
 
     @property
     def wants_more(self) -> bool:
-        """Whether there is nothing to `receive` until the peer has said more."""
+        """Whether `receive` can return nothing before `feed` gets more input."""
         return self._needs_input and not self._decrypted and len(self._unparsed) < _HEADER_SIZE
 
     def feed(self, data: bytes | memoryview) -> None:
-        """Accept `data` from the network. Of many small records, the later ones are kept for `process_more`."""
+        """Accept `data` from the network. Records over `_RECORDS_PER_FEED` are kept for `process_more`."""
         size = len(data)
         self._needs_input = False
-        # Most messages are one record. To look for where the next begins would cost a tenth of their echo.
+        # Most input is exactly one record. The search for record boundaries below costs a tenth of an echo.
         if (
             not (self._unparsed or self._missing_bytes)
             and size > _HEADER_SIZE
@@ -114,10 +114,10 @@ class Records(Outgoing):
         self._incoming.write(data[:end] if self._unparsed else data)
 
     def process_more(self) -> bool:
-        """Look at more of what was fed; return whether there was any.
+        """Pass input that `feed` kept to OpenSSL; return whether there was any.
 
-        An empty record costs as much as one of 16 KiB, and a KeyUpdate far more: whoever goes on lets others have
-        their turn first.
+        An empty record costs as much CPU as one of 16 KiB, and a KeyUpdate far more. For fairness, the caller
+        yields to other tasks before each call.
         """
         if len(self._unparsed) < _HEADER_SIZE:
             return False
@@ -127,7 +127,7 @@ class Records(Outgoing):
         return True
 
     def handshake(self) -> bool:
-        """Go on with the handshake; return whether it is over. If not, the peer has to say more."""
+        """Continue the handshake; return whether it is complete. If not, it needs more input."""
         try:
             self.tls.do_handshake()
         except ssl.SSLError as exc:
@@ -138,7 +138,7 @@ class Records(Outgoing):
         return True
 
     def receive(self, max_bytes: int) -> bytes | None:
-        """Plaintext, at most `max_bytes`; empty at the peer's close_notify, None while it has to say more."""
+        """Return plaintext, at most `max_bytes`: empty at the peer's close_notify, None if more input is needed."""
         if self._decrypted:
             data, self._decrypted = self._decrypted[:max_bytes], self._decrypted[max_bytes:]
             return data
@@ -151,10 +151,10 @@ class Records(Outgoing):
         if not first or self._needs_input or len(first) == max_bytes:
             return first
 
-        # A record is small beside what one recv(2) brings, and would be sent on alone.
+        # Small records are joined: otherwise each would be echoed by a send(2) of its own.
         chunks = [first]
         left = max_bytes - len(first)
-        with suppress(TLSError):  # first what was good before it; it is raised the next time
+        with suppress(TLSError):  # return the data before it first; the next call raises it
             while left and (chunk := self._read(min(left, RECORD_SIZE))):
                 chunks.append(chunk)
                 left -= len(chunk)
@@ -162,20 +162,21 @@ class Records(Outgoing):
         return b"".join(chunks)
 
     def echo_all(self, buffer: memoryview) -> bool:
-        """`send` all that there is to `receive`, through a `buffer` for one record; return if the peer is done.
+        """`send` everything that `receive` would return; return whether the peer has sent close_notify.
 
-        Step by step, the calls would cost as much as what OpenSSL does with a small record.
+        `buffer` has room for one record. `receive` and `send` for each record would cost as much as OpenSSL's work
+        on a small one.
         """
         if self._needs_input:
             return False
 
-        tls: Any = self.tls  # typeshed knows only the bytes of the other way
+        tls: Any = self.tls  # typeshed lacks this form, in which read() fills a buffer
         incoming = self._incoming
         try:
             while count := tls.read(RECORD_SIZE, buffer):
                 tls.write(buffer[:count])  # all of it: one record, into memory
                 self.plaintext_queued += count
-                # A record that did not fill the buffer has left nothing in OpenSSL's own.
+                # A record that did not fill our buffer has left nothing in OpenSSL's.
                 if not incoming.pending and (count < RECORD_SIZE or not tls.pending()):
                     self._needs_input = True
                     return False
@@ -186,7 +187,7 @@ class Records(Outgoing):
         return True
 
     def send(self, item: bytes | memoryview) -> None:
-        """Encrypt all of `item`, or hold it while a part of a message has been read."""
+        """Encrypt all of `item`, or hold it while the peer's message is incomplete."""
         self.plaintext_queued += len(item)
         if self.write_blocked:
             self.hold(item)
@@ -205,13 +206,13 @@ class Records(Outgoing):
             raise
 
     def send_eof(self) -> None:
-        """Say close_notify, after what is held. The peer may go on sending, and `receive` goes on working."""
+        """Send close_notify after all held plaintext. The peer may still send, and `receive` still works."""
         self.half_closed = True
         if self.plaintext_held or not self._send_close_notify():
             self.write_blocked = True
 
     def resume(self) -> None:
-        """Encrypt what is held, if the peer has completed its message; `write_blocked` tells."""
+        """Encrypt what is held if the peer has completed its message, and clear `write_blocked` then."""
         try:
             while self.plaintext_held:
                 self.release(self.tls.write)
@@ -224,14 +225,14 @@ class Records(Outgoing):
         self.resumed = True
 
     def _resume_after(self, data: bytes | None) -> None:
-        """As `resume`; after `data`, a failure is raised the next time."""
+        """Like `resume`; but with `data` to return first, the next call raises its failure."""
         with suppress(TLSError) if data else nullcontext():
             self.resume()
 
     def _send_close_notify(self) -> bool:
-        """Return whether OpenSSL could say it."""
-        # Not while a record is left to read: OpenSSL looks for the peer's close_notify at once, and takes anything
-        # else for an attack.
+        """Return false if OpenSSL cannot encrypt it yet."""
+        # Read all records first: unwrap() looks for the peer's close_notify at once, and takes any other record for
+        # an attack.
         while (data := self._read(RECORD_SIZE)) or self.process_more():
             self._decrypted += data or b""
 
@@ -241,18 +242,18 @@ class Records(Outgoing):
             if exc.reason == "SHUTDOWN_WHILE_IN_INIT":
                 return False
 
-            self._handle_error(exc, None)  # that it wants to read the peer's own is no failure
+            self._handle_error(exc, None)  # "want read" is no failure: the peer's close_notify may come later
 
         return True
 
     def _check_eof(self) -> None:
-        """Raise if the peer has said close_notify instead of the rest of its message: nothing can be encrypted."""
+        """Raise if the peer's close_notify came inside an unfinished message: nothing can be encrypted then."""
         try:
-            self.tls.write(b"")  # makes no record
+            self.tls.write(b"")  # produces no record
         except ssl.SSLWantReadError:
             self._set_failure(TLSError(ssl.SSL_ERROR_SSL, "the peer ended in the middle of a handshake message"))
         except ssl.SSLError:
-            return  # our close_notify has been said
+            return  # our close_notify was sent before
         self._raise_failure()
 
     def _raise_failure(self) -> None:
@@ -271,16 +272,16 @@ class Records(Outgoing):
 
         if not data:
             self._check_eof()
-        # Less than was asked for has left nothing in OpenSSL's own.
+        # A read of less than `size` has left nothing in OpenSSL's buffer.
         self._needs_input = bool(data) and not (
             self._incoming.pending or (len(data) == size and self.tls.pending())
         )
         return data
 
-    def _handle_error(self, exc: TLSError, end: T) -> T | None:
-        """None if it is only that more is wanted, `end` if it is the peer's close_notify; all else is raised."""
+    def _handle_error(self, exc: TLSError, at_eof: T) -> T | None:
+        """Return None for "want read", `at_eof` for the peer's close_notify; raise every other error."""
         if isinstance(exc, ssl.SSLZeroReturnError):
-            return end
+            return at_eof
         if not isinstance(exc, ssl.SSLWantReadError):
             self._set_failure(exc)
             try:
@@ -292,5 +293,5 @@ class Records(Outgoing):
         return None
 
     def _set_failure(self, exc: TLSError) -> None:
-        # A copy: the original's traceback holds this session, and the session would hold it.
+        # A copy, because the traceback of the original refers to this session: a cycle.
         self._failure = self._failure or type(exc)(*exc.args)

@@ -1,6 +1,7 @@
-"""The lower half of a `TLSStream`: encrypted bytes between the socket and `Records`, and which task reads them.
+"""The I/O of a `TLSStream`: move encrypted bytes between the socket and `Records`.
 
-A sender reads too, when only the rest of a message lets it go on. Then a receiver waits, and the other way round.
+One task reads at a time. Usually it is a receiver; a sender reads if OpenSSL needs the rest of a message before it
+encrypts. Meanwhile the other one waits.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ if TYPE_CHECKING:
 
     from anyecho.net.fallback import Registration
 
-#: Read at a time: four full records.
+#: Maximum of one recv(2): four full records.
 _WIRE_CHUNK = 4 * (RECORD_SIZE + RECORD_OVERHEAD)
 
 
 class TLSTransfer(PolledStream):
-    """`PolledStream`'s socket and budget, for what `records` exchange with the peer."""
+    """The socket and the budget of a `PolledStream`, with `records` between the socket and the caller."""
 
     __slots__ = ("_read_done", "_sender_reads", "records")
 
@@ -35,13 +36,13 @@ class TLSTransfer(PolledStream):
     ) -> None:
         super().__init__(sock, registration, budget=budget)
         self.records = records
-        #: Whether the task that reads is a sender's.
+        #: Whether the task that reads is a sender.
         self._sender_reads = False
-        #: Set once the task that reads has read something. There is one only while another task waits for that.
+        #: Set when the task that reads has read something. None unless another task waits for it.
         self._read_done: Event | None = None
 
     async def _flush_held(self) -> None:
-        """Return once nothing is held any more, and what was is sent. Read for that, unless a receiver does."""
+        """Return when all held plaintext is sent. Read the rest of the peer's message, unless a receiver does."""
         records = self.records
         while records.write_blocked:
             if self._broken is not None:
@@ -64,10 +65,10 @@ class TLSTransfer(PolledStream):
             raise
         finally:
             self._receiving = self._sender_reads = False
-            self._wake_readers()
+            self._wake_waiters()
 
     async def _take_over_reading(self) -> None:
-        """Wait until the sender that reads has read. Raises `BusyResourceError` if it is a receiver that reads."""
+        """Wait until no sender reads. Raises `BusyResourceError` if a receiver reads, or `ClosedResourceError`."""
         while self._receiving:
             if not self._sender_reads:
                 raise BusyResourceError("receiving from")
@@ -80,20 +81,20 @@ class TLSTransfer(PolledStream):
         self._read_done = self._read_done or Event()
         await self._read_done.wait()
 
-    def _wake_readers(self) -> None:
+    def _wake_waiters(self) -> None:
         if self._read_done is not None:
             self._read_done.set()
             self._read_done = None
 
     async def _read_more(self) -> None:
-        """Give OpenSSL more of what the peer said, once there is more."""
+        """Wait for more input and pass it to OpenSSL."""
         if not self.records.process_more():
             while not (self._registration.may_read and self._feed()):
                 await self._registration.readable()
                 self._refill()
 
     def _feed(self) -> bool:
-        """Give OpenSSL more of what the peer said; return whether there was more."""
+        """Pass more input to OpenSSL without waiting; return whether there was any."""
         registration = self._registration
         try:
             data = self._sock.recv(_WIRE_CHUNK)
@@ -111,7 +112,7 @@ class TLSTransfer(PolledStream):
         return True
 
     async def _flush(self) -> None:
-        """Send all that is pending. Cancelled, it leaves the rest pending."""
+        """Send all pending bytes. If cancelled, the rest stays pending."""
         while not self._flush_now():
             await self._registration.writable()
             self._refill()
@@ -119,22 +120,22 @@ class TLSTransfer(PolledStream):
             await self._yield()
 
     def _flush_now(self) -> bool:
-        """Send what the kernel takes; return whether that was all."""
+        """Send as much as the kernel takes; return whether nothing is pending any more."""
         records, registration = self.records, self._registration
-        gone, over = records.wire_bytes_sent, False
+        sent_before, done = records.wire_bytes_sent, False
         try:
-            while not over and registration.may_write:
-                over = records.flush(self._sock.send)
+            while not done and registration.may_write:
+                done = records.flush(self._sock.send)
         except BlockingIOError:
             registration.may_write = False
         finally:
-            self._bytes_left -= records.wire_bytes_sent - gone
-            self.bytes_sent = records.plaintext_queued - records.plaintext_held if over else records.plaintext_sent
+            self._bytes_left -= records.wire_bytes_sent - sent_before
+            self.bytes_sent = records.plaintext_queued - records.plaintext_held if done else records.plaintext_sent
 
-        return over or not records.wire_bytes_pending
+        return done or not records.wire_bytes_pending
 
     def _try_flush(self) -> None:
-        # Whoever reads is not to be told that it cannot be written: what had come before may still be read.
-        self._registration.may_write = True  # whether it may is not known if nobody waits for it: the kernel says
+        # A receiver ignores write errors: data that arrived before may still be read.
+        self._registration.may_write = True  # may be stale, as no task waits for it: try send(2)
         with suppress(OSError):
             self._flush_now()

@@ -1,6 +1,6 @@
-"""Who shakes hands: how many at a time, and for how long.
+"""Limits for TLS handshakes: how many run at the same time, and how long each may take.
 
-Whoever does has proved nothing yet. What a handshake is, a connection knows.
+A peer is unverified until its handshake is complete. The handshake itself is performed by the connection.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from anyecho.throttled_log import ThrottledLog
 
 logger = logging.getLogger("anyecho.server")
 
-#: One connection in so many may be one that shakes hands, and so cannot take the places of all others; who comes
-#: besides waits in the backlog, at TLS's listeners only.
+#: At most a quarter of the connection limit may be handshakes, so that they cannot use up the limit. Further
+#: connections wait in the accept backlog of the TLS listeners.
 _LIMIT_DIVISOR = 4
-#: Looked at before other tasks have their turn.
+#: Handshakes checked before a yield to other tasks.
 _YIELD_EVERY = 64
 
 
 class Endable(Protocol):
-    """What takes part."""
+    """A connection in its handshake, or in its PROXY header before the handshake."""
 
     def end(self, reason: str) -> None: ...
 
 
 class Handshakes:
-    """Those of a server that are not over. Each may take `timeout` seconds, and an eighth of that besides."""
+    """The unfinished handshakes of a server. Each is ended after `timeout` seconds, or up to an eighth later."""
 
     def __init__(self, connections: ConnectionLimit, timeout: float) -> None:
         self._timeout = timeout
-        #: How often the limit was checked before each began: no handshake sets a timer, or reads a clock.
+        #: Number of checks before each handshake began. So no handshake needs a timer or a clock reading.
         self._checks_at_start: dict[Endable, float] = {}
         self._checks = 0
-        #: The gate of TLS's listeners.
+        #: The gate of the TLS listeners.
         self.gate = ConnectionLimit(max(1, connections.limit // _LIMIT_DIVISOR), within=connections)
-        #: For tasks, one of which at a time takes a step, and the loop a round after it: a hundred that have come
-        #: at once would keep everybody else waiting for as long as they take together.
+        #: Held by a task during one step of its handshake and one pass of the event loop. Without it, a hundred
+        #: simultaneous handshakes would block all other tasks for their total time.
         self.step_lock = Lock(fast_acquire=True)
-        #: Tells of those that failed by what the peer said: most strangers of the Internet do not speak TLS.
+        #: Throttled log of failed handshakes: most scanners on the Internet do not speak TLS.
         self.failure_log = ThrottledLog(logger)
 
     def __len__(self) -> int:
@@ -57,30 +57,30 @@ class Handshakes:
         self.gate.take()
 
     def reserve(self, connection: Endable) -> None:
-        """It is going to begin, and has its place already. How long until then is somebody else's limit."""
+        """Count a handshake that begins later, after the PROXY header. It has no time limit before `begin`."""
         self._checks_at_start[connection] = math.inf
         self.gate.take()
 
     def finish(self, connection: Endable) -> None:
-        """It is over, however it ended. May be called again, or of one that never began."""
+        """Stop counting a handshake that completed or failed. No effect if `connection` is not counted."""
         if self._checks_at_start.pop(connection, None) is not None:
             self.gate.give_back()
 
     async def run(self) -> None:
-        """End those that take too long, until cancelled."""
+        """End handshakes that take too long, until cancelled."""
         if math.isinf(self._timeout):
             return
 
         while True:
             await sleep_running(self._timeout / LOOKS)
             self._checks += 1
-            # Not those that began within the first of so many intervals.
+            # Minus one: the interval in which a handshake began was not a whole one.
             await self._end_expired(self._checks - LOOKS - 1)
 
     async def _end_expired(self, oldest: float) -> None:
-        # A function of its own, or the last connection would be kept until the next look.
+        # A function of its own: a loop variable in `run` would keep the last connection until the next check.
         for number, connection in enumerate(list(self._checks_at_start), start=1):
-            # It may have finished while others had their turn.
+            # It may have finished during the checkpoint.
             if self._checks_at_start.get(connection, math.inf) <= oldest:
                 connection.end("handshake")
             if number % _YIELD_EVERY == 0:

@@ -1,7 +1,7 @@
-"""The events engine's connections over TLS: the same turns, with records in between.
+"""TLS connections of the events engine.
 
-One recv(2), all its records decrypted, echoed and encrypted, one send(2). Until the kernel has taken that, nothing
-more is read: not even from a peer that asks for nothing but answers of OpenSSL's own.
+A turn is one recv(2), the echo of all its records, and one send(2). Back-pressure: nothing more is read until the
+kernel has taken everything that is pending, including answers that OpenSSL sends by itself.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from anyecho.server.events import EventConnection, EventsEngine
 if TYPE_CHECKING:
     import socket
 
-#: What one turn may read: four full records. OpenSSL's buffers never shrink, so it is also what each of the two has
-#: cost a connection that was busy once.
+#: Maximum bytes that one turn reads: four full records. OpenSSL's buffers never shrink, so a connection that was
+#: busy once keeps two of this size.
 _CHUNK = 4 * (RECORD_SIZE + RECORD_OVERHEAD)
-#: That something is pending, to be sent or to be looked at; what, the records know.
+#: Value of `_pending` while the records have bytes to send or input to process.
 _PENDING_MARK = b"?"
 
 
 class TLSEventConnection(EventConnection):
-    """`records` have nothing behind them yet: the first turns are those of the handshake."""
+    """A TLS connection. Its first turns perform the handshake of `records`, which must be new."""
 
     __slots__ = ("_records",)
 
@@ -49,7 +49,7 @@ class TLSEventConnection(EventConnection):
 
     @property
     def totals(self) -> tuple[int, int]:
-        # Of what was received in turns, all was given to OpenSSL; the rest is what came during the close.
+        # All plaintext received in turns was queued again. `_received` has the bytes that came during the close.
         return self._received + self._records.plaintext_queued, self._records.plaintext_sent
 
     def _turn(self) -> None:
@@ -78,7 +78,7 @@ class TLSEventConnection(EventConnection):
             self._wait()
 
     def _process(self) -> None:
-        """Send what OpenSSL has to say, having given it the echo of what it holds."""
+        """Continue the handshake, or encrypt the echo of all input that OpenSSL has; then send."""
         records = self._records
         try:
             done = (records.established or self._handshake()) and self._encrypt_echo()
@@ -98,43 +98,43 @@ class TLSEventConnection(EventConnection):
                 self._wait()
 
     def _handshake(self) -> bool:
-        """Take a step; return whether that was the last."""
-        over = self._records.handshake()
-        if over:
+        """Take one step of the handshake; return whether it is complete."""
+        done = self._records.handshake()
+        if done:
             self.engine.handshakes.finish(self)
 
-        return over
+        return done
 
     def _encrypt_echo(self) -> bool:
-        """Encrypt all that can be decrypted; return whether the peer is done."""
+        """Decrypt all input and encrypt its echo; return whether the peer has sent close_notify."""
         return self._records.echo_all(self.engine.plain)
 
     def _send_close_notify(self) -> bool:
         records = self._records
-        owed = records.wire_bytes_pending
+        echo_pending = records.wire_bytes_pending
         records.send_eof()
         try:
             return self._send()
         except OSError:
-            if owed:
+            if echo_pending:
                 raise
 
-            return True  # the peer has all of its echo: it need not have waited for our close_notify
+            return True  # the peer has all of its echo, and may close without waiting for our close_notify
 
     def _send(self) -> bool:
-        """Send once; return whether the kernel took all."""
+        """Send once; return whether the kernel has taken all."""
         try:
             return self._records.flush(self.sock.send)
         except BlockingIOError:
             return False
 
     def _as_stream(self) -> PolledStream:
-        # What has to be sent the records know.
+        # No `rest`: the records have the pending bytes.
         return TLSStream(self.sock, self.engine.poller.register(self.sock), self._records)
 
 
 class CappedTLSEventConnection(TLSEventConnection):
-    """For where there is a limit of bytes, of plaintext: as `CappedEventConnection`."""
+    """Like `CappedEventConnection`: at most `max_bytes` of plaintext are echoed."""
 
     __slots__ = ()
 

@@ -51,4 +51,4 @@ def test_a_file_for_keys_that_cannot_be_written_is_exit_3(
     monkeypatch.setitem(os.environ, "SSLKEYLOGFILE", "/absent/keys")
     status, _, errors = processes.run("send", "tls://127.0.0.1:1", "hello")
     assert status == 3
-    assert errors.startswith("anyecho: cannot write the keys of TLS to /absent/keys, as SSLKEYLOGFILE says: ")
+    assert errors.startswith("anyecho: cannot write TLS keys to /absent/keys (set by SSLKEYLOGFILE): ")

@@ -49,7 +49,7 @@ def expired(files: Files) -> Path:
     ("shown", "told"),
     [
         (None, "cert is missing: .* requires a client certificate|it requires a client certificate"),
-        (stranger, r"cert is refused by .*: its CA is not known there \(alert unknown_ca\)"),
+        (stranger, r"cert is refused by .*: the server does not trust its CA \(alert unknown_ca\)"),
         (expired, r"cert is refused by .*: it has expired \(alert certificate_expired\)"),
     ],
 )

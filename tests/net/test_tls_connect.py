@@ -99,7 +99,7 @@ def test_a_file_for_keys_that_cannot_be_written_is_named(
     with pytest.raises(CertificateError) as caught:
         client_context(ca_options if cacert else TLSClientOptions())
     assert str(caught.value) == (
-        f"cannot write the keys of TLS to {path}, as SSLKEYLOGFILE says: No such file or directory"
+        f"cannot write TLS keys to {path} (set by SSLKEYLOGFILE): No such file or directory"
     )
     monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path / "keys"))
     with pytest.raises(CertificateError, match="cannot use /absent"):

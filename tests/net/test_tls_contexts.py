@@ -244,7 +244,7 @@ def test_a_made_up_certificate_is_for_the_hosts_that_are_listened_on() -> None:
 
 @pytest.mark.parametrize("host", ["my_host", "localhost..", "x" * 64])
 def test_a_name_that_no_certificate_can_have_is_one_line(host: str) -> None:
-    with pytest.raises(CertificateError, match="cannot make up a certificate for .*" + re.escape(host)) as caught:
+    with pytest.raises(CertificateError, match="cannot generate a certificate for .*" + re.escape(host)) as caught:
         Certificates(TLSServerOptions(ssl_self_signed=True), [TCPAddress(host=host, port=0, tls=True)])
     assert "\n" not in str(caught.value)
 
