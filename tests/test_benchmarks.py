@@ -21,7 +21,7 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("server", ["anyecho-events-asyncio", "asyncio-streams"])
-def test_a_second_of_them_measures_and_saves(server: str, tmp_path: Path) -> None:
+def test_a_short_run_measures_and_saves(server: str, tmp_path: Path) -> None:
     chosen = ("--only", server, "--workload", "100x64", "--rounds", "2", "--seconds", "0.1")
     run = bench(*chosen, "--output", str(tmp_path))
 
@@ -37,7 +37,7 @@ def test_a_second_of_them_measures_and_saves(server: str, tmp_path: Path) -> Non
     assert run.stdout == (tmp_path / "table.md").read_text()
 
 
-def test_how_exactly_limits_are_kept_is_measured() -> None:
+def test_the_limits_benchmark_measures() -> None:
     options = ("--backend", "asyncio", "--seconds", "0.3", "--rounds", "1", "--turn", "0.1")
     command = [sys.executable, str(ROOT / "benchmarks" / "limits.py"), *options]
     run = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
@@ -47,7 +47,7 @@ def test_how_exactly_limits_are_kept_is_measured() -> None:
     assert [line.split()[0] for line in run.stdout.splitlines()] == ["asyncio"] * 5, run.stderr
 
 
-def test_what_there_is_not_is_named() -> None:
+def test_an_unknown_server_is_named() -> None:
     run = bench("--only", "nonsense")
 
     assert run.returncode == 1

@@ -50,7 +50,7 @@ def test_all_is_a_sorted_tuple_without_repeats() -> None:
 
 
 @pytest.mark.parametrize("name", anyecho.__all__)
-def test_a_public_name_is_that_of_its_home(name: str) -> None:
+def test_a_public_name_is_the_object_of_its_module(name: str) -> None:
     home = import_module(declared_homes().get(name, "anyecho.echo"))
 
     assert getattr(anyecho, name) is getattr(home, name)
@@ -64,30 +64,30 @@ def test_dir_shows_the_names_before_any_is_used() -> None:
     assert shown == sorted(shown)
 
 
-def test_a_type_checker_sees_the_names_that_there_are() -> None:
+def test_type_checking_imports_match_the_public_names() -> None:
     assert {*declared_homes(), "echo"} == set(anyecho.__all__)
 
 
-def test_a_star_imports_all_of_them() -> None:
+def test_a_star_import_binds_every_public_name() -> None:
     names = run_fresh("from anyecho import *; print(*dir())")
 
     assert set(anyecho.__all__) == {name for name in names if not name.startswith("__")}
 
 
 @pytest.mark.parametrize("name", ["nonsense", "__wrapped__", "Poller"])
-def test_a_name_that_there_is_not_is_named(name: str) -> None:
+def test_an_unknown_attribute_is_named_in_the_error(name: str) -> None:
     with pytest.raises(AttributeError, match=f"^module 'anyecho' has no attribute '{name}'$"):
         getattr(anyecho, name)
 
 
-def test_the_version_is_there_though_not_among_the_names() -> None:
+def test_the_version_is_an_attribute_but_not_in_all() -> None:
     assert anyecho.__version__ == import_module("anyecho._version").__version__
     assert "__version__" in dir(anyecho)
     assert "__version__" not in anyecho.__all__
 
 
 @pytest.mark.parametrize("module_name", MODULES)
-def test_a_module_names_what_it_has(module_name: str) -> None:
+def test_all_of_a_module_lists_existing_names(module_name: str) -> None:
     module = import_module(module_name)
     if module_name in NAMELESS or hasattr(module, "__path__"):
         assert not hasattr(module, "__all__")
@@ -123,5 +123,5 @@ def test_using_all_of_the_library_loads_no_backend_and_no_command_line() -> None
     ],
     ids=["its module", "its module by name", "every module"],
 )
-def test_echo_is_the_function_whatever_else_is_imported(imports: str) -> None:
+def test_echo_is_the_function_after_any_import(imports: str) -> None:
     assert run_fresh(f"{imports}; import anyecho; print(type(anyecho.echo).__name__)") == ["function"]

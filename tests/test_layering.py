@@ -282,11 +282,11 @@ def modules() -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("module", sorted(modules()))
-def test_a_module_keeps_the_law(module: str) -> None:
+def test_a_module_obeys_the_layering(module: str) -> None:
     assert list(violations(module, modules()[module].read_text())) == []
 
 
-def test_no_module_is_overlooked() -> None:
+def test_modules_of_every_folder_are_checked() -> None:
     assert {"", "__main__", "errors", "net", "net.poller", "server.server", "cli.main"} <= set(modules())
 
 
@@ -366,7 +366,7 @@ def test_no_module_is_overlooked() -> None:
         ("errors", "if not TYPE_CHECKING:\n    import ssl", "touches ssl"),
     ],
 )
-def test_what_the_law_forbids_is_found(module: str, source: str, violation: str) -> None:
+def test_a_violation_is_found(module: str, source: str, violation: str) -> None:
     assert set(violations(module, source)) == {violation}
 
 
@@ -395,5 +395,5 @@ def test_what_the_law_forbids_is_found(module: str, source: str, violation: str)
         ("server.stats", "from random import Random\nRandom(7)"),
     ],
 )
-def test_what_the_law_allows_is_not_complained_about(module: str, source: str) -> None:
+def test_allowed_imports_are_not_reported(module: str, source: str) -> None:
     assert list(violations(module, source)) == []

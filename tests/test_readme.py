@@ -1,4 +1,4 @@
-"""What the README shows works as it is written, but for the port and the path."""
+"""The examples of the README work as written, except for port and path."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_server_and_the_client_talk_to_each_other(short_path: Path) -> None:
             server.wait(SOON)
 
 
-def test_the_example_of_both_in_one_runs() -> None:
+def test_the_example_with_server_and_client_runs() -> None:
     assert "bytes_sent=100000000" in run(BOTH)
 
 
@@ -54,7 +54,7 @@ def test_the_examples_of_a_test_suite_pass(code: str, tmp_path: Path) -> None:
     assert re.search(r"\d passed", result.stdout)
 
 
-def test_an_error_of_a_server_in_a_task_of_its_own_comes_out() -> None:
+def test_an_error_of_a_server_in_its_own_task_propagates() -> None:
     code = UNITTEST.replace("tcp://127.0.0.1:0", "unix:/nonexistent/echo")
     command = [sys.executable, "-c", f"{code}\nimport unittest\nunittest.main(argv=['example'])"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -79,12 +79,12 @@ def test_the_commands_behind_a_proxy_work_together(processes: Processes, short_p
 
 
 @pytest.mark.parametrize("flag", sorted(set(re.findall(r"anyecho (?:serve|send)[^\n`]*?(--[a-z-]+)", README))))
-def test_every_flag_it_names_exists(flag: str, processes: Processes) -> None:
+def test_every_flag_in_the_readme_exists(flag: str, processes: Processes) -> None:
     helps = [processes.run(verb, "--help")[1].decode() for verb in ("serve", "send")]
     assert any(re.search(rf"{flag}\b", text) for text in helps)
 
 
-def test_systemd_takes_its_units(tmp_path: Path) -> None:
+def test_the_systemd_units_of_the_readme_are_valid(tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed")
     units = re.findall(r"```ini\n# /etc/systemd/system/(\S+)\n(.*?)```", README, re.DOTALL)
@@ -94,5 +94,5 @@ def test_systemd_takes_its_units(tmp_path: Path) -> None:
     command = ["systemd-analyze", "verify", *(tmp_path / name for name, _ in units)]
     verified = subprocess.run(command, capture_output=True, text=True, timeout=30)
 
-    # A key that it does not know is no failure to it, but a line.
+    # An unknown key is a line of output, not a failure.
     assert (verified.returncode, verified.stdout, verified.stderr) == (0, "", "")

@@ -220,7 +220,7 @@ def test_any_text_is_a_quantity_or_an_error_of_one_line(
 @pytest.mark.parametrize(
     "text", ["", " ", "s", ".", "-1", "+1", "1,5", "1_000", "1 2", "1.5.2", "nan", "inf", "٣", "1\0"]
 )
-def test_what_is_no_quantity_is_quoted_in_the_error(parse: Callable[[str], float], text: str) -> None:
+def test_an_invalid_quantity_is_quoted_in_the_error(parse: Callable[[str], float], text: str) -> None:
     with pytest.raises(UnitError) as caught:
         parse(text)
 
@@ -267,7 +267,7 @@ def test_more_digits_than_python_reads_are_an_error_like_any_other(parse: Callab
 
 @pytest.mark.parametrize("value", [-1.0, -5e-324, -math.inf, math.nan])
 @pytest.mark.parametrize("form", [format_duration, format_rate])
-def test_what_is_less_than_nothing_is_not_written(form: Callable[[float], str], value: float) -> None:
+def test_a_negative_quantity_cannot_be_formatted(form: Callable[[float], str], value: float) -> None:
     with pytest.raises(UnitError, match=f"^{value!r} is not a quantity: it must be 0 or more$"):
         form(value)
 
@@ -277,7 +277,7 @@ def test_what_is_less_than_nothing_is_not_written(form: Callable[[float], str], 
     [(Seconds, "DURATION", "1m", 60), (Size, "SIZE", "1MiB", 2**20), (Rate, "RATE", "10k", 10_000)],
     ids=["Seconds", "Size", "Rate"],
 )
-def test_an_annotation_carries_how_its_number_is_written(annotation: Any, name: str, text: str, value: int) -> None:
+def test_an_annotation_holds_its_unit(annotation: Any, name: str, text: str, value: int) -> None:
     _, unit = get_args(annotation)
 
     assert isinstance(unit, Unit)

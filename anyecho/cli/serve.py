@@ -121,7 +121,9 @@ def _warn(unused: Sequence[str], certificates: Certificates | None) -> None:
     if unused:
         logger.warning("passed, but not served: %s", ", ".join(unused))
     if certificates is not None and certificates.cacert is not None:
-        logger.warning("the certificate is made up: clients believe it with --cacert %s", certificates.cacert)
+        logger.warning(
+            "generated a certificate for this run: clients trust it with --cacert %s", certificates.cacert
+        )
 
 
 def _status(server: Server) -> str:

@@ -1,4 +1,4 @@
-"""``anyecho serve`` under a service manager: it is passed its sockets, and tells how it is."""
+"""``anyecho serve`` under a service manager: socket activation, notification and the watchdog."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from tests.datagrams import udp_client
 from tests.process import TIMEOUT, Process, Processes, accepts, connect, exchange, round_trip, wait_until
 
 TCP = "tcp://127.0.0.1:0"
-#: Microseconds between two signs of life at most.
+#: Maximum interval of watchdog messages, in microseconds.
 WATCHDOG = 200_000
-#: Seconds in which none has come of whoever gives none.
+#: Seconds without a message after which the watchdog counts as silent.
 SILENCE = 1.0
 
-#: A server whose loop is stuck as soon as somebody connects, and which says so.
+#: A server whose event loop blocks at the first connection and reports it.
 STUCK = """
 import os, time
 from anyecho.net.accept import Acceptor
@@ -38,7 +38,7 @@ def stuck(self, *args):
 Acceptor.accept_some = stuck
 """
 
-#: What a service manager does between fork(2) and execve(2), but that the number of the process is not told.
+#: What a service manager does between fork(2) and execve(2).
 PASS = """
 import os
 for number, given in enumerate({descriptors}, 3):
@@ -48,12 +48,12 @@ os.environ["LISTEN_PID"] = str(os.getpid())
 """
 
 
-#: What NOTIFY_SOCKET is to be, and how to wait for the next message that comes there.
+#: The value of NOTIFY_SOCKET, and a function that waits for the next message.
 Notified: TypeAlias = tuple[str, Callable[..., str]]
 
 
 class Manager:
-    """Has bound a TCP, a Unix and a UDP socket, and passes them to whom it starts."""
+    """Binds a TCP, a Unix and a UDP socket, and passes them to each server that it starts."""
 
     def __init__(self, processes: Processes, opened: ExitStack, path: str) -> None:
         self.processes = processes
@@ -72,7 +72,7 @@ class Manager:
         ]
 
     def start(self, *arguments: str, names: str = "web:local:web", before: str = "", **variables: str) -> Process:
-        # High enough to be in nobody's way.
+        # High enough not to collide with other descriptors.
         descriptors = [fcntl.fcntl(sock, fcntl.F_DUPFD, 100) for sock in self.sockets]
         environ = os.environ | {"LISTEN_FDS": str(len(descriptors)), "LISTEN_FDNAMES": names} | variables
         before += PASS.format(descriptors=descriptors)
@@ -88,7 +88,7 @@ class Manager:
         return process
 
     def refusal(self, *arguments: str, **options: Any) -> str:
-        """The one line with which it does not start."""
+        """Start a server that must fail with exit status 3; return its line on standard error."""
         process = self.start(*arguments, **options)
         assert process.wait() == 3
         errors = process.errors()
@@ -112,13 +112,13 @@ def echoes(address: str) -> bool:
 
 
 def end(process: Process) -> str:
-    """Standard error of one that ends politely."""
+    """Send SIGTERM; return standard error after exit status 0."""
     process.signal()
     assert process.wait() == 0
     return process.errors()
 
 
-def test_all_that_was_passed_is_served(manager: Manager, backend: str) -> None:
+def test_every_passed_socket_is_served(manager: Manager, backend: str) -> None:
     process = manager.serve("--backend", backend)
 
     assert process.addresses == manager.addresses
@@ -126,7 +126,7 @@ def test_all_that_was_passed_is_served(manager: Manager, backend: str) -> None:
     assert end(process) == ""
 
 
-def test_a_name_is_all_that_have_it_and_the_rest_is_a_warning(manager: Manager, backend: str) -> None:
+def test_an_fd_name_serves_all_its_sockets_and_the_rest_is_a_warning(manager: Manager, backend: str) -> None:
     process = manager.serve("-b", "fd://web", "--backend", backend, listeners=2)
 
     assert process.addresses == [manager.addresses[0], manager.addresses[2]]
@@ -134,7 +134,7 @@ def test_a_name_is_all_that_have_it_and_the_rest_is_a_warning(manager: Manager, 
     assert end(process) == "main: passed, but not served: fd://4 (local)\n"
 
 
-def test_addresses_that_were_asked_for_win(manager: Manager) -> None:
+def test_bind_addresses_override_passed_sockets(manager: Manager) -> None:
     process = manager.serve("-b", TCP, "-b", "fd://4", listeners=2)
 
     assert process.addresses[1:] == [manager.addresses[1]]
@@ -142,7 +142,7 @@ def test_addresses_that_were_asked_for_win(manager: Manager) -> None:
     assert end(process) == "main: passed, but not served: fd://3 (web), fd://5 (web)\n"
 
 
-def test_what_is_meant_for_another_process_is_not_served(processes: Processes) -> None:
+def test_sockets_passed_to_another_pid_are_not_served(processes: Processes) -> None:
     environ = os.environ | {"LISTEN_PID": "1", "LISTEN_FDS": "1", "LISTEN_FDNAMES": "web"}
     process = processes.serve("-b", TCP, env=environ)
     assert echoes(process.addresses[0])
@@ -174,7 +174,7 @@ def test_what_is_meant_for_another_process_is_not_served(processes: Processes) -
         ([], {"names": "web"}, "LISTEN_FDS says 3, but LISTEN_FDNAMES has 1: 'web'"),
     ],
 )
-def test_what_makes_no_sense_is_one_line(
+def test_invalid_activation_is_one_line_and_exit_3(
     arguments: list[str], options: dict[str, str], line: str, manager: Manager
 ) -> None:
     assert manager.refusal(*arguments, **options) == line
@@ -189,7 +189,7 @@ def test_a_connection_instead_of_a_listener_is_one_line(manager: Manager) -> Non
     assert line.endswith(" set Accept=no)")
 
 
-def test_nobody_is_lost_between_two_servers(manager: Manager) -> None:
+def test_connections_between_two_servers_are_kept_and_echoed(manager: Manager) -> None:
     end(manager.serve())
     first, second, third = manager.addresses
     with connect(first) as tcp, connect(second) as unix, udp_client(third) as udp:
@@ -202,64 +202,66 @@ def test_nobody_is_lost_between_two_servers(manager: Manager) -> None:
 
 
 @pytest.fixture
-def notified(short_path: Path) -> Iterator[Notified]:
+def notify_socket(short_path: Path) -> Iterator[Notified]:
     place = f"{short_path}/notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(place)
 
-        def hear(timeout: float = TIMEOUT) -> str:
+        def next_message(timeout: float = TIMEOUT) -> str:
             sock.settimeout(timeout)
             return sock.recv(65536).decode()
 
-        yield place, hear
+        yield place, next_message
 
 
-def test_the_manager_is_told_how_it_is(manager: Manager, backend: str, notified: Notified) -> None:
-    place, hear = notified
+def test_the_manager_is_notified_of_ready_watchdog_and_stopping(
+    manager: Manager, backend: str, notify_socket: Notified
+) -> None:
+    place, next_message = notify_socket
     process = manager.start("--backend", backend, NOTIFY_SOCKET=place, WATCHDOG_USEC=str(WATCHDOG))
 
-    assert hear() == f"READY=1\nSTATUS=listening on {', '.join(manager.addresses)}"
+    assert next_message() == f"READY=1\nSTATUS=listening on {', '.join(manager.addresses)}"
     with connect(manager.addresses[0]) as sock:
         assert exchange(sock, b"hello") == b"hello"
-        assert [hear() for _ in range(3)] == ["WATCHDOG=1"] * 3
+        assert [next_message() for _ in range(3)] == ["WATCHDOG=1"] * 3
         process.signal(signal.SIGTERM)
-        messages = iter(hear, "STOPPING=1\nSTATUS=letting connections finish")
+        messages = iter(next_message, "STOPPING=1\nSTATUS=letting connections finish")
         assert set(messages) <= {"WATCHDOG=1"}
-        # While they finish, it is alive.
-        assert hear() == "WATCHDOG=1"
+        # The watchdog messages continue during the drain.
+        assert next_message() == "WATCHDOG=1"
 
     assert process.wait() == 0
     assert process.errors() == ""
 
 
-def test_the_manager_is_told_of_a_reload_and_its_end(
-    processes: Processes, backend: str, notified: Notified, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_the_manager_is_notified_of_a_reload_and_its_end(
+    processes: Processes, backend: str, notify_socket: Notified, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    place, hear = notified
+    place, next_message = notify_socket
     monkeypatch.setenv("NOTIFY_SOCKET", place)
     files = files_in(tmp_path)
     shown = ("--ssl-certfile", str(files.cert), "--ssl-keyfile", str(files.key))
     process = processes.serve("-b", "tls://127.0.0.1:0", *shown, "--backend", backend)
     ready = f"READY=1\nSTATUS=listening on {process.addresses[0]}"
-    assert hear() == ready
+    assert next_message() == ready
     process.signal(signal.SIGHUP)
-    assert re.fullmatch("RELOADING=1\nMONOTONIC_USEC=[0-9]+", hear())
-    assert hear() == ready
+    assert re.fullmatch("RELOADING=1\nMONOTONIC_USEC=[0-9]+", next_message())
+    assert next_message() == ready
 
 
-def test_a_loop_that_is_stuck_gives_no_sign_of_life(manager: Manager, backend: str, notified: Notified) -> None:
-    place, hear = notified
+def test_a_stuck_loop_sends_no_watchdog_message(manager: Manager, backend: str, notify_socket: Notified) -> None:
+    place, next_message = notify_socket
     variables = {"NOTIFY_SOCKET": place, "WATCHDOG_USEC": str(WATCHDOG)}
     process = manager.start("--backend", backend, before=STUCK, **variables)
-    assert hear().startswith("READY=1\n")
+    assert next_message().startswith("READY=1\n")
     with connect(manager.addresses[0]):
         process.read_errors(until="stuck\n")
         with pytest.raises(TimeoutError):
             while True:
-                assert hear(SILENCE) == "WATCHDOG=1"
+                assert next_message(SILENCE) == "WATCHDOG=1"
 
 
-def test_a_signal_before_it_listens_stops_it_as_well(processes: Processes, notified: Notified) -> None:
+def test_a_signal_before_the_server_listens_stops_it(processes: Processes, notify_socket: Notified) -> None:
     slow_names = """
 import os, anyio
 import anyecho.net.bind as bind
@@ -268,16 +270,16 @@ async def resolve(*args):
     await anyio.sleep_forever()
 bind.resolve = resolve
 """
-    place, hear = notified
+    place, next_message = notify_socket
     process = processes.start("serve", "-b", TCP, before=slow_names, env=os.environ | {"NOTIFY_SOCKET": place})
     process.read_errors(until="\n")
     process.signal()
 
-    assert hear().startswith("STOPPING=1\n")
+    assert next_message().startswith("STOPPING=1\n")
     assert process.wait() == 0
 
 
-def test_a_manager_that_cannot_be_told_is_one_warning(processes: Processes, backend: str, short_path: Path) -> None:
+def test_an_unreachable_notify_socket_is_one_warning(processes: Processes, backend: str, short_path: Path) -> None:
     environ = os.environ | {"NOTIFY_SOCKET": f"{short_path}/gone", "WATCHDOG_USEC": str(WATCHDOG)}
     process = processes.serve("-b", TCP, "--backend", backend, env=environ)
 
@@ -285,7 +287,7 @@ def test_a_manager_that_cannot_be_told_is_one_warning(processes: Processes, back
     assert end(process) == f"main: cannot notify '{short_path}/gone': No such file or directory\n"
 
 
-def test_systemds_own_activation_works(processes: Processes, short_path: Path) -> None:
+def test_systemd_socket_activate_starts_a_server(processes: Processes, short_path: Path) -> None:
     if shutil.which("systemd-socket-activate") is None:
         pytest.skip("systemd-socket-activate is not installed")
     stream, other = f"{short_path}/stream", f"{short_path}/other"
@@ -296,7 +298,7 @@ def test_systemds_own_activation_works(processes: Processes, short_path: Path) -
     processes.adopt(process)
     wait_until(lambda: os.path.exists(other))
 
-    # Nothing runs yet: the first connection starts it.
+    # The first connection starts the server.
     with connect(f"unix:{stream}") as sock:
         assert exchange(sock, b"hello") == b"hello"
     assert process.read_lines(2) == [f"unix:{stream}", f"unix:{other}"]

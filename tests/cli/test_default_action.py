@@ -1,4 +1,4 @@
-"""Signals at a process for which the kernel or its parent has made them mean less: PID 1, and an ignored SIGINT."""
+"""Signals to PID 1 of a namespace, and signals that the parent process has ignored or blocked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.test_signals import STUCK, STUCK_SEND, TOLD
+from tests.cli.test_signals import REPORT_SIGNALS, STUCK, STUCK_SEND
 from tests.process import (
     TIMEOUT,
     Process,
@@ -29,7 +29,7 @@ from tests.process import (
 TCP = "tcp://127.0.0.1:0"
 LONG = "1h"
 
-#: Goes on as PID 1 of a new namespace; the parent says its own number of that process, and exits as it does.
+#: Continues as PID 1 of a new namespace; the parent prints the outer PID, and exits with the same status.
 AS_PID_1 = """
 import ctypes, os, signal
 libc = ctypes.CDLL(None, use_errno=True)
@@ -45,7 +45,7 @@ assert os.getpid() == 1
 """
 IGNORE_SIGINT = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
 
-#: Starts ``anyecho *arguments`` as PID 1; returns it, and what sends a signal to it.
+#: Starts ``anyecho *arguments`` as PID 1; returns the process and a function that sends it a signal.
 Start = Callable[..., tuple[Process, Callable[[int], None]]]
 
 
@@ -86,7 +86,7 @@ def test_the_first_signal_drains_a_server_that_is_pid_1(start_as_pid_1: Start, s
 def test_the_third_signal_ends_a_stuck_server_that_is_pid_1(
     start_as_pid_1: Start, signum: int, backend: str
 ) -> None:
-    process, kill = start_as_pid_1("serve", "-b", TCP, "--backend", backend, before=STUCK + TOLD)
+    process, kill = start_as_pid_1("serve", "-b", TCP, "--backend", backend, before=STUCK + REPORT_SIGNALS)
     with connect(process.read_lines(1)[0]):
         process.read_errors(until="stuck\n")
         for _ in range(2):
@@ -99,7 +99,7 @@ def test_the_third_signal_ends_a_stuck_server_that_is_pid_1(
 
 
 def test_the_second_signal_ends_a_stuck_send_that_is_pid_1(start_as_pid_1: Start, signum: int, server: str) -> None:
-    process, kill = start_as_pid_1("send", server, "hello", before=TOLD + STUCK_SEND)
+    process, kill = start_as_pid_1("send", server, "hello", before=REPORT_SIGNALS + STUCK_SEND)
     process.read_errors(until="stuck\n")
     kill(signum)
     process.read_errors(until="noted\n")
@@ -108,7 +108,7 @@ def test_the_second_signal_ends_a_stuck_send_that_is_pid_1(start_as_pid_1: Start
     assert process.wait() == 128 + signum
 
 
-def test_sigterm_ends_pid_1_while_it_is_being_imported(start_as_pid_1: Start) -> None:
+def test_sigterm_ends_pid_1_during_its_imports(start_as_pid_1: Start) -> None:
     slow_import = """
 import os, sys, time
 class Finder:
@@ -132,7 +132,7 @@ def test_a_server_started_with_sigint_ignored_leaves_it_ignored(processes: Proce
         assert exchange(sock, b"before") == b"before"
         process.signal(signal.SIGINT)
         process.signal(signal.SIGTERM)
-        # Were it the second signal, it would close the connection.
+        # As a second signal, it would close the connection.
         wait_until(lambda: not accepts(process.addresses[0]))
         assert exchange(sock, b"after") == b"after"
         sock.shutdown(socket.SHUT_WR)
@@ -154,7 +154,7 @@ def test_a_send_started_with_sigint_ignored_leaves_it_ignored(processes: Process
     assert process.wait() == 0
 
 
-def test_an_ignored_sigterm_drains_all_the_same(processes: Processes, backend: str) -> None:
+def test_sigterm_ignored_at_the_start_still_drains(processes: Processes, backend: str) -> None:
     ignore = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
     process = processes.serve("-b", TCP, "--backend", backend, before=ignore)
     process.signal(signal.SIGTERM)
@@ -163,7 +163,7 @@ def test_an_ignored_sigterm_drains_all_the_same(processes: Processes, backend: s
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT], ids=lambda signum: signum.name)
-def test_a_signal_that_is_blocked_at_the_start_drains_all_the_same(
+def test_a_signal_blocked_at_the_start_still_drains(
     processes: Processes, backend: str, signum: signal.Signals
 ) -> None:
     block = f"import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [{int(signum)}])\n"

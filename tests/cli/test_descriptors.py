@@ -1,4 +1,4 @@
-"""A process that can have too few descriptors for an event loop says so in one line."""
+"""A descriptor limit too low for an event loop is an error of one line."""
 
 from __future__ import annotations
 

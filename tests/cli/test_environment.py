@@ -1,4 +1,4 @@
-"""Variables: the flags that they set, what is passed over in silence, and what is named in a warning."""
+"""Environment variables: the flags that they set, and unknown ones that are ignored or named in a warning."""
 
 from __future__ import annotations
 
@@ -38,14 +38,16 @@ def test_an_empty_variable_counts_as_unset(empty: str, monkeypatch: pytest.Monke
         *(("off", False), ("Off", False), ("no", False), ("false", False), ("0", False)),
     ],
 )
-def test_a_switch_is_on_or_off_in_many_words(text: str, value: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_switch_accepts_several_words_for_on_and_off(
+    text: str, value: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("ANYECHO_ACCESS_LOG", text)
     monkeypatch.setenv("ANYECHO_KEEPALIVE", text)
 
     assert parse("serve") == {"access_log": value, "keepalive": value}
 
 
-def test_a_switch_that_is_neither_says_the_words(
+def test_an_invalid_switch_value_lists_the_valid_words(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ANYECHO_ACCESS_LOG", "maybe")
@@ -56,7 +58,7 @@ def test_a_switch_that_is_neither_says_the_words(
 
 
 @pytest.mark.parametrize("text", ["a:1,b:2", "a:1 b:2", "a:1, b:2", " a:1 ,\nb:2,"])
-def test_several_values_stand_apart_by_spaces_or_commas(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spaces_or_commas_separate_several_values(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANYECHO_BIND", text)
 
     assert parse("serve") == {"bind": ("a:1", "b:2")}
@@ -75,7 +77,7 @@ def test_a_variable_for_the_negative_of_a_switch_does_not_turn_it_on(monkeypatch
     assert parse("serve") == {}
 
 
-def test_the_options_that_a_variable_has_set_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_set_by_a_variable_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANYECHO_IDLE_TIMEOUT", "7s")
     monkeypatch.setenv("ANYECHO_LINGER", "1s")
     parse("serve", "--linger", "3s")
@@ -93,7 +95,7 @@ def warnings_of(processes: Processes, **variables: str) -> str:
     return "\n".join(warnings)
 
 
-def test_an_unknown_variable_is_named_with_the_nearest_one_in_one_line(processes: Processes) -> None:
+def test_unknown_variables_are_one_warning_with_the_nearest_name(processes: Processes) -> None:
     assert warnings_of(processes, ANYECHO_IDLE_TIMEOT="3", ANYECHO_FOO="1", ANYECHO_NO_KEEPALIVE="1") == (
         "echo_client: unknown variables are ignored: ANYECHO_FOO, "
         "ANYECHO_IDLE_TIMEOT (did you mean ANYECHO_IDLE_TIMEOUT?), "
@@ -101,7 +103,7 @@ def test_an_unknown_variable_is_named_with_the_nearest_one_in_one_line(processes
     )
 
 
-def test_variables_of_another_verb_and_of_kubernetes_are_passed_over(processes: Processes) -> None:
+def test_variables_of_another_verb_and_of_kubernetes_are_ignored(processes: Processes) -> None:
     injected = {
         "SERVICE_HOST": "10.0.0.1",
         "SERVICE_PORT": "7000",
@@ -127,14 +129,14 @@ def test_addresses_of_the_command_line_override_the_variable(
     assert not (short_path / "echo").exists()
 
 
-def test_tls_files_that_variables_name_are_a_warning_where_they_cannot_act(processes: Processes) -> None:
+def test_tls_variables_without_effect_are_a_warning(processes: Processes) -> None:
     warning = warnings_of(processes, ANYECHO_CACERT="/absent", ANYECHO_SNI="example.org")
 
     reason = "tcp://127.0.0.1:1 is not over TLS: write tls://127.0.0.1:1"
     assert warning == f"echo_client: without effect: ANYECHO_CACERT, ANYECHO_SNI ({reason})"
 
 
-def test_an_access_log_that_cannot_act_is_named_as_the_variable_that_has_set_it(processes: Processes) -> None:
+def test_an_access_log_without_effect_is_named_by_its_variable(processes: Processes) -> None:
     process = processes.serve("udp://127.0.0.1:0", env=os.environ | {"ANYECHO_ACCESS_LOG": "on"})
     process.signal()
 
@@ -142,7 +144,7 @@ def test_an_access_log_that_cannot_act_is_named_as_the_variable_that_has_set_it(
     assert process.errors() == "main: without effect: ANYECHO_ACCESS_LOG (every address is for UDP)\n"
 
 
-def test_an_error_spells_an_option_as_the_variable_that_has_set_it(
+def test_an_error_names_an_option_by_the_variable_that_set_it(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ANYECHO_IDLE_TIMEOUT", "0")

@@ -1,4 +1,4 @@
-"""Flags come from the fields of the options, each of them once."""
+"""Each flag is generated from one field of an options dataclass."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from anyecho.net.tls_contexts import TLSClientOptions, TLSServerOptions
 from anyecho.server.options import ServeOptions
 from anyecho.units import Seconds, Size
 
-#: What each verb takes apart from options.
+#: Parameters of each verb besides the options.
 OWN_FLAGS = {
     "serve": {"--bind", "--backend", "--access-log"},
     "send": {"--file", "--repeat", "-4", "-6", "--backend"},
@@ -44,25 +44,25 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def explained(options: Any) -> Iterator[tuple[str, str]]:
-    """Name and help of every field that has one, those of nested options too."""
+def described(options: Any) -> Iterator[tuple[str, str]]:
+    """Return name and help of every field with help, nested options included."""
     hints = get_type_hints(options)
     for each in fields(options):
         if is_dataclass(hints[each.name]):
-            yield from explained(hints[each.name])
+            yield from described(hints[each.name])
         elif "help" in each.metadata:
             yield each.name, each.metadata["help"]
 
 
 def parse(*tokens: str) -> dict[str, Any]:
-    """What the command in `tokens` would be called with."""
+    """Return the arguments with which the command in `tokens` would be called."""
     _, bound, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
     return bound.arguments
 
 
 @pytest.fixture
 def help_of(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[[str], str]:
-    """The help page of a verb, on so wide a terminal that nothing is wrapped."""
+    """Return the help page of a verb, on a terminal so wide that no line wraps."""
     monkeypatch.setenv("COLUMNS", "300")
 
     def page(verb: str) -> str:
@@ -80,16 +80,16 @@ def verb(request: pytest.FixtureRequest) -> str:
     return word
 
 
-def test_every_explained_option_is_a_flag(verb: str, help_of: Callable[[str], str]) -> None:
+def test_every_field_with_help_is_a_flag(verb: str, help_of: Callable[[str], str]) -> None:
     page = help_of(verb)
 
     for options in OPTIONS[verb]:
-        for name, text in explained(options):
+        for name, text in described(options):
             assert re.search(rf"{flag(name)} .*{re.escape(text)}", page), name
 
 
-def test_no_flag_appears_twice_and_none_comes_from_elsewhere(verb: str, help_of: Callable[[str], str]) -> None:
-    expected = {flag(name) for options in OPTIONS[verb] for name, _ in explained(options)} | OWN_FLAGS[verb]
+def test_flags_are_unique_and_come_from_options_only(verb: str, help_of: Callable[[str], str]) -> None:
+    expected = {flag(name) for options in OPTIONS[verb] for name, _ in described(options)} | OWN_FLAGS[verb]
     # The first word of each row of the table.
     listed = re.findall(r"^│ (-\S+)", help_of(verb), re.M)
 
@@ -99,25 +99,25 @@ def test_no_flag_appears_twice_and_none_comes_from_elsewhere(verb: str, help_of:
 def test_socket_options_are_flags_of_both_verbs(verb: str, help_of: Callable[[str], str]) -> None:
     page = help_of(verb)
 
-    assert all(f"{flag(name)} " in page for name, _ in explained(SocketOptions))
+    assert all(f"{flag(name)} " in page for name, _ in described(SocketOptions))
 
 
-def test_every_option_of_the_server_its_sockets_and_its_certificates_is_explained() -> None:
+def test_every_server_socket_and_tls_option_has_help() -> None:
     hints = get_type_hints(ServeOptions) | get_type_hints(SocketOptions) | get_type_hints(TLSServerOptions)
     plain = {name for name, hint in hints.items() if not is_dataclass(hint)}
 
-    # No flag can hold an object of Python, and the command line itself knows what the environment has set.
-    assert {name for name, _ in explained(ServeOptions)} == plain - {"context", "from_environment"}
+    # A flag cannot hold a Python object; the command line sets `from_environment` itself.
+    assert {name for name, _ in described(ServeOptions)} == plain - {"context", "from_environment"}
 
 
 def test_every_default_is_shown_once(verb: str, help_of: Callable[[str], str]) -> None:
     page = help_of(verb)
-    # A file that nobody has named is no default to show.
+    # None is not shown as the default of a file.
     secrets = (*fields(TLSServerOptions), *fields(TLSClientOptions))
     absent = {each.name for each in secrets if each.default is None}
 
     for options in OPTIONS[verb]:
-        for name, _ in explained(options):
+        for name, _ in described(options):
             [row] = re.findall(rf"^│ {flag(name)} .*", page, re.M)
             assert row.count("[default: ") == (name not in absent), row
 
@@ -132,7 +132,7 @@ def test_a_default_is_shown_in_its_unit(
     assert re.search(rf"{name} {metavar} .*\[default: {default}\]", help_of("serve"))
 
 
-def test_a_limit_that_is_off_says_so(help_of: Callable[[str], str]) -> None:
+def test_an_infinite_default_is_shown_as_off(help_of: Callable[[str], str]) -> None:
     assert re.search(r"--deadline DURATION .*\[default: off\]", help_of("send"))
 
 
@@ -160,7 +160,7 @@ def test_a_flattened_command_gets_its_nested_options_back() -> None:
     assert flattened(command)("x", **given) == ("x", Outer(wait=3.0, inner=Inner(depth=7)))
 
 
-def test_what_was_not_given_keeps_the_default_of_its_field() -> None:
+def test_an_omitted_flag_keeps_the_default_of_its_field() -> None:
     def command(*, options: Outer) -> Outer:
         return options
 
@@ -170,7 +170,7 @@ def test_what_was_not_given_keeps_the_default_of_its_field() -> None:
     assert flattened(command)(**given) == Outer(inner=Inner(depth=7))
 
 
-def test_two_groups_of_options_get_each_their_own() -> None:
+def test_two_options_dataclasses_receive_their_own_fields() -> None:
     def command(*, options: Outer, log: LogOptions) -> tuple[Outer, LogOptions]:
         return options, log
 
@@ -187,13 +187,13 @@ def test_durations_are_read_with_their_unit(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["1.5", "1e3", "many", ""])
-def test_a_number_that_is_not_whole_is_refused_and_not_rounded(text: str) -> None:
+def test_a_fractional_number_is_rejected_not_rounded(text: str) -> None:
     with pytest.raises(CycloptsError, match=r"--max-connections: .* is not a whole number"):
         parse("serve", f"--max-connections={text}")
 
 
 @pytest.mark.parametrize("arguments", ["serve --ssl-certfile=", "send x:1 --file=", "send x:1 --cacert="])
-def test_an_empty_file_name_is_refused_and_is_not_the_current_directory(arguments: str) -> None:
+def test_an_empty_file_name_is_rejected(arguments: str) -> None:
     with pytest.raises(CycloptsError, match=r"--.*: it is empty: name a file"):
         parse(*arguments.split())
 
@@ -203,7 +203,7 @@ def test_sizes_are_read_with_their_unit(text: str, size: int) -> None:
     assert parse("serve", "--sndbuf", text) == {"sndbuf": size}
 
 
-def test_a_wrong_duration_names_the_flag_and_how_one_is_written() -> None:
+def test_an_invalid_duration_names_the_flag_and_the_syntax() -> None:
     with pytest.raises(CycloptsError) as caught:
         parse("serve", "--idle-timeout", "soon")
 

@@ -1,4 +1,4 @@
-"""SIGHUP at a real server: a reload, a line of the log, or the end of its terminal."""
+"""SIGHUP at a real server: a reload, a warning, or a drain if the terminal has closed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LONG = "1h"
 IGNORED = "main: SIGHUP is ignored: no address uses certificate files that could be reloaded\n"
 DRAINS = "main: the terminal is gone: letting connections finish\n"
 
-#: Makes the terminal that is standard input the controlling one, as a login does.
+#: Makes the terminal on standard input the controlling terminal, as a login does.
 TAKE_TERMINAL = "import fcntl, os, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
 #: What nohup(1) does.
 NOHUP = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
@@ -42,11 +42,11 @@ def at_terminal(processes: Processes, *arguments: str, before: str = "") -> Iter
 
 
 @pytest.mark.parametrize("arguments", [["-b", TCP], ["-b", "tls://127.0.0.1:0", "--ssl-self-signed"]])
-def test_sighup_without_files_to_read_again_is_a_warning(
+def test_sighup_without_certificate_files_is_a_warning(
     processes: Processes, backend: str, arguments: list[str]
 ) -> None:
     process = processes.serve("--backend", backend, *arguments)
-    for _ in range(3):  # it never counts as a signal to end
+    for _ in range(3):  # not counted as a terminating signal
         process.signal(signal.SIGHUP)
         assert process.read_errors(until=IGNORED).endswith(IGNORED)
     assert accepts(process.addresses[0].replace("tls", "tcp"))
@@ -85,9 +85,7 @@ bind.resolve = resolve
     assert process.wait() == 0
 
 
-def test_a_service_manager_is_told_the_end_of_a_reload_that_has_nothing_to_read(
-    processes: Processes, short_path: Path
-) -> None:
+def test_a_reload_without_certificate_files_is_reported_as_ready(processes: Processes, short_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(f"{short_path}/notify")
         manager.settimeout(TIMEOUT)
@@ -129,7 +127,7 @@ def test_a_server_drains_when_its_terminal_is_gone(processes: Processes, backend
     assert not path.exists()
 
 
-def test_a_server_that_drains_for_its_terminal_ends_at_once_on_the_next_sigterm(processes: Processes) -> None:
+def test_sigterm_closes_at_once_during_a_drain_for_a_closed_terminal(processes: Processes) -> None:
     options = ("--graceful-timeout", LONG, "--linger", LONG)
     with at_terminal(processes, "-b", TCP, *options) as (process, keyboard), connect(process.addresses[0]) as sock:
         assert exchange(sock, b"before") == b"before"
@@ -154,7 +152,7 @@ def test_a_server_under_nohup_survives_its_terminal(processes: Processes, backen
 def test_a_server_with_a_certificate_reloads_it_when_its_terminal_is_gone(
     processes: Processes, tmp_path: Path, before: str
 ) -> None:
-    """SIGHUP has a meaning of its own there, whoever sends it."""
+    """With certificate files, SIGHUP always means a reload."""
     files: Files = files_in(tmp_path)
     arguments = ("-b", "tls://127.0.0.1:0", "--ssl-certfile", str(files.cert), "--ssl-keyfile", str(files.key))
     with at_terminal(processes, *arguments, "--log-level", "info", before=before) as (process, keyboard):

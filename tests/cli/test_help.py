@@ -1,4 +1,4 @@
-"""Help pages: readable and finite in any width, and whole on any standard output."""
+"""Help pages are readable at any width, and complete on any standard output."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from anyecho.cli.main import main
 from tests.pipes import redirected
 from tests.process import Processes, terminal, unread, unwritable, wait_until
 
-#: Values of COLUMNS, and how wide a page is then.
+#: Values of COLUMNS, and the resulting width of a page.
 WIDTHS = {
     "0": 80,
     "1": 40,
@@ -32,12 +32,12 @@ WIDTHS = {
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """The environment of this process, with `variables` as all that it says of a terminal."""
+    """Return the environment of this process, with `variables` as the only ones about the terminal."""
     return {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")} | variables
 
 
 def width(page: str) -> int:
-    """Its boxes are drawn to the full width."""
+    """Return the width of a page, which its boxes fill."""
     return max(map(len, page.splitlines()))
 
 
@@ -47,10 +47,10 @@ def width(page: str) -> int:
     + [("LINES", value, 80) for value in ("0", "²", "9" * 5000)],
     ids=lambda part: str(part)[:12],
 )
-def test_help_ends_and_is_complete_whatever_the_environment_says_of_the_terminal(
+def test_help_is_complete_for_any_environment_of_the_terminal(
     variable: str, value: str, columns: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    # For no longer than the call: pytest asks for the width of a line, too, when the test is over.
+    # Only during the call: the report of pytest uses COLUMNS too.
     with monkeypatch.context() as patch, terminal() as (_, screen), redirected(0, screen):  # a terminal of no size
         for name in ("COLUMNS", "LINES"):
             patch.delenv(name, raising=False)
@@ -68,7 +68,7 @@ def test_help_ends_and_is_complete_whatever_the_environment_says_of_the_terminal
 def test_help_ends_on_a_terminal_of_any_width(processes: Processes, columns: int, longest: int) -> None:
     with terminal() as (_, screen):
         fcntl.ioctl(screen, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
-        # Standard output is a pipe, as to a pager, and the terminal is the one that standard error is.
+        # Standard output is a pipe, as to a pager; standard error is the terminal.
         process = processes.start("send", "--help", env=environment(), stderr=screen)
         assert process.popen.stdout is not None
         page = process.popen.stdout.read().decode()

@@ -1,4 +1,4 @@
-"""Log lines on a standard error that is non-blocking, and in a process that can start no thread."""
+"""Log lines on a non-blocking standard error, and in a process that cannot start threads."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WARNING = "main: no thread can be started to write the log (see ulimit -u and pi
 
 
 class NoThread(Thread):
-    """A thread as there is none under a limit of processes."""
+    """A thread whose start fails, as under a limit of processes."""
 
     def start(self) -> None:
         raise RuntimeError("can't start new thread")
@@ -36,7 +36,7 @@ def no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def small_pipe() -> Iterator[tuple[int, int]]:
-    """Both ends of a pipe for 4096 bytes, non-blocking for its writer."""
+    """Yield both ends of a pipe of 4096 bytes, non-blocking for its writer."""
     read_end, write_end = os.pipe()
     fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, 4096)
     os.set_blocking(write_end, False)
@@ -51,7 +51,7 @@ def warn(message: str) -> None:
 
 @contextmanager
 def reader(descriptor: int, begin: Event, *, until: str) -> Iterator[list[bytes]]:
-    """What a thread reads from `descriptor` once `begin` is set, as far as the line that has `until` in it."""
+    """Yield the chunks that a thread reads after `begin` is set, up to the line that contains `until`."""
     chunks: list[bytes] = []
 
     def read() -> None:
@@ -83,7 +83,7 @@ def test_a_non_blocking_standard_error_gets_every_line_whole(
 
 
 @pytest.mark.usefixtures("no_thread")
-def test_without_a_thread_every_line_is_written_all_the_same(capfd: pytest.CaptureFixture[str]) -> None:
+def test_without_a_thread_every_line_is_written(capfd: pytest.CaptureFixture[str]) -> None:
     with log_to_stderr(LogOptions()):
         for number in range(3):
             warn(str(number))
@@ -103,7 +103,7 @@ def test_without_a_thread_a_json_log_remains_json(capfd: pytest.CaptureFixture[s
 
 @pytest.mark.usefixtures("no_thread")
 @pytest.mark.parametrize("blocking", [True, False], ids=["blocking", "non-blocking"])
-def test_without_a_thread_a_reader_that_does_not_read_holds_up_neither_the_log_nor_the_end(
+def test_without_a_thread_an_unread_pipe_blocks_neither_logging_nor_exit(
     monkeypatch: pytest.MonkeyPatch, blocking: bool
 ) -> None:
     monkeypatch.setattr(logs, "_QUEUE_SIZE", 5)
@@ -135,7 +135,7 @@ def test_without_a_thread_lines_that_do_not_fit_are_dropped_and_counted(
     assert last == f"anyecho: {100 - (len(lines) - 1)} log lines were dropped: standard error was not read in time"
 
 
-def test_a_thread_that_can_be_started_later_writes_what_has_waited(
+def test_a_thread_started_later_writes_the_queued_lines(
     monkeypatch: pytest.MonkeyPatch, small_pipe: tuple[int, int]
 ) -> None:
     monkeypatch.setattr(logs, "_RETRY_DELAY", 0.0)

@@ -1,4 +1,4 @@
-"""Log lines: their forms, who gets any, and what becomes of those that nobody reads."""
+"""Log lines: formats, levels, and what happens if standard error is not read."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FIELDS = PEER | {"reason": "eof", "bytes_received": 5, "bytes_sent": 4, "seconds
 
 
 def record(name: str, message: str, *args: object, **fields: Any) -> logging.LogRecord:
-    """A record as the logger `name` makes one, with `fields` as its ``extra``."""
+    """Return a record as the logger `name` makes it, with `fields` as ``extra``."""
     return logging.getLogger(name).makeRecord(name, logging.INFO, "file", 1, message, args, None, extra=fields)
 
 
@@ -37,10 +37,10 @@ def record(name: str, message: str, *args: object, **fields: Any) -> logging.Log
     [
         ("anyecho.server", "starting up on localhost port 10000", "main: starting up on localhost port 10000"),
         ("anyecho.client", "waiting for response", "echo_client: waiting for response"),
-        ("asyncio", "of somebody else", "asyncio: of somebody else"),
+        ("asyncio", "of another library", "asyncio: of another library"),
     ],
 )
-def test_a_line_of_text_begins_with_who_speaks(name: str, message: str, line: str) -> None:
+def test_a_text_line_begins_with_the_prefix_of_its_logger(name: str, message: str, line: str) -> None:
     assert TextFormatter().format(record(name, message)) == line
 
 
@@ -50,13 +50,13 @@ def test_a_line_about_a_connection_begins_with_its_peer() -> None:
     assert line == "echo_::1_64624: received b'hello'"
 
 
-def test_a_line_of_the_access_log_tells_the_facts() -> None:
+def test_an_access_log_line_has_the_fields_of_the_connection() -> None:
     line = TextFormatter().format(record("anyecho.access", "closed", **FIELDS))
 
     assert line == "access: closed peer=::1_64624 reason=eof bytes_received=5 bytes_sent=4 seconds=0.25"
 
 
-def test_a_line_of_json_holds_the_same_as_values() -> None:
+def test_a_json_line_has_the_same_fields_as_values() -> None:
     made = record("anyecho.access", "closed", **FIELDS)
     parsed = json.loads(JSONFormatter().format(made))
 
@@ -104,7 +104,7 @@ def test_a_bug_is_logged_with_its_traceback(capfd: pytest.CaptureFixture[str], l
         ("error", "main: d\n"),
     ],
 )
-def test_a_level_shows_itself_and_what_is_worse(capfd: pytest.CaptureFixture[str], level: Any, shown: str) -> None:
+def test_a_level_includes_higher_levels(capfd: pytest.CaptureFixture[str], level: Any, shown: str) -> None:
     server = logging.getLogger("anyecho.server")
     with log_to_stderr(LogOptions(log_level=level)):
         server.debug("a")
@@ -117,7 +117,7 @@ def test_a_level_shows_itself_and_what_is_worse(capfd: pytest.CaptureFixture[str
 
 @pytest.mark.parametrize(("access", "shown"), [(True, "access: closed\n"), (False, "")])
 @pytest.mark.parametrize("level", ["debug", "error"])
-def test_the_access_log_has_its_own_switch_whatever_the_level(
+def test_the_access_log_is_independent_of_the_level(
     capfd: pytest.CaptureFixture[str], level: Any, access: bool, shown: str
 ) -> None:
     with log_to_stderr(LogOptions(log_level=level), access=access):
@@ -126,7 +126,7 @@ def test_the_access_log_has_its_own_switch_whatever_the_level(
     assert capfd.readouterr().err == shown
 
 
-def test_levels_handlers_and_threads_are_as_before_after_the_block() -> None:
+def test_levels_handlers_and_threads_are_restored_after_the_block() -> None:
     def state() -> tuple[Any, ...]:
         loggers = [logging.getLogger(name) for name in (None, "anyecho", "anyecho.access", "anyecho.server")]
         return [(each.level, list(each.handlers)) for each in loggers], active_count()
@@ -139,7 +139,7 @@ def test_levels_handlers_and_threads_are_as_before_after_the_block() -> None:
     assert state() == before
 
 
-def test_all_lines_are_out_when_the_block_ends(capfd: pytest.CaptureFixture[str]) -> None:
+def test_all_lines_are_written_when_the_block_ends(capfd: pytest.CaptureFixture[str]) -> None:
     with log_to_stderr(LogOptions()):
         for number in range(1000):
             logging.getLogger("anyecho.server").warning("%d", number)
@@ -153,7 +153,7 @@ def log(count: int) -> None:
 
 
 def flood(count: int) -> None:
-    """Log so many lines, of which the first is stuck on its way out when the others come."""
+    """Log `count` lines; the write of the first blocks before the others are logged."""
     log(1)
     [handler] = [each for each in logging.getLogger().handlers if isinstance(each, QueueHandler)]
     assert isinstance(handler.queue, Queue)
@@ -161,15 +161,15 @@ def flood(count: int) -> None:
     log(count - 1)
 
 
-def accounted(text: str) -> tuple[int, int]:
-    """How many lines of `log` were written, and how many dropped."""
+def written_and_dropped(text: str) -> tuple[int, int]:
+    """Return how many lines of `log` were written, and how many dropped."""
     dropped = re.search(r"^anyecho: (\d+) log lines were dropped: .*\n\Z", text, re.M)
     return len(re.findall(r"^main: line$", text, re.M)), int(dropped[1]) if dropped else 0
 
 
 @contextmanager
 def reader(descriptor: int, begin: Event, *, late: float = 0) -> Iterator[list[bytes]]:
-    """What a thread reads from `descriptor`, once `begin` is set, until it reads of dropped lines."""
+    """Yield the chunks that a thread reads after `begin` is set, up to the notice of dropped lines."""
     chunks: list[bytes] = []
 
     def read() -> None:
@@ -187,37 +187,37 @@ def reader(descriptor: int, begin: Event, *, late: float = 0) -> Iterator[list[b
 
 
 @pytest.mark.parametrize("blocking", [True, False], ids=["blocking", "non-blocking"])
-def test_what_nobody_reads_in_time_is_dropped_and_counted(monkeypatch: pytest.MonkeyPatch, blocking: bool) -> None:
+def test_lines_over_the_queue_size_are_dropped_and_counted(monkeypatch: pytest.MonkeyPatch, blocking: bool) -> None:
     monkeypatch.setattr(logs, "_QUEUE_SIZE", 5)
     logged = Event()
     with unread_pipe(blocking=blocking) as (read_end, write_end), redirected(2, write_end):
         with reader(read_end, logged) as chunks, log_to_stderr(LogOptions()):
             flood(100)
             logged.set()
-            # Then the end of the block finds room in the queue.
+            # Then the queue has room at the end of the block.
             wait_until(lambda: b"".join(chunks).count(b"main: line") >= 5)
 
-        assert accounted(b"".join(chunks).decode()) == (6, 94)
+        assert written_and_dropped(b"".join(chunks).decode()) == (6, 94)
 
 
 @pytest.mark.parametrize("blocking", [True, False], ids=["blocking", "non-blocking"])
-def test_a_queue_that_is_full_at_the_end_is_waited_for_too(monkeypatch: pytest.MonkeyPatch, blocking: bool) -> None:
+def test_the_end_of_the_block_waits_for_a_full_queue(monkeypatch: pytest.MonkeyPatch, blocking: bool) -> None:
     monkeypatch.setattr(logs, "_QUEUE_SIZE", 5)
     threads = active_count()
     logged = Event()
     with unread_pipe(blocking=blocking) as (read_end, write_end), redirected(2, write_end):
-        # Late enough for the block to be ending, and well within the time it gives its reader.
+        # During the end of the block, well within the flush timeout.
         with reader(read_end, logged, late=0.1) as chunks, log_to_stderr(LogOptions()):
             flood(100)
             logged.set()
 
-        assert accounted(b"".join(chunks).decode()) == (6, 94)
+        assert written_and_dropped(b"".join(chunks).decode()) == (6, 94)
 
     wait_until(lambda: active_count() == threads)
 
 
 @pytest.mark.parametrize("blocking", [True, False], ids=["blocking", "non-blocking"])
-def test_the_end_waits_only_so_long_for_a_reader_that_does_not_read(
+def test_the_end_of_the_block_waits_no_longer_than_the_flush_timeout(
     monkeypatch: pytest.MonkeyPatch, blocking: bool
 ) -> None:
     monkeypatch.setattr(logs, "_FLUSH_TIMEOUT", 0.2)
@@ -227,12 +227,12 @@ def test_the_end_waits_only_so_long_for_a_reader_that_does_not_read(
         began = monotonic()
 
     assert 0.2 <= monotonic() - began < 0.2 + SOON
-    # The pipe is closed, which lets go of the thread that wrote to it.
+    # Closing the pipe unblocks the writing thread.
     wait_until(lambda: active_count() == threads)
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
-def test_nobody_is_told_that_standard_error_is_full(log_format: Any) -> None:
+def test_a_full_standard_error_is_ignored(log_format: Any) -> None:
     with (
         open("/dev/full", "wb") as full,
         redirected(2, full.fileno()),

@@ -1,4 +1,4 @@
-"""One line per mistake on standard error, nothing on standard output, and the exit status of its kind."""
+"""Errors: one line on standard error, nothing on standard output, and the exit status of their kind."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from tests.process import TIMEOUT, descriptors
 # By its name, because `anyecho.cli.main` is a module that holds a function of the same name.
 main_module = importlib.import_module("anyecho.cli.main")
 
-#: What a user sees: exit status, and the one line.
+#: Runs a command; returns its exit status and its line on standard error.
 ExpectError = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
 def expect_error(capfd: pytest.CaptureFixture[str]) -> ExpectError:
-    """Runs the command in `arguments`, which must print_error in one line and say nothing else."""
+    """Runs a command that must print one line on standard error and nothing else."""
 
     def run(*arguments: str) -> tuple[int, str]:
         before = descriptors()
@@ -36,7 +36,7 @@ def expect_error(capfd: pytest.CaptureFixture[str]) -> ExpectError:
         output, errors = capfd.readouterr()
         assert output == ""
         assert re.fullmatch(r"anyecho: .+\n", errors), errors
-        assert descriptors() == before, "something is still open"
+        assert descriptors() == before, "descriptors leak"
         return status, errors.removeprefix("anyecho: ").rstrip("\n")
 
     return run
@@ -44,14 +44,14 @@ def expect_error(capfd: pytest.CaptureFixture[str]) -> ExpectError:
 
 @pytest.fixture
 def taken() -> Iterator[str]:
-    """An address on which somebody listens already."""
+    """An address that is in use."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield f"tcp://127.0.0.1:{listener.getsockname()[1]}"
 
 
 @pytest.fixture
 def dead() -> Iterator[str]:
-    """An address on which nobody listens, and nobody else can begin to."""
+    """An address that is bound but does not listen: connections are refused."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         yield f"tcp://127.0.0.1:{sock.getsockname()[1]}"
@@ -59,7 +59,7 @@ def dead() -> Iterator[str]:
 
 @pytest.fixture
 def nameless(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A resolver that knows no names."""
+    """A resolver that fails for every name."""
 
     def look_up(*args: object, **kwargs: object) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
@@ -106,14 +106,16 @@ def nameless(monkeypatch: pytest.MonkeyPatch) -> None:
         ("send localhost:1 --repeat 2", "standard input can be read only once"),
     ],
 )
-def test_a_mistake_in_usage_is_one_line_and_exit_2(expect_error: ExpectError, arguments: str, line: str) -> None:
+def test_a_usage_error_is_one_line_and_exit_2(expect_error: ExpectError, arguments: str, line: str) -> None:
     status, text = expect_error(*arguments.split())
 
     assert re.search(line, text)
     assert status == 2
 
 
-def test_a_wrong_environment_variable_is_named(expect_error: ExpectError, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_environment_variable_is_named(
+    expect_error: ExpectError, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("ANYECHO_IDLE_TIMEOUT", "soon")
     status, line = expect_error("serve")
 
@@ -132,7 +134,7 @@ def test_a_wrong_environment_variable_is_named(expect_error: ExpectError, monkey
         ("fd://999999", "descriptor 999999 is not open"),
     ],
 )
-def test_what_cannot_be_listened_on_is_named_with_the_reason_and_exit_3(
+def test_a_bind_error_is_exit_3_and_names_address_and_reason(
     expect_error: ExpectError, address: str, why: str
 ) -> None:
     status, line = expect_error("serve", "-b", address)
@@ -154,7 +156,7 @@ def test_a_port_in_use_leaves_nothing_half_bound(
     assert not path.exists()
 
 
-def test_a_file_that_is_no_socket_is_left_alone(expect_error: ExpectError, short_path: Path) -> None:
+def test_a_file_that_is_not_a_socket_is_not_removed(expect_error: ExpectError, short_path: Path) -> None:
     path = short_path / "precious"
     path.write_text("mine")
     status, _ = expect_error("serve", "-b", f"unix:{path}")
@@ -163,7 +165,7 @@ def test_a_file_that_is_no_socket_is_left_alone(expect_error: ExpectError, short
     assert path.read_text() == "mine"
 
 
-def test_a_server_that_is_not_there_is_exit_3(expect_error: ExpectError, dead: str) -> None:
+def test_a_refused_connection_is_exit_3(expect_error: ExpectError, dead: str) -> None:
     status, line = expect_error("send", dead, "hello")
 
     assert line == f"cannot connect to {dead}: Connection refused"
@@ -175,14 +177,14 @@ def test_a_server_that_is_not_there_is_exit_3(expect_error: ExpectError, dead: s
     ("arguments", "what"),
     [("serve -b tcp://nohost:7", "listen on"), ("send tcp://nohost:7 hello", "connect to")],
 )
-def test_a_host_that_is_not_there_is_exit_3(expect_error: ExpectError, arguments: str, what: str) -> None:
+def test_an_unknown_host_is_exit_3(expect_error: ExpectError, arguments: str, what: str) -> None:
     status, line = expect_error(*arguments.split())
 
     assert line == f"cannot {what} tcp://nohost:7: no such host (Name or service not known)"
     assert status == 3
 
 
-def test_a_unix_socket_that_is_not_there_is_exit_3(expect_error: ExpectError, short_path: Path) -> None:
+def test_a_missing_unix_socket_is_exit_3(expect_error: ExpectError, short_path: Path) -> None:
     status, line = expect_error("send", f"unix:{short_path}/echo", "hello")
 
     assert line == f"cannot connect to unix:{short_path}/echo: No such file or directory"
@@ -202,7 +204,7 @@ def test_an_address_of_the_other_family_is_exit_3(expect_error: ExpectError, fam
     [("uvloop", "pip install 'anyecho[uvloop]'"), ("trio", "pip install trio")],
 )
 @pytest.mark.parametrize("arguments", ["serve -b tcp://127.0.0.1:0", "send localhost:1 hello"])
-def test_a_backend_that_is_not_installed_is_exit_3_and_the_command_that_installs_it(
+def test_a_missing_backend_is_exit_3_and_names_the_command_that_installs_it(
     expect_error: ExpectError, monkeypatch: pytest.MonkeyPatch, backend: str, command: str, arguments: str
 ) -> None:
     monkeypatch.setattr(backends, "find_spec", lambda name: None)
@@ -212,19 +214,19 @@ def test_a_backend_that_is_not_installed_is_exit_3_and_the_command_that_installs
     assert status == 3
 
 
-def test_a_complaint_stays_one_line_whatever_the_mistake_held(expect_error: ExpectError) -> None:
+def test_an_error_about_a_value_with_a_newline_is_one_line(expect_error: ExpectError) -> None:
     _, line = expect_error("send", "localhost:1", "--file", "/proc/two\nlines")
 
     assert line == "cannot read /proc/two lines: No such file or directory"
 
 
-def test_a_complaint_can_name_what_is_no_text(expect_error: ExpectError) -> None:
+def test_an_error_can_contain_undecodable_bytes(expect_error: ExpectError) -> None:
     status, _ = expect_error("send", "localhost:1", "--file", "/proc/\udcff")
 
     assert status == 2
 
 
-def test_the_version_names_all_that_matters_for_a_report(capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_version_names_backends_and_python(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
 
     output, errors = capfd.readouterr()
@@ -232,7 +234,7 @@ def test_the_version_names_all_that_matters_for_a_report(capfd: pytest.CaptureFi
     assert errors == ""
 
 
-def test_the_version_says_what_is_not_installed(
+def test_the_version_names_missing_backends(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def version(name: str) -> str:
@@ -257,14 +259,14 @@ def test_help_names_the_verbs(capfd: pytest.CaptureFixture[str], arguments: list
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_knows_the_verbs_and_their_flags(shell: Literal["bash", "zsh", "fish"]) -> None:
+def test_completion_contains_the_verbs_and_their_flags(shell: Literal["bash", "zsh", "fish"]) -> None:
     script = app.generate_completion(shell=shell)
 
     for word in ("serve", "send", "idle-timeout", "access-log", "max-connections", "deadline", "repeat", "uvloop"):
         assert re.search(rf"\b{word}\b", script), word
 
 
-def test_the_completion_of_bash_is_a_script_that_bash_can_read() -> None:
+def test_the_bash_completion_is_valid_bash() -> None:
     script = app.generate_completion(shell="bash").encode()
 
     subprocess.run(["bash", "-n"], input=script, check=True, timeout=TIMEOUT)

@@ -1,4 +1,4 @@
-"""A wrong command line is one line that says what to write instead, and exit status 2."""
+"""An invalid command line is exit status 2 and one line with a suggestion."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ TCP = "tcp://127.0.0.1:0"
         ("send fd://3 hello", "cannot connect to fd://3: a descriptor is for servers"),
     ],
 )
-def test_a_wrong_word_is_told_what_to_write_instead(
+def test_an_invalid_argument_gets_a_suggestion(
     arguments: str, line: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments.split()) == 2
     assert capfd.readouterr() == ("", f"anyecho: {line}\n")
 
 
-def test_a_setting_of_an_address_is_not_spelled_as_a_flag(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_setting_of_an_address_is_not_renamed_to_a_flag(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["send", "127.0.0.1:1?proxy=v2", "hello"]) == 3
     reason = "it is for servers: a client sends a header with --proxy-header"
     assert capfd.readouterr().err.startswith(f"echo_client: without effect: ?proxy= ({reason})\n")
@@ -60,12 +60,12 @@ def test_a_setting_of_an_address_is_not_spelled_as_a_flag(capfd: pytest.CaptureF
 
 @pytest.mark.parametrize("flag", ["--idle-timeout", "--rate-limit", "--udp-rate"])
 @pytest.mark.parametrize("word", ["never", "none", "infinite"])
-def test_the_word_for_no_limit_is_told(flag: str, word: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_limit_gets_the_hint_off(flag: str, word: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", flag, word]) == 2
     assert re.fullmatch(rf"anyecho: .*{flag}: '{word}' .*\(off is no limit\)\n", capfd.readouterr().err)
 
 
-def test_addresses_stand_without_a_flag_and_beside_flags(processes: Processes) -> None:
+def test_addresses_are_accepted_without_bind_and_beside_it(processes: Processes) -> None:
     process = processes.serve(TCP, "udp://127.0.0.1:0", "-b", TCP, listeners=3)
 
     assert [address.partition(":")[0] for address in process.addresses] == ["tcp", "udp", "tcp"]

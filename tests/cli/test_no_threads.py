@@ -1,4 +1,4 @@
-"""A process that may start no thread (ulimit -u, pids.max): what needs none goes on, the rest is one line."""
+"""A process that cannot start threads (ulimit -u, pids.max): work that needs one fails with one line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.pipes import unread_pipe
 from tests.process import Processes, accepts, connect, echo, exchange, peer, wait_until
 
 TCP = "tcp://127.0.0.1:0"
-#: What pthread_create(3) says under such a limit, as Python passes it on.
+#: Makes pthread_create(3) fail in Python as under such a limit.
 NO_THREADS = """
 import threading
 def none(*args, **options):
@@ -42,7 +42,7 @@ def test_a_server_reports_its_address_serves_and_logs(processes: Processes, back
     assert process.errors() == ""
 
 
-def test_addresses_that_nothing_reads_are_one_line_and_the_server_serves(
+def test_unread_addresses_are_one_warning_and_the_server_serves(
     processes: Processes, backend: str, short_path: Path
 ) -> None:
     address = f"unix:{short_path}/echo"
@@ -60,7 +60,7 @@ def test_addresses_that_nothing_reads_are_one_line_and_the_server_serves(
 
 
 @pytest.mark.parametrize("scheme", ["tcp", "udp"])
-def test_a_server_that_needs_a_look_up_is_one_line_and_exit_3(
+def test_serve_with_a_name_to_resolve_is_one_line_and_exit_3(
     processes: Processes, backend: str, scheme: str
 ) -> None:
     address = f"{scheme}://name.invalid:7"
@@ -70,7 +70,7 @@ def test_a_server_that_needs_a_look_up_is_one_line_and_exit_3(
 
 
 @pytest.mark.parametrize("scheme", ["tcp", "udp"])
-def test_a_send_that_needs_a_look_up_is_one_line_and_exit_3(
+def test_send_with_a_name_to_resolve_is_one_line_and_exit_3(
     processes: Processes, backend: str, scheme: str
 ) -> None:
     address = f"{scheme}://name.invalid:7"
@@ -116,7 +116,7 @@ def test_a_fifo_is_one_line_and_exit_1(processes: Processes, tmp_path: Path) -> 
     assert ended == (1, b"", f"anyecho: cannot read {tmp_path}/fifo: {REASON}\n")
 
 
-def test_a_file_that_is_not_there_is_still_a_mistake_in_usage(processes: Processes) -> None:
+def test_a_missing_file_is_a_usage_error(processes: Processes) -> None:
     status, _, errors = processes.run("send", "localhost:1", "--file", "/proc/no-such-file", before=NO_THREADS)
 
     assert (status, errors) == (2, "anyecho: cannot read /proc/no-such-file: No such file or directory\n")

@@ -1,4 +1,4 @@
-"""Real processes that lack what only Linux has: no epoll, and none of the names that macOS and FreeBSD lack."""
+"""Real processes without epoll and without the names that macOS and FreeBSD lack."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ for module in pkgutil.walk_packages(anyecho.__path__, "anyecho."):
 
 @pytest.fixture(params=SYSTEMS)
 def system(request: pytest.FixtureRequest) -> str:
-    """The name of a system whose names these processes are left with."""
+    """The system whose missing names are removed from the processes."""
     name: str = request.param
     return name
 

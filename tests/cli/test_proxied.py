@@ -1,4 +1,4 @@
-"""Proxies and limits as users meet them: flags, exit statuses, and the log."""
+"""The PROXY protocol and limits on the command line: flags, exit statuses, and the log."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def test_a_client_behind_a_proxy_is_in_the_access_log(processes: Processes, back
     assert (status, output, errors) == (0, b"hello", "")
     line = json.loads(server.read_errors(until="\n"))
 
-    assert line["peer"] == line["via"]  # it spoke for itself
+    assert line["peer"] == line["via"]  # the header asserts the own address of the client
     assert (line["reason"], line["bytes_sent"]) == ("eof", 5)
 
 
-def test_a_stranger_with_a_name_of_his_choice_is_refused(processes: Processes, backend: str) -> None:
+def test_a_header_from_an_untrusted_peer_is_rejected(processes: Processes, backend: str) -> None:
     trusting = ("--proxy-protocol", "v1", "--proxy-trusted", "192.0.2.0/24")
     server = processes.serve("-b", TCP, "--backend", backend, *trusting, "--access-log")
     status, output, errors = processes.run("send", server.addresses[0], "--proxy-header", "v1", "hello")
-    # There was no connection, if it was closed before the header was sent.
+    # 3 if the connection was closed before the header was sent.
     assert (status in (1, 3), output) == (True, b"")
     assert errors.startswith("anyecho: ")
     said = server.read_errors(until="\n")
@@ -38,7 +38,7 @@ def test_a_stranger_with_a_name_of_his_choice_is_refused(processes: Processes, b
     assert "--proxy-trusted does not name it" in said
 
 
-def test_one_address_may_be_for_proxies_and_another_not(processes: Processes) -> None:
+def test_the_proxy_mode_can_differ_between_addresses(processes: Processes) -> None:
     server = processes.serve("-b", f"{TCP}?proxy=v2", "-b", TCP, "--proxy-trusted", "127.0.0.1", listeners=2)
     proxied, plain = server.addresses
 
@@ -62,7 +62,9 @@ def test_one_address_may_be_for_proxies_and_another_not(processes: Processes) ->
         (("--write-timeout", "0"), "--write-timeout must be more than 0"),
     ],
 )
-def test_a_mistake_is_one_line(processes: Processes, arguments: tuple[str, ...], message: str) -> None:
+def test_an_invalid_proxy_or_limit_option_is_one_line(
+    processes: Processes, arguments: tuple[str, ...], message: str
+) -> None:
     status, output, errors = processes.run("serve", *arguments)
 
     assert (status, output) == (2, b"")
@@ -84,7 +86,7 @@ def test_limits_are_flags_and_variables(processes: Processes, monkeypatch: pytes
     assert "reason=bytes" in server.read_errors(until="\n")
 
 
-def test_a_rate_takes_a_task_where_there_is_a_choice(processes: Processes, backend: str) -> None:
+def test_rate_limit_works_with_the_automatic_engine(processes: Processes, backend: str) -> None:
     server = processes.serve("-b", TCP, "--backend", backend, "--rate-limit", "1M")
     payload = bytes(200_000)
 

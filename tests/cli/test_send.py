@@ -1,4 +1,4 @@
-"""``anyecho send`` as its users meet it: a real process, at servers that are honest and at others."""
+"""``anyecho send`` as a real process, with correct and with faulty servers."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ from tests.process import (
     wait_until,
 )
 
-#: What a server in a thread does with the one connection it accepts.
+#: What a server in a thread does with the single connection that it accepts.
 Script: TypeAlias = Callable[[socket.socket], None]
-#: Starts such a server; returns its address.
+#: Starts a server in a thread; returns its address.
 Serve: TypeAlias = Callable[[Script], str]
 #: Runs ``anyecho send`` in this process, which is faster: exit status, standard output, standard error.
 Send: TypeAlias = Callable[..., tuple[int, bytes, bytes]]
 
-#: More than the kernels' buffers hold, and no multiple of any chunk.
+#: More than the kernels' buffers hold, and not a multiple of a chunk size.
 LARGE = os.urandom((8 << 20) + 12345)
 
 
@@ -64,14 +64,14 @@ def send(capfdbinary: pytest.CaptureFixture[bytes]) -> Send:
 
 @pytest.fixture
 def silent() -> Iterator[str]:
-    """The address of a server that takes everything and says nothing: nobody ever accepts."""
+    """The address of a listener that never accepts: the kernel takes the data, and no echo returns."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield f"tcp://127.0.0.1:{listener.getsockname()[1]}"
 
 
 @pytest.fixture
 def absent() -> Iterator[str]:
-    """An address that answers nobody: its backlog is full."""
+    """The address of a listener whose accept backlog is full: connecting gets no answer."""
     with ExitStack() as opened:
         listener = opened.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
         for _ in range(4):
@@ -83,7 +83,7 @@ def absent() -> Iterator[str]:
 
 
 def only(count: int) -> Script:
-    """Echo so many bytes, and close as if that were all."""
+    """Echo `count` bytes, then half-close."""
 
     def script(sock: socket.socket) -> None:
         sock.sendall(sock.recv(count, socket.MSG_WAITALL))
@@ -94,7 +94,7 @@ def only(count: int) -> Script:
 
 
 def wrong_at(offset: int) -> Script:
-    """Echo, with one bit of the byte at `offset` turned over."""
+    """Echo, with one bit of the byte at `offset` flipped."""
 
     def script(sock: socket.socket) -> None:
         at = 0
@@ -119,7 +119,7 @@ def test_standard_input_of_any_size_is_sent(processes: Processes, backend: str, 
     assert ended == (0, LARGE, "")
 
 
-def test_a_file_is_sent_as_often_as_asked(processes: Processes, backend: str, serve: Serve, tmp_path: Path) -> None:
+def test_repeat_sends_a_file_again(processes: Processes, backend: str, serve: Serve, tmp_path: Path) -> None:
     file = tmp_path / "payload"
     file.write_bytes(LARGE)
     ended = processes.run("send", serve(echo), "--backend", backend, "--file", str(file), "--repeat", "2")
@@ -127,25 +127,25 @@ def test_a_file_is_sent_as_often_as_asked(processes: Processes, backend: str, se
     assert ended == (0, LARGE * 2, "")
 
 
-def test_messages_are_sent_as_often_as_asked(send: Send, serve: Serve) -> None:
+def test_repeat_sends_the_messages_again(send: Send, serve: Serve) -> None:
     assert send(serve(echo), "--repeat", "3", "a", "b") == (0, b"ababab", b"")
 
 
-def test_an_empty_message_is_fine(send: Send, serve: Serve) -> None:
+def test_an_empty_message_is_exit_0(send: Send, serve: Serve) -> None:
     assert send(serve(echo), "") == (0, b"", b"")
 
 
-def test_empty_standard_input_is_fine(processes: Processes, backend: str, serve: Serve) -> None:
+def test_empty_standard_input_is_exit_0(processes: Processes, backend: str, serve: Serve) -> None:
     assert processes.run("send", serve(echo), "--backend", backend) == (0, b"", "")
 
 
-def test_a_message_need_not_be_text(send: Send, serve: Serve) -> None:
+def test_a_message_can_contain_undecodable_bytes(send: Send, serve: Serve) -> None:
     message = b"\xff\xfe"
 
     assert send(serve(echo), os.fsdecode(message)) == (0, message, b"")
 
 
-def test_each_message_is_a_write_of_its_own_and_then_half_closed(processes: Processes, serve: Serve) -> None:
+def test_each_message_is_one_write_before_the_half_close(processes: Processes, serve: Serve) -> None:
     told = (
         "\nimport os, socket"
         "\nsend, shutdown = socket.socket.send, socket.socket.shutdown"
@@ -155,13 +155,13 @@ def test_each_message_is_a_write_of_its_own_and_then_half_closed(processes: Proc
     )
     status, output, errors = processes.run("send", serve(echo), "one", "two", "one", before=told)
 
-    # A loop may wake itself by a socket, with a byte that is 0.
+    # An event loop may wake itself with a zero byte on a socket.
     calls = [line for line in errors.splitlines() if not line.endswith("\0")]
     assert calls == ["send one", "send two", "send one", f"shutdown {socket.SHUT_WR}"]
     assert (status, output) == (0, b"onetwoone")
 
 
-def test_messages_leave_standard_input_alone(processes: Processes, serve: Serve) -> None:
+def test_messages_leave_standard_input_unread(processes: Processes, serve: Serve) -> None:
     process = processes.start("send", serve(echo), "hello", stdin=subprocess.PIPE)
 
     assert process.wait() == 0
@@ -197,7 +197,7 @@ def test_a_stream_takes_constant_memory(processes: Processes, serve: Serve) -> N
     pass_through(stdin, 16)
     peak = resident(process.pid, peak=True)
     pass_through(stdin, 64)
-    # What is on its way is kept for comparing, 8 MiB of it at most.
+    # At most 8 MiB of outstanding bytes are kept for comparison.
     assert resident(process.pid, peak=True) - peak < 16 << 20
     stdin.close()
     assert process.wait() == 0
@@ -205,7 +205,7 @@ def test_a_stream_takes_constant_memory(processes: Processes, serve: Serve) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("scheme", "engine"), [("tcp://127.0.0.1:0", "tasks"), ("unix:{path}/echo", "auto")])
-def test_a_hundred_mebibytes_come_back_equal_and_neither_side_keeps_them(
+def test_a_hundred_mebibytes_are_echoed_equal_in_constant_memory(
     scheme: str, engine: str, backend: str, processes: Processes, short_path: Path
 ) -> None:
     bind = scheme.format(path=short_path)
@@ -213,7 +213,7 @@ def test_a_hundred_mebibytes_come_back_equal_and_neither_side_keeps_them(
     payload = random.Random(100).randbytes(100 << 20)
 
     def sent(count: int) -> int:
-        """Send so many bytes, have them back, and return the most memory that the client held."""
+        """Send `count` bytes, receive the echo, and return the peak memory of the client."""
         client = processes.start("send", server.addresses[0], "--backend", backend, stdin=subprocess.PIPE)
         stdin, stdout = client.popen.stdin, client.popen.stdout
         assert stdin is not None
@@ -234,16 +234,16 @@ def test_a_hundred_mebibytes_come_back_equal_and_neither_side_keeps_them(
 
 
 @pytest.mark.parametrize("scheme", ["unix:{path}/echo", "unix:@{path}"])
-def test_a_unix_socket_is_an_address_too(processes: Processes, send: Send, short_path: Path, scheme: str) -> None:
+def test_send_connects_to_a_unix_socket(processes: Processes, send: Send, short_path: Path, scheme: str) -> None:
     address = scheme.format(path=short_path)
     processes.serve("-b", address)
 
     assert send(address, "hello") == (0, b"hello", b"")
 
 
-# Not ncat: what its --exec has not yet passed on when the client half-closes, it loses, whoever the client is.
+# Not ncat: its --exec loses data in transit when a client half-closes.
 @pytest.mark.skipif(shutil.which("socat") is None, reason="socat is not installed")
-def test_other_peoples_servers_echo_as_well(processes: Processes, short_path: Path) -> None:
+def test_send_works_with_servers_of_other_programs(processes: Processes, short_path: Path) -> None:
     path = short_path / "echo"
     with subprocess.Popen(["socat", "-t20", f"UNIX-LISTEN:{path},fork", "EXEC:/bin/cat"]) as socat:
         try:
@@ -313,7 +313,7 @@ def test_an_echo_cut_short_is_exit_1_and_the_offset(processes: Processes, backen
     assert ended == (1, b"hell", line)
 
 
-def test_more_than_was_sent_is_exit_1_and_the_offset(send: Send, serve: Serve) -> None:
+def test_surplus_bytes_are_exit_1_and_the_offset(send: Send, serve: Serve) -> None:
     def script(sock: socket.socket) -> None:
         sock.sendall(read_all(sock) + b"!")
 
@@ -344,7 +344,7 @@ def test_an_echo_that_stalls_is_exit_1_after_the_timeout(processes: Processes, s
     assert monotonic() - began >= 0.3
 
 
-def test_a_deadline_ends_what_is_still_going_on(processes: Processes, serve: Serve) -> None:
+def test_the_deadline_ends_an_active_exchange(processes: Processes, serve: Serve) -> None:
     process = processes.start("send", serve(echo), "--deadline", "2s", stdin=subprocess.PIPE)
     assert process.popen.stdin is not None
     os.write(process.popen.stdin.fileno(), b"hello")
@@ -372,7 +372,7 @@ def test_an_attempt_to_connect_can_be_interrupted(processes: Processes, absent: 
     assert process.errors() == ""
 
 
-def test_a_server_that_dies_ends_the_wait_for_a_terminal(processes: Processes, backend: str) -> None:
+def test_the_end_of_the_server_ends_the_wait_for_terminal_input(processes: Processes, backend: str) -> None:
     server = processes.serve("-b", "tcp://127.0.0.1:0")
     with terminal() as (keyboard, screen):
         process = processes.start("send", server.addresses[0], "--backend", backend, stdin=screen)
@@ -386,7 +386,7 @@ def test_a_server_that_dies_ends_the_wait_for_a_terminal(processes: Processes, b
     assert re.fullmatch(line, process.errors())
 
 
-def test_a_terminal_ends_its_input_by_ctrl_d(processes: Processes, serve: Serve) -> None:
+def test_ctrl_d_ends_terminal_input(processes: Processes, serve: Serve) -> None:
     with terminal() as (keyboard, screen):
         process = processes.start("send", serve(echo), stdin=screen)
         os.write(keyboard, b"hello\n\x04")
@@ -412,7 +412,9 @@ def test_an_echo_that_cannot_be_written_is_exit_1_and_one_line(
 
 
 @pytest.mark.parametrize("closed", [[2], [0, 2]])
-def test_the_exit_status_needs_no_standard_error(processes: Processes, serve: Serve, closed: list[int]) -> None:
+def test_a_closed_standard_error_keeps_the_exit_status(
+    processes: Processes, serve: Serve, closed: list[int]
+) -> None:
     ended = processes.run("send", serve(wrong_at(3)), "hello", closed=closed)
 
     assert ended == (1, b"hel", "")
@@ -437,23 +439,23 @@ def test_a_pipe_that_cannot_be_read_again_is_a_usage_error_before_anything_is_se
     assert ended == (2, b"", line)
 
 
-def test_a_message_is_repeated_without_being_kept_as_often(processes: Processes, serve: Serve) -> None:
+def test_a_repeated_message_is_stored_once(processes: Processes, serve: Serve) -> None:
     process = processes.start("send", serve(echo), "hello", "--repeat", "100000000000", "--deadline", "300ms")
     process.popen.communicate(timeout=TIMEOUT)
 
     assert process.wait() == 1
 
 
-def test_messages_of_nothing_leave_the_deadline_in_force(processes: Processes, serve: Serve) -> None:
+def test_the_deadline_applies_to_empty_messages(processes: Processes, serve: Serve) -> None:
     status, _, errors = processes.run("send", serve(echo), "", "--repeat", "100000000", "--deadline", "300ms")
 
     line = "the deadline is over: all 0 bytes are back, but the input has not ended"
     assert (status, errors) == (1, f"anyecho: {line}\n")
 
 
-def test_the_deadline_is_for_connecting_too(processes: Processes) -> None:
+def test_the_deadline_includes_connecting(processes: Processes) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=0) as silent, ExitStack() as opened:
-        for _ in range(8):  # until the kernel answers no more
+        for _ in range(8):  # until the accept backlog is full
             client = opened.enter_context(socket.socket())
             client.setblocking(False)
             client.connect_ex(silent.getsockname())
@@ -463,18 +465,14 @@ def test_the_deadline_is_for_connecting_too(processes: Processes) -> None:
     assert (status, errors) == (3, f"anyecho: cannot connect to tcp://{address}: no answer within 300ms\n")
 
 
-def test_a_fifo_that_nobody_writes_to_is_waited_for_until_the_deadline(
-    processes: Processes, tmp_path: Path
-) -> None:
+def test_a_fifo_without_a_writer_is_waited_for_until_the_deadline(processes: Processes, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     command = ("send", "localhost:1", "--file", str(tmp_path / "fifo"), "--deadline", "300ms")
 
     assert processes.run(*command) == (1, b"", f"anyecho: cannot read {tmp_path}/fifo: no process writes to it\n")
 
 
-def test_a_standard_output_that_somebody_made_non_blocking_gets_everything(
-    processes: Processes, serve: Serve
-) -> None:
+def test_a_non_blocking_standard_output_gets_the_whole_echo(processes: Processes, serve: Serve) -> None:
     payload = os.urandom(1 << 20)
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
@@ -490,8 +488,10 @@ def test_a_standard_output_that_somebody_made_non_blocking_gets_everything(
 
 
 @pytest.mark.parametrize("name", ["asyncio", "uvloop", "trio"])
-def test_nothing_waits_for_a_read_that_was_given_up(name: str, processes: Processes, serve: Serve) -> None:
-    """With standard output closed, the echo cannot be written; and standard input says nothing more."""
+def test_an_abandoned_read_of_standard_input_does_not_delay_the_exit(
+    name: str, processes: Processes, serve: Serve
+) -> None:
+    """Standard output is closed, so the echo cannot be written; standard input stays open without data."""
     process = processes.start("send", serve(echo), "--backend", name, stdin=subprocess.PIPE, closed=[1])
     assert process.popen.stdin is not None
     process.popen.stdin.write(b"hello")

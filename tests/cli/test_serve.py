@@ -1,4 +1,4 @@
-"""``anyecho serve`` as its users meet it: a real process, called by all kinds of clients."""
+"""``anyecho serve`` as a real process, with clients of several programs."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from tests.process import (
 )
 
 TCP = "tcp://127.0.0.1:0"
-#: More than the kernels' buffers hold: whoever first reads all, or first sends all, hangs.
+#: More than the kernels' buffers hold: to send everything before reading, or the reverse, deadlocks.
 LARGE = os.urandom(8 << 20)
 
-#: Other programs' clients: how each connects to a port, and to a path. All of them half-close, then read on.
+#: Clients of other programs, to a port and to a path. Each half-closes, then reads until EOF.
 CLIENTS: dict[str, tuple[list[str], list[str]]] = {
     "socat": (["socat", "-t20", "-", "TCP:127.0.0.1:{port}"], ["socat", "-t20", "-", "UNIX-CONNECT:{path}"]),
     "ncat": (["ncat", "127.0.0.1", "{port}"], ["ncat", "-U", "{path}"]),
@@ -57,19 +57,19 @@ def client(request: pytest.FixtureRequest) -> str:
 
 
 def call(command: list[str], payload: bytes, **place: object) -> bytes:
-    """What `command`, called at `place`, prints of the echo of `payload`."""
+    """Return the output of the client `command`, connected to `place`, for `payload`."""
     words = [word.format(**place) for word in command]
     return subprocess.run(words, input=payload, stdout=subprocess.PIPE, timeout=TIMEOUT, check=True).stdout
 
 
 def stop(process: Process) -> list[str]:
-    """End it politely; return the lines of its standard error."""
+    """Send SIGTERM; return the lines of standard error."""
     process.signal()
     assert process.wait() == 0
     return process.errors().splitlines()
 
 
-def test_all_that_was_sent_comes_back(processes: Processes, backend: str) -> None:
+def test_a_large_payload_is_echoed_completely(processes: Processes, backend: str) -> None:
     [address] = processes.serve("-b", TCP, "--backend", backend).addresses
 
     assert round_trip(address, LARGE) == LARGE
@@ -78,7 +78,7 @@ def test_all_that_was_sent_comes_back(processes: Processes, backend: str) -> Non
 
 def test_clients_of_other_programs_get_their_echo_over_tcp(processes: Processes, client: str) -> None:
     [address] = processes.serve("-b", TCP).addresses
-    # The traditional nc does not read while it writes: with more than the buffers hold, it waits for itself.
+    # The traditional nc does not read while it writes: with more than the buffers hold, it deadlocks.
     payload = LARGE[:1000] if client == "nc, traditional" else LARGE
 
     assert call(CLIENTS[client][0], payload, port=port_of(address)) == payload
@@ -126,7 +126,7 @@ def test_an_inherited_socket_is_served_and_its_address_reported(processes: Proce
         assert round_trip(process.addresses[0], b"hello") == b"hello"
 
 
-def test_a_socket_file_is_gone_after_the_end(processes: Processes, short_path: Path) -> None:
+def test_a_socket_file_is_removed_at_exit(processes: Processes, short_path: Path) -> None:
     path = short_path / "echo"
     process = processes.serve("-b", f"unix:{path}")
     assert path.is_socket()
@@ -135,7 +135,7 @@ def test_a_socket_file_is_gone_after_the_end(processes: Processes, short_path: P
     assert not path.exists()
 
 
-def test_a_socket_file_that_a_killed_server_left_is_taken_over(processes: Processes, short_path: Path) -> None:
+def test_a_stale_socket_file_is_replaced(processes: Processes, short_path: Path) -> None:
     path = short_path / "echo"
     killed = processes.serve("-b", f"unix:{path}")
     killed.signal(signal.SIGKILL)
@@ -145,7 +145,7 @@ def test_a_socket_file_that_a_killed_server_left_is_taken_over(processes: Proces
     assert round_trip(processes.serve("-b", f"unix:{path}").addresses[0], b"hello") == b"hello"
 
 
-def test_a_socket_file_of_a_living_server_is_not_stolen(processes: Processes, short_path: Path) -> None:
+def test_a_socket_file_of_a_running_server_is_not_replaced(processes: Processes, short_path: Path) -> None:
     address = f"unix:{short_path}/echo"
     processes.serve("-b", address)
 
@@ -157,7 +157,7 @@ def test_a_socket_file_of_a_living_server_is_not_stolen(processes: Processes, sh
     assert round_trip(address, b"hello") == b"hello"
 
 
-def test_a_server_without_trouble_says_nothing_besides(processes: Processes) -> None:
+def test_a_server_without_errors_prints_only_its_addresses(processes: Processes) -> None:
     process = processes.serve("-b", TCP)
     round_trip(process.addresses[0], b"hello")
 
@@ -231,7 +231,7 @@ def test_the_access_log_has_a_line_per_closed_connection(processes: Processes) -
     assert json.loads(line).items() >= ({"logger": "anyecho.access", "level": "info"} | facts).items()
 
 
-def test_every_line_is_json_if_asked_for(processes: Processes) -> None:
+def test_every_line_is_json_with_log_format_json(processes: Processes) -> None:
     process = processes.serve("-b", TCP, "--log-level", "debug", "--log-format", "json")
     round_trip(process.addresses[0], b'"\xff\n')
 
@@ -245,7 +245,7 @@ def test_every_line_is_json_if_asked_for(processes: Processes) -> None:
     ]
 
 
-def test_an_idle_connection_is_closed_as_the_environment_says(processes: Processes) -> None:
+def test_idle_timeout_from_the_environment_closes_an_idle_connection(processes: Processes) -> None:
     environment = os.environ | {"ANYECHO_IDLE_TIMEOUT": "400ms", "ANYECHO_ACCESS_LOG": "true"}
     process = processes.serve("-b", TCP, env=environment)
     with connect(process.addresses[0]) as sock:
@@ -257,7 +257,7 @@ def test_an_idle_connection_is_closed_as_the_environment_says(processes: Process
     assert "reason=idle" in stop(process)[0]
 
 
-def test_one_connection_too_many_waits_for_its_turn(processes: Processes) -> None:
+def test_a_connection_over_the_maximum_waits_in_the_backlog(processes: Processes) -> None:
     process = processes.serve("-b", TCP, "--max-connections", "1", "--log-level", "info")
     with connect(process.addresses[0]) as first:
         assert exchange(first, b"hello") == b"hello"
@@ -274,8 +274,8 @@ def test_one_connection_too_many_waits_for_its_turn(processes: Processes) -> Non
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="this system does not list threads")
 @pytest.mark.parametrize("address", [TCP, "tcp://localhost:0"])
-def test_one_that_has_nothing_to_say_is_one_thread(backend: str, address: str, processes: Processes) -> None:
-    """With another, every system call on a descriptor would take and give back a reference to its file."""
+def test_a_server_without_log_lines_has_a_single_thread(backend: str, address: str, processes: Processes) -> None:
+    """With a second thread, every system call on a descriptor would take a reference to its file."""
     process = processes.serve("-b", address, "--backend", backend)
     assert round_trip(process.addresses[0], b"hello") == b"hello"
     wait_until(lambda: len(os.listdir(f"/proc/{process.pid}/task")) == 1)
@@ -283,7 +283,7 @@ def test_one_that_has_nothing_to_say_is_one_thread(backend: str, address: str, p
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 @pytest.mark.parametrize("kind", ["full", "gone"])
-def test_it_serves_on_when_it_can_write_no_line(
+def test_a_server_continues_when_standard_error_cannot_be_written(
     processes: Processes, short_path: Path, stream: str, kind: str
 ) -> None:
     path = short_path / "echo"
@@ -299,7 +299,7 @@ def test_it_serves_on_when_it_can_write_no_line(
 
 
 @pytest.mark.parametrize("closed", [(1,), (2,), (0, 1, 2)])
-def test_it_serves_on_when_started_with_a_standard_stream_closed(
+def test_a_server_started_with_a_closed_standard_stream_serves(
     processes: Processes, short_path: Path, closed: tuple[int, ...]
 ) -> None:
     path = short_path / "echo"
@@ -311,7 +311,7 @@ def test_it_serves_on_when_started_with_a_standard_stream_closed(
     assert process.wait() == 0
 
 
-def test_an_unreported_address_is_a_warning(processes: Processes) -> None:
+def test_an_address_that_cannot_be_printed_is_a_warning(processes: Processes) -> None:
     with open("/dev/full", "wb") as full:
         process = processes.start("serve", "-b", TCP, stdout=full)
 
@@ -321,7 +321,7 @@ def test_an_unreported_address_is_a_warning(processes: Processes) -> None:
     assert process.wait() == 0
 
 
-def test_a_log_that_nobody_reads_holds_up_neither_the_echo_nor_the_end(processes: Processes) -> None:
+def test_an_unread_log_delays_neither_the_echo_nor_the_exit(processes: Processes) -> None:
     process = processes.serve(
         *("-b", TCP, "--log-level", "debug"),
         before="import anyecho.cli.logs as logs; logs._QUEUE_SIZE = 100; ",
@@ -337,7 +337,7 @@ def test_a_log_that_nobody_reads_holds_up_neither_the_echo_nor_the_end(processes
     assert process.errors().count("\n") < 500
 
 
-def test_a_reader_of_the_addresses_who_does_not_read_holds_up_nobody(processes: Processes) -> None:
+def test_unread_addresses_do_not_delay_connections(processes: Processes) -> None:
     with socket.create_server(("127.0.0.1", 0)) as given:
         read_end, write_end = os.pipe()
         os.set_blocking(write_end, False)

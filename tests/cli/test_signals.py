@@ -51,15 +51,15 @@ Reception.begin = stuck
 STUCK_SEND = """
 import os, time
 from anyecho.measure.exchange import Exchange
-def settle(self, chunk):
+def match(self, chunk):
     os.write(2, b"stuck\\n")
     while True:
         time.sleep(60)
-Exchange._settle = settle
+Exchange._match = match
 """
 
 #: Reports each handled signal on standard error, because the kernel merges two pending signals of a kind.
-TOLD = """
+REPORT_SIGNALS = """
 import os
 from anyecho.cli.signals import Signals
 on_signal = Signals.on_signal
@@ -78,20 +78,22 @@ def signum(request: pytest.FixtureRequest) -> signal.Signals:
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    """The address of an honest server for one client, which costs no process."""
+    """The address of an echo server in a thread, for one client."""
     with peer(echo) as address:
         yield address
 
 
-def owe_echo(sock: socket.socket) -> None:
-    """Send, and read nothing, until the server owes echo that the kernels do not take: it lingers then."""
+def fill_buffers(sock: socket.socket) -> None:
+    """Send without reading until the server has pending echo, for which it lingers."""
     sock.settimeout(0.2)
     with suppress(TimeoutError):
         while True:
             sock.send(bytes(65536))
 
 
-def test_an_idle_server_ends_at_once(processes: Processes, backend: str, signum: signal.Signals) -> None:
+def test_the_first_signal_ends_an_idle_server_at_once(
+    processes: Processes, backend: str, signum: signal.Signals
+) -> None:
     process = processes.serve("-b", TCP, "--backend", backend)
     process.signal(signum)
 
@@ -99,25 +101,25 @@ def test_an_idle_server_ends_at_once(processes: Processes, backend: str, signum:
     assert process.errors() == ""
 
 
-def test_a_busy_server_echoes_for_the_grace_and_then_lingers(processes: Processes, backend: str) -> None:
+def test_the_first_signal_drains_for_the_grace_period_then_lingers(processes: Processes, backend: str) -> None:
     grace, linger = 0.3, 0.2
     times = ("--graceful-timeout", f"{grace}s", "--linger", f"{linger}s")
     process = processes.serve("-b", TCP, "--backend", backend, *times)
-    with connect(process.addresses[0]) as sock, connect(process.addresses[0]) as deaf:
+    with connect(process.addresses[0]) as sock, connect(process.addresses[0]) as unread:
         assert exchange(sock, b"before") == b"before"
-        owe_echo(deaf)
+        fill_buffers(unread)
         began = monotonic()
         process.signal(signal.SIGTERM)
         wait_until(lambda: not accepts(process.addresses[0]))
         assert exchange(sock, b"after") == b"after"
-        # It waits for nothing more from this one, and for the other to read what it is owed.
+        # The server closes this connection, and lingers for the pending echo of the other.
         assert read_all(sock) == b""
         assert monotonic() - began >= grace
         assert process.wait(grace + linger + END) == 0
         assert grace + linger <= monotonic() - began < grace + linger + END
 
 
-def test_a_drain_is_over_when_the_last_peer_is_done(processes: Processes, backend: str) -> None:
+def test_a_drain_ends_with_the_last_connection(processes: Processes, backend: str) -> None:
     process = processes.serve("-b", TCP, "--backend", backend, "--graceful-timeout", LONG)
     with connect(process.addresses[0]) as sock:
         assert exchange(sock, b"before") == b"before"
@@ -130,7 +132,7 @@ def test_a_drain_is_over_when_the_last_peer_is_done(processes: Processes, backen
     assert process.wait(END) == 0
 
 
-def test_what_is_sent_half_before_and_half_after_is_echoed_whole(
+def test_bytes_sent_before_and_after_the_first_signal_are_echoed(
     processes: Processes, backend: str, signum: signal.Signals
 ) -> None:
     process = processes.serve("-b", TCP, "--backend", backend)
@@ -150,7 +152,7 @@ def test_what_is_sent_half_before_and_half_after_is_echoed_whole(
     assert process.wait(END) == 0
 
 
-def test_a_peer_that_reads_nothing_holds_nobody_up_for_longer(processes: Processes) -> None:
+def test_a_peer_that_does_not_read_extends_no_drain(processes: Processes) -> None:
     times = ("--graceful-timeout", "200ms", "--linger", "200ms")
     process = processes.serve("-b", TCP, *times)
     with connect(process.addresses[0]) as sock:
@@ -183,8 +185,8 @@ def test_the_second_signal_closes_at_once(processes: Processes, backend: str, si
 
 def test_the_second_signal_ends_a_linger_too(processes: Processes, backend: str) -> None:
     process = processes.serve("-b", TCP, "--backend", backend, "--graceful-timeout", "0", "--linger", LONG)
-    with connect(process.addresses[0]) as deaf:
-        owe_echo(deaf)
+    with connect(process.addresses[0]) as unread:
+        fill_buffers(unread)
         process.signal(signal.SIGINT)
         wait_until(lambda: not accepts(process.addresses[0]))
         process.signal(signal.SIGTERM)
@@ -195,7 +197,7 @@ def test_the_second_signal_ends_a_linger_too(processes: Processes, backend: str)
 def test_the_third_signal_ends_a_loop_that_is_stuck(
     processes: Processes, backend: str, signum: signal.Signals
 ) -> None:
-    process = processes.serve("-b", TCP, "--backend", backend, before=STUCK + TOLD)
+    process = processes.serve("-b", TCP, "--backend", backend, before=STUCK + REPORT_SIGNALS)
     with connect(process.addresses[0]):
         process.read_errors(until="stuck\n")
         for _ in range(2):
@@ -207,7 +209,7 @@ def test_the_third_signal_ends_a_loop_that_is_stuck(
         assert process.wait(END) == -signum
 
 
-def test_a_signal_before_it_listens_ends_it_as_well(processes: Processes, backend: str) -> None:
+def test_a_signal_before_the_server_listens_ends_it(processes: Processes, backend: str) -> None:
     slow_names = """
 import os, anyio
 import anyecho.net.bind as bind
@@ -240,7 +242,7 @@ serve.run = late
     assert process.errors() == ""
 
 
-def test_an_interrupted_send_has_written_what_came_back(
+def test_an_interrupted_send_has_written_the_received_echo(
     processes: Processes, backend: str, signum: signal.Signals, server: str
 ) -> None:
     process = processes.start("send", server, "--backend", backend, stdin=subprocess.PIPE)
@@ -249,7 +251,7 @@ def test_an_interrupted_send_has_written_what_came_back(
     assert process.read_bytes(5) == b"hello"
     process.signal(signum)
 
-    # 130 or 143, as a shell says it.
+    # 130 or 143, as in a shell.
     assert process.wait(END) == 128 + signum
     assert process.errors() == ""
 
@@ -266,7 +268,7 @@ def test_ctrl_c_at_a_terminal_ends_send(processes: Processes, backend: str, serv
         assert process.errors() == ""
 
 
-def test_send_can_be_interrupted_while_nobody_reads_the_echo(
+def test_send_can_be_interrupted_while_its_output_is_not_read(
     processes: Processes, backend: str, server: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "payload"
@@ -285,7 +287,7 @@ def test_send_can_be_interrupted_while_nobody_reads_the_echo(
 def test_a_second_signal_ends_a_send_that_is_stuck(
     processes: Processes, signum: signal.Signals, server: str
 ) -> None:
-    process = processes.start("send", server, "hello", before=TOLD + STUCK_SEND)
+    process = processes.start("send", server, "hello", before=REPORT_SIGNALS + STUCK_SEND)
     process.read_errors(until="stuck\n")
     process.signal(signum)
     process.read_errors(until="noted\n")

@@ -1,4 +1,4 @@
-"""A stopped ``anyecho send`` (SIGSTOP, Ctrl-Z) reads what arrived meanwhile before a limit judges its server."""
+"""After SIGSTOP or Ctrl-Z, ``anyecho send`` reads the data that arrived meanwhile before it applies a timeout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Standard streams that block, or do not, and the lines that must arrive or be given up."""
+"""Error lines and addresses on blocking, non-blocking and unread standard streams."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BLOCKING = pytest.mark.parametrize("blocking", [True, False], ids=["blocking", "
 
 
 @BLOCKING
-def test_the_line_of_an_error_waits_for_a_reader(monkeypatch: pytest.MonkeyPatch, blocking: bool) -> None:
+def test_an_error_line_waits_for_a_reader(monkeypatch: pytest.MonkeyPatch, blocking: bool) -> None:
     monkeypatch.setattr(streams, "_ERROR_TIMEOUT", TIMEOUT)
     text = b""
 
@@ -40,9 +40,7 @@ def test_the_line_of_an_error_waits_for_a_reader(monkeypatch: pytest.MonkeyPatch
 
 
 @BLOCKING
-def test_the_line_of_an_error_is_given_up_when_nothing_reads_it(
-    monkeypatch: pytest.MonkeyPatch, blocking: bool
-) -> None:
+def test_an_unread_error_line_is_given_up(monkeypatch: pytest.MonkeyPatch, blocking: bool) -> None:
     monkeypatch.setattr(streams, "_ERROR_TIMEOUT", 0.2)
     with unread_pipe(blocking=blocking) as (_, write_end), redirected(2, write_end):
         began = monotonic()

@@ -1,4 +1,4 @@
-"""``serve`` and ``send`` over TLS, with real processes and other people's programs."""
+"""``serve`` and ``send`` over TLS, as real processes, with clients of other programs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def serve(processes: Processes, files: Files, *others: str) -> Process:
 
 
 def call(command: list[str], payload: bytes, process: Process, files: Files) -> bytes:
-    """What `command` prints of the echo of `payload`."""
+    """Return the output of the client `command` for `payload`."""
     if shutil.which(command[0]) is None:
         pytest.skip(f"{command[0]} is not installed")
     place = {"port": port_of(process.addresses[0]), "ca": files.cacert, "client": files.client}
@@ -54,7 +54,7 @@ def call(command: list[str], payload: bytes, process: Process, files: Files) -> 
     return subprocess.run(words, input=payload, stdout=subprocess.PIPE, timeout=TIMEOUT, check=True).stdout
 
 
-#: Each verifies the server. socat half-closes; ncat does not, and s_client with an end of its input leaves.
+#: Each verifies the server. socat half-closes; ncat does not; s_client exits at the end of its input.
 CLIENTS = {
     "socat": ["socat", "-t20", "-", "OPENSSL:localhost:{port},pf=ip4,cafile={ca}"],
     "ncat": ["ncat", "--ssl-verify", "--ssl-trustfile", "{ca}", "localhost", "{port}"],
@@ -62,7 +62,9 @@ CLIENTS = {
 
 
 @pytest.mark.parametrize("client", list(CLIENTS))
-def test_other_peoples_clients_get_their_echo(client: str, processes: Processes, files: Files, engine: str) -> None:
+def test_clients_of_other_programs_get_their_echo(
+    client: str, processes: Processes, files: Files, engine: str
+) -> None:
     process = serve(processes, files, "--engine", engine)
     assert call(CLIENTS[client], LARGE, process, files) == LARGE
 
@@ -82,7 +84,7 @@ def s_client(process: Process, files: Files, *options: str) -> Iterator[subproce
 
 
 def read_until(popen: subprocess.Popen[bytes], *ends: bytes) -> None:
-    """Read on until it has printed them all, in this order."""
+    """Read the output until it contains all of `ends`, in this order."""
     assert popen.stdout is not None
     text = b""
     for end in ends:
@@ -106,11 +108,11 @@ def test_openssls_client_gets_its_echo(version: str, processes: Processes, files
         write(client, b"hello\n")
         read_until(client, b"hello\n")
         assert client.stdin is not None
-        client.stdin.close()  # which it follows with a close_notify
+        client.stdin.close()  # then it sends close_notify
         assert "reason=eof bytes_received=6 bytes_sent=6" in process.read_errors(until="\n")
 
 
-def test_keys_are_updated_when_openssls_client_wants_it(processes: Processes, files: Files, engine: str) -> None:
+def test_a_key_update_of_openssls_client_is_answered(processes: Processes, files: Files, engine: str) -> None:
     process = serve(processes, files, "--engine", engine)
     with s_client(process, files, "-tls1_3", "-msg") as client:
         write(client, b"hello\n")
@@ -119,13 +121,13 @@ def test_keys_are_updated_when_openssls_client_wants_it(processes: Processes, fi
         read_until(client, b">>> TLS 1.3, Handshake [length 0005], KeyUpdate")
         write(client, b"K\n")
         read_until(client, b">>> TLS 1.3, Handshake [length 0005], KeyUpdate")
-        # This one has to be answered before anything else is said (RFC 8446, section 4.6.3).
+        # This KeyUpdate must be answered before further data (RFC 8446, section 4.6.3).
         write(client, b"still here\n")
         read_until(client, b"<<< TLS 1.3, Handshake [length 0005], KeyUpdate", b"\nstill here\n")
 
 
 def test_keys_are_updated_while_data_flows(processes: Processes, files: Files, engine: str) -> None:
-    """Each "K" asks the server for new keys too, while it has an echo on its way."""
+    """Each "K" requests a KeyUpdate of the server too, while an echo is outstanding."""
     process = serve(processes, files, "--engine", engine)
     with (
         s_client(process, files, "-tls1_3", "-msg", "-quiet", "-no_ign_eof") as client,
@@ -141,7 +143,7 @@ def test_keys_are_updated_while_data_flows(processes: Processes, files: Files, e
 
 
 def _write_apart(popen: subprocess.Popen[bytes], *texts: bytes) -> None:
-    """Not one before the other has been read: to s_client, a command is what a read begins with."""
+    """Write each text after the previous one is read: s_client looks for a command at the start of a read."""
     assert popen.stdin is not None
     for text in texts:
         write(popen, text)
@@ -153,7 +155,7 @@ def _unread(pipe: IO[bytes] | None) -> int:
     return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
-def test_nobody_renegotiates(processes: Processes, files: Files, engine: str) -> None:
+def test_renegotiation_is_refused(processes: Processes, files: Files, engine: str) -> None:
     process = serve(processes, files, "--engine", engine)
     with s_client(process, files, "-tls1_2", "-msg") as client:
         write(client, b"hello\n")
@@ -162,7 +164,7 @@ def test_nobody_renegotiates(processes: Processes, files: Files, engine: str) ->
         read_until(client, b"ClientHello", b"<<< TLS 1.2, Alert [length 0002], warning no_renegotiation")
 
 
-def test_openssls_client_is_shown_why_it_is_refused(processes: Processes, files: Files) -> None:
+def test_a_refused_openssl_client_gets_an_alert_with_the_reason(processes: Processes, files: Files) -> None:
     mutual = ("--ssl-ca-certs", str(files.cacert), "--ssl-cert-reqs", "required")
     process = serve(processes, files, *mutual)
     with s_client(process, files, "-tls1_3", "-msg") as client:
@@ -212,7 +214,7 @@ def test_send_verifies_and_half_closes(processes: Processes, files: Files, backe
     assert (status, echo, errors) == (0, LARGE, "")
 
 
-def test_send_says_the_proxys_header_before_it_shakes_hands(processes: Processes, files: Files) -> None:
+def test_send_writes_the_proxy_header_before_the_handshake(processes: Processes, files: Files) -> None:
     process = serve(processes, files, "--proxy-protocol", "v2", "--proxy-trusted", "127.0.0.1", "--access-log")
     ca = ("--cacert", str(files.cacert))
     assert processes.run("send", process.addresses[0], *ca, "--proxy-header", "v2", "hello")[:2] == (0, b"hello")
@@ -237,7 +239,7 @@ def test_send_over_tls_on_a_unix_socket(processes: Processes, files: Files, shor
 
 
 @pytest.mark.parametrize("flags", [("-k",), ("--insecure",)])
-def test_send_believes_anybody_if_told_to(flags: tuple[str, ...], processes: Processes, files: Files) -> None:
+def test_insecure_send_accepts_any_certificate(flags: tuple[str, ...], processes: Processes, files: Files) -> None:
     [address] = serve(processes, files).addresses
     assert processes.run("send", address, *flags, "hello")[:2] == (0, b"hello")
 
@@ -251,7 +253,7 @@ def test_send_believes_anybody_if_told_to(flags: tuple[str, ...], processes: Pro
         (("--cert", "{ca}"), "--key is missing: .*ca.pem holds no private key in PEM format"),
     ],
 )
-def test_a_certificate_that_will_not_do_is_exit_3_and_one_line(
+def test_an_unusable_certificate_is_exit_3_and_one_line(
     flags: tuple[str, ...], why: str, processes: Processes, files: Files
 ) -> None:
     [address] = serve(processes, files).addresses
@@ -272,11 +274,11 @@ def test_a_key_file_that_is_absent_is_named_and_not_the_certificate(processes: P
     assert (status, errors) == (3, "anyecho: cannot use /absent.pem: No such file or directory\n")
 
 
-def test_a_made_up_ca_is_named_and_works(processes: Processes) -> None:
+def test_a_generated_ca_is_named_and_works(processes: Processes) -> None:
     process = processes.serve("-b", TLS, "--ssl-self-signed")
     line = process.read_errors(until="\n")
     path = line.split()[-1]
-    assert line == f"main: the certificate is made up: clients believe it with --cacert {path}\n"
+    assert line == f"main: generated a certificate for this run: clients trust it with --cacert {path}\n"
     assert processes.run("send", process.addresses[0], "--cacert", path, "hello")[:2] == (0, b"hello")
     process.signal()
     assert process.wait() == 0
@@ -307,7 +309,7 @@ def test_sighup_reads_the_certificate_again_and_keeps_it_if_the_new_one_is_broke
     assert new != old
 
     files.key.write_text("broken")
-    for _ in range(3):  # as often as it likes: it is no signal to end
+    for _ in range(3):  # not counted as a terminating signal
         process.signal(signal.SIGHUP)
         text = process.read_errors(until="stays what it was\n")
         assert re.search(r"^main: cannot use .*key\.pem.*; the certificate stays what it was$", text, re.M)

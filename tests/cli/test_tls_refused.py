@@ -1,4 +1,4 @@
-"""``send`` over TLS to a server that does not want it, or under a name that nobody has: one line that says why."""
+"""``send`` over TLS: one line for a missing certificate, an invalid name or an unwritable key log."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_missing_certificate_is_exit_3(stdin: bytes, processes: Processes, fil
 
 
 @pytest.mark.parametrize("name", ["x" * 64, ".".join(["x" * 60] * 5), "a b", ""])
-def test_a_name_that_no_server_can_have_is_exit_2(name: str, processes: Processes) -> None:
+def test_an_invalid_sni_is_exit_2(name: str, processes: Processes) -> None:
     status, _, errors = processes.run("send", "tls://127.0.0.1:1", "--sni", name, "hello")
     assert (status, errors) == (2, f"anyecho: --sni is not a host name: {name!r}\n")
 
@@ -45,9 +45,7 @@ def test_a_host_may_end_with_a_dot(processes: Processes, files: Files) -> None:
     assert processes.run("send", address.replace("127.0.0.1", "localhost."), "hello")[:2] == (0, b"hello")
 
 
-def test_a_file_for_keys_that_cannot_be_written_is_exit_3(
-    processes: Processes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unwritable_sslkeylogfile_is_exit_3(processes: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "SSLKEYLOGFILE", "/absent/keys")
     status, _, errors = processes.run("send", "tls://127.0.0.1:1", "hello")
     assert status == 3

@@ -1,4 +1,4 @@
-"""``anyecho serve`` and ``anyecho send`` over UDP, as their users meet them."""
+"""``anyecho serve`` and ``anyecho send`` over UDP, as real processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.machine import needs_ipv6
 from tests.process import TIMEOUT, Process, Processes, port_of
 
 UDP = "udp://127.0.0.1:0"
-#: No two agree on when to end, so that each is ended once its answer is there. Every nc knows -u.
+#: They end at different conditions, so each is killed after its answer. Every nc supports -u.
 CLIENTS = {
     "nc": ["nc", "-u", "127.0.0.1", "{port}"],
     "socat": ["socat", "-", "UDP:127.0.0.1:{port}"],
@@ -30,15 +30,15 @@ def server(processes: Processes, backend: str) -> Process:
 
 
 @pytest.fixture
-def lonely() -> str:
-    """The address of nobody."""
+def unbound() -> str:
+    """An address on which nothing listens."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.bind(("127.0.0.1", 0))
         return f"udp://127.0.0.1:{probe.getsockname()[1]}"
 
 
 @pytest.mark.parametrize("client", list(CLIENTS))
-def test_other_peoples_clients_get_their_echo(client: str, processes: Processes) -> None:
+def test_clients_of_other_programs_get_their_echo(client: str, processes: Processes) -> None:
     if shutil.which(client) is None:
         pytest.skip(f"{client} is not installed")
     port = port_of(processes.serve("-b", UDP).addresses[0])
@@ -64,7 +64,7 @@ def test_each_family_is_reported(processes: Processes) -> None:
     assert f"main: starting up on localhost port {port} (UDP)" in process.errors()
 
 
-def test_messages_come_back(processes: Processes, server: Process, backend: str) -> None:
+def test_each_message_is_echoed_as_a_datagram(processes: Processes, server: Process, backend: str) -> None:
     arguments = ["send", server.addresses[0], "--backend", backend, "--repeat", "2", "one", "", "two"]
 
     assert processes.run(*arguments) == (0, b"onetwoonetwo", "")
@@ -99,7 +99,7 @@ def test_an_empty_file_is_an_empty_datagram(processes: Processes, server: Proces
 
 
 @pytest.mark.parametrize("kind", ["message", "file", "line"])
-def test_what_no_datagram_holds_is_one_line(kind: str, processes: Processes, tmp_path: Path) -> None:
+def test_input_too_large_for_a_datagram_is_one_line(kind: str, processes: Processes, tmp_path: Path) -> None:
     [address] = processes.serve("-b", UDP).addresses
     file = tmp_path / "large"
     file.write_bytes(b"x" * 66_000)
@@ -111,7 +111,7 @@ def test_what_no_datagram_holds_is_one_line(kind: str, processes: Processes, tmp
 
 
 @pytest.mark.parametrize("flags", [[], ["--file", "/dev/zero"]], ids=["line", "file"])
-def test_what_never_ends_is_not_read_for_ever(flags: list[str], processes: Processes) -> None:
+def test_endless_input_is_not_read_for_ever(flags: list[str], processes: Processes) -> None:
     [address] = processes.serve("-b", UDP).addresses
     with open("/dev/zero", "rb") as endless:
         process = processes.start("send", address, *flags, stdin=endless)
@@ -128,12 +128,12 @@ def test_a_loss_is_one_line_and_the_rest_is_written(processes: Processes, backen
     assert processes.run(*arguments) == (1, b"ab", line)
 
 
-def test_nobody_there_is_a_failure_to_start(lonely: str, capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["send", lonely, "hello"]) == 3
-    assert capfd.readouterr() == ("", f"anyecho: cannot reach {lonely}: Connection refused\n")
+def test_a_refused_datagram_is_exit_3(unbound: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["send", unbound, "hello"]) == 3
+    assert capfd.readouterr() == ("", f"anyecho: cannot reach {unbound}: Connection refused\n")
 
 
-def test_the_flags_reach_the_guard_and_the_log_names_them(processes: Processes) -> None:
+def test_a_drop_is_logged_with_the_flags_of_its_limit(processes: Processes) -> None:
     process = processes.serve("-b", UDP, "--udp-rate", "1/1h", "--udp-burst", "1")
     with udp_client(process.addresses[0]) as sock:
         for payload in (b"one", b"two"):
@@ -147,13 +147,13 @@ def test_the_flags_reach_the_guard_and_the_log_names_them(processes: Processes) 
 
 
 @pytest.mark.parametrize("flags", [[], ["--unsafe-udp"]])
-def test_a_privileged_port_is_for_labs(flags: list[str], processes: Processes) -> None:
+def test_a_privileged_source_port_needs_unsafe_udp(flags: list[str], processes: Processes) -> None:
     process = processes.serve("-b", UDP, *flags)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         try:
             sock.bind(("127.0.0.1", 1000))
         except OSError as exc:
-            pytest.skip(f"port 1000 is not to be had: {exc.strerror}")
+            pytest.skip(f"port 1000 is not available: {exc.strerror}")
         sock.settimeout(TIMEOUT)
         sock.sendto(b"hello", ("127.0.0.1", port_of(process.addresses[0])))
         if flags:
@@ -162,7 +162,7 @@ def test_a_privileged_port_is_for_labs(flags: list[str], processes: Processes) -
             assert "port 1000: no client's port is below 1024 (--unsafe-udp" in process.read_errors(until="\n")
 
 
-def test_a_signal_ends_it_at_once_and_frees_the_port(processes: Processes, server: Process) -> None:
+def test_a_signal_ends_a_udp_server_at_once_and_frees_the_port(processes: Processes, server: Process) -> None:
     server.signal()
     assert server.wait() == 0
     assert processes.serve("-b", server.addresses[0]).addresses == server.addresses

@@ -23,7 +23,7 @@ NUMBERS = [*range(1, 14), *range(17, 27), 28]
         for each in SCENARIOS
     ],
 )
-def test_a_fault_is_survived_as_promised(
+def test_a_fault_is_handled_as_required(
     scenario: Scenario, word: Backend, record_property: Callable[[str, Any], None]
 ) -> None:
     row = ROWS[scenario.number]
@@ -39,7 +39,7 @@ def test_a_fault_is_survived_as_promised(
         print(f"{name}: {value}")
 
 
-def test_all_rows_are_there_or_excused_with_a_reason() -> None:
+def test_every_row_is_injected_or_excused_with_a_reason() -> None:
     injected = {scenario.number for scenario in SCENARIOS}
     assert sorted(injected | EXCUSED.keys()) == sorted(ROWS) == NUMBERS
     assert injected.isdisjoint(EXCUSED)
@@ -47,6 +47,6 @@ def test_all_rows_are_there_or_excused_with_a_reason() -> None:
     assert all(EXCUSED.values())
 
 
-def test_what_was_injected_has_a_name_and_a_description_of_its_own() -> None:
+def test_names_and_descriptions_of_scenarios_are_unique() -> None:
     assert len({scenario.name for scenario in SCENARIOS}) == len(SCENARIOS)
     assert len({scenario.injected for scenario in SCENARIOS}) == len(SCENARIOS)
