@@ -1,13 +1,13 @@
-"""The suite's constitution.
+"""Rules and fixtures of the test suite.
 
-* Loopback only, port 0 only; a path of a Unix socket lies in a directory made for the test.
-* The backends are listed here, once; nothing else knows that there are any. So are the carriers.
-* Nothing sleeps to wait for a state: what is waited for is an event, a line, a byte, within a time limit.
-* Failures are injected: an errno into a system call, a limit of descriptors, a signal to a real process.
-* The machine decides nothing: variables of the environment that programs act on are taken away, and what a test
-  needs beyond Python is tried first (`tests.machine`), or the test is skipped with the reason.
-* Where a backend has no part of its own, the mark ``by_turns`` runs each case on one of them (`tests.turns`).
-* ``--fallback`` runs all of it once more without epoll, real processes included.
+* Loopback only, port 0 only; a Unix socket is in a directory made for the test.
+* The backends and carriers are listed here and nowhere else.
+* Tests do not sleep to wait for a state: they wait for an event, a line or a byte, within a time limit.
+* Failures are injected: an errno into a system call, a descriptor limit, a signal to a real process.
+* Results do not depend on the machine: environment variables that change programs are removed. A test that needs
+  more than Python checks for it first (`tests.machine`), and is skipped with the reason.
+* The mark ``by_turns`` runs each case on a single backend, if the backend makes no difference (`tests.turns`).
+* ``--fallback`` runs everything without epoll, real processes included.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ BACKENDS = {
 }
 CARRIERS = ("tcp", "unix")
 
-#: Prefixes of variables that change what anyecho, its help, its TLS or its standard error is: none is inherited.
+#: Prefixes of variables that change anyecho, its help, its TLS or its standard error; they are removed.
 FOREIGN_VARIABLES = (
     *("ANYECHO_", "LISTEN_", "NOTIFY_SOCKET", "WATCHDOG_"),
     *("COLUMNS", "LINES", "TERM", "NO_COLOR", "FORCE_COLOR", "CLICOLOR", "TTY_"),
@@ -71,27 +71,27 @@ def _no_foreign_variables() -> Iterator[None]:
 
 @pytest.fixture(params=list(BACKENDS.values()), ids=list(BACKENDS))
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
-    """What anyio's plugin runs a test on."""
+    """The backend on which anyio's pytest plugin runs a test."""
     return request.param
 
 
 @pytest.fixture(params=list(BACKENDS))
 def backend(request: pytest.FixtureRequest) -> str:
-    """The word that a real process is given."""
+    """The value of ``--backend`` for a real process."""
     word: str = request.param
     return word
 
 
 @pytest.fixture
 def short_path() -> Iterator[Path]:
-    """A directory whose path leaves room for the name of a socket."""
+    """A directory whose path is short enough for a Unix socket in it."""
     with short_directory() as path:
         yield Path(path)
 
 
 @pytest.fixture(params=CARRIERS)
 def carrier(request: pytest.FixtureRequest, short_path: Path) -> Address:
-    """An address to listen on, of each kind."""
+    """An address to listen on, for each carrier."""
     if request.param == "unix":
         return UnixAddress(path=str(short_path / "echo"))
 
@@ -106,14 +106,14 @@ async def poller() -> AsyncIterator[Poller | Fallback]:
 
 @pytest.fixture
 async def server(carrier: Address) -> AsyncIterator[Server]:
-    """A server on each carrier, which does not wait long for anybody."""
+    """A server on each carrier, with a short linger."""
     async with open_server(carrier, options=ServeOptions(linger=0.5)) as server:
         yield server
 
 
 @pytest.fixture
 def processes(request: pytest.FixtureRequest) -> Iterator[Processes]:
-    """Starts real ``anyecho`` processes; none outlives the test."""
+    """Starts real ``anyecho`` processes, and ends them with the test."""
     processes = Processes(fallback=request.config.getoption("--fallback"))
     yield processes
     processes.close()

@@ -1,4 +1,4 @@
-"""Peers that know nothing of anyecho, and how to wait for what a server does about them."""
+"""Plain socket clients, and polling for the reaction of a server."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from anyio import fail_after, sleep
 
 from anyecho.address import Address, TCPAddress, UnixAddress
 
-#: How long anything may take that should happen at once, on a busy machine.
+#: Seconds that an immediate event may take on a busy machine.
 SOON = 8.0
 
 
 def dial(address: Address) -> socket.socket:
-    """A blocking client socket, as any program would make it."""
+    """Return a connected blocking socket."""
     target: str | tuple[str, int]
     if isinstance(address, UnixAddress):
         sock, target = socket.socket(socket.AF_UNIX), address.path
@@ -39,12 +39,12 @@ def dial(address: Address) -> socket.socket:
 
 
 def receive_all(sock: socket.socket) -> bytes:
-    """All that comes until the end."""
+    """Read until EOF."""
     return b"".join(iter(lambda: sock.recv(65536), b""))
 
 
 def unread(sock: socket.socket) -> int:
-    """How many bytes the kernel has for it."""
+    """Return the number of bytes in the receive buffer of the kernel."""
     return int.from_bytes(fcntl.ioctl(sock, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
@@ -60,7 +60,7 @@ async def flood(sock: socket.socket) -> None:
 
 
 async def until(condition: Callable[[], bool], seconds: float = SOON) -> None:
-    """Poll for what a server counts but announces to nobody."""
+    """Poll until `condition` holds; raises `TimeoutError` after `seconds`."""
     with fail_after(seconds):
-        while not condition():  # noqa: ASYNC110 - there is no event for it, by design
+        while not condition():  # noqa: ASYNC110 - there is no event for it
             await sleep(0.001)

@@ -1,4 +1,4 @@
-"""Standard streams that are pipes, and pipes that are full."""
+"""Redirect standard streams, and fill pipes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 
 @contextmanager
 def redirected(standard: int, descriptor: int) -> Iterator[None]:
-    """Within the block, the descriptor `standard` of this process is a duplicate of `descriptor`."""
+    """Make the descriptor `standard` a duplicate of `descriptor` within the block."""
     kept = os.dup(standard)
     os.dup2(descriptor, standard)
     try:
@@ -23,7 +23,7 @@ def redirected(standard: int, descriptor: int) -> Iterator[None]:
 
 @contextmanager
 def unread_pipe(*, blocking: bool = True) -> Iterator[tuple[int, int]]:
-    """Both ends of a pipe in which there is room for no byte."""
+    """Yield both ends of a full pipe."""
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
     try:

@@ -1,4 +1,4 @@
-"""Real ``anyecho`` processes, and what a test wants to know of them."""
+"""Real ``anyecho`` processes: start them, connect to them, and measure them."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ from anyecho.address import TCPAddress, UnixAddress, parse_address
 from tests.machine import needs_descriptors
 from tests.without_epoll import PRELUDE
 
-#: Generous: two cores, and a suite that runs on both.
+#: Seconds for anything that should happen at once; generous, because the suite loads all cores.
 TIMEOUT = 20.0
 
 _MAIN = "import sys; from anyecho.__main__ import main; sys.argv[0] = 'anyecho'; main()"
 
 
 class Process:
-    """One of them. `serve` has said where it listens before the test goes on."""
+    """A process. After `Processes.serve`, it has printed its `addresses`."""
 
     def __init__(self, popen: subprocess.Popen[bytes]) -> None:
         self.popen = popen
@@ -59,15 +59,15 @@ class Process:
         self.addresses: list[str] = []
 
     def read_lines(self, count: int) -> list[str]:
-        """So many lines of standard output, as they come."""
+        """Wait for `count` lines of standard output; return them."""
         return self._read(self.popen.stdout, lambda text: text.count(b"\n") >= count).decode().splitlines()
 
     def read_bytes(self, count: int) -> bytes:
-        """So many bytes of standard output at least, as they come."""
+        """Wait for at least `count` bytes of standard output; return them."""
         return self._read(self.popen.stdout, lambda text: len(text) >= count)
 
     def read_errors(self, *, until: str) -> str:
-        """Standard error as it comes, until `until` is in it."""
+        """Read standard error until it contains `until`; return it."""
         text = self._read(self.popen.stderr, lambda text: until.encode() in text)
         return text.decode(errors="replace")
 
@@ -87,7 +87,7 @@ class Process:
         return text
 
     def errors(self) -> str:
-        """All of standard error; waits for the end of the process."""
+        """Wait for the end of the process; return all of standard error."""
         assert self.popen.stderr is not None
         return self.popen.stderr.read().decode(errors="replace")
 
@@ -111,16 +111,16 @@ class Processes:
         closed: Iterable[int] = (),
         **popen: Any,
     ) -> Process:
-        """Start ``anyecho *arguments``; `before` is code to run first, `descriptors` a hard limit of them.
+        """Start ``anyecho *arguments``; run the code `before` first; `descriptors` is the hard descriptor limit.
 
-        Descriptors in `closed` are not open when it starts, as after the shell's ``>&-``.
+        Descriptors in `closed` are closed at the start, as by ``>&-`` of a shell.
         """
 
         if descriptors is not None:
             needs_descriptors(descriptors)
 
         def prepare() -> None:
-            # Signals ignored or blocked by what runs the suite (nohup, a script's `cmd &`) would stay so.
+            # Signals that the parent of the suite ignores or blocks (nohup, `cmd &` in a script) would stay so.
             for signum in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGTSTP):
                 signal.signal(signum, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -142,7 +142,7 @@ class Processes:
         return process
 
     def adopt(self, process: Process) -> None:
-        """Let `process`, which somebody else has started, not outlive the test either."""
+        """End `process`, which the caller has started, with the test."""
         self._started.append(process)
 
     def serve(self, *arguments: str, listeners: int = 1, **options: Any) -> Process:
@@ -152,7 +152,7 @@ class Processes:
         return process
 
     def run(self, *arguments: str, stdin: bytes = b"", **popen: Any) -> tuple[int, bytes, str]:
-        """Run ``anyecho *arguments`` to its end: exit status, standard output, standard error."""
+        """Run ``anyecho *arguments`` to its end; return exit status, standard output and standard error."""
         process = self.start(*arguments, stdin=subprocess.PIPE, **popen)
         output, errors = process.popen.communicate(stdin, timeout=TIMEOUT)
         return process.popen.returncode, output, errors.decode(errors="replace")
@@ -168,27 +168,27 @@ class Processes:
 
 
 def resident(pid: int | str = "self", *, peak: bool = False) -> int:
-    """Bytes of memory that process `pid` holds, or has held at most."""
+    """Return the resident memory of process `pid` in bytes, current or peak."""
     field = "VmHWM:" if peak else "VmRSS:"
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
 def descriptors(pid: int | str = "self") -> int:
-    """How many descriptors process `pid` has open."""
+    """Return the number of open descriptors of process `pid`."""
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
 def wait_until(condition: Callable[[], bool], timeout: float = TIMEOUT) -> None:
-    """For what another process does and nothing reports: poll it, within a limit."""
+    """Poll for a state of another process; fail after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not condition():
-        assert time.monotonic() < deadline, "it did not come true in time"
+        assert time.monotonic() < deadline, "the condition is still false"
         time.sleep(0.005)
 
 
 def processor_seconds(pid: int) -> float:
-    """User and system time that process `pid` has used."""
+    """Return the user and system time of process `pid`."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     ticks = int(fields[11]) + int(fields[12])
     return ticks / os.sysconf("SC_CLK_TCK")
@@ -199,12 +199,12 @@ def port_of(address: str) -> int:
 
 
 def connect(address: str) -> socket.socket:
-    """A plain blocking socket, connected to what a server has reported."""
+    """Return a blocking socket, connected to an address that a server has printed."""
     parsed = parse_address(address)
     if isinstance(parsed, UnixAddress):
         with ExitStack() as opened:
             sock = opened.enter_context(socket.socket(socket.AF_UNIX))
-            # Without a time limit yet: with one, a backlog that is full just now would be an error.
+            # Without a timeout yet: with one, a full backlog would be an error.
             sock.connect(os.fsencode(parsed.path))
             sock.settimeout(TIMEOUT)
             opened.pop_all()
@@ -216,7 +216,7 @@ def connect(address: str) -> socket.socket:
 
 
 def round_trip(address: str, payload: bytes) -> bytes:
-    """All that comes back from `address` for `payload` and a half-close."""
+    """Send `payload` and half-close; return the echo up to EOF."""
     with connect(address) as sock:
 
         def send() -> None:
@@ -232,7 +232,7 @@ def round_trip(address: str, payload: bytes) -> bytes:
 
 
 def accepts(address: str) -> bool:
-    """Whether somebody listens at `address`, who is called once to find out."""
+    """Return whether `address` accepts a connection; makes one."""
     try:
         connect(address).close()
     except OSError:
@@ -242,19 +242,19 @@ def accepts(address: str) -> bool:
 
 
 def exchange(sock: socket.socket, payload: bytes) -> bytes:
-    """As many bytes as `payload` has, from `sock`, which it is sent to first; it must fit the kernels' buffers."""
+    """Send `payload`, receive as many bytes, return them. It must fit the kernels' buffers."""
     sock.sendall(payload)
     return sock.recv(len(payload), socket.MSG_WAITALL)
 
 
 def read_all(sock: socket.socket) -> bytes:
-    """What comes from `sock` until its peer closes."""
+    """Read `sock` until EOF."""
     return b"".join(iter(lambda: sock.recv(65536), b""))
 
 
 @contextmanager
 def terminal() -> Iterator[tuple[int, int]]:
-    """Both ends of a terminal: what types and what a process has for its standard input."""
+    """Yield both ends of a terminal: the keyboard, and the standard input of a process."""
     keyboard, screen = os.openpty()
     try:
         yield keyboard, screen
@@ -264,7 +264,7 @@ def terminal() -> Iterator[tuple[int, int]]:
 
 
 def unread(descriptor: int) -> int:
-    """How many bytes wait in a pipe."""
+    """Return the number of unread bytes in a pipe."""
     count = array("i", [0])
     fcntl.ioctl(descriptor, termios.FIONREAD, count)
     return count[0]
@@ -272,7 +272,7 @@ def unread(descriptor: int) -> int:
 
 @contextmanager
 def peer(script: Callable[[socket.socket], None]) -> Iterator[str]:
-    """The address of a server in a thread, which does what `script` says with the one connection it accepts."""
+    """Yield the address of a server in a thread, which runs `script` on its single connection."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
@@ -291,13 +291,13 @@ def peer(script: Callable[[socket.socket], None]) -> Iterator[str]:
 
 
 def echo(sock: socket.socket) -> None:
-    """The script of an honest peer."""
+    """Echo until EOF; a script for `peer`."""
     while chunk := sock.recv(65536):
         sock.sendall(chunk)
 
 
 def unwritable(kind: str) -> int:
-    """A descriptor of a disk that is full, or of a pipe whose reader is gone."""
+    """Return a descriptor of a full disk, or of a pipe without a reader."""
     if kind == "full":
         return os.open("/dev/full", os.O_WRONLY)
 

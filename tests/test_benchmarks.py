@@ -1,4 +1,4 @@
-"""The benchmarks run. What they measure is nobody's business here."""
+"""The benchmarks run; their figures are not checked here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-#: They ask the kernel what a server costs, in /proc.
+#: They read the cost of a server from /proc.
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the benchmarks need Linux")
 
 
@@ -42,7 +42,7 @@ def test_the_limits_benchmark_measures() -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "limits.py"), *options]
     run = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
 
-    # In 0.3 s nothing is exact.
+    # 0.3 s is too short for an exact figure.
     assert run.returncode in (0, 1), run.stderr
     assert [line.split()[0] for line in run.stdout.splitlines()] == ["asyncio"] * 5, run.stderr
 

@@ -1,4 +1,4 @@
-"""What `anyecho` says it has, against what there is, and what importing it costs."""
+"""The public names of `anyecho`: declared, importable, and loaded lazily."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ import pytest
 import anyecho
 
 MODULES = sorted(module.name for module in pkgutil.walk_packages(anyecho.__path__, "anyecho."))
-#: Nobody imports names from these.
-NAMELESS = {"anyecho.__main__", "anyecho._version"}
-#: Neither a backend nor the command line is for everybody.
-DEAR = {"cyclopts", "rich", "trio", "uvloop"}
+#: Modules without `__all__`.
+NO_ALL = {"anyecho.__main__", "anyecho._version"}
+#: Modules that ``import anyecho`` must not load.
+LAZY = {"cyclopts", "rich", "trio", "uvloop"}
 
 
 def run_fresh(code: str) -> list[str]:
-    """The words that `code` prints in an interpreter that has imported nothing yet."""
+    """Run `code` in a fresh interpreter; return the words that it prints."""
     command = [sys.executable, "-W", "error", "-c", code]
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout.split()
 
 
-def declared_homes() -> dict[str, str]:
-    """Name -> module, as a type checker reads them in ``anyecho/__init__.py``."""
+def declared_modules() -> dict[str, str]:
+    """Return name -> module, as a type checker reads ``anyecho/__init__.py``."""
     [block] = [
         node
         for node in ast.parse(Path(anyecho.__file__).read_text()).body
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
     ]
-    homes: dict[str, str] = {}
+    modules: dict[str, str] = {}
     for node in block.body:
         assert isinstance(node, ast.ImportFrom)
         for alias in node.names:
             # Without "as", a strict type checker takes the name for a private one.
             assert alias.asname == alias.name
-            homes[alias.name] = node.module or ""
+            modules[alias.name] = node.module or ""
 
-    return homes
+    return modules
 
 
 def test_all_is_a_sorted_tuple_without_repeats() -> None:
@@ -51,10 +51,10 @@ def test_all_is_a_sorted_tuple_without_repeats() -> None:
 
 @pytest.mark.parametrize("name", anyecho.__all__)
 def test_a_public_name_is_the_object_of_its_module(name: str) -> None:
-    home = import_module(declared_homes().get(name, "anyecho.echo"))
+    module = import_module(declared_modules().get(name, "anyecho.echo"))
 
-    assert getattr(anyecho, name) is getattr(home, name)
-    assert name in home.__all__
+    assert getattr(anyecho, name) is getattr(module, name)
+    assert name in module.__all__
 
 
 def test_dir_shows_the_names_before_any_is_used() -> None:
@@ -65,7 +65,7 @@ def test_dir_shows_the_names_before_any_is_used() -> None:
 
 
 def test_type_checking_imports_match_the_public_names() -> None:
-    assert {*declared_homes(), "echo"} == set(anyecho.__all__)
+    assert {*declared_modules(), "echo"} == set(anyecho.__all__)
 
 
 def test_a_star_import_binds_every_public_name() -> None:
@@ -89,7 +89,7 @@ def test_the_version_is_an_attribute_but_not_in_all() -> None:
 @pytest.mark.parametrize("module_name", MODULES)
 def test_all_of_a_module_lists_existing_names(module_name: str) -> None:
     module = import_module(module_name)
-    if module_name in NAMELESS or hasattr(module, "__path__"):
+    if module_name in NO_ALL or hasattr(module, "__path__"):
         assert not hasattr(module, "__all__")
         return
 
@@ -104,14 +104,14 @@ def test_importing_anyecho_loads_no_backend_no_command_line_and_no_socket() -> N
     loaded = run_fresh("import sys; before = {*sys.modules}; import anyecho; print(*{*sys.modules} - before)")
 
     assert "anyecho.echo" in loaded
-    assert {*loaded} & {*DEAR, "asyncio", "socket", "anyecho.net"} == set()
+    assert {*loaded} & {*LAZY, "asyncio", "socket", "anyecho.net"} == set()
 
 
 def test_using_all_of_the_library_loads_no_backend_and_no_command_line() -> None:
     loaded = run_fresh("import sys; from anyecho import *; print(*sys.modules)")
 
     assert "anyecho.server.server" in loaded
-    assert {*loaded} & {*DEAR, "anyecho.cli"} == set()
+    assert {*loaded} & {*LAZY, "anyecho.cli"} == set()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
-"""Who may import whom, and what only one room may touch: the law of the house, read off its source.
+"""The layering of the package: allowed imports, and modules that only some folders may use.
 
-Nothing is imported to find out. What stands under ``if TYPE_CHECKING:`` is exempt, because nobody runs it.
+The source is parsed, not imported. Imports under ``if TYPE_CHECKING:`` are exempt, because they do not run.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import pytest
 
 import anyecho
 
-HOUSE = Path(anyecho.__file__).parent
+PACKAGE = Path(anyecho.__file__).parent
 
-#: A module imports from lower floors. "" is ``anyecho/__init__.py``.
-FLOORS = {
+#: A module imports from lower layers. "" is ``anyecho/__init__.py``.
+LAYERS = {
     "errors": 0,
     "_version": 0,
     "passthrough": 0,
@@ -41,7 +41,7 @@ FLOORS = {
     "": 8,
 }
 
-#: Within a folder, a module imports from what is listed before it.
+#: Within a folder, a module imports from those listed before it.
 FOLDERS = {
     "net": (
         "descriptors",
@@ -132,8 +132,8 @@ FOLDERS = {
     ),
 }
 
-#: What is touched in certain rooms only; a name stands for all that is in it.
-WALLS = {
+#: Names that only the listed folders or modules may use; a module includes everything in it.
+RESTRICTED = {
     "asyncio": (),
     "trio": (),
     "uvloop": (),
@@ -161,16 +161,16 @@ def is_within(name: str, outer: str) -> bool:
 
 
 def place_of(module: str) -> tuple[int, str, int] | None:
-    """Floor, folder, and place in the folder; ``__init__`` comes first in it, and so imports none of the others."""
+    """Return layer, folder and position in it; ``__init__`` comes first, so it imports no sibling."""
     folder, _, name = module.partition(".")
-    if folder not in FLOORS or (name and name not in FOLDERS.get(folder, ())):
+    if folder not in LAYERS or (name and name not in FOLDERS.get(folder, ())):
         return None
 
-    return FLOORS[folder], folder, FOLDERS[folder].index(name) + 1 if name else 0
+    return LAYERS[folder], folder, FOLDERS[folder].index(name) + 1 if name else 0
 
 
 def module_of(name: str) -> str | None:
-    """The module that `name` is in, or is, if it is one of ours: "net.poller" for ``anyecho.net.poller.Poller``."""
+    """Return the module of a `name` in the package: "net.poller" for ``anyecho.net.poller.Poller``."""
     package, *path = name.split(".")
     if package != "anyecho":
         return None
@@ -189,14 +189,14 @@ def may_import(module: str, other: str) -> bool:
 
 
 class Reader(ast.NodeVisitor):
-    """Collects what a module `touched` when it ran, as full names: what it imported, and what it took out of that.
+    """Collects the full names that a module `used`: its imports, and their attributes.
 
-    `late` is what it imported inside functions.
+    `late` holds the imports inside functions.
     """
 
     def __init__(self, package: str) -> None:
         self.package = package
-        self.touched: set[str] = set()
+        self.used: set[str] = set()
         self.late: set[str] = set()
         self._depth = 0
         self._meaning = {name: name for name in dir(builtins)}
@@ -217,26 +217,26 @@ class Reader(ast.NodeVisitor):
         for alias in node.names:
             # "import a.b" binds a, "import a.b as c" binds a.b.
             bound = alias.name if alias.asname else alias.name.partition(".")[0]
-            self._note(alias.name)
+            self._add(alias.name)
             self._meaning[alias.asname or bound] = bound
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
         module = resolve_name("." * node.level + (node.module or ""), self.package)
         for alias in node.names:
-            self._note(f"{module}.{alias.name}")
+            self._add(f"{module}.{alias.name}")
             self._meaning[alias.asname or alias.name] = f"{module}.{alias.name}"
 
     def visit_Attribute(self, node: ast.Attribute | ast.Name) -> None:
         name = self._full_name(node)
         if name is not None:
-            self.touched.add(name)
+            self.used.add(name)
 
         self.generic_visit(node)
 
     visit_Name = visit_Attribute
 
-    def _note(self, name: str) -> None:
-        self.touched.add(name)
+    def _add(self, name: str) -> None:
+        self.used.add(name)
         if self._depth:
             self.late.add(name)
 
@@ -245,39 +245,39 @@ class Reader(ast.NodeVisitor):
             owner = self._full_name(node.value)
             return owner and f"{owner}.{node.attr}"
 
-        # What has no meaning is a variable: one called "signal" touches no wall.
+        # A name without a meaning is a variable, which may be called "signal".
         return self._meaning.get(node.id) if isinstance(node, ast.Name) else None
 
 
 def violations(module: str, source: str) -> Iterator[str]:
-    """What there is in the `source` of a module, "net.poller", that the law forbids."""
+    """Yield the violations in the `source` of a module, for example "net.poller"."""
     if place_of(module) is None:
-        yield "is on no floor"
+        yield "is in no layer"
         return
 
     folder = module if module in FOLDERS else module.rpartition(".")[0]
     reader = Reader(f"anyecho.{folder}".rstrip("."))
     reader.visit(ast.parse(source))
-    for name in sorted(reader.touched):
+    for name in sorted(reader.used):
         other = module_of(name)
         if other is not None and not may_import(module, other):
             yield f"imports {name} from above or beside it"
 
-        # The functions of the module share one generator, which anybody may have seeded.
+        # The functions of `random` share one generator, which other code may have seeded.
         if name.startswith("random.") and not is_within(name, "random.Random"):
-            yield f"touches {name}"
+            yield f"uses {name}"
 
-        for wall, rooms in WALLS.items():
-            if is_within(name, wall) and not any(is_within(module, room) for room in rooms):
-                yield f"touches {name}"
+        for restricted, users in RESTRICTED.items():
+            if is_within(name, restricted) and not any(is_within(module, user) for user in users):
+                yield f"uses {name}"
 
     if module not in MAY_IMPORT_LATE:
         yield from (f"imports {name} inside a function" for name in sorted(reader.late))
 
 
 def modules() -> dict[str, Path]:
-    """Every module of the house, by its name without "anyecho"."""
-    paths = {path.relative_to(HOUSE).with_suffix(""): path for path in HOUSE.rglob("*.py")}
+    """Return the path of every module, by its name without "anyecho"."""
+    paths = {path.relative_to(PACKAGE).with_suffix(""): path for path in PACKAGE.rglob("*.py")}
     return {".".join(part for part in name.parts if part != "__init__"): path for name, path in paths.items()}
 
 
@@ -293,10 +293,10 @@ def test_modules_of_every_folder_are_checked() -> None:
 @pytest.mark.parametrize(
     ("module", "source", "violation"),
     [
-        # Floors.
-        ("utils", "", "is on no floor"),
-        ("net.helpers", "", "is on no floor"),
-        ("utils.text", "", "is on no floor"),
+        # Layers.
+        ("utils", "", "is in no layer"),
+        ("net.helpers", "", "is in no layer"),
+        ("utils.text", "", "is in no layer"),
         ("errors", "from anyecho.units import Unit", "imports anyecho.units.Unit from above or beside it"),
         ("units", "import anyecho.address", "imports anyecho.address from above or beside it"),
         ("net.poller", "from anyecho.server import tasks", "imports anyecho.server.tasks from above or beside it"),
@@ -330,30 +330,30 @@ def test_modules_of_every_folder_are_checked() -> None:
             "imports anyecho.server.options from above or beside it",
         ),
         ("measure.client", "from anyecho import server", "imports anyecho.server from above or beside it"),
-        # Walls.
-        ("backends", "import asyncio", "touches asyncio"),
-        ("net.poller", "import asyncio.events", "touches asyncio.events"),
-        ("net.poller", "from trio.lowlevel import checkpoint", "touches trio.lowlevel.checkpoint"),
-        ("cli.main", "import uvloop as fast", "touches uvloop"),
-        ("server.tasks", "import socket", "touches socket"),
-        ("server.tasks", "from socket import AF_INET", "touches socket.AF_INET"),
-        ("cli.main", "import ssl", "touches ssl"),
-        ("measure.client", "import select", "touches select"),
-        ("server.server", "import cyclopts", "touches cyclopts"),
-        ("units", "from rich.console import Console", "touches rich.console.Console"),
-        ("server.server", "import signal", "touches signal"),
-        ("server.server", "from anyio import open_signal_receiver", "touches anyio.open_signal_receiver"),
-        ("server.server", "import anyio\nanyio.open_signal_receiver", "touches anyio.open_signal_receiver"),
-        ("net.accept", "from anyio import wait_readable", "touches anyio.wait_readable"),
-        ("net.stream", "import anyio as io\nio.wait_writable(1)", "touches anyio.wait_writable"),
-        ("server.stats", "print(1)", "touches print"),
-        ("__main__", "print(1)", "touches print"),
-        ("server.stats", "write = print", "touches print"),
-        ("server.stats", "import sys\nsys.exit(1)", "touches sys.exit"),
-        ("server.stats", "from sys import exit as leave", "touches sys.exit"),
-        ("net.connect", "import random\nrandom.random()", "touches random.random"),
-        ("cli.main", "from random import choice", "touches random.choice"),
-        ("cli.main", "import random\ndef f(): return random.choice", "touches random.choice"),
+        # Restricted names.
+        ("backends", "import asyncio", "uses asyncio"),
+        ("net.poller", "import asyncio.events", "uses asyncio.events"),
+        ("net.poller", "from trio.lowlevel import checkpoint", "uses trio.lowlevel.checkpoint"),
+        ("cli.main", "import uvloop as fast", "uses uvloop"),
+        ("server.tasks", "import socket", "uses socket"),
+        ("server.tasks", "from socket import AF_INET", "uses socket.AF_INET"),
+        ("cli.main", "import ssl", "uses ssl"),
+        ("measure.client", "import select", "uses select"),
+        ("server.server", "import cyclopts", "uses cyclopts"),
+        ("units", "from rich.console import Console", "uses rich.console.Console"),
+        ("server.server", "import signal", "uses signal"),
+        ("server.server", "from anyio import open_signal_receiver", "uses anyio.open_signal_receiver"),
+        ("server.server", "import anyio\nanyio.open_signal_receiver", "uses anyio.open_signal_receiver"),
+        ("net.accept", "from anyio import wait_readable", "uses anyio.wait_readable"),
+        ("net.stream", "import anyio as io\nio.wait_writable(1)", "uses anyio.wait_writable"),
+        ("server.stats", "print(1)", "uses print"),
+        ("__main__", "print(1)", "uses print"),
+        ("server.stats", "write = print", "uses print"),
+        ("server.stats", "import sys\nsys.exit(1)", "uses sys.exit"),
+        ("server.stats", "from sys import exit as leave", "uses sys.exit"),
+        ("net.connect", "import random\nrandom.random()", "uses random.random"),
+        ("cli.main", "from random import choice", "uses random.choice"),
+        ("cli.main", "import random\ndef f(): return random.choice", "uses random.choice"),
         # When.
         ("cli.serve", "def f():\n    import json", "imports json inside a function"),
         (
@@ -361,9 +361,9 @@ def test_modules_of_every_folder_are_checked() -> None:
             "class A:\n    async def f(self):\n        from os import path",
             "imports os.path inside a function",
         ),
-        ("errors", "try:\n    import ssl\nexcept ImportError:\n    pass", "touches ssl"),
-        ("errors", "if TYPE_CHECKING:\n    pass\nelse:\n    import ssl", "touches ssl"),
-        ("errors", "if not TYPE_CHECKING:\n    import ssl", "touches ssl"),
+        ("errors", "try:\n    import ssl\nexcept ImportError:\n    pass", "uses ssl"),
+        ("errors", "if TYPE_CHECKING:\n    pass\nelse:\n    import ssl", "uses ssl"),
+        ("errors", "if not TYPE_CHECKING:\n    import ssl", "uses ssl"),
     ],
 )
 def test_a_violation_is_found(module: str, source: str, violation: str) -> None:

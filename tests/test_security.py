@@ -1,4 +1,4 @@
-"""The tests that SECURITY.md names are there: what it promises is tested."""
+"""Every promise of SECURITY.md names tests that exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Durations, sizes and rates: what is read, what is written, and that both are the same."""
+"""Durations, sizes and rates: parsing, formatting, and the round trip."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from anyecho.units import (
 )
 
 #: A deadline would measure the machine, not the code.
-patient = settings(deadline=None)
+no_deadline = settings(deadline=None)
 
 quantities = st.floats(min_value=0)
 sizes = st.integers(min_value=0) | st.builds(
@@ -36,7 +36,7 @@ sizes = st.integers(min_value=0) | st.builds(
 )
 numbers = st.from_regex(r"(\d{0,5}\.?\d{1,5})(e[+-]?\d{1,3})?", fullmatch=True, alphabet="0123456789.e+-")
 units = st.sampled_from(["", "us", "ms", "s", "m", "min", "h", "d", "k", "M", "G", "B", "KiB", "mib", "Gi", "x"])
-#: Most are nearly right, because text of any kind is almost never.
+#: Mostly nearly valid, because arbitrary text is almost never valid.
 texts = st.text(st.characters()) | st.builds("{}{}".format, numbers, units)
 rates = texts | st.builds("{}/{}".format, texts, texts)
 
@@ -154,7 +154,7 @@ def test_a_rate_is_written_in_the_unit_that_makes_it_short(rate: float, text: st
     assert format_rate(rate) == text
 
 
-@patient
+@no_deadline
 @given(quantities)
 @example(math.inf)
 @example(-0.0)
@@ -164,7 +164,7 @@ def test_every_duration_survives_the_round_trip(seconds: float) -> None:
     assert parse_duration(format_duration(seconds)) == seconds
 
 
-@patient
+@no_deadline
 @given(quantities)
 @example(math.inf)
 @example(-0.0)
@@ -174,13 +174,13 @@ def test_every_rate_survives_the_round_trip(rate: float) -> None:
     assert parse_rate(format_rate(rate)) == rate
 
 
-@patient
+@no_deadline
 @given(sizes)
 def test_every_size_survives_the_round_trip(size: int) -> None:
     assert parse_size(format_size(size)) == size
 
 
-@patient
+@no_deadline
 @given(st.integers(min_value=0))
 def test_a_quantity_is_rounded_once(count: int) -> None:
     """An int divided by an int is the float nearest to their quotient, whatever their sizes."""
@@ -198,7 +198,7 @@ def test_a_quantity_is_rounded_once(count: int) -> None:
     ],
     ids=["duration", "size", "rate"],
 )
-@patient
+@no_deadline
 @given(data=st.data())
 def test_any_text_is_a_quantity_or_an_error_of_one_line(
     parse: Callable[[str], float], form: Callable[[Any], str], texts: st.SearchStrategy[str], data: st.DataObject

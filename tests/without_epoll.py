@@ -1,6 +1,6 @@
-"""Processes whose modules lack what only Linux has: epoll, and names that macOS and FreeBSD do not define.
+"""Remove from a process what only Linux has: epoll, and names that macOS and FreeBSD do not define.
 
-It imports nothing of anyecho, so that it can run before anyecho is imported.
+Imports nothing of anyecho, because it runs before anyecho is imported.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from importlib import import_module
 from types import ModuleType
 
-#: Code for ``python -c`` that removes epoll, whatever the working directory is.
+#: Code for ``python -c`` that removes epoll, in any working directory.
 PRELUDE = f"import runpy; runpy.run_path({__file__!r})['remove_epoll'](); "
 
 _LINUX_ONLY = (
@@ -21,13 +21,13 @@ _LINUX_ONLY = (
     *("SO_MARK", "SO_PASSCRED", "SO_PASSSEC", "SO_PEERCRED", "SO_PEERSEC", "SO_PRIORITY", "TCP_CORK"),
     *("TCP_DEFER_ACCEPT", "TCP_LINGER2", "TCP_QUICKACK", "TCP_SYNCNT", "TCP_USER_TIMEOUT", "TCP_WINDOW_CLAMP"),
 )
-#: By the name of a system, the names that Python's `socket` module does not have there.
+#: By system: the names that Python's `socket` module lacks there.
 SYSTEMS = {
     "gevent": (),
     "macos": (*_LINUX_ONLY, "SOCK_CLOEXEC", "SOCK_NONBLOCK", "MSG_CMSG_CLOEXEC", "TCP_KEEPIDLE", "TCP_INFO"),
     "freebsd": (*_LINUX_ONLY, "IP_PKTINFO", "TCP_NOTSENT_LOWAT"),
 }
-#: The same of other modules; a name that is not there on this Linux either is passed over.
+#: The same for other modules; a name that this Linux lacks too is ignored.
 _ELSEWHERE = {
     "errno": ("EBADFD", "ENONET", "EREMOTEIO", "ESTRPIPE"),
     "os": ("O_DIRECT", "O_NOATIME", "O_PATH", "O_TMPFILE", "eventfd", "memfd_create", "pidfd_open", "pipe2"),
@@ -41,7 +41,7 @@ def prelude(system: str) -> str:
 
 
 def remove_names(system: str) -> None:
-    """Remove what `system` lacks from this process, in which nothing but the standard library is imported yet."""
+    """Remove from this process what `system` lacks. Only the standard library may be imported yet."""
     remove_epoll()
     for module, names in {"socket": SYSTEMS[system], **(_ELSEWHERE if SYSTEMS[system] else {})}.items():
         for name in names:
@@ -54,8 +54,8 @@ def remove_names(system: str) -> None:
 def remove_epoll() -> None:
     """Delete ``select.epoll`` and every ``EPOLL`` constant from this process. Idempotent.
 
-    asyncio uses poll(2) from then on; uvloop does not use Python's module. trio's loop on Linux knows epoll only:
-    it keeps a module of its own.
+    asyncio then uses poll(2); uvloop does not use the Python module. trio on Linux supports epoll only: it gets its
+    own copy of the module.
     """
     names = [name for name in vars(select) if name.lower().startswith("epoll")]
     if not names:
@@ -65,7 +65,7 @@ def remove_epoll() -> None:
     vars(kept).update(vars(select))
     for name in names:
         delattr(select, name)
-    # asyncio's selector may have been chosen already.
+    # asyncio may have chosen its selector already.
     selectors = vars(import_module("selectors"))
     selectors["DefaultSelector"] = selectors["PollSelector"]
     if sys.platform == "linux":
