@@ -7,7 +7,7 @@ reached at the end of one. Nothing here knows what a limit is about.
 
 from __future__ import annotations
 
-__all__ = ("LOOKS", "LoopClock", "call_until", "end_after", "run_within", "running_clock", "sleep_running")
+__all__ = ("INTERVALS", "LoopClock", "call_until", "end_after", "run_within", "running_clock", "sleep_running")
 
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -22,7 +22,7 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 #: A limit is divided into so many looks. A stopped process loses at most a quarter of the limit.
-LOOKS = 8
+INTERVALS = 8
 
 
 class LoopClock:
@@ -36,26 +36,26 @@ class LoopClock:
         self.interval = interval
         self.elapsed = 0.0
         #: Whether the loop did not run before the last tick.
-        self.was_stuck = False
+        self.was_blocked = False
         self._ticked_at = current_time()
 
     def tick(self) -> float:
         """Count the time since the last tick; return how much was counted."""
         now = current_time()
         gap, self._ticked_at = now - self._ticked_at, now
-        self.was_stuck = gap > 2 * self.interval
+        self.was_blocked = gap > 2 * self.interval
         counted = min(gap, 2 * self.interval)
         self.elapsed += counted
         return counted
 
-    async def reach(self, limit: float) -> None:
+    async def wait_until(self, limit: float) -> None:
         """Return once the clock shows `limit` seconds and the loop has run for an interval since it was stuck."""
         if math.isinf(self.interval):
             await sleep_forever()
         while self.elapsed < limit:
             await sleep(min(limit - self.elapsed, self.interval))
             self.tick()
-        if self.was_stuck:
+        if self.was_blocked:
             await sleep(self.interval)
             self.tick()
 
@@ -70,7 +70,7 @@ async def sleep_running(seconds: float) -> None:
 
 async def end_after(seconds: float, scope: CancelScope) -> None:
     """Cancel `scope` after `seconds` for which the loop ran."""
-    await LoopClock(seconds / LOOKS).reach(seconds)
+    await LoopClock(seconds / INTERVALS).wait_until(seconds)
     scope.cancel()
 
 
@@ -92,9 +92,9 @@ async def call_until(deadline: float, extra: float, call: Callable[[], Awaitable
 @asynccontextmanager
 async def running_clock(limit: float) -> AsyncIterator[LoopClock]:
     """A clock that ticks while the block runs, to tell how much of `limit` seconds is left."""
-    clock = LoopClock(limit / LOOKS)
+    clock = LoopClock(limit / INTERVALS)
     async with create_task_group() as tasks:
-        tasks.start_soon(clock.reach, math.inf)
+        tasks.start_soon(clock.wait_until, math.inf)
         yield clock
         tasks.cancel_scope.cancel()
 

@@ -6,7 +6,7 @@ them, for a test to be parametrized with.
 
 from __future__ import annotations
 
-__all__ = ("CHECKS", "Check", "check", "drain", "fill", "parked")
+__all__ = ("CHECKS", "Check", "check", "drain", "expect_error", "fill")
 
 import random
 from array import array
@@ -47,7 +47,7 @@ async def fill(stream: ByteStream) -> None:
         tasks.cancel_scope.cancel()
 
 
-async def parked(call: Callable[[], Awaitable[Any]], error: type[Exception]) -> None:
+async def expect_error(call: Callable[[], Awaitable[Any]], error: type[Exception]) -> None:
     """A task that is to be refused with `error` while it waits."""
     with pytest.raises(error):
         await call()
@@ -159,14 +159,14 @@ async def closing_in_a_cancelled_scope_still_closes(left: ByteStream, right: Byt
 
 async def closing_wakes_a_parked_receive(left: ByteStream, right: ByteStream) -> None:
     async with create_task_group() as tasks:
-        tasks.start_soon(parked, left.receive, ClosedResourceError)
+        tasks.start_soon(expect_error, left.receive, ClosedResourceError)
         await wait_all_tasks_blocked()
         await left.aclose()
 
 
 async def closing_wakes_a_parked_send(left: ByteStream, right: ByteStream) -> None:
     async with create_task_group() as tasks:
-        tasks.start_soon(parked, lambda: left.send(MUCH), ClosedResourceError)
+        tasks.start_soon(expect_error, lambda: left.send(MUCH), ClosedResourceError)
         await wait_all_tasks_blocked()
         await left.aclose()
 
@@ -266,7 +266,7 @@ async def a_peer_that_left_breaks_the_stream(left: ByteStream, right: ByteStream
 
 async def a_receiver_that_leaves_breaks_a_parked_send(left: ByteStream, right: ByteStream) -> None:
     async with create_task_group() as tasks:
-        tasks.start_soon(parked, lambda: left.send(MUCH), BrokenResourceError)
+        tasks.start_soon(expect_error, lambda: left.send(MUCH), BrokenResourceError)
         await wait_all_tasks_blocked()
         await right.aclose()
 

@@ -182,12 +182,12 @@ class PolledLoop(ClosedLoop):
         if mask & ~WRITE and not self._stopped:
             self._read_reply()
 
-    def abandoned(self) -> None:
+    def poller_stopped(self) -> None:
         self.stop()
 
     def stop(self) -> None:
         super().stop()
-        self._poller.forget(self._descriptor, self)
+        self._poller.stop_reporting(self._descriptor, self)
 
     def _flush_when_writable(self) -> None:
         # Reads go on: a server that stops reading until its echo is read would otherwise deadlock.

@@ -18,7 +18,7 @@ from anyio.abc import SocketAttribute
 from anyio.lowlevel import checkpoint
 
 from anyecho.address import UDPAddress
-from anyecho.clock import LOOKS, LoopClock
+from anyecho.clock import INTERVALS, LoopClock
 from anyecho.errors import AnyechoError, ConnectError, EchoLost, EchoStalled, UsageError, unwrap_single
 from anyecho.measure.exchange import log_chunk
 from anyecho.measure.ledger import DatagramMatcher, RecentDatagrams
@@ -87,11 +87,11 @@ class DatagramExchange:
 
     async def _watch(self, deadline: float) -> None:
         if not math.isinf(deadline):
-            clock = LoopClock(deadline / LOOKS)
-            await clock.reach(deadline)
+            clock = LoopClock(deadline / INTERVALS)
+            await clock.wait_until(deadline)
             if is_ready(self._stream.extra(SocketAttribute.raw_socket)):
                 # Replies that have arrived by then are still read: the receiving task may not have run since.
-                await clock.reach(clock.elapsed + clock.interval)
+                await clock.wait_until(clock.elapsed + clock.interval)
             progress = f"{self.matcher.answered} of {self.matcher.sent} datagrams are back"
             raise EchoStalled(f"the deadline is over: {progress}", offset=self.matcher.first_missing)
 

@@ -28,7 +28,7 @@ from anyio import (
 from anyio.abc import ByteStream, SocketAttribute
 from anyio.lowlevel import checkpoint
 
-from anyecho.clock import LOOKS, LoopClock
+from anyecho.clock import INTERVALS, LoopClock
 from anyecho.errors import AnyechoError, EchoMismatch, EchoStalled, EchoTruncated, unwrap_single
 from anyecho.measure.source import Source, items_of
 from anyecho.net.pending import is_ready
@@ -248,7 +248,7 @@ class Exchange:
 
         Bytes that have arrived by then and are not read yet extend each limit once.
         """
-        clock = LoopClock(min(timeout, deadline) / LOOKS)
+        clock = LoopClock(min(timeout, deadline) / INTERVALS)
         if math.isinf(clock.interval):
             return
 
@@ -265,7 +265,7 @@ class Exchange:
                 if clock.elapsed >= over_at:
                     if extended or not self._is_ready():
                         raise EchoStalled(f"the deadline is over: {self._progress()}", offset=self.returned)
-                    extended, over_at = True, clock.elapsed + deadline / LOOKS
+                    extended, over_at = True, clock.elapsed + deadline / INTERVALS
                 if idle >= timeout:
                     if extended_for == self._progress_at or not self._is_ready():
                         message = f"no byte has moved for {format_duration(timeout)}: {self._progress()}"

@@ -7,7 +7,7 @@ mends is an error. Who is admitted, and what becomes of them, others decide.
 
 from __future__ import annotations
 
-__all__ = ("Acceptor", "Gate")
+__all__ = ("AcceptLimit", "Acceptor")
 
 import errno
 import logging
@@ -31,7 +31,7 @@ logger = logging.getLogger("anyecho.server")
 #: Connections taken in one wake-up, before those already open have their turn.
 _BATCH = 64
 #: How long to let a machine recover that is out of buffers or descriptors: nginx takes 500 ms, trio 100.
-_BREATH = 0.1
+_RETRY_DELAY = 0.1
 
 #: What accept(2) says of one connection, not of the listener: its "Error handling", and firewalls' EPERM.
 _IGNORABLE = {
@@ -44,34 +44,34 @@ _CAPACITY = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _WATCH_CAPACITY = frozenset({errno.ENOSPC, errno.ENOMEM})
 
 
-class Gate(Protocol):
+class AcceptLimit(Protocol):
     """Decides whether one more connection may be accepted; while not, the kernel's backlog is the queue."""
 
-    def is_open(self) -> bool: ...
+    def may_accept(self) -> bool: ...
 
-    async def opened(self) -> None: ...
+    async def wait_may_accept(self) -> None: ...
 
 
 @dataclass(eq=False, kw_only=True)
 class Acceptor:
-    """Accepts on `sock` while `gate` is open, and gives every connection to `hand_over`, which owns it then.
+    """Accepts on `sock` while `limit` allows it, and gives every connection to `hand_over`, which owns it then.
 
     Errors are counted in `errors` by their names (``EMFILE``), connections closed for want of a descriptor as
     ``shed``.
     """
 
     sock: socket.socket
-    gate: Gate
+    limit: AcceptLimit
     hand_over: Callable[[socket.socket, Any], None]
     errors: Counter[str]
     #: Done to each connection before it is handed over.
     preparation: Preparation | None = None
     _spare: int = field(init=False, default=-1)
     _stopped: bool = field(init=False, default=False)
-    _took: bool = field(init=False, default=False)
+    _has_accepted: bool = field(init=False, default=False)
     _exhausted: bool = field(init=False, default=False)
     _failure: OSError | None = field(init=False, default=None)
-    _troubles: ThrottledLog = field(init=False, default_factory=lambda: ThrottledLog(logger))
+    _warnings: ThrottledLog = field(init=False, default_factory=lambda: ThrottledLog(logger))
 
     async def run(self, poller: Poller | Fallback) -> None:
         """Accept until cancelled or stopped. Raises the `OSError` of a listener that can accept no more."""
@@ -104,30 +104,30 @@ class Acceptor:
 
     def accept_some(self, at_most: int = _BATCH) -> bool:
         """Accept what is pending; return whether to go on when there is more, or to pause first."""
-        survived = 0
+        failed = 0
         if self._stopped:
             return False
         with suppress(BlockingIOError):  # nobody is waiting any more
             for _ in range(at_most):
-                if not self.gate.is_open():
+                if not self.limit.may_accept():
                     return False
                 try:
                     sock, peer = self.sock.accept()
                 except BlockingIOError:
                     raise
                 except OSError as exc:
-                    if not self._survives(exc):
+                    if not self._may_continue_after(exc):
                         return False
-                    survived += 1
+                    failed += 1
                 else:
-                    self._took = True
-                    self._give(sock, peer)
+                    self._has_accepted = True
+                    self._deliver(sock, peer)
 
         # Nothing but errors, and no end of them: whatever it is, it does not go away by asking again at once.
-        self._exhausted = survived == at_most
+        self._exhausted = failed == at_most
         return not self._exhausted
 
-    def _survives(self, exc: OSError) -> bool:
+    def _may_continue_after(self, exc: OSError) -> bool:
         self._count(exc)
         if exc.errno in _IGNORABLE:
             return True
@@ -161,7 +161,7 @@ class Acceptor:
 
         self._spare = _open_spare()
         if self._spare >= 0:
-            self._give(sock, peer)
+            self._deliver(sock, peer)
         else:
             sock.close()
             self.errors["shed"] += 1
@@ -169,7 +169,7 @@ class Acceptor:
 
         return True
 
-    def _give(self, sock: socket.socket, peer: Any) -> None:
+    def _deliver(self, sock: socket.socket, peer: Any) -> None:
         sock.setblocking(False)
         if self.preparation is not None:
             self.preparation(sock)
@@ -177,15 +177,15 @@ class Acceptor:
 
     async def _recover(self) -> None:
         if self._exhausted:
-            await sleep(_BREATH)
+            await sleep(_RETRY_DELAY)
             self._exhausted = False
             if self._spare < 0:
                 self._spare = _open_spare()
         else:
-            await self.gate.opened()
-            if self._took:
+            await self.limit.wait_may_accept()
+            if self._has_accepted:
                 # Whoever took the last slot lets the other listeners come first this time.
-                self._took = False
+                self._has_accepted = False
                 await checkpoint()
 
     def _count(self, exc: OSError) -> None:
@@ -193,7 +193,7 @@ class Acceptor:
         if exc.errno not in _CAPACITY | _WATCH_CAPACITY:
             return
 
-        self._troubles.warn("cannot accept: %s", exc.strerror)
+        self._warnings.warn("cannot accept: %s", exc.strerror)
 
 
 def _open_spare() -> int:

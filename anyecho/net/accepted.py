@@ -33,7 +33,7 @@ def preparation_for(listener: socket.socket, options: SocketOptions, *, passed: 
     # A Unix socket inherits nothing, nor does the socket of a plain TCP peer of an MPTCP listener.
     if listener.family == socket.AF_UNIX or _is_mptcp(listener):
         return _prepare(options, passed=passed)
-    if passed and (waiting := _count_waiting(listener)):
+    if passed and (waiting := _backlog_length(listener)):
         return _prepare_first(waiting, _prepare(options, passed=True))
 
     return None
@@ -61,7 +61,7 @@ def _prepare_first(count: float, prepare: Preparation) -> Preparation:
     return prepare_while_old
 
 
-def _count_waiting(listener: socket.socket) -> float:
+def _backlog_length(listener: socket.socket) -> float:
     """Connections in the accept queue, which is first in, first out; infinity where the kernel does not tell."""
     try:
         info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BACKLOG.size)

@@ -88,7 +88,7 @@ class _Reader:
         if not (self._is_scheduled or self._is_ended):
             self._call_turn()
 
-    def _go_on(self) -> None:
+    def _call_again(self) -> None:
         self._is_scheduled = False
         if not self._is_ended:
             self._call_turn()
@@ -97,7 +97,7 @@ class _Reader:
         try:
             if self._turn():
                 self._is_scheduled = True
-                self._loop.call_soon(self._go_on)
+                self._loop.call_soon(self._call_again)
         except (KeyboardInterrupt, SystemExit):
             raise  # they end the loop
         except BaseException as exc:  # which the loop would only log

@@ -28,13 +28,13 @@ from anyio import (
 class Registration(ABC):
     """One socket's readiness. One reader and one writer may wait at a time."""
 
-    __slots__ = ("may_read", "may_write", "short_read_empties")
+    __slots__ = ("may_read", "may_write", "short_read_drains")
 
     def __init__(self) -> None:
         self.may_read = True
         self.may_write = True
         #: Whether a read that got less than it asked for has left nothing, so that it clears `may_read` too.
-        self.short_read_empties = False
+        self.short_read_drains = False
 
     @abstractmethod
     async def readable(self) -> None:
@@ -55,7 +55,7 @@ class Fallback:
     def register(self, sock: socket.socket | int) -> Registration:
         return _WaitRegistration(sock)
 
-    def retire(self, sock: socket.socket) -> None:
+    def unregister(self, sock: socket.socket) -> None:
         """Wake each task that waits for `sock`, which is about to close, with `ClosedResourceError`."""
         notify_closing(sock)
 

@@ -26,7 +26,7 @@ _CHUNK = 65536
 _STEPS = 16
 #: Seconds until the first look whether the peer has acknowledged all; each later look waits twice as long. The
 #: kernel reports no event for it, and a peer may delay an acknowledgement by 40 ms.
-_FIRST_LOOK = 0.001
+_FIRST_CHECK = 0.001
 
 
 async def linger(stream: PolledStream, sock: socket.socket, records: Records | None, *, quiet: bool) -> None:
@@ -39,7 +39,7 @@ async def linger(stream: PolledStream, sock: socket.socket, records: Records | N
         return
 
     await stream.send_eof()
-    pause = _FIRST_LOOK if quiet else math.inf
+    pause = _FIRST_CHECK if quiet else math.inf
     while True:
         with move_on_after(pause) as looking:
             await stream.receive()

@@ -36,7 +36,7 @@ class Poller:
         self.batch = 0
         #: Events of the current batch that are not dispatched yet.
         self._events: Iterator[tuple[int, int]] = iter(())
-        self._has_left = False
+        self._has_undispatched = False
 
     def register(self, sock: socket.socket) -> PolledRegistration:
         """Watch `sock` for tasks that wait, until the registration is closed."""
@@ -61,27 +61,27 @@ class Poller:
             self.epoll.register(descriptor, mask)
         self.registered[descriptor] = pollable
 
-    def forget(self, descriptor: int, pollable: Pollable) -> None:
+    def stop_reporting(self, descriptor: int, pollable: Pollable) -> None:
         """Report no more to `pollable`. Not a mask of zero: a hang-up is reported on that too, for ever."""
         if self.registered.get(descriptor) is pollable:
             del self.registered[descriptor]
             with suppress(OSError):  # closed too early, by a stranger: then the kernel has forgotten it already
                 self.epoll.unregister(descriptor)
 
-    def retire(self, sock: socket.socket) -> None:
+    def unregister(self, sock: socket.socket) -> None:
         """Report no event of `sock`, which is about to close, whatever is registered for it."""
         if (pollable := self.registered.get(sock.fileno())) is not None:
-            self.forget(sock.fileno(), pollable)
+            self.stop_reporting(sock.fileno(), pollable)
 
     def turn(self) -> bool:
         """Dispatch one batch of events, for `_SLICE` at most; return whether some of it are left.
 
         What is left of an edge-triggered batch the kernel does not report again, so the next turn begins with it.
         """
-        if not self._has_left:
+        if not self._has_undispatched:
             self._events = iter(self.epoll.poll(0, _BATCH))
             self.batch += 1
-        self._has_left = False
+        self._has_undispatched = False
         over = monotonic() + _SLICE
         batch, registered = self.batch, self.registered
         for descriptor, mask in self._events:
@@ -89,7 +89,7 @@ class Poller:
             if pollable is not None and pollable.batch != batch:
                 pollable.dispatch(mask)
                 if monotonic() > over:
-                    self._has_left = True
+                    self._has_undispatched = True
                     return True
 
         return False
@@ -101,7 +101,7 @@ class Poller:
                 await drive(self.epoll.fileno(), self.turn)
         finally:
             for pollable in list(self.registered.values()):
-                pollable.abandoned()
+                pollable.poller_stopped()
             self.epoll.close()
 
 

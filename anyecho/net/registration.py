@@ -4,14 +4,14 @@ from __future__ import annotations
 
 __all__ = (
     "ERROR",
-    "ODD",
+    "EXCEPTIONAL",
     "READ",
-    "READ_ONCE",
+    "READ_EDGE",
     "WRITE",
     "Pollable",
     "PolledRegistration",
     "Watch",
-    "short_read_empties",
+    "short_read_drains",
 )
 
 import socket
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
 #: What may be asked of `Poller.report`, level-triggered. Errors and hang-ups are reported with either.
 READ = 0x001  # EPOLLIN
 WRITE = 0x004  # EPOLLOUT
-#: Edge-triggered. Unless something `ODD` is reported, a short read has taken all, where `short_read_empties`.
-READ_ONCE = READ | 0x2000 | 0x002 | 1 << 31  # EPOLLRDHUP, EPOLLPRI, EPOLLET
+#: Edge-triggered: READ plus the events after which a short read may not have drained the socket.
+READ_EDGE = READ | 0x2000 | 0x002 | 1 << 31  # EPOLLRDHUP, EPOLLPRI, EPOLLET
 #: EPOLLERR: an error, or something in the error queue.
 ERROR = 0x008
 _MAY_WRITE = WRITE | ERROR | 0x010  # EPOLLHUP
 _MAY_READ = ~WRITE
-ODD = ~(READ | WRITE)
+EXCEPTIONAL = ~(READ | WRITE)
 
 
-def short_read_empties(sock: socket.socket) -> bool:
+def short_read_drains(sock: socket.socket) -> bool:
     """Whether a read that got less than it asked for has left nothing, if the kernel reported nothing odd.
 
     On TCP it has; on Unix sockets, descriptors that are passed along cut reads short.
@@ -55,7 +55,7 @@ class Pollable(Protocol):
     def dispatch(self, mask: int) -> None:
         """Take in what the kernel reported."""
 
-    def abandoned(self) -> None:
+    def poller_stopped(self) -> None:
         """The Poller has stopped: nothing will be reported any more."""
 
 
@@ -76,7 +76,7 @@ class PolledRegistration(Registration):
 
     def __init__(self, poller: Poller, sock: socket.socket) -> None:
         super().__init__()
-        self.short_read_empties = short_read_empties(sock)
+        self.short_read_drains = short_read_drains(sock)
         self._poller = poller
         self._descriptor = sock.fileno()
         self._closed = False
@@ -84,7 +84,7 @@ class PolledRegistration(Registration):
         self._writer: Semaphore | None = None
         self._reading = False
         self._writing = False
-        poller.report(self._descriptor, READ_ONCE | WRITE, self)
+        poller.report(self._descriptor, READ_EDGE | WRITE, self)
 
     async def readable(self) -> None:
         # Not "if": two events, or a wait that was cancelled as it was woken, leave a wake-up to the next wait.
@@ -118,8 +118,8 @@ class PolledRegistration(Registration):
             raise ClosedResourceError
 
     def dispatch(self, mask: int) -> None:
-        if mask & ODD:
-            self.short_read_empties = False
+        if mask & EXCEPTIONAL:
+            self.short_read_drains = False
         if mask & _MAY_READ:
             self._wake_reader()
         if mask & _MAY_WRITE:
@@ -135,14 +135,14 @@ class PolledRegistration(Registration):
         if self._writing and self._writer is not None:
             self._writer.release()
 
-    def abandoned(self) -> None:
+    def poller_stopped(self) -> None:
         self.close()
 
     def close(self) -> None:
         """Forget the socket, which is still open; calls that wait raise `ClosedResourceError`."""
         if not self._closed:
             self._closed = True
-            self._poller.forget(self._descriptor, self)
+            self._poller.stop_reporting(self._descriptor, self)
             self._wake_reader()
             self._wake_writer()
 
@@ -169,7 +169,7 @@ class Watch:
 
     def close(self) -> None:
         """Make no further call."""
-        self._poller.forget(self._descriptor, self)
+        self._poller.stop_reporting(self._descriptor, self)
 
-    def abandoned(self) -> None:
+    def poller_stopped(self) -> None:
         self.close()

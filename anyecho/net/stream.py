@@ -81,12 +81,12 @@ class PolledStream(ByteStream):
         registration = self._registration
         self._receiving = True
         try:
-            if registration.may_read and self._is_spent():
+            if registration.may_read and self._is_budget_spent():
                 await self._yield()
             while True:
                 if not registration.may_read:
                     await registration.readable()
-                    self._refill()
+                    self._reset_budget()
                 try:
                     # Nothing is awaited between recv(2) and return: a cancelled call has not taken any bytes.
                     data = self._sock.recv(max_bytes)
@@ -101,7 +101,7 @@ class PolledStream(ByteStream):
         if not data:
             raise EndOfStream if self._broken is None else BrokenResourceError from self._broken
 
-        if len(data) < max_bytes and registration.short_read_empties:
+        if len(data) < max_bytes and registration.short_read_drains:
             registration.may_read = False
         self.bytes_received += len(data)
         self._bytes_left -= len(data)
@@ -114,12 +114,12 @@ class PolledStream(ByteStream):
         rest: bytes | memoryview = item if type(item) is bytes else memoryview(item).cast("B")
         self._sending = True
         try:
-            if not rest or (registration.may_write and self._is_spent()):
+            if not rest or (registration.may_write and self._is_budget_spent()):
                 await self._yield()
             while rest:
                 if not registration.may_write:
                     await registration.writable()
-                    self._refill()
+                    self._reset_budget()
                 elif self._bytes_left <= 0:
                     await self._yield()
                 try:
@@ -177,15 +177,15 @@ class PolledStream(ByteStream):
         self._broken = self._broken or type(exc)(*exc.args)
         return BrokenResourceError()
 
-    def _is_spent(self) -> bool:
+    def _is_budget_spent(self) -> bool:
         self._calls_left -= 1
         return self._calls_left < 0 or self._bytes_left <= 0
 
     async def _yield(self) -> None:
         await checkpoint()
-        self._refill()
+        self._reset_budget()
 
-    def _refill(self) -> None:
+    def _reset_budget(self) -> None:
         self._calls_left = self.budget - 1
         self._bytes_left = _BUDGET_BYTES
 

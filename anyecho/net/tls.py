@@ -32,7 +32,7 @@ from anyio import (
 )
 from anyio.lowlevel import checkpoint
 
-from anyecho.clock import LOOKS, call_until
+from anyecho.clock import INTERVALS, call_until
 from anyecho.net.stream import PolledStream
 from anyecho.net.tls_attributes import attributes_of
 from anyecho.net.tls_errors import alert_of
@@ -100,7 +100,7 @@ class TLSStream(TLSTransfer):
         records, registration = self.records, self._registration
         self._receiving = True
         try:
-            if (registration.may_read or not records.wants_more) and self._is_spent():
+            if (registration.may_read or not records.wants_more) and self._is_budget_spent():
                 await self._yield()
             was_empty = False
             while (data := records.receive(max_bytes)) is None:
@@ -117,7 +117,7 @@ class TLSStream(TLSTransfer):
                 if not records.process_more():
                     while not (registration.may_read and self._feed()):
                         await registration.readable()
-                        self._refill()
+                        self._reset_budget()
             if records.resumed:
                 records.resumed = False
                 self._try_flush()
@@ -143,7 +143,7 @@ class TLSStream(TLSTransfer):
         queued = 0
         self._sending = True
         try:
-            if not rest or self._is_spent():
+            if not rest or self._is_budget_spent():
                 await self._yield()
             if self.records.wire_bytes_pending:
                 await self._flush()
@@ -189,7 +189,9 @@ class TLSStream(TLSTransfer):
                 # May be stale, as no task waits for it: try send(2).
                 self._registration.may_write = True
                 with suppress(OSError, BrokenResourceError, ClosedResourceError):
-                    await call_until(current_time() + CLOSE_TIMEOUT, CLOSE_TIMEOUT / LOOKS, self._close_gracefully)
+                    await call_until(
+                        current_time() + CLOSE_TIMEOUT, CLOSE_TIMEOUT / INTERVALS, self._close_gracefully
+                    )
             finally:
                 self._sending = False
                 with CancelScope(shield=True):

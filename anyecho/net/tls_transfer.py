@@ -91,7 +91,7 @@ class TLSTransfer(PolledStream):
         if not self.records.process_more():
             while not (self._registration.may_read and self._feed()):
                 await self._registration.readable()
-                self._refill()
+                self._reset_budget()
 
     def _feed(self) -> bool:
         """Pass more input to OpenSSL without waiting; return whether there was any."""
@@ -105,7 +105,7 @@ class TLSTransfer(PolledStream):
         if not data:
             raise ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "it ended without a close_notify")
 
-        if len(data) < _WIRE_CHUNK and registration.short_read_empties:
+        if len(data) < _WIRE_CHUNK and registration.short_read_drains:
             registration.may_read = False
         self._bytes_left -= len(data)
         self.records.feed(data)
@@ -115,7 +115,7 @@ class TLSTransfer(PolledStream):
         """Send all pending bytes. If cancelled, the rest stays pending."""
         while not self._flush_now():
             await self._registration.writable()
-            self._refill()
+            self._reset_budget()
         if self._bytes_left <= 0:
             await self._yield()
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from anyio import BrokenResourceError, CancelScope, ClosedResourceError, EndOfStream, current_time
 from anyio.abc import TaskGroup
 
-from anyecho.clock import LOOKS, call_until
+from anyecho.clock import INTERVALS, call_until
 from anyecho.net.linger import linger, peek
 from anyecho.net.poller import Fallback, Poller
 from anyecho.net.proxied import name_of
@@ -208,7 +208,7 @@ class Connection(ABC):
             # Nothing is left to say but the alert.
             stream = stream.without_tls()
         ended, quiet = self.look()
-        least = self.engine.linger / LOOKS
+        least = self.engine.linger / INTERVALS
         deadline = self._deadline(least)
 
         # May be cancelled and called again.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from anyecho.net.error_queue import drain_error_queue
 from anyecho.net.linger import is_acknowledged
 from anyecho.net.poller import Poller
-from anyecho.net.registration import ERROR, ODD, READ, READ_ONCE, WRITE, short_read_empties
+from anyecho.net.registration import ERROR, EXCEPTIONAL, READ, READ_EDGE, WRITE, short_read_drains
 from anyecho.net.stream import PolledStream
 from anyecho.net.tls_records import RECORD_SIZE
 from anyecho.server.connection import Connection, Engine
@@ -58,7 +58,7 @@ class EventConnection(Connection):
         #: What the kernel did not take; while there is any, nothing is read.
         self._pending: bytes | memoryview = b""
         #: How reading is waited for. A level makes the kernel look twice for every event, 0.2 us of an echo.
-        self._mask = READ_ONCE if short_read_empties(sock) else READ
+        self._mask = READ_EDGE if short_read_drains(sock) else READ
 
     def start(self, sockaddr: Any) -> None:
         try:
@@ -86,7 +86,7 @@ class EventConnection(Connection):
             self.reason = "cancelled"
             self._finish("eof" if self.has_ended() else "cancelled")
 
-    def abandoned(self) -> None:
+    def poller_stopped(self) -> None:
         self._finish("broken")
 
     @property
@@ -95,7 +95,7 @@ class EventConnection(Connection):
 
     def dispatch(self, mask: int) -> None:
         try:
-            if mask & ODD:
+            if mask & EXCEPTIONAL:
                 self._note_odd(mask)
             if self._pending:
                 self._flush()
@@ -159,7 +159,7 @@ class EventConnection(Connection):
 
     def _finish(self, reason: str) -> None:
         self.reason = reason
-        self.engine.poller.forget(self.sock.fileno(), self)
+        self.engine.poller.stop_reporting(self.sock.fileno(), self)
         self.sock.close()
         self.tell_end()
         self.engine.ended(self)

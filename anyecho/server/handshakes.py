@@ -14,7 +14,7 @@ from typing import Protocol
 from anyio import Lock
 from anyio.lowlevel import checkpoint
 
-from anyecho.clock import LOOKS, sleep_running
+from anyecho.clock import INTERVALS, sleep_running
 from anyecho.server.limits import ConnectionLimit
 from anyecho.throttled_log import ThrottledLog
 
@@ -41,8 +41,8 @@ class Handshakes:
         #: Number of checks before each handshake began. So no handshake needs a timer or a clock reading.
         self._checks_at_start: dict[Endable, float] = {}
         self._checks = 0
-        #: The gate of the TLS listeners.
-        self.gate = ConnectionLimit(max(1, connections.limit // _LIMIT_DIVISOR), within=connections)
+        #: The accept limit of the TLS listeners.
+        self.accept_limit = ConnectionLimit(max(1, connections.limit // _LIMIT_DIVISOR), within=connections)
         #: Held by a task during one step of its handshake and one pass of the event loop. Without it, a hundred
         #: simultaneous handshakes would block all other tasks for their total time.
         self.step_lock = Lock(fast_acquire=True)
@@ -54,17 +54,17 @@ class Handshakes:
 
     def begin(self, connection: Endable) -> None:
         self._checks_at_start[connection] = self._checks
-        self.gate.take()
+        self.accept_limit.take()
 
     def reserve(self, connection: Endable) -> None:
         """Count a handshake that begins later, after the PROXY header. It has no time limit before `begin`."""
         self._checks_at_start[connection] = math.inf
-        self.gate.take()
+        self.accept_limit.take()
 
     def finish(self, connection: Endable) -> None:
         """Stop counting a handshake that completed or failed. No effect if `connection` is not counted."""
         if self._checks_at_start.pop(connection, None) is not None:
-            self.gate.give_back()
+            self.accept_limit.give_back()
 
     async def run(self) -> None:
         """End handshakes that take too long, until cancelled."""
@@ -72,10 +72,10 @@ class Handshakes:
             return
 
         while True:
-            await sleep_running(self._timeout / LOOKS)
+            await sleep_running(self._timeout / INTERVALS)
             self._checks += 1
             # Minus one: the interval in which a handshake began was not a whole one.
-            await self._end_expired(self._checks - LOOKS - 1)
+            await self._end_expired(self._checks - INTERVALS - 1)
 
     async def _end_expired(self, oldest: float) -> None:
         # A function of its own: a loop variable in `run` would keep the last connection until the next check.

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from anyio import Event
 from anyio.lowlevel import checkpoint
 
-from anyecho.clock import LOOKS, sleep_running
+from anyecho.clock import INTERVALS, sleep_running
 from anyecho.net.names import source_key
 from anyecho.server.options import ServeOptions
 
@@ -62,16 +62,16 @@ class ConnectionLimit:
     held: int = field(init=False, default=0)
     _freed: Event = field(init=False, default_factory=Event)
 
-    def is_open(self) -> bool:
-        return not (self.wait and self.is_reached()) and (self.within is None or self.within.is_open())
+    def may_accept(self) -> bool:
+        return not (self.wait and self.is_reached()) and (self.within is None or self.within.may_accept())
 
     def is_reached(self) -> bool:
         return self.held >= self.limit
 
-    async def opened(self) -> None:
-        while not self.is_open():
+    async def wait_may_accept(self) -> None:
+        while not self.may_accept():
             if self.within is not None:
-                await self.within.opened()
+                await self.within.wait_may_accept()
             if self.is_reached():
                 await self._freed.wait()
 
@@ -143,7 +143,7 @@ class Reaper:
         self._connections = connections
         window = options.min_rate_window if options.min_rate else math.inf
         times = (options.idle_timeout, options.write_timeout, options.max_duration, window)
-        self._interval = max(min(times) / LOOKS, _LEAST_INTERVAL)
+        self._interval = max(min(times) / INTERVALS, _LEAST_INTERVAL)
         #: How many looks each of the times is.
         self._idle, self._write, self._duration, self._window = map(self._looks_in, times)
         self._owed_each_window = 0.0 if math.isinf(window) else options.min_rate * window

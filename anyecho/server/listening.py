@@ -49,7 +49,7 @@ class Listening:
                 entrance = Entrance(expected_header(asked, options), certificates if asked.tls else None)
                 acceptor = Acceptor(
                     sock=listener.sock,
-                    gate=reception.gate(entrance),
+                    limit=reception.accept_limit(entrance),
                     hand_over=partial(reception.begin, entrance),
                     errors=stats.accept_errors,
                     preparation=listener.preparation,
@@ -92,6 +92,6 @@ class Listening:
         for acceptor in self._acceptors:
             acceptor.stop()
         for listener in self._listeners:
-            self._poller.retire(listener.sock)
+            self._poller.unregister(listener.sock)
             listener.stop()
         self._scope.cancel()

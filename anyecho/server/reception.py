@@ -15,7 +15,7 @@ from anyio import Event
 from anyio.abc import TaskGroup
 
 from anyecho.errors import StartError
-from anyecho.net.accept import Gate
+from anyecho.net.accept import AcceptLimit
 from anyecho.net.poller import Fallback, Poller
 from anyecho.net.proxied import TrustedNetworks, remote_address
 from anyecho.net.sockets import peer_name
@@ -66,9 +66,9 @@ class Reception:
         #: Who is there, those included that have not said yet for whom.
         self.connections: set[Connection] = set()
 
-    def gate(self, entrance: Entrance) -> Gate:
+    def accept_limit(self, entrance: Entrance) -> AcceptLimit:
         """What lets connections in there."""
-        return self.handshakes.gate if entrance.certificates else self._limit
+        return self.handshakes.accept_limit if entrance.certificates else self._limit
 
     def begin(self, entrance: Entrance, sock: socket.socket, sockaddr: Any) -> None:
         """Take `sock`, accepted from `sockaddr`."""

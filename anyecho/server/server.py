@@ -79,8 +79,8 @@ async def open_server(*addresses: str | Address, options: ServeOptions | None = 
             check_options(options, [(listener.requested, listener.address) for listener in listeners])
 
         async with open_poller() as poller, create_task_group() as tasks:
-            gate = ConnectionLimit(limit, wait=options.over_limit == "wait")
-            server = Server(listeners, gate, options, poller, tasks, certificates)
+            connection_limit = ConnectionLimit(limit, wait=options.over_limit == "wait")
+            server = Server(listeners, connection_limit, options, poller, tasks, certificates)
             opened.callback(server._note_over)
             server.start()
             try:

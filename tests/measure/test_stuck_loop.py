@@ -264,7 +264,7 @@ async def test_a_gap_between_two_ticks_counts_as_two_intervals(monkeypatch: pyte
     times = iter([100.0, 101.0, 102.5, 3600.0, 3601.0])
     monkeypatch.setattr(clock, "current_time", lambda: next(times))
     measured = LoopClock(1.0)
-    ticks = [(measured.tick(), measured.was_stuck) for _ in range(4)]
+    ticks = [(measured.tick(), measured.was_blocked) for _ in range(4)]
     assert ticks == [(1.0, False), (1.5, False), (2.0, True), (1.0, False)]
     assert measured.elapsed == 5.5
 

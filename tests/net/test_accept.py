@@ -44,10 +44,10 @@ class Turnstile:
         self.open = True
         self.changed = Event()
 
-    def is_open(self) -> bool:
+    def may_accept(self) -> bool:
         return self.open
 
-    async def opened(self) -> None:
+    async def wait_may_accept(self) -> None:
         while not self.open:
             await self.changed.wait()
 
@@ -66,7 +66,7 @@ class Door:
         self.gate = Turnstile()
         self.came_in: list[socket.socket] = []
         self._came = Event()
-        self.acceptor = Acceptor(sock=self.sock, gate=self.gate, hand_over=self._take, errors=Counter())
+        self.acceptor = Acceptor(sock=self.sock, limit=self.gate, hand_over=self._take, errors=Counter())
 
     def _take(self, sock: socket.socket, _: Any) -> None:
         self.came_in.append(self._opened.enter_context(sock))

@@ -387,13 +387,13 @@ async def test_a_limit_within_another_is_closed_while_that_is() -> None:
         outer.take()
     inner.take()
     async with create_task_group() as tasks:
-        tasks.start_soon(inner.opened)
+        tasks.start_soon(inner.wait_may_accept)
         for limit in (inner, outer):
             await wait_all_tasks_blocked()
-            assert not inner.is_open()
+            assert not inner.may_accept()
             limit.give_back()
         with fail_after(SOON):
-            await inner.opened()
+            await inner.wait_may_accept()
 
 
 def test_a_limit_of_addresses_forgets_those_who_are_gone() -> None:
