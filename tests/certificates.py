@@ -1,4 +1,4 @@
-"""A CA of the suite's own and what it has signed, made once; contexts and streams that use it."""
+"""The suite's CA and its certificates, made once; contexts and streams that use them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def server_context() -> ssl.SSLContext:
 
 @cache
 def client_context(version: ssl.TLSVersion | None = None) -> ssl.SSLContext:
-    """Believes the CA, and speaks nothing but `version`."""
+    """Trusts the CA, and allows only `version`."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     authority().configure_trust(context)
     if version is not None:
@@ -75,7 +75,7 @@ def server_over(sock: socket.socket, poller: Poller | Fallback) -> TLSStream:
 async def tls_pair(
     kind: str, poller: Poller | Fallback, version: ssl.TLSVersion | None = None
 ) -> tuple[TLSStream, TLSStream]:
-    """A client and a server that have shaken hands."""
+    """A client and a server after their handshake."""
     left, right = raw_pair(kind)
     client, server = client_over(left, poller, version), server_over(right, poller)
     async with create_task_group() as tasks:
@@ -87,7 +87,7 @@ async def tls_pair(
 
 @dataclass(frozen=True)
 class Files:
-    """What the suite's CA has made, as a user has it; `client` is certificate and key of somebody it knows."""
+    """PEM files of the suite's CA; `client` has a client certificate and its key."""
 
     cacert: Path
     cert: Path

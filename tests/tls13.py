@@ -1,6 +1,6 @@
-"""A TLS 1.3 peer that makes its own records: a handshake message cut over several of them, or never completed.
+"""A TLS 1.3 peer that makes its own records, for handshake messages that are fragmented or never completed.
 
-OpenSSL shakes hands. The secrets that it logs (SSLKEYLOGFILE) become keys; its session is not used after that.
+OpenSSL performs the handshake. The secrets that it logs (SSLKEYLOGFILE) become keys; its session is not used then.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ Record: TypeAlias = tuple[int, bytes]
 
 
 def ticket(size: int = 200) -> bytes:
-    """A NewSessionTicket message (section 4.6.1) that nobody can resume."""
+    """A NewSessionTicket message (section 4.6.1) that resumes no session."""
     body = struct.pack(">IIB", 7200, 0, 8) + bytes(8) + struct.pack(">H", size) + os.urandom(size) + b"\x00\x00"
     return b"\x04" + len(body).to_bytes(3, "big") + body
 
 
 @dataclass
 class _Keys:
-    """What one side encrypts with."""
+    """The traffic keys of one direction."""
 
     cipher: str
     secret: bytes
@@ -80,7 +80,7 @@ class _Keys:
         return content[-1], content[:-1]
 
     def update(self) -> None:
-        """The next generation (section 7.2)."""
+        """Derive the next keys (section 7.2)."""
         self.secret = self._expand("traffic upd", len(self.secret))
         self.number = 0
         self.__post_init__()
@@ -98,13 +98,13 @@ class _Keys:
 
 @dataclass(eq=False)
 class CraftedPeer:
-    """One end of a connection whose handshake is over. It reads and writes records, and closes the socket."""
+    """A peer after its handshake. It reads and writes records, and closes the socket."""
 
     sock: socket.socket
     _writing: _Keys
     _reading: _Keys
     _unread: bytes = b""
-    #: Handshake messages of the other side, as they came.
+    #: Handshake messages received, in order.
     messages: list[bytes] = attribute(default_factory=list)
 
     @classmethod
@@ -115,14 +115,14 @@ class CraftedPeer:
 
     @classmethod
     async def server(cls, sock: socket.socket) -> CraftedPeer:
-        """It has sent no ticket."""
+        """A server that sends no tickets."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         authority().issue_cert("localhost", "127.0.0.1").configure_cert(context)
         context.num_tickets = 0
         return await cls._over(sock, context, "SERVER", "CLIENT")
 
     @classmethod
-    async def _over(cls, sock: socket.socket, context: ssl.SSLContext, own: str, others: str) -> CraftedPeer:
+    async def _over(cls, sock: socket.socket, context: ssl.SSLContext, own: str, peer: str) -> CraftedPeer:
         sock.setblocking(False)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         with tempfile.NamedTemporaryFile("r") as log:
@@ -135,11 +135,11 @@ class CraftedPeer:
         cipher = records.tls.cipher()
         assert cipher is not None
         secrets = {label: bytes.fromhex(secret) for label, _, secret in words}
-        keys = {side: _Keys(cipher[0], secrets[f"{side}_TRAFFIC_SECRET_0"]) for side in (own, others)}
-        return cls(sock, keys[own], keys[others])
+        keys = {side: _Keys(cipher[0], secrets[f"{side}_TRAFFIC_SECRET_0"]) for side in (own, peer)}
+        return cls(sock, keys[own], keys[peer])
 
     def seal(self, kind: int, content: bytes, *sizes: int) -> bytes:
-        """Records of type `kind` for `content`: so many bytes in each, and the rest in the last."""
+        """Records of type `kind` for `content`: `sizes` bytes in each, and the rest in the last."""
         records = b""
         for size in sizes:
             records += self._writing.seal(kind, content[:size])
@@ -147,21 +147,21 @@ class CraftedPeer:
         return records + (self._writing.seal(kind, content) if content else b"")
 
     def update_keys(self, *sizes: int, requested: bool = False) -> bytes:
-        """A KeyUpdate, cut; what is sealed after it has new keys."""
+        """A KeyUpdate in records of `sizes` bytes and the rest. Later records use new keys."""
         records = self.seal(HANDSHAKE, KEY_UPDATE_REQUESTED if requested else KEY_UPDATE, *sizes)
         self.next_keys()
         return records
 
     def next_keys(self) -> None:
-        """Seal with new keys, as after the last byte of a KeyUpdate."""
+        """Use new keys, as after the last byte of a KeyUpdate."""
         self._writing.update()
 
     def send(self, records: bytes) -> None:
-        """All at once. It does not wait: the kernel has to have room."""
+        """Send all at once without waiting: the send buffer must have room."""
         assert self.sock.send(records) == len(records)
 
     async def read(self) -> Record | None:
-        """The next data or alert; None at the end of the connection. Handshake messages are noted on the way."""
+        """The next data or alert; None at EOF. Handshake messages before it are added to `messages`."""
         while True:
             while len(self._unread) < _HEADER or len(self._unread) < self._size():
                 await wait_readable(self.sock)
@@ -181,7 +181,7 @@ class CraftedPeer:
                 self._reading.update()
 
     async def read_all(self) -> list[Record]:
-        """All data and alerts up to the end of the connection; the data between two alerts is one."""
+        """All data and alerts until EOF; consecutive data records are joined."""
         records: list[Record] = []
         while (record := await self.read()) is not None:
             if record[0] == DATA and records and records[-1][0] == DATA:

@@ -1,4 +1,4 @@
-"""A client gets its echo though the server's tickets and KeyUpdates come in pieces."""
+"""A client gets its echo though the server's tickets and KeyUpdates are fragmented."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.certificates import files_in
 from tests.peers import SOON
 from tests.tls13 import ALERT, CLOSE_NOTIFY, DATA, HANDSHAKE, CraftedPeer, ticket
 
-#: More than the client's stream holds, and less than the kernel's buffers do.
+#: More than the client's stream holds, and less than the kernel buffers hold.
 PAYLOAD = os.urandom(100_000)
 
 
@@ -30,7 +30,7 @@ def ca_options(tmp_path_factory: pytest.TempPathFactory) -> ConnectOptions:
 
 @asynccontextmanager
 async def called(options: ConnectOptions) -> AsyncIterator[tuple[Client, CraftedPeer]]:
-    """A client, and the server that it called."""
+    """A client, and the server that it is connected to."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
         servers: list[CraftedPeer] = []
@@ -62,7 +62,7 @@ def pieces(data: bytes) -> Iterator[bytes]:
     return (data[start : start + 16000] for start in range(0, len(data), 16000))
 
 
-async def test_an_exchange_begins_in_the_middle_of_a_ticket(ca_options: ConnectOptions) -> None:
+async def test_an_exchange_that_begins_inside_a_ticket_completes(ca_options: ConnectOptions) -> None:
     async with called(ca_options) as (client, server):
         message = ticket(1200)
         server.send(server.seal(HANDSHAKE, message[:1000]))
@@ -76,7 +76,7 @@ async def test_an_exchange_begins_in_the_middle_of_a_ticket(ca_options: ConnectO
                 server.send(server.seal(DATA, piece))
 
 
-async def test_a_payload_ends_in_the_middle_of_a_ticket(ca_options: ConnectOptions) -> None:
+async def test_a_payload_that_ends_inside_a_ticket_is_echoed(ca_options: ConnectOptions) -> None:
     message = ticket(1200)
     back = b""
 
@@ -100,7 +100,7 @@ async def test_a_payload_ends_in_the_middle_of_a_ticket(ca_options: ConnectOptio
     assert back == b"onetwo"
 
 
-async def test_a_server_that_ends_in_the_middle_of_a_ticket_is_told_so(ca_options: ConnectOptions) -> None:
+async def test_eof_inside_a_ticket_is_a_truncated_echo(ca_options: ConnectOptions) -> None:
     async with called(ca_options) as (client, server):
         server.send(server.seal(HANDSHAKE, ticket(1200)[:1000]))
         server.sock.shutdown(socket.SHUT_WR)

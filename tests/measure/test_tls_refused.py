@@ -1,4 +1,4 @@
-"""A server that refuses a client over TLS 1.3 does so after the client's handshake, and the client says why."""
+"""A TLS 1.3 server refuses a client after the client's handshake; the client's error says why."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def expired(files: Files) -> Path:
     ],
 )
 @pytest.mark.by_turns("anyio_backend")
-async def test_a_client_is_told_which_certificate_would_do(
+async def test_the_error_says_why_a_client_certificate_was_refused(
     shown: Callable[[Files], Path] | None, told: str, version: ssl.TLSVersion, payload: bytes, files: Files
 ) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -78,7 +78,7 @@ async def test_a_client_is_told_which_certificate_would_do(
     assert address.removeprefix("tcp") in str(caught.value)
 
 
-#: Alerts that are about what the client has shown (RFC 8446, section 6), by number.
+#: Alerts about the client's certificate or handshake (RFC 8446, section 6), by number.
 REFUSALS = {
     40: "refuses the handshake",
     41: "cert is missing",
@@ -92,14 +92,14 @@ REFUSALS = {
     51: "cert is refused .*decrypt_error",
     116: "cert is missing",
 }
-#: And some that are not.
+#: Other alerts.
 FAILURES = {10: "unexpected_message", 20: "bad_record_mac", 47: "illegal_parameter", 80: "internal_error"}
 
 
 @pytest.mark.parametrize("number", REFUSALS)
 @pytest.mark.parametrize("payload", [b"x", b""], ids=["sent", "unsent"])
 @pytest.mark.by_turns("anyio_backend")
-async def test_an_alert_that_is_the_first_answer_is_no_connection(
+async def test_a_refusal_alert_before_any_echo_is_a_connect_error(
     number: int, payload: bytes, files: Files
 ) -> None:
     tls = ConnectOptions(timeout=SOON, tls=TLSClientOptions(cacert=files.cacert))
@@ -113,7 +113,7 @@ async def test_an_alert_that_is_the_first_answer_is_no_connection(
 
 
 @pytest.mark.parametrize("number", FAILURES)
-async def test_any_other_alert_is_a_broken_connection(number: int, files: Files) -> None:
+async def test_an_alert_that_is_no_refusal_is_a_broken_connection(number: int, files: Files) -> None:
     tls = ConnectOptions(timeout=SOON, tls=TLSClientOptions(cacert=files.cacert))
     async with called(tls) as (client, server):
         server.send(server.seal(ALERT, bytes([2, number])))
@@ -122,7 +122,7 @@ async def test_any_other_alert_is_a_broken_connection(number: int, files: Files)
         assert str(caught.value).startswith(f"the connection broke (the peer sent the alert {FAILURES[number]}): ")
 
 
-async def test_an_alert_after_an_answer_is_a_broken_connection(files: Files) -> None:
+async def test_an_alert_after_an_echo_is_a_broken_connection(files: Files) -> None:
     tls = ConnectOptions(timeout=SOON, tls=TLSClientOptions(cacert=files.cacert))
     async with called(tls) as (client, server):
 
@@ -139,7 +139,7 @@ async def test_an_alert_after_an_answer_is_a_broken_connection(files: Files) -> 
                 await client.exchange(b"ab")
 
 
-async def test_an_alert_is_told_though_a_reset_came_with_it(files: Files) -> None:
+async def test_an_alert_is_reported_though_a_reset_follows_it(files: Files) -> None:
     """A server that closes while the client sends resets the connection."""
     tls = ConnectOptions(timeout=SOON, tls=TLSClientOptions(cacert=files.cacert))
     async with called(tls) as (client, server):

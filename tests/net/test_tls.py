@@ -1,4 +1,4 @@
-"""`TLSStream` keeps the contract of every stream of ours, and what TLS adds to it."""
+"""`TLSStream` has the contract of all our streams, and what TLS adds to it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PAYLOAD = os.urandom(8 << 20)
 
 @pytest.fixture(autouse=True)
 def short_close_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several tests close on a peer that does not read, and would wait as long as that may take."""
+    """Several tests close while the peer does not read, which takes the whole timeout."""
     monkeypatch.setattr(tls, "CLOSE_TIMEOUT", 0.05)
 
 
@@ -65,7 +65,7 @@ async def test_a_tls_stream_conforms(one: Check, version: ssl.TLSVersion, poller
 
 @pytest.mark.parametrize("one", CHECKS, ids=lambda one: one.__name__)
 async def test_the_server_of_a_tls_stream_conforms(one: Check) -> None:
-    """The other way round, on the other carrier, without a poller."""
+    """The server side, over a Unix socket, without a poller."""
     client, server = await tls_pair("unix", Fallback())
     await check(one, server, client)
 
@@ -88,7 +88,7 @@ def test_trios_own_checks_pass(
 
 
 @pytest.mark.parametrize("first", [0, 1], ids=["client", "server"])
-async def test_who_has_ended_still_gets_all_that_the_other_sends(
+async def test_a_stream_receives_everything_after_its_own_close_notify(
     first: int, pair: tuple[TLSStream, TLSStream]
 ) -> None:
     ended, other = pair[first], pair[1 - first]
@@ -105,8 +105,8 @@ async def test_who_has_ended_still_gets_all_that_the_other_sends(
         assert await drain(ended) == PAYLOAD
 
 
-async def test_ending_while_records_are_unread_loses_none_of_them(pair: tuple[TLSStream, TLSStream]) -> None:
-    """OpenSSL would look for the peer's close_notify, find them, and take them for an attack."""
+async def test_send_eof_with_unread_records_loses_none_of_them(pair: tuple[TLSStream, TLSStream]) -> None:
+    """OpenSSL looks for the peer's close_notify at once, and takes other records for an attack."""
     left, right = pair
     for part in (b"first ", b"second ", b"third "):
         await right.send(part)
@@ -118,7 +118,7 @@ async def test_ending_while_records_are_unread_loses_none_of_them(pair: tuple[TL
     assert await drain(left) == b"irst second third last"
 
 
-async def test_an_end_without_close_notify_is_no_end(pair: tuple[TLSStream, TLSStream]) -> None:
+async def test_a_fin_without_close_notify_is_broken(pair: tuple[TLSStream, TLSStream]) -> None:
     left, right = pair
     await left.send(b"whole")
     left.extra(SocketAttribute.raw_socket).shutdown(socket.SHUT_WR)
@@ -129,7 +129,7 @@ async def test_an_end_without_close_notify_is_no_end(pair: tuple[TLSStream, TLSS
         assert isinstance(caught.value.__cause__, ssl.SSLEOFError)
 
 
-async def test_a_reset_is_broken_too(pair: tuple[TLSStream, TLSStream]) -> None:
+async def test_a_reset_of_a_tls_connection_is_broken(pair: tuple[TLSStream, TLSStream]) -> None:
     left, right = pair
     reset(left.extra(SocketAttribute.raw_socket))
     for _ in range(2):
@@ -138,7 +138,7 @@ async def test_a_reset_is_broken_too(pair: tuple[TLSStream, TLSStream]) -> None:
         assert isinstance(caught.value.__cause__, ConnectionResetError)
 
 
-async def test_a_cancelled_send_is_continued_by_the_next(pair: tuple[TLSStream, TLSStream]) -> None:
+async def test_the_next_send_continues_a_cancelled_one(pair: tuple[TLSStream, TLSStream]) -> None:
     left, right = pair
     async with create_task_group() as tasks:
         tasks.start_soon(left.send, PAYLOAD)
@@ -146,7 +146,7 @@ async def test_a_cancelled_send_is_continued_by_the_next(pair: tuple[TLSStream, 
         tasks.cancel_scope.cancel()
 
     assert left.records.wire_bytes_pending
-    given = left.records.plaintext_queued
+    queued = left.records.plaintext_queued
 
     async def send_more() -> None:
         await left.send(b"more")
@@ -156,7 +156,7 @@ async def test_a_cancelled_send_is_continued_by_the_next(pair: tuple[TLSStream, 
         tasks.start_soon(send_more)
         received = await drain(right)
 
-    assert received == PAYLOAD[:given] + b"more"
+    assert received == PAYLOAD[:queued] + b"more"
     assert left.bytes_sent == right.bytes_received == len(received)
 
 
@@ -169,34 +169,32 @@ CALLS: dict[str, Callable[[TLSStream], Coroutine[Any, Any, Any]]] = {
 
 
 @pytest.mark.parametrize("call", CALLS)
-async def test_what_a_cancelled_send_has_left_goes_with_any_call(
-    call: str, pair: tuple[TLSStream, TLSStream]
-) -> None:
+async def test_any_call_sends_the_rest_of_a_cancelled_send(call: str, pair: tuple[TLSStream, TLSStream]) -> None:
     left, right = pair
     async with create_task_group() as tasks:
         tasks.start_soon(left.send, PAYLOAD)
         await wait_all_tasks_blocked()
         tasks.cancel_scope.cancel()
 
-    given = left.records.plaintext_queued
+    queued = left.records.plaintext_queued
     received = bytearray()
     while right.bytes_received < left.bytes_sent // 2:
         received += await right.receive()
     async with create_task_group() as tasks:
         tasks.start_soon(CALLS[call], left)
-        while len(received) < given:
+        while len(received) < queued:
             received += await right.receive()
         tasks.cancel_scope.cancel()
 
-    assert received == PAYLOAD[:given]
+    assert received == PAYLOAD[:queued]
 
 
-async def test_a_peer_that_takes_nothing_holds_up_a_close_for_so_long_and_no_longer(
+async def test_a_peer_that_reads_nothing_delays_a_close_by_close_timeout(
     pair: tuple[TLSStream, TLSStream],
 ) -> None:
     left, _ = pair
     for _ in range(3):
-        # The kernel reports no room until a third is free; a close takes less.
+        # The kernel reports a socket as writable only if a third of its buffer is free; a close needs less.
         left._registration.may_write = True
         await fill(left)
     start = time.monotonic()
@@ -205,7 +203,7 @@ async def test_a_peer_that_takes_nothing_holds_up_a_close_for_so_long_and_no_lon
     assert time.monotonic() - start > 0.04
 
 
-async def test_a_close_that_is_forced_does_not_wait_at_all(
+async def test_a_cancelled_close_does_not_wait(
     pair: tuple[TLSStream, TLSStream], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tls, "CLOSE_TIMEOUT", 60)
@@ -218,10 +216,10 @@ async def test_a_close_that_is_forced_does_not_wait_at_all(
     assert left.extra(SocketAttribute.raw_socket).fileno() == -1
 
 
-async def test_closing_with_something_unread_destroys_nothing_that_was_sent(
+async def test_a_close_with_unread_input_destroys_no_sent_bytes(
     pair: tuple[TLSStream, TLSStream],
 ) -> None:
-    """The server's tickets, say, which nobody has asked for. The kernel would answer with a reset."""
+    """Unread input such as the server's tickets makes close(2) send a reset."""
     left, right = pair
     await right.send(b"never read")
     await left.send(bytes(100_000))
@@ -229,7 +227,7 @@ async def test_closing_with_something_unread_destroys_nothing_that_was_sent(
     assert await drain(right) == bytes(100_000)
 
 
-async def test_a_record_that_was_tampered_with_is_broken_and_its_sender_told(
+async def test_a_tampered_record_is_broken_and_answered_by_an_alert(
     pair: tuple[TLSStream, TLSStream],
 ) -> None:
     left, right = pair
@@ -250,7 +248,7 @@ async def test_a_record_that_was_tampered_with_is_broken_and_its_sender_told(
     assert "alert bad record mac" in str(caught.value.__cause__)
 
 
-async def test_what_was_good_before_a_bad_record_is_received(pair: tuple[TLSStream, TLSStream]) -> None:
+async def test_data_before_a_bad_record_is_received(pair: tuple[TLSStream, TLSStream]) -> None:
     left, right = pair
     left.records.send(b"good")
     left.extra(SocketAttribute.raw_socket).send(left.records.take() + b"no record at all")
@@ -259,7 +257,7 @@ async def test_what_was_good_before_a_bad_record_is_received(pair: tuple[TLSStre
         await right.receive()
 
 
-async def test_nonsense_instead_of_a_handshake_gets_an_alert(poller: Poller | Fallback) -> None:
+async def test_garbage_instead_of_a_handshake_is_answered_by_an_alert(poller: Poller | Fallback) -> None:
     peer, ours = raw_pair("tcp")
     with peer:
         async with server_over(ours, poller) as stream:
@@ -272,7 +270,7 @@ async def test_nonsense_instead_of_a_handshake_gets_an_alert(poller: Poller | Fa
         assert peer.recv(100)[0] == 21
 
 
-async def test_a_client_that_does_not_believe_the_server_says_so(poller: Poller | Fallback) -> None:
+async def test_a_client_that_does_not_trust_the_server_sends_an_alert(poller: Poller | Fallback) -> None:
     left, right = raw_pair("tcp")
     client, server = client_over(left, poller, name="example.org"), server_over(right, poller)
     async with create_task_group() as tasks:
@@ -289,7 +287,7 @@ async def _refused(stream: TLSStream, why: str) -> None:
     assert why in str(caught.value.__cause__)
 
 
-async def test_a_peer_that_leaves_in_the_middle_of_a_handshake_is_broken(poller: Poller | Fallback) -> None:
+async def test_eof_during_a_handshake_is_broken(poller: Poller | Fallback) -> None:
     peer, ours = raw_pair("tcp")
     async with server_over(ours, poller) as stream:
         peer.send(b"\x16\x03\x01\x02\x00\x01")
@@ -321,10 +319,10 @@ async def test_small_records_are_received_together(pair: tuple[TLSStream, TLSStr
 
 
 @pytest.mark.parametrize("slices", [1, 3, 29, 1000, 1 << 20])
-async def test_of_many_small_records_only_some_are_looked_at_at_once(
+async def test_at_most_64_small_records_are_processed_at_once(
     pair: tuple[TLSStream, TLSStream], slices: int
 ) -> None:
-    """However the network has cut them: each may cost as much as one of 16 KiB, or far more."""
+    """However TCP segments them: each may cost as much as one of 16 KiB, or far more."""
     left, right = pair
     said = os.urandom(300) + os.urandom(20_000)
     for number in range(300):
@@ -344,8 +342,8 @@ async def test_of_many_small_records_only_some_are_looked_at_at_once(
     assert back == said
 
 
-async def test_what_was_sent_stays_sent(pair: tuple[TLSStream, TLSStream]) -> None:
-    """The headers of records that are pending are not taken for plaintext that was not sent after all."""
+async def test_plaintext_sent_never_decreases(pair: tuple[TLSStream, TLSStream]) -> None:
+    """The headers of pending records do not reduce it."""
     records = pair[0].records
     records.send(bytes(200_000))
     assert records.flush(len)
@@ -356,17 +354,17 @@ async def test_what_was_sent_stays_sent(pair: tuple[TLSStream, TLSStream]) -> No
     assert records.plaintext_sent == 203_000
 
 
-async def test_a_flood_that_openssl_answers_is_not_collected(pair: tuple[TLSStream, TLSStream]) -> None:
-    """As requests to renegotiate, by one who does not read the refusals: nobody waits for those to go."""
+async def test_unread_answers_of_openssl_are_limited(pair: tuple[TLSStream, TLSStream]) -> None:
+    """For example refusals to renegotiate, which the peer requests and does not read."""
     left, _ = pair
     with move_on_after(0.01):
         await left.send(MUCH)
-    left.records.send(bytes(32 << 20))  # more than the kernels may still find room for
+    left.records.send(bytes(32 << 20))  # more than the free space of both kernel buffers
     with pytest.raises(BrokenResourceError), fail_after(5):
         await left.receive()
 
 
-async def test_a_stream_tells_what_was_agreed_on(
+async def test_extra_attributes_describe_the_tls_session(
     pair: tuple[TLSStream, TLSStream], version: ssl.TLSVersion
 ) -> None:
     client, server = pair

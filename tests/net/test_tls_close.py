@@ -1,4 +1,4 @@
-"""The time limit of a close over TLS, when the event loop was stuck: what the kernel takes then is sent first."""
+"""A TLS close that reaches its time limit while the event loop is stuck still sends what the kernel takes."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ LIMIT = 0.4
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
-async def test_a_close_whose_limit_ends_in_a_stuck_loop_says_goodbye(
+async def test_a_close_whose_limit_ends_in_a_stuck_loop_sends_close_notify(
     kind: str, poller: Poller | Fallback, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The peer reads all while the loop is stuck: there is room for the rest, and for the close_notify."""
+    """The peer reads all while the loop is stuck, so the rest and the close_notify fit the send buffer."""
     monkeypatch.setattr(tls, "CLOSE_TIMEOUT", LIMIT)
     client, server = await tls_pair(kind, poller)
     await fill(client)

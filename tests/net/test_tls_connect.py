@@ -1,4 +1,4 @@
-"""The name that a TLS client asks for and verifies, and what it is told if there is none like it."""
+"""The server name that a TLS client requests and verifies, and the errors for invalid names."""
 
 from __future__ import annotations
 
@@ -31,19 +31,21 @@ def ca_options(tmp_path: Path) -> TLSClientOptions:
 @pytest.mark.parametrize(
     "name", [LONG, "x" * 64, "a..b", ".a", ".", "..", "", "a\0b", "a b", "a\n", "a/b", "\udcff", "localhost.."]
 )
-def test_a_name_that_no_server_can_have_is_refused_before_anything_is_opened(name: str) -> None:
+def test_an_invalid_sni_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match="sni is not a host name") as caught:
         TLSClientOptions(sni=name)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["a.example", "a.example.", "bücher.example", "my_host", "127.0.0.1", "::1"])
-def test_any_other_name_can_be_asked_for(name: str) -> None:
+def test_a_valid_sni_is_accepted(name: str) -> None:
     assert TLSClientOptions(sni=name).sni == name
 
 
 @pytest.mark.parametrize("host", ["ü." * 60, "x" * 64, "a..b", ".a"])
-def test_a_host_that_no_certificate_can_be_for_is_one_line(host: str, ca_options: TLSClientOptions) -> None:
+def test_a_host_that_no_certificate_can_have_is_an_error_of_one_line(
+    host: str, ca_options: TLSClientOptions
+) -> None:
     with pytest.raises(ConnectError, match="no certificate can be for"):
         client_session(TCPAddress(host=host, port=1, tls=True), ca_options)
 
@@ -59,7 +61,7 @@ def test_a_host_that_no_certificate_can_be_for_is_one_line(host: str, ca_options
         ("bücher.example.", None, "xn--bcher-kva.example"),
     ],
 )
-def test_a_name_is_asked_for_without_the_dot_at_its_end(
+def test_the_requested_server_name_has_no_trailing_dot(
     host: str, sni: str | None, asked: str, ca_options: TLSClientOptions
 ) -> None:
     options = TLSClientOptions(cacert=ca_options.cacert, sni=sni)
@@ -67,7 +69,7 @@ def test_a_name_is_asked_for_without_the_dot_at_its_end(
     assert session.tls.server_hostname == asked
 
 
-async def test_a_host_with_a_dot_at_its_end_is_verified_without_it(ca_options: TLSClientOptions) -> None:
+async def test_a_host_with_a_trailing_dot_is_verified_without_it(ca_options: TLSClientOptions) -> None:
     def answer(sock: socket.socket) -> None:
         with server_context().wrap_socket(sock, server_side=True) as secured:
             secured.recv(1)
@@ -85,13 +87,13 @@ async def test_localhost_is_both_loopback_addresses_however_it_is_written(name: 
     assert [sockaddr[0] for _, sockaddr in await resolve(name, 7)] == ["::1", "127.0.0.1"]
 
 
-def test_a_made_up_certificate_is_for_a_host_without_the_dot_at_its_end() -> None:
+def test_a_self_signed_certificate_has_names_without_a_trailing_dot() -> None:
     address: Address = TCPAddress(host="localhost.", port=0, tls=True)
     Certificates(TLSServerOptions(ssl_self_signed=True), [address]).close()
 
 
 @pytest.mark.parametrize("cacert", [True, False], ids=["cacert", "system"])
-def test_a_file_for_keys_that_cannot_be_written_is_named(
+def test_a_key_log_that_cannot_be_written_is_named(
     cacert: bool, ca_options: TLSClientOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "absent" / "keys"

@@ -1,4 +1,4 @@
-"""From files to contexts: what cannot be used is named, in one line, and asks for no password at the terminal."""
+"""TLS contexts from files: an error names the file in one line, and no password is prompted for."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def files(tmp_path: Path) -> Files:
 
 @pytest.fixture
 def encrypted(files: Files) -> Path:
-    """The key once more, behind the password ``secret``."""
+    """The key, encrypted with the password ``secret``."""
     path = files.key.with_name("encrypted.pem")
     command = ["openssl", "ec", "-in", str(files.key), "-aes128", "-passout", "pass:secret", "-out", str(path)]
     subprocess.run(command, check=True, capture_output=True)
@@ -51,7 +51,7 @@ def encrypted(files: Files) -> Path:
         ({"context": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)}, "make it with ssl.PROTOCOL_TLS_SERVER"),
     ],
 )
-def test_options_that_make_no_sense_together_are_refused(wrong: dict[str, Any], why: str) -> None:
+def test_contradictory_tls_options_are_refused(wrong: dict[str, Any], why: str) -> None:
     with pytest.raises(UsageError, match=why):
         TLSServerOptions(**wrong)
 
@@ -66,13 +66,13 @@ def served(files: Files, **options: Any) -> ssl.SSLContext:
     return Certificates(TLSServerOptions(**given), HERE).context
 
 
-def test_nothing_older_than_tls_1_2_is_spoken_and_nobody_renegotiates(files: Files) -> None:
+def test_the_minimum_is_tls_1_2_and_renegotiation_is_off(files: Files) -> None:
     for context in (served(files), client_context(TLSClientOptions())):
         assert context.minimum_version == ssl.TLSVersion.TLSv1_2
         assert context.options & ssl.OP_NO_RENEGOTIATION
 
 
-def test_servers_are_verified_unless_that_is_given_up() -> None:
+def test_servers_are_verified_unless_insecure() -> None:
     context = client_context(TLSClientOptions())
     assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
     context = client_context(TLSClientOptions(insecure=True))
@@ -80,12 +80,14 @@ def test_servers_are_verified_unless_that_is_given_up() -> None:
 
 
 @pytest.mark.parametrize(("reqs", "mode"), [("optional", ssl.CERT_OPTIONAL), ("required", ssl.CERT_REQUIRED)])
-def test_clients_are_verified_if_that_is_asked_for(reqs: str, mode: ssl.VerifyMode, files: Files) -> None:
+def test_clients_are_verified_as_ssl_cert_reqs_says(reqs: str, mode: ssl.VerifyMode, files: Files) -> None:
     assert served(files).verify_mode == ssl.CERT_NONE
     assert served(files, ssl_ca_certs=files.cacert, ssl_cert_reqs=reqs).verify_mode == mode
 
 
-def test_a_key_is_opened_with_the_first_line_of_a_file(files: Files, encrypted: Path, tmp_path: Path) -> None:
+def test_a_key_is_decrypted_with_the_first_line_of_the_password_file(
+    files: Files, encrypted: Path, tmp_path: Path
+) -> None:
     word = tmp_path / "word"
     word.write_text("secret\nand more\n")
     served(files, ssl_keyfile=encrypted, ssl_keyfile_password_file=word)
@@ -94,7 +96,7 @@ def test_a_key_is_opened_with_the_first_line_of_a_file(files: Files, encrypted: 
         served(files, ssl_keyfile=encrypted, ssl_keyfile_password_file=word)
 
 
-def test_a_locked_key_without_a_password_asks_nobody(files: Files, encrypted: Path) -> None:
+def test_an_encrypted_key_without_a_password_file_is_an_error(files: Files, encrypted: Path) -> None:
     with pytest.raises(
         CertificateError, match=r"ssl_keyfile_password_file is missing: the key in .*encrypted\.pem is encrypted"
     ):
@@ -125,14 +127,14 @@ def test_a_file_that_cannot_be_used_is_named(
         served(files, **{name: path}, **others)
 
 
-def test_a_directory_in_place_of_a_file_is_told_so(files: Files, tmp_path: Path) -> None:
+def test_a_directory_in_place_of_a_certificate_is_an_error(files: Files, tmp_path: Path) -> None:
     for name in ("ssl_certfile", "ssl_keyfile"):
         with pytest.raises(CertificateError, match=f"cannot use {tmp_path}: Is a directory"):
             served(files, **{name: tmp_path})
 
 
 @pytest.mark.parametrize("absent", ["ssl_certfile", "ssl_keyfile"])
-def test_of_two_files_the_absent_one_is_named_whatever_the_other_holds(
+def test_the_absent_one_of_two_files_is_named_whatever_the_other_holds(
     absent: str, files: Files, tmp_path: Path
 ) -> None:
     (tmp_path / "garbage").write_text("garbage")
@@ -151,7 +153,7 @@ def test_a_certificate_file_without_a_key_asks_for_the_key(files: Files) -> None
         client_context(TLSClientOptions(cert=files.cert))
 
 
-def test_files_may_be_named_by_text(files: Files) -> None:
+def test_file_options_accept_strings(files: Files) -> None:
     served(files, ssl_certfile=str(files.cert), ssl_keyfile=str(files.key))
     client_context(TLSClientOptions(cacert=str(files.cacert), cert=str(files.client)))
 
@@ -177,7 +179,7 @@ def test_a_pipe_is_read_once_and_can_hold_the_key(files: Files) -> None:
         os.close(read_end)
 
 
-def test_a_key_of_another_certificate_is_told_so(files: Files, tmp_path: Path) -> None:
+def test_a_key_of_another_certificate_is_an_error(files: Files, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     other = files_in(tmp_path / "other")
     with pytest.raises(CertificateError, match=r"other/key\.pem: it is not the key of .*/cert\.pem"):
@@ -196,7 +198,7 @@ def test_a_context_of_the_caller_is_used_as_it_is_and_never_renegotiates() -> No
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1 is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_1, ssl.TLSVersion.MINIMUM_SUPPORTED])
-def test_a_context_that_speaks_older_versions_than_tls_1_2_is_refused(version: ssl.TLSVersion) -> None:
+def test_a_context_that_allows_versions_older_than_tls_1_2_is_refused(version: ssl.TLSVersion) -> None:
     for protocol, options in (
         (ssl.PROTOCOL_TLS_SERVER, TLSServerOptions),
         (ssl.PROTOCOL_TLS_CLIENT, TLSClientOptions),
@@ -208,30 +210,30 @@ def test_a_context_that_speaks_older_versions_than_tls_1_2_is_refused(version: s
 
 
 @pytest.mark.parametrize("other", [{"cacert": "ca.pem"}, {"insecure": True}, {"alpn": ("x",)}, {"cert": "me.pem"}])
-def test_a_clients_context_leaves_room_for_no_other_option(other: dict[str, Any]) -> None:
+def test_a_client_context_excludes_other_options(other: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=f"context and {next(iter(other))} exclude each other"):
         TLSClientOptions(context=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), **other)
 
 
-def test_a_client_names_its_files_too(tmp_path: Path) -> None:
+def test_a_client_file_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     for options in (TLSClientOptions(cacert=tmp_path / "absent"), TLSClientOptions(cert=tmp_path / "absent")):
         with pytest.raises(CertificateError, match=r"cannot use .*absent: No such file"):
             client_context(options)
 
 
 @pytest.mark.parametrize("protocol", ["", "x" * 256, "é"])
-def test_a_protocol_that_cannot_be_offered_is_refused(protocol: str) -> None:
+def test_an_invalid_alpn_protocol_is_refused(protocol: str) -> None:
     with pytest.raises(UsageError, match="no ALPN protocols"):
         client_context(TLSClientOptions(alpn=(protocol,)))
 
 
-def test_without_trustme_the_command_that_installs_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_without_trustme_names_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "trustme", None)
     with pytest.raises(CertificateError, match=r"pip install 'anyecho\[trustme\]'"):
         Certificates(TLSServerOptions(ssl_self_signed=True), HERE)
 
 
-def test_a_made_up_certificate_is_for_the_hosts_that_are_listened_on() -> None:
+def test_a_self_signed_certificate_is_valid_for_the_hosts_of_the_listeners() -> None:
     addresses = [TCPAddress(host=host, port=0, tls=True) for host in ("::1", "fe80::1%eth0", "example.org", "")]
     certificates = Certificates(TLSServerOptions(ssl_self_signed=True), addresses)
     try:
@@ -243,13 +245,13 @@ def test_a_made_up_certificate_is_for_the_hosts_that_are_listened_on() -> None:
 
 
 @pytest.mark.parametrize("host", ["my_host", "localhost..", "x" * 64])
-def test_a_name_that_no_certificate_can_have_is_one_line(host: str) -> None:
+def test_a_host_name_that_no_certificate_can_have_is_an_error_of_one_line(host: str) -> None:
     with pytest.raises(CertificateError, match="cannot generate a certificate for .*" + re.escape(host)) as caught:
         Certificates(TLSServerOptions(ssl_self_signed=True), [TCPAddress(host=host, port=0, tls=True)])
     assert "\n" not in str(caught.value)
 
 
-def test_a_made_up_ca_that_cannot_be_written_is_one_line_and_leaves_nothing(
+def test_a_generated_ca_that_cannot_be_written_is_an_error_and_leaves_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))

@@ -1,6 +1,6 @@
-"""A `TLSStream` whose peer cuts a TLS 1.3 message over several records (RFC 8446, section 5.1).
+"""A `TLSStream` after a part of a TLS 1.3 message that the peer fragments (RFC 8446, section 5.1).
 
-OpenSSL encrypts nothing while it has read only a part of one.
+OpenSSL encrypts nothing after it has read only a part of a message.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from tests.net.pairs import raw_pair
 from tests.peers import unread, until
 from tests.tls13 import ALERT, CLOSE_NOTIFY, DATA, HANDSHAKE, KEY_UPDATE, KEY_UPDATE_REQUESTED, CraftedPeer, ticket
 
-#: More than a stream holds.
+#: More than a stream holds unencrypted.
 LARGE = os.urandom(150_000)
 BYE = (ALERT, CLOSE_NOTIFY)
-#: Of a message. Fewer are not its whole header, and OpenSSL goes on as if none had come.
+#: Bytes of the message that are read first: its header. With fewer, OpenSSL still encrypts.
 _READ = 4
 
 
@@ -88,10 +88,10 @@ def short_close_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tls, "CLOSE_TIMEOUT", 0.05)
 
 
-async def test_bytes_given_in_the_middle_of_a_message_are_sent_once_it_is_complete(ends: Ends) -> None:
+async def test_data_is_held_until_the_peers_message_is_complete(ends: Ends) -> None:
     ours, peer = ends.ours, ends.peer
     for byte in (b"a", b"b"):
-        ours.records.send(byte)  # more than one, as a sender that was cancelled may leave
+        ours.records.send(byte)  # two items, as cancelled sends may leave them
     await ours.send(b"")
     assert (ours.records.plaintext_held, ours.bytes_sent) == (2, 0)
     ends.complete((DATA, b"more"))
@@ -101,7 +101,7 @@ async def test_bytes_given_in_the_middle_of_a_message_are_sent_once_it_is_comple
     assert (ours.records.plaintext_held, ours.bytes_sent) == (0, 2)
 
 
-async def test_bytes_that_were_held_do_not_wait_for_data_to_come(ends: Ends) -> None:
+async def test_held_data_is_sent_without_data_from_the_peer(ends: Ends) -> None:
     async with create_task_group() as tasks:
         await ends.ours.send(b"held")
         tasks.start_soon(ends.ours.receive)
@@ -113,7 +113,7 @@ async def test_bytes_that_were_held_do_not_wait_for_data_to_come(ends: Ends) -> 
 
 @pytest.mark.parametrize("reading", [False, True], ids=["alone", "beside a reader"])
 async def test_a_sender_waits_for_the_rest_of_a_message(reading: bool, ends: Ends) -> None:
-    """Or what it is given would have to be kept, as much as that may be."""
+    """Otherwise the stream would buffer an unlimited amount."""
     ours, peer = ends.ours, ends.peer
     sent = Event()
     echo = b""
@@ -142,7 +142,7 @@ async def test_a_sender_waits_for_the_rest_of_a_message(reading: bool, ends: End
     assert await ours.receive() == b"and on"
 
 
-async def test_a_receiver_may_come_while_a_sender_reads(ends: Ends) -> None:
+async def test_a_receiver_waits_while_a_sender_reads(ends: Ends) -> None:
     ours, peer = ends.ours, ends.peer
     await ours.send(b"held, ")
     received: list[bytes] = []
@@ -183,7 +183,7 @@ async def test_a_receiver_takes_over_from_a_sender_that_is_cancelled(ends: Ends)
     assert await peer.read() == (DATA, b"held")
 
 
-async def test_a_second_receiver_is_one_too_many_beside_a_sender_that_reads(ends: Ends) -> None:
+async def test_a_second_receiver_or_sender_is_busy(ends: Ends) -> None:
     ours = ends.ours
     await ours.send(b"held")
     async with create_task_group() as tasks:
@@ -198,7 +198,7 @@ async def test_a_second_receiver_is_one_too_many_beside_a_sender_that_reads(ends
         tasks.cancel_scope.cancel()
 
 
-async def test_close_notify_is_said_once_the_message_is_complete(ends: Ends) -> None:
+async def test_close_notify_follows_held_data_once_the_message_is_complete(ends: Ends) -> None:
     ours, peer = ends.ours, ends.peer
     await ours.send(b"held")
     await ours.send_eof()
@@ -208,7 +208,7 @@ async def test_close_notify_is_said_once_the_message_is_complete(ends: Ends) -> 
     assert await peer.read() == BYE
 
 
-async def test_close_notify_is_said_though_nothing_else_is(ends: Ends) -> None:
+async def test_close_notify_without_data_is_sent_once_the_message_is_complete(ends: Ends) -> None:
     ours, peer = ends.ours, ends.peer
     await ours.send_eof()
     ends.complete()
@@ -232,7 +232,7 @@ async def test_a_close_waits_for_the_rest_of_a_message(ends: Ends, monkeypatch: 
         assert await ends.peer.read_all() == [(DATA, b"held"), BYE]
 
 
-async def test_a_close_waits_no_longer_than_it_may(ends: Ends) -> None:
+async def test_a_close_waits_at_most_close_timeout_for_the_rest_of_a_message(ends: Ends) -> None:
     await ends.ours.send(b"held")
     start = time.monotonic()
     await ends.ours.aclose()
@@ -241,7 +241,7 @@ async def test_a_close_waits_no_longer_than_it_may(ends: Ends) -> None:
 
 
 @pytest.mark.parametrize("call", ["receive", "send"])
-async def test_an_end_in_the_middle_of_a_message_is_broken(call: str, ends: Ends) -> None:
+async def test_close_notify_inside_a_message_is_broken(call: str, ends: Ends) -> None:
     ours, peer = ends.ours, ends.peer
     await ours.send(b"held")
     peer.send(peer.seal(*BYE))
@@ -251,7 +251,7 @@ async def test_an_end_in_the_middle_of_a_message_is_broken(call: str, ends: Ends
 
 
 @pytest.mark.parametrize("call", ["receive", "send"])
-async def test_a_fin_in_the_middle_of_a_message_is_broken(call: str, ends: Ends) -> None:
+async def test_a_fin_inside_a_message_is_broken(call: str, ends: Ends) -> None:
     ours, peer = ends.ours, ends.peer
     await ours.send(b"held")
     peer.sock.shutdown(socket.SHUT_WR)
@@ -261,8 +261,8 @@ async def test_a_fin_in_the_middle_of_a_message_is_broken(call: str, ends: Ends)
 
 
 @pytest.mark.parametrize("call", ["receive", "send"])
-async def test_data_in_the_middle_of_a_message_is_answered_by_an_alert(call: str, ends: Ends) -> None:
-    """No other record may come between (RFC 8446, section 5.1)."""
+async def test_data_inside_a_message_is_answered_by_an_alert(call: str, ends: Ends) -> None:
+    """No other record may come inside a fragmented message (RFC 8446, section 5.1)."""
     ours, peer = ends.ours, ends.peer
     await ours.send(b"held")
     peer.send(peer.seal(DATA, b"data"))

@@ -20,7 +20,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 
 @pytest.fixture
 def ca_options(files: Files) -> ConnectOptions:
-    """For those who believe these certificates."""
+    """Client options that trust the CA of `files`."""
     return ConnectOptions(tls=TLSClientOptions(cacert=files.cacert))
 
 

@@ -1,4 +1,4 @@
-"""A context of the caller's own, for the server and for the client, keeps what the caller has set in it."""
+"""A context of the caller's own, for a server or a client, keeps its settings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LARGE = bytes(range(256)) * 4096
 
 @pytest.fixture
 def shown(files: Files) -> ssl.SSLContext:
-    """A server's context that wants a certificate of its clients."""
+    """A server context that requires client certificates."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(files.cert, files.key)
     context.load_verify_locations(files.cacert)
@@ -39,7 +39,7 @@ def ca_context(files: Files) -> ssl.SSLContext:
 
 
 @pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)
-async def test_server_and_client_take_contexts_of_the_caller(
+async def test_server_and_client_use_contexts_of_the_caller(
     version: ssl.TLSVersion, shown: ssl.SSLContext, ca_context: ssl.SSLContext
 ) -> None:
     names: list[str | None] = []
@@ -63,13 +63,13 @@ async def test_the_callers_context_decides_which_clients_are_served(
 ) -> None:
     served = ServeOptions(tls=TLSServerOptions(context=shown), linger=0.3)
     async with open_server(TLS, options=served) as server:
-        # With TLS 1.3 a client without a certificate learns of it after its own handshake.
+        # In TLS 1.3 the server refuses the client only after the client's handshake.
         with pytest.raises((ConnectError, EchoError, OSError)):
             async with await connect(server.addresses[0], options=ca_options) as client:
                 await client.exchange(b"x")
 
 
-async def test_the_callers_context_decides_which_server_is_believed(shown: ssl.SSLContext) -> None:
+async def test_the_callers_context_decides_which_server_is_trusted(shown: ssl.SSLContext) -> None:
     suspicious = ssl.create_default_context()
     shown.verify_mode = ssl.CERT_NONE
     async with open_server(TLS, options=ServeOptions(tls=TLSServerOptions(context=shown))) as server:
@@ -81,7 +81,7 @@ async def test_the_callers_context_decides_which_server_is_believed(shown: ssl.S
             assert await client.exchange(b"x") == b"x"
 
 
-async def test_a_certificate_that_the_caller_loads_again_is_shown_from_then_on(
+async def test_a_certificate_reloaded_by_the_caller_is_used_for_new_handshakes(
     shown: ssl.SSLContext, ca_options: ConnectOptions, files: Files
 ) -> None:
     shown.verify_mode = ssl.CERT_NONE

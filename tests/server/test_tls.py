@@ -1,4 +1,4 @@
-"""TLS at the server's door: who is let in, who is not, and that nobody else notices."""
+"""The server over TLS: echoes, handshakes that fail, certificates, drain and abort."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ async def until_closed(server: Server, count: int = 1) -> None:
     await until(lambda: server.stats.closed.total() >= count)
 
 
-async def test_what_is_sent_comes_back(carrier: Address, files: Files, ca_options: ConnectOptions) -> None:
+async def test_payloads_are_echoed_over_tls(carrier: Address, files: Files, ca_options: ConnectOptions) -> None:
     async with open_server(carrier, options=options(files)) as server:
         assert server.addresses[0].tls
         async with await connect(server.addresses[0], options=ca_options) as client:
@@ -117,7 +117,7 @@ async def test_many_peers_are_served_side_by_side(files: Files, ca_options: Conn
         assert server.stats.closed == {"eof": 20}
 
 
-async def test_what_comes_with_the_last_words_of_the_handshake_is_echoed(files: Files) -> None:
+async def test_data_in_the_segment_that_ends_the_handshake_is_echoed(files: Files) -> None:
     async with open_server(TLS, options=options(files)) as server:
         stream = client_over(dial(server.addresses[0]), Fallback(), ssl.TLSVersion.TLSv1_3)
         records = stream.records
@@ -137,7 +137,7 @@ async def test_what_comes_with_the_last_words_of_the_handshake_is_echoed(files: 
         assert server.stats.closed == {"eof": 1}
 
 
-async def test_a_fin_without_close_notify_is_counted_as_what_it_is(carrier: Address, files: Files) -> None:
+async def test_a_fin_without_close_notify_is_counted_as_tls_truncated(carrier: Address, files: Files) -> None:
     async with open_server(carrier, options=options(files)) as server:
         async with await shake_hands(server.addresses[0]) as stream:
             await stream.send(b"whole")
@@ -166,7 +166,7 @@ async def test_a_tampered_record_ends_its_connection_with_an_alert(files: Files)
 
 def other_protocol(sock: socket.socket) -> None:
     sock.sendall(b"GET / HTTP/1.1\r\n\r\n")
-    assert receive_all(sock) == b""  # it would not understand an alert
+    assert receive_all(sock) == b""  # no alert: an HTTP client would not understand it
 
 
 def nonsense(sock: socket.socket) -> None:
@@ -206,7 +206,7 @@ def dawdle(sock: socket.socket) -> None:
         *((silent, "") for silent in (vanish, leave, dawdle)),
     ],
 )
-async def test_a_handshake_that_fails_costs_nobody_else_anything(
+async def test_a_failed_handshake_affects_no_other_connection(
     behave: Any, logged: str, files: Files, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with (
@@ -249,8 +249,8 @@ async def test_a_thousand_half_open_handshakes_do_not_delay_a_good_one(
             sock.close()
 
 
-async def test_others_have_a_turn_between_handshakes(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fifty that come at once take the processor for as long as thousands of echoes."""
+async def test_other_tasks_run_between_handshakes(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fifty simultaneous handshakes use as much CPU as thousands of echoes."""
     turns = 0
     taken_at: list[int] = []
     handshake = Records.handshake
@@ -280,12 +280,11 @@ async def test_others_have_a_turn_between_handshakes(files: Files, monkeypatch: 
         for stream in streams:
             stream._sock.close()
 
-    # The events engine takes several in the millisecond that is its slice; and trio turns the order round as it
-    # likes, so that two tasks may come between two turns of the other's.
+    # The events engine takes several steps in its slice of 1 ms, and trio runs ready tasks in random order.
     assert len(set(taken_at)) > 50 // 12
 
 
-async def test_no_more_handshakes_than_their_share_and_plain_listeners_do_not_notice(
+async def test_handshakes_over_their_share_wait_and_plain_listeners_do_not(
     files: Files, ca_options: ConnectOptions
 ) -> None:
     async with open_server(TLS, "tcp://127.0.0.1:0", options=options(files, max_connections=4)) as server:
@@ -310,10 +309,10 @@ async def test_no_more_handshakes_than_their_share_and_plain_listeners_do_not_no
         assert served == [b"patience"]
 
 
-async def test_a_flood_of_small_records_lets_others_have_their_turn(
+async def test_other_tasks_run_during_a_flood_of_small_records(
     files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And comes back whole, whatever was left for later when its sender ended."""
+    """All of it is echoed, including records still unparsed when close_notify came."""
     calls = 0
     process_more = Records.process_more
 
@@ -338,10 +337,10 @@ async def test_a_flood_of_small_records_lets_others_have_their_turn(
     assert calls >= 2500 // 64 - 5
 
 
-async def test_who_has_yet_to_say_for_whom_it_is_has_a_handshakes_place(
+async def test_a_connection_without_its_proxy_header_counts_as_a_handshake(
     files: Files, ca_options: ConnectOptions
 ) -> None:
-    """Or those behind a proxy could begin as many handshakes at once as there are connections."""
+    """Otherwise clients of a proxy could use up the connection limit with handshakes."""
     proxied = options(files, max_connections=4, proxy_protocol="v2", proxy_trusted=("127.0.0.1",))
     async with open_server(TLS, options=proxied) as server:
         served: list[bytes] = []
@@ -364,7 +363,7 @@ async def test_who_has_yet_to_say_for_whom_it_is_has_a_handshakes_place(
         assert not server._reception.handshakes
 
 
-async def test_an_established_connection_takes_no_handshakes_place(
+async def test_an_established_connection_does_not_count_as_a_handshake(
     files: Files, ca_options: ConnectOptions
 ) -> None:
     async with (
@@ -376,8 +375,8 @@ async def test_an_established_connection_takes_no_handshakes_place(
         await other.exchange(b"x")
 
 
-async def test_one_that_was_refused_takes_no_handshakes_place(files: Files, ca_options: ConnectOptions) -> None:
-    """Though it is still there, and waited for so that it gets to see why."""
+async def test_a_refused_connection_does_not_count_as_a_handshake(files: Files, ca_options: ConnectOptions) -> None:
+    """It still lingers, so that the peer receives the alert."""
     async with open_server(TLS, options=options(files, max_connections=4, linger=3 * SOON)) as server:
         with dial(server.addresses[0]) as refused:
             refused.sendall(b"\x16\x03\x01\x00\x04nonsense")
@@ -387,7 +386,7 @@ async def test_one_that_was_refused_takes_no_handshakes_place(files: Files, ca_o
             assert server.stats.active >= 1
 
 
-async def test_a_silent_connection_is_closed_politely(files: Files) -> None:
+async def test_an_idle_connection_is_closed_with_close_notify(files: Files) -> None:
     async with open_server(TLS, options=options(files, idle_timeout=0.2)) as server:
         async with await shake_hands(server.addresses[0]) as stream:
             with pytest.raises(EndOfStream), fail_after(SOON):
@@ -396,7 +395,9 @@ async def test_a_silent_connection_is_closed_politely(files: Files) -> None:
         assert server.stats.closed == {"idle": 1}
 
 
-async def test_a_drain_lets_a_peer_finish_and_ends_the_rest_politely(carrier: Address, files: Files) -> None:
+async def test_a_drain_lets_a_peer_finish_and_sends_close_notify_to_the_rest(
+    carrier: Address, files: Files
+) -> None:
     async with open_server(carrier, options=options(files)) as server:
         busy, silent = [await shake_hands(server.addresses[0]) for _ in range(2)]
         async with busy, silent, create_task_group() as tasks:
@@ -412,7 +413,7 @@ async def test_a_drain_lets_a_peer_finish_and_ends_the_rest_politely(carrier: Ad
         assert server.stats.closed == {"eof": 1, "drained": 1}
 
 
-async def test_a_handshake_under_way_is_drained_too(files: Files) -> None:
+async def test_an_unfinished_handshake_is_drained(files: Files) -> None:
     async with open_server(TLS, options=options(files)) as server:
         with dial(server.addresses[0]) as sock:
             await until(lambda: server.stats.active == 1)
@@ -423,7 +424,7 @@ async def test_a_handshake_under_way_is_drained_too(files: Files) -> None:
 
 
 @pytest.mark.parametrize("phase", ["half-open", "echoing"])
-async def test_an_abort_waits_for_nobody(phase: str, files: Files) -> None:
+async def test_an_abort_does_not_wait_for_tls_peers(phase: str, files: Files) -> None:
     async with open_server(TLS, options=options(files, linger=60)) as server:
         if phase == "half-open":
             peer: socket.socket = dial(server.addresses[0])
@@ -438,10 +439,10 @@ async def test_an_abort_waits_for_nobody(phase: str, files: Files) -> None:
         assert server.stats.closed == {"cancelled": 1}
 
 
-async def test_a_mute_peer_holds_up_a_close_no_longer_than_the_linger(
+async def test_a_peer_that_never_reads_delays_a_close_by_at_most_linger(
     files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tls, "CLOSE_TIMEOUT", 4 * SOON)  # the stream's own, which must not be waited for as well
+    monkeypatch.setattr(tls, "CLOSE_TIMEOUT", 4 * SOON)  # the stream's timeout must not be added to linger
     async with open_server(TLS, options=options(files)) as server:
         stream = await shake_hands(server.addresses[0])
         async with create_task_group() as tasks:
@@ -456,7 +457,7 @@ async def test_a_mute_peer_holds_up_a_close_no_longer_than_the_linger(
         await stream.aclose()
 
 
-async def test_a_peer_that_never_reads_is_read_no_more(
+async def test_a_tls_peer_that_never_reads_gets_back_pressure(
     files: Files, ca_options: ConnectOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with (
@@ -465,14 +466,16 @@ async def test_a_peer_that_never_reads_is_read_no_more(
     ):
         await fill(flooding)
         monkeypatch.setattr(tls, "CLOSE_TIMEOUT", 0.1)
-        # What the kernels hold on both ways, which is less than was sent.
+        # At most what the kernel buffers of both directions hold, which is less than was sent.
         [connection] = server._connections
         assert 0 < connection.totals[0] < len(MUCH)
         async with await connect(server.addresses[0], options=ca_options) as client:
             await client.exchange(bytes(1 << 20))
 
 
-async def test_a_server_leaves_nothing_behind(carrier: Address, files: Files, ca_options: ConnectOptions) -> None:
+async def test_a_tls_server_leaves_no_descriptor_and_no_task(
+    carrier: Address, files: Files, ca_options: ConnectOptions
+) -> None:
     gc.collect()
     before = len(os.listdir("/proc/self/fd")), len(get_running_tasks())
     async with open_server(carrier, options=options(files)) as server:
@@ -484,7 +487,7 @@ async def test_a_server_leaves_nothing_behind(carrier: Address, files: Files, ca
     assert (len(os.listdir("/proc/self/fd")), len(get_running_tasks())) == before
 
 
-async def test_clients_have_to_show_a_certificate_if_they_have_to(files: Files, ca_options: ConnectOptions) -> None:
+async def test_a_client_without_a_required_certificate_is_refused(files: Files, ca_options: ConnectOptions) -> None:
     wanted = TLSServerOptions(
         ssl_certfile=files.cert, ssl_keyfile=files.key, ssl_ca_certs=files.cacert, ssl_cert_reqs="required"
     )
@@ -492,7 +495,7 @@ async def test_clients_have_to_show_a_certificate_if_they_have_to(files: Files, 
     async with open_server(TLS, options=options(files, tls=wanted)) as server:
         async with await connect(server.addresses[0], options=shown) as client:
             await client.exchange(b"x")
-        # In TLS 1.3 the client has long been connected when the server says no.
+        # In TLS 1.3 the client completes its handshake before the server refuses it.
         with pytest.raises(ConnectError, match=r"cert is missing: .* requires a client certificate"):
             async with await connect(server.addresses[0], options=ca_options) as client:
                 await client.exchange(b"x")
@@ -500,7 +503,7 @@ async def test_clients_have_to_show_a_certificate_if_they_have_to(files: Files, 
         assert server.stats.closed == {"eof": 1, "handshake": 1}
 
 
-async def test_a_protocol_is_agreed_on(files: Files) -> None:
+async def test_an_alpn_protocol_is_negotiated(files: Files) -> None:
     wanted = TLSServerOptions(ssl_certfile=files.cert, ssl_keyfile=files.key, ssl_alpn=("echo", "h2"))
     offered = ConnectOptions(tls=TLSClientOptions(cacert=files.cacert, alpn=("h2", "echo")))
     async with (
@@ -520,7 +523,7 @@ async def serial(address: Address, ca_options: ConnectOptions) -> Any:
         return certificate["serialNumber"]
 
 
-async def test_a_new_certificate_is_shown_from_the_next_handshake_on(
+async def test_a_reloaded_certificate_is_used_for_new_handshakes(
     tmp_path: Path, ca_options: ConnectOptions
 ) -> None:
     files = files_in(tmp_path)
@@ -541,7 +544,7 @@ async def test_a_new_certificate_is_shown_from_the_next_handshake_on(
             await client.exchange(b"as before")
 
 
-async def test_a_made_up_certificate_is_believed_with_its_ca_and_gone_with_the_server() -> None:
+async def test_a_self_signed_certificate_is_trusted_and_its_ca_removed_with_the_server() -> None:
     made_up = ServeOptions(tls=TLSServerOptions(ssl_self_signed=True))
     async with open_server(TLS, "tls://localhost:0", options=made_up) as server:
         assert server.certificates is not None
@@ -556,7 +559,7 @@ async def test_a_made_up_certificate_is_believed_with_its_ca_and_gone_with_the_s
     assert not cacert.exists()
 
 
-async def test_an_unknown_server_is_not_believed_unless_told_to(files: Files) -> None:
+async def test_an_untrusted_server_is_refused_unless_insecure(files: Files) -> None:
     async with open_server(TLS, options=options(files)) as server:
         with pytest.raises(ConnectError, match=r"certificate verify failed.*cacert"):
             await connect(server.addresses[0])
@@ -570,7 +573,7 @@ async def test_an_unknown_server_is_not_believed_unless_told_to(files: Files) ->
         assert server.stats.closed == {"handshake": 2, "eof": 1}
 
 
-async def test_a_server_that_speaks_no_tls_is_told_from_one_that_does() -> None:
+async def test_the_error_says_that_a_server_does_not_speak_tls() -> None:
     def greet(sock: socket.socket) -> None:
         sock.sendall(b"220 welcome\r\n")
         receive_all(sock)
@@ -579,7 +582,7 @@ async def test_a_server_that_speaks_no_tls_is_told_from_one_that_does() -> None:
         await connect(address.replace("tcp", "tls"))
 
 
-async def test_a_server_that_says_nothing_is_given_up_and_closed() -> None:
+async def test_a_server_that_never_answers_the_handshake_times_out() -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:
         port = mute.getsockname()[1]
         with pytest.raises(ConnectError, match="no answer within 500ms"):

@@ -1,4 +1,4 @@
-"""Limits, proxies and the reaper find connections over TLS as they find all others."""
+"""Limits, PROXY headers and the reaper apply to TLS connections as to plain ones."""
 
 from __future__ import annotations
 
@@ -45,8 +45,10 @@ async def drip(stream: TLSStream) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 1000, 16384, 300_000])
-async def test_no_more_bytes_are_echoed_than_the_limit(size: int, files: Files, ca_options: ConnectOptions) -> None:
-    """Bytes of plaintext, to the byte; and who sends just as many is not over it."""
+async def test_no_more_bytes_than_the_limit_are_echoed_over_tls(
+    size: int, files: Files, ca_options: ConnectOptions
+) -> None:
+    """The limit counts plaintext, exactly; a peer that sends just as many bytes is within it."""
     payload = os.urandom(size)
     async with open_server(TLS, options=options(files, max_bytes=size)) as server:
         async with await connect(server.addresses[0], options=ca_options) as just:
@@ -60,7 +62,7 @@ async def test_no_more_bytes_are_echoed_than_the_limit(size: int, files: Files, 
         assert server.stats.closed == {"bytes": 1, "eof": 1}
 
 
-async def test_after_the_last_byte_there_may_be_a_silence(files: Files) -> None:
+async def test_a_tls_connection_stays_open_after_its_last_allowed_byte(files: Files) -> None:
     async with (
         open_server(TLS, options=options(files, max_bytes=3)) as server,
         await shake_hands(server.addresses[0]) as stream,
@@ -87,8 +89,10 @@ async def test_a_flooding_peer_is_echoed_no_faster_than_the_rate(files: Files) -
         assert 0 < received < rate * (elapsed + 0.1) * 1.2
 
 
-async def test_one_that_takes_nothing_of_its_echo_is_closed(files: Files, ca_options: ConnectOptions) -> None:
-    """And one that is busy is not: its totals are seen to move."""
+async def test_a_tls_peer_that_reads_nothing_of_its_echo_is_closed(
+    files: Files, ca_options: ConnectOptions
+) -> None:
+    """A busy connection stays open: its totals change."""
     limited = options(files, write_timeout=LIMIT, idle_timeout=2 * LIMIT, linger=0.1)
     async with (
         open_server(TLS, options=limited) as server,
@@ -106,7 +110,7 @@ async def test_one_that_takes_nothing_of_its_echo_is_closed(files: Files, ca_opt
         tasks.cancel_scope.cancel()
 
 
-async def test_one_that_the_kernel_gives_up_first_is_counted_the_same(
+async def test_a_kernel_write_timeout_over_tls_is_counted_as_write(
     files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with open_server(TLS, options=options(files)) as server:
@@ -137,7 +141,7 @@ def all_totals(server: Server) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("reason", ["duration", "rate"])
-async def test_one_that_is_there_for_too_long_or_too_slow_is_closed(reason: str, files: Files) -> None:
+async def test_a_tls_connection_that_is_too_old_or_too_slow_is_closed(reason: str, files: Files) -> None:
     limits = {"max_duration": LIMIT} if reason == "duration" else {"min_rate": 1000.0, "min_rate_window": LIMIT}
     async with (
         open_server(TLS, options=options(files, linger=0.1, **limits)) as server,
@@ -152,7 +156,7 @@ async def test_one_that_is_there_for_too_long_or_too_slow_is_closed(reason: str,
         await until(lambda: server.stats.closed == {reason: 1})
 
 
-async def test_one_too_many_of_an_address_is_closed_before_it_shakes_hands(files: Files) -> None:
+async def test_a_connection_over_the_limit_per_ip_is_closed_before_its_handshake(files: Files) -> None:
     async with open_server(TLS, options=options(files, max_connections_per_ip=1)) as server:
         with dial(server.addresses[0]) as held:
             with dial(server.addresses[0]) as sock:
@@ -165,9 +169,7 @@ async def test_one_too_many_of_an_address_is_closed_before_it_shakes_hands(files
             await stream.receive()
 
 
-async def test_behind_a_proxy_the_header_comes_before_the_handshake(
-    files: Files, ca_options: ConnectOptions
-) -> None:
+async def test_a_proxy_header_comes_before_the_handshake(files: Files, ca_options: ConnectOptions) -> None:
     trusting = options(files, proxy_protocol="v2", proxy_trusted=("127.0.0.1",), max_connections_per_ip=1)
     own = ConnectOptions(tls=ca_options.tls, proxy_header="v2")
     async with open_server(TLS, options=trusting) as server:
@@ -181,13 +183,13 @@ async def test_behind_a_proxy_the_header_comes_before_the_handshake(
         assert server.stats.closed == {"eof": 1}
 
 
-async def test_whom_a_proxy_speaks_for_is_limited_before_the_handshake(files: Files) -> None:
+async def test_a_proxied_source_is_limited_before_the_handshake(files: Files) -> None:
     trusting = options(files, proxy_protocol="v2", proxy_trusted=("127.0.0.1",), max_connections_per_ip=1)
     async with open_server(TLS, options=trusting) as server:
         with dial(server.addresses[0]) as held, dial(server.addresses[0]) as sock:
             held.sendall(v2(IPV4))
             await until(lambda: any(each.asserted for each in server._connections))
-            assert server.peers() == []  # nobody echoes yet
+            assert server.peers() == []  # no handshake is complete yet
             sock.sendall(v2(IPV4))
             assert await to_thread.run_sync(receive_all, sock) == b""
             assert server.stats.closed == {"per_ip": 1}

@@ -1,4 +1,4 @@
-"""Peers that cut a TLS 1.3 message over several records get their whole echo, and a close_notify."""
+"""Peers that fragment a TLS 1.3 message over several records get their whole echo, and a close_notify."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from tests.server.test_tls import TLS, options, until_closed
 from tests.tls13 import ALERT, CLOSE_NOTIFY, DATA, HANDSHAKE, KEY_UPDATE, KEY_UPDATE_REQUESTED, CraftedPeer
 
 BYE = (ALERT, CLOSE_NOTIFY)
-#: What makes an engine echo in another way.
+#: Options that select the code paths of the engines.
 WAYS: dict[str, dict[str, Any]] = {
     "unlimited": {},
     "max-bytes": {"max_bytes": 1 << 20},
     "rate-limit": {"rate_limit": 1e9, "engine": "auto"},
 }
-#: What a peer says: "u" is a KeyUpdate, "U" one that requests another, letters besides are data. Its close_notify
-#: follows.
+#: What a peer sends before its close_notify: "u" is a KeyUpdate, "U" one that requests another, other letters are
+#: data.
 SAYINGS = ("u", "aub", "abu", "uab", "Uab", "aUb", "abU", "auUb", "UUU", "aUuUuUb")
 
 
@@ -41,14 +41,14 @@ async def crafted(files: Files, **others: Any) -> AsyncIterator[tuple[Server, Cr
 
 
 async def called(server: Server) -> CraftedPeer:
-    """A peer that the server echoes to, its only one."""
+    """The only peer of the server, after its handshake."""
     peer = await CraftedPeer.client(dial(server.addresses[0]))
     await until(lambda: server.peers() != [])
     return peer
 
 
 async def say(server: Server, peer: CraftedPeer, records: bytes, *, apart: bool = False) -> None:
-    """Send `records` in one segment, or `apart`: each once the one before has been read."""
+    """Send `records` in one segment, or `apart`: each after the server has read the one before."""
     [connection] = server._connections
     while records:
         size = 5 + int.from_bytes(records[3:5], "big") if apart else len(records)
@@ -58,7 +58,7 @@ async def say(server: Server, peer: CraftedPeer, records: bytes, *, apart: bool 
 
 
 def spelled(peer: CraftedPeer, saying: str, *sizes: int) -> bytes:
-    """Records for `saying`, each KeyUpdate cut into so many bytes and the rest."""
+    """Records for `saying`; each KeyUpdate is fragmented into `sizes` bytes and the rest."""
     records = b""
     for letter in saying:
         if letter in "uU":
@@ -72,7 +72,7 @@ def spelled(peer: CraftedPeer, saying: str, *sizes: int) -> bytes:
 @pytest.mark.parametrize("apart", [False, True], ids=["at-once", "apart"])
 @pytest.mark.parametrize("sizes", [(4,), (1, 1, 1, 1)], ids=["4+1", "1+1+1+1+1"])
 @pytest.mark.by_turns("anyio_backend")
-async def test_data_round_a_cut_message_comes_back(
+async def test_data_around_a_fragmented_message_is_echoed(
     sizes: tuple[int, ...], apart: bool, way: str, files: Files
 ) -> None:
     async with open_server(TLS, options=options(files, **WAYS[way])) as server:
@@ -101,7 +101,7 @@ async def test_a_request_for_new_keys_is_answered_before_the_next_data(way: str,
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("data", [b"", b"data"], ids=["", "after data"])
-async def test_a_drain_says_close_notify_once_the_message_is_complete(data: bytes, way: str, files: Files) -> None:
+async def test_a_drain_sends_close_notify_once_the_message_is_complete(data: bytes, way: str, files: Files) -> None:
     async with crafted(files, **WAYS[way], linger=SOON) as (server, peer):
         await say(server, peer, (peer.seal(DATA, data) if data else b"") + peer.seal(HANDSHAKE, KEY_UPDATE[:4]))
         async with create_task_group() as tasks:
@@ -116,10 +116,10 @@ async def test_a_drain_says_close_notify_once_the_message_is_complete(data: byte
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_a_drain_ends_though_the_message_never_does(
+async def test_a_drain_ends_though_the_message_stays_incomplete(
     way: str, files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tls, "CLOSE_TIMEOUT", 4 * SOON)  # the stream's own, which must not be waited for as well
+    monkeypatch.setattr(tls, "CLOSE_TIMEOUT", 4 * SOON)  # the stream's timeout must not be added to linger
     async with crafted(files, **WAYS[way]) as (server, peer):
         await say(server, peer, peer.seal(DATA, b"a") + peer.seal(HANDSHAKE, KEY_UPDATE[:4]))
         start = time.monotonic()
@@ -129,7 +129,7 @@ async def test_a_drain_ends_though_the_message_never_does(
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_a_message_that_is_never_complete_ends_by_the_idle_limit(way: str, files: Files) -> None:
+async def test_an_unfinished_message_ends_by_the_idle_timeout(way: str, files: Files) -> None:
     async with crafted(files, **WAYS[way], idle_timeout=0.1, linger=0.1) as (server, peer):
         await say(server, peer, peer.seal(DATA, b"a") + peer.seal(HANDSHAKE, KEY_UPDATE[:4]))
         with fail_after(SOON):
@@ -138,7 +138,7 @@ async def test_a_message_that_is_never_complete_ends_by_the_idle_limit(way: str,
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_an_end_in_the_middle_of_a_message_is_an_error(way: str, files: Files) -> None:
+async def test_close_notify_inside_a_message_is_a_tls_error(way: str, files: Files) -> None:
     async with crafted(files, **WAYS[way]) as (server, peer):
         await say(server, peer, peer.seal(HANDSHAKE, KEY_UPDATE[:4]) + peer.seal(*BYE))
         with fail_after(SOON):
@@ -148,10 +148,10 @@ async def test_an_end_in_the_middle_of_a_message_is_an_error(way: str, files: Fi
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_a_flood_of_cut_messages_keeps_nobody_waiting(
+async def test_a_flood_of_fragmented_messages_delays_no_other_connection(
     way: str, files: Files, ca_options: ConnectOptions
 ) -> None:
-    """However many ask for new keys in return: only the last of them has an answer pending."""
+    """Of many KeyUpdates that request an answer, at most one answer is pending."""
     async with (
         crafted(files, **WAYS[way]) as (server, peer),
         await connect(server.addresses[0], options=ca_options) as neighbour,
