@@ -1,11 +1,11 @@
-"""Inject every fault of the table, and print it with what was observed.
+"""Inject every fault of the table; print the table with what was observed.
 
 ::
 
     python -m tests.faults [--backend asyncio] [--row 5] [--fallback]
 
-The table is Markdown. Exits 1 if a promise was broken, which is then in the table. Not all of it can be run
-everywhere: what needs a network namespace says so.
+The table is Markdown. Exits 1 if a requirement is not met; the table shows it. Scenarios that need a network
+namespace are marked as not run where none can be created.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from collections.abc import Sequence
 import pytest
 
 from anyecho.backends import BACKENDS, Backend
-from tests.faults.runner import SCENARIOS, inject, said
+from tests.faults.runner import SCENARIOS, format_observed, inject
 from tests.faults.table import EXCUSED, ROWS, Scenario
 from tests.without_epoll import remove_epoll
 
 
 def observe(scenario: Scenario, backend: Backend) -> tuple[bool, str]:
-    """Whether the promise was kept, and what was observed."""
+    """Return whether the requirement was met, and what was observed."""
     try:
-        return True, said(inject(scenario, backend))
+        return True, format_observed(inject(scenario, backend))
     except pytest.skip.Exception as exc:
         return True, f"not run here: {exc}"
     except Exception:
@@ -36,7 +36,7 @@ def observe(scenario: Scenario, backend: Backend) -> tuple[bool, str]:
 
 
 def print_table(numbers: Sequence[int], backends: Sequence[Backend]) -> bool:
-    """Print the rows of these numbers; return whether every promise was kept."""
+    """Print the rows of these numbers; return whether every requirement was met."""
     print("| # | fault | required | injected | observed |")
     print("|---|---|---|---|---|")
     kept = True
@@ -60,7 +60,9 @@ def main() -> int:
     parser.add_argument("--backend", action="append", choices=BACKENDS, help="repeatable; by default, all")
     parser.add_argument("--row", action="append", type=int, choices=ROWS, help="repeatable; by default, all")
     parser.add_argument("--fallback", action="store_true", help="without epoll, as on a system that has none")
-    parser.add_argument("--alone", help="print as JSON what one scenario observed; it has the network to itself")
+    parser.add_argument(
+        "--alone", help="print the observations of one scenario as JSON; it needs its own network namespace"
+    )
     wanted = parser.parse_args()
     if wanted.fallback:
         remove_epoll()

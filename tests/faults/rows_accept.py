@@ -1,4 +1,4 @@
-"""Rows 1, 2 and 21: accept(2) fails, or there are more who call than may come in."""
+"""Rows 1, 2 and 21: accept(2) fails, or more clients connect than are allowed."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from anyio import to_thread
 
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import open_server
-from tests.faults.scene import SLACK, TCP, dialled, late, milliseconds, neighbour, unix
+from tests.faults.scene import SLACK, TCP, dialled, good_client, milliseconds, time_limit, unix
 from tests.faults.table import Observed, Scene, injects
 from tests.machine import needs_descriptors
 from tests.peers import dial, receive_all, until
 from tests.process import connect, descriptors, exchange, processor_seconds, round_trip, wait_until
 
-#: What accept(2) says of one connection that is gone already: its "Error handling", and firewalls' EPERM.
-OF_ONE = (
+#: Errors of accept(2) that concern a single connection: its section "Error handling", and EPERM of firewalls.
+CONNECTION_ERRORS = (
     *("ECONNABORTED", "ECONNRESET", "EHOSTDOWN", "EHOSTUNREACH", "EINTR", "ENETDOWN", "ENETUNREACH", "ENONET"),
     *("ENOPROTOOPT", "EOPNOTSUPP", "EPERM", "EPROTO", "ETIMEDOUT"),
 )
 
 
-def fate(sock: socket.socket) -> str:
-    """What becomes of one who calls."""
+def outcome(sock: socket.socket) -> str:
+    """Return what the server does with a new connection."""
     sock.settimeout(0.5)
     try:
         sock.sendall(b"?")
@@ -44,7 +44,10 @@ def fate(sock: socket.socket) -> str:
         return "closed"
 
 
-@injects(1, "RLIMIT_NOFILE leaves a server 20 descriptors; 30 call over TCP and 30 over a Unix socket, and stay")
+@injects(
+    1,
+    "RLIMIT_NOFILE leaves a server 20 descriptors; 30 clients connect over TCP and 30 over a Unix socket, and stay",
+)
 def no_descriptors_left(scene: Scene) -> Observed:
     server = scene.processes.serve(
         *("-b", TCP, "-b", str(unix(scene)), "--backend", scene.backend), listeners=2, descriptors=1000
@@ -56,8 +59,8 @@ def no_descriptors_left(scene: Scene) -> Observed:
         limit = descriptors(server.pid) + 20
         resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (limit, 1000))
         callers = [opened.enter_context(connect(address)) for _ in range(30) for address in server.addresses]
-        fates = {sock: fate(sock) for sock in callers}
-        held = [sock for sock, what in fates.items() if what == "echoed"]
+        outcomes = {sock: outcome(sock) for sock in callers}
+        held = [sock for sock, what in outcomes.items() if what == "echoed"]
         busy = _busy_while(server.pid, older)
         assert 10 <= len(held) <= 20
         for sock in [*older, *held]:
@@ -72,17 +75,17 @@ def no_descriptors_left(scene: Scene) -> Observed:
         recovered = time.monotonic() - start
 
     assert busy < SLACK * 0.05
-    assert recovered < late(0.2)
+    assert recovered < time_limit(0.2)
     return {
         "those from before": "all echoed",
-        **Counter(fates.values()),
+        **Counter(outcomes.values()),
         "CPU": f"{busy:.1%}",
         "recovered in": milliseconds(recovered),
     }
 
 
 def _busy_while(pid: int, older: list[socket.socket]) -> float:
-    """The share of a processor that a server takes for next to nothing."""
+    """Return the CPU share of a server whose connections are nearly idle."""
     before, start = processor_seconds(pid), time.monotonic()
     while time.monotonic() - start < 0.3:
         for sock in older:
@@ -94,7 +97,7 @@ def _busy_while(pid: int, older: list[socket.socket]) -> float:
 
 @dataclass(eq=False)
 class Refusal:
-    """What accept(2) fails with, while there is anything."""
+    """Makes accept(2) fail with the errors in `codes`."""
 
     codes: list[int] = field(default_factory=list)
     lasting: bool = False
@@ -120,11 +123,12 @@ def refusing() -> Iterator[Refusal]:
 
 
 @injects(
-    1, "accept(2) fails with ENFILE, then ENOBUFS, then ENOMEM, for 0.2 s each, while 4 wait at either address"
+    1,
+    "accept(2) fails with ENFILE, then ENOBUFS, then ENOMEM, for 0.2 s each, while 4 clients wait at each address",
 )
 async def out_of_buffers(scene: Scene) -> Observed:
     observed: dict[str, object] = {}
-    async with open_server(TCP, unix(scene)) as server, neighbour(server.addresses[0]):
+    async with open_server(TCP, unix(scene)) as server, good_client(server.addresses[0]):
         for name in ("ENFILE", "ENOBUFS", "ENOMEM"):
             with refusing() as refusal, ExitStack() as opened:
                 refusal.codes, refusal.lasting = [getattr(errno, name)], True
@@ -141,9 +145,9 @@ async def out_of_buffers(scene: Scene) -> Observed:
                 for sock in waiting:
                     assert await to_thread.run_sync(exchange, sock, b"at last") == b"at last"
 
-            # Twice per pause of 0.1 s at each of the two: with the spare descriptor once more.
+            # Two calls per pause of 0.1 s at each of the two listeners: the second with the spare descriptor.
             assert asked <= SLACK * 6 * pauses
-            assert recovered < late(0.2)
+            assert recovered < time_limit(0.2)
             assert server.stats.accept_errors[name] >= 2
             observed[name] = f"asked {asked} times, recovered in {milliseconds(recovered)}"
 
@@ -151,29 +155,32 @@ async def out_of_buffers(scene: Scene) -> Observed:
         return observed
 
 
-@injects(2, "accept(2) fails once with each of 13 errors, over TCP and over a Unix socket, while 8 call at either")
-async def gone_before_accepted(scene: Scene) -> Observed:
+@injects(
+    2,
+    "accept(2) fails once with each of 13 errors, over TCP and over a Unix socket, while 8 clients connect to each",
+)
+async def connection_errors_in_accept(scene: Scene) -> Observed:
     with refusing() as refusal:
         async with open_server(TCP, unix(scene)) as server:
             for address in server.addresses:
-                async with neighbour(address):
-                    for name in OF_ONE:
+                async with good_client(address):
+                    for name in CONNECTION_ERRORS:
                         refusal.codes.append(getattr(errno, name))
                     with dialled(address, 8) as callers:
                         for sock in callers:
                             assert await to_thread.run_sync(exchange, sock, b"hello") == b"hello"
 
-        codes = Counter({errno.errorcode[getattr(errno, name)]: 2 for name in OF_ONE})
+        codes = Counter({errno.errorcode[getattr(errno, name)]: 2 for name in CONNECTION_ERRORS})
         assert server.stats.accept_errors == codes
         assert server.stats.accepted == 2 * 9
         return {"accept_errors": dict(server.stats.accept_errors), "served": "16 of 16"}
 
 
-@injects(21, "100 call where at most 50 may be; then one of the 50 goes")
+@injects(21, "100 clients connect where 50 are allowed; then one of the 50 closes")
 async def more_than_the_maximum(_: Scene) -> Observed:
     async with open_server(TCP, options=ServeOptions(max_connections=51, linger=0.1)) as server:
         [address] = server.addresses
-        async with neighbour(address):
+        async with good_client(address):
             with dialled(address, 100) as callers:
                 for sock in callers:
                     sock.sendall(b"?")
@@ -185,13 +192,15 @@ async def more_than_the_maximum(_: Scene) -> Observed:
                 assert await to_thread.run_sync(callers[50].recv, 1) == b"?"
                 assert server.stats.accepted == 52
 
-    return {"existing": "all echoed", "the next": "waited, and was served when one had gone"}
+    return {"existing": "all echoed", "the next": "waited, and was served after one had closed"}
 
 
-@injects(21, "100 call where at most 50 may be, and over_limit=close; and 10 of one address where 5 may be")
+@injects(
+    21, "100 clients connect where 50 are allowed, with over_limit=close; 10 of one address where 5 are allowed"
+)
 async def more_than_the_maximum_closed(scene: Scene) -> Observed:
     options = ServeOptions(max_connections=51, over_limit="close", linger=0.1)
-    async with open_server(TCP, options=options) as server, neighbour(server.addresses[0]):
+    async with open_server(TCP, options=options) as server, good_client(server.addresses[0]):
         with dialled(server.addresses[0], 100) as callers:
             await until(lambda: server.stats.closed["over_limit"] == 50)
             for sock in callers[50:]:
@@ -203,7 +212,7 @@ async def more_than_the_maximum_closed(scene: Scene) -> Observed:
     options = ServeOptions(max_connections_per_ip=5, linger=0.1)
     async with open_server(TCP, unix(scene), options=options) as server:
         one, other = server.addresses
-        async with neighbour(other):
+        async with good_client(other):
             with dialled(one, 10) as callers:
                 await until(lambda: server.stats.closed == {"per_ip": 5})
                 for sock in callers[:5]:
@@ -214,7 +223,7 @@ async def more_than_the_maximum_closed(scene: Scene) -> Observed:
     return {"in all": over_limit, "of one address": per_address}
 
 
-@injects(21, "a server of 200 descriptors and max_connections=10000 is called by 300, who stay")
+@injects(21, "300 clients connect, and stay, to a server with 200 descriptors and max_connections=10000")
 def more_than_the_descriptors(scene: Scene) -> Observed:
     needs_descriptors(400)
     server = scene.processes.serve("-b", TCP, "--backend", scene.backend, descriptors=200)
@@ -223,9 +232,9 @@ def more_than_the_descriptors(scene: Scene) -> Observed:
         callers = [opened.enter_context(connect(address)) for _ in range(300)]
         for sock in callers[:136]:
             assert exchange(sock, b"in") == b"in"
-        assert fate(callers[136]) == "waits"
+        assert outcome(callers[136]) == "waits"
         free = 200 - descriptors(server.pid)
-        # Of the 64 kept in reserve, the server itself has some.
+        # The server itself uses some of the 64 descriptors in reserve.
         assert free >= 40
         assert server.popen.poll() is None
 

@@ -1,4 +1,4 @@
-"""Row 3: what runs for one peer has a bug."""
+"""Row 3: a bug in the code that serves a connection."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from anyecho.net import poller
 from anyecho.server import tasks as task_engine
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import open_server
-from tests.faults.scene import TCP, dialled, logged, neighbour
+from tests.faults.scene import TCP, dialled, good_client, logged
 from tests.faults.table import Observed, Scene, injects
 from tests.peers import SOON, receive_all, until
 
@@ -28,7 +28,7 @@ class Bug(Exception):
 
 
 async def buggy(stream: ByteStream) -> None:
-    """An echo that raises what it is told to."""
+    """Echo, or raise `Bug` if the first bytes say so."""
     word = await stream.receive()
     if word == b"raise":
         raise Bug
@@ -41,8 +41,8 @@ async def buggy(stream: ByteStream) -> None:
     await echo(stream)
 
 
-async def messy(stream: ByteStream) -> None:
-    """Cancelled, it fails while it cleans up."""
+async def failing_cleanup(stream: ByteStream) -> None:
+    """Raise `Bug` in the clean-up after a cancellation."""
     async with create_task_group() as tasks:
         tasks.start_soon(stream.receive)
         try:
@@ -55,7 +55,7 @@ async def messy(stream: ByteStream) -> None:
 async def echo_raises(_: Scene) -> Observed:
     with pytest.MonkeyPatch.context() as patch, logged() as lines:
         patch.setattr(task_engine, "echo", buggy)
-        return await _two_victims(ServeOptions(engine="tasks", linger=0.1), lines)
+        return await _fail_two_connections(ServeOptions(engine="tasks", linger=0.1), lines)
 
 
 @injects(3, "in the events engine, recv_into of two connections raises")
@@ -72,11 +72,11 @@ async def receiving_raises(_: Scene) -> Observed:
 
     with pytest.MonkeyPatch.context() as patch, logged() as lines:
         patch.setattr(socket.socket, "recv_into", failing)
-        return await _two_victims(ServeOptions(engine="events", linger=0.1), lines)
+        return await _fail_two_connections(ServeOptions(engine="events", linger=0.1), lines)
 
 
-async def _two_victims(options: ServeOptions, lines: Sequence[Any]) -> Observed:
-    async with open_server(TCP, options=options) as server, neighbour(server.addresses[0]):
+async def _fail_two_connections(options: ServeOptions, lines: Sequence[Any]) -> Observed:
+    async with open_server(TCP, options=options) as server, good_client(server.addresses[0]):
         for word in (b"raise", b"raise in a group"):
             with dialled(server.addresses[0], 1) as [victim]:
                 victim.sendall(word)
@@ -85,7 +85,7 @@ async def _two_victims(options: ServeOptions, lines: Sequence[Any]) -> Observed:
         await until(lambda: server.stats.active == 1)
         assert server.stats.closed == {"error": 2}
         assert [record.getMessage() for record in lines] == ["connection failed"] * 2
-        return {"neighbour": "echoed all the while", "closed": dict(server.stats.closed)}
+        return {"good client": "echoed all the time", "closed": dict(server.stats.closed)}
 
 
 @injects(3, "in the tasks engine, cleaning up raises in three connections that a drain cancels")
@@ -95,7 +95,7 @@ async def cleaning_up_raises(_: Scene) -> Observed:
         good = await clients.enter_async_context(await connect(server.addresses[0]))
         await good.exchange(b"before")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(task_engine, "echo", messy)
+            patch.setattr(task_engine, "echo", failing_cleanup)
             for _client in range(3):
                 await clients.enter_async_context(await connect(server.addresses[0]))
             await until(lambda: server.stats.active == 4)

@@ -1,4 +1,4 @@
-"""Rows 8 to 10: whoever closes first, and however much it is, no byte of an echo is lost."""
+"""Rows 8 to 10: no byte of an echo is lost, whichever side closes first, for any size."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MIB = 1 << 20
 
 
 def send_all_then_read(address: Address, payload: bytes) -> bytes:
-    """Half-close while the echo of most of it is owed, and only then begin to read."""
+    """Half-close while most of the echo is pending; only then begin to read."""
     with dial(address) as sock:
 
         def send() -> None:
@@ -38,7 +38,7 @@ def send_all_then_read(address: Address, payload: bytes) -> bytes:
         sent = threading.Event()
         sending = threading.Thread(target=send)
         sending.start()
-        # More than the kernels hold is never all sent before something is read.
+        # More than the kernels' buffers hold cannot be sent completely before something is read.
         sent.wait(0.05)
         try:
             return receive_all(sock)
@@ -63,8 +63,8 @@ async def half_closes(scene: Scene) -> Observed:
     return {"came back": "all, then the end", **closed}
 
 
-def talk_on(address: Address, payload: bytes, stopped: threading.Event) -> bytes:
-    """Send `payload`, then more that is too late, as one does who has not heard of it; only then read."""
+def send_on(address: Address, payload: bytes, stopped: threading.Event) -> bytes:
+    """Send `payload`, then more bytes after the server has stopped reading them; only then read."""
     with closing(dial(address)) as sock:
         sock.sendall(payload)
         stopped.wait(10)
@@ -74,8 +74,11 @@ def talk_on(address: Address, payload: bytes, stopped: threading.Event) -> bytes
         return receive_all(sock)
 
 
-@injects(9, "a drain, and max_bytes, end peers of 200000 bytes that have read none and go on sending; both engines")
-async def closes_on_a_talker(scene: Scene) -> Observed:
+@injects(
+    9,
+    "a drain, and max_bytes, close on peers that have sent 200000 bytes, read none and keep sending; both engines",
+)
+async def server_closes_while_peer_sends(scene: Scene) -> Observed:
     payload = os.urandom(200_000)
     got: dict[str, object] = {}
     for engine in engines():
@@ -85,7 +88,7 @@ async def closes_on_a_talker(scene: Scene) -> Observed:
         }.items():
             for bind in (TCP, unix(scene)):
                 async with open_server(bind, options=options) as server:
-                    back = await _closed_on(server, payload)
+                    back = await _echo_before_close(server, payload)
                 assert back == payload
                 reason = "drained" if why == "drain" else "bytes"
                 assert server.stats.closed == {reason: 1}
@@ -94,12 +97,12 @@ async def closes_on_a_talker(scene: Scene) -> Observed:
     return got
 
 
-async def _closed_on(server: Server, payload: bytes) -> bytes:
-    """What comes back to one who talks on when the server ends it."""
+async def _echo_before_close(server: Server, payload: bytes) -> bytes:
+    """Return the echo to a peer that keeps sending while the server closes."""
     stopped, back = threading.Event(), bytearray()
 
     async def talk() -> None:
-        back.extend(await to_thread.run_sync(talk_on, server.addresses[0], payload, stopped))
+        back.extend(await to_thread.run_sync(send_on, server.addresses[0], payload, stopped))
 
     with fail_after(10):
         async with create_task_group() as tasks:
@@ -114,7 +117,7 @@ async def _closed_on(server: Server, payload: bytes) -> bytes:
 
 
 def numbered(total: int, digest: Any) -> Iterator[bytes]:
-    """Chunks of 64 KiB, no two alike, of `total` bytes."""
+    """Yield distinct chunks of 64 KiB, `total` bytes in all."""
     rest = os.urandom((1 << 16) - 8)
     for number in range(total >> 16):
         chunk = number.to_bytes(8, "big") + rest
@@ -136,12 +139,12 @@ async def _message(address: Address, total: int) -> Observed:
         seconds = monotonic() - start
 
     assert (count, back.digest()) == (total, sent.digest())
-    # What may be on its way is 8 MiB.
+    # At most 8 MiB are outstanding.
     assert most - before < SLACK * 8 * MIB
     return {"seconds": f"{seconds:.2f}", "memory": f"+ {(most - before) / MIB:.1f} MiB", "SHA-256": "equal"}
 
 
-@injects(10, "a client sends 100 MiB over TCP, 30 MiB over a Unix socket, half-closes, and reads meanwhile")
+@injects(10, "a client sends 100 MiB over TCP, 30 MiB over a Unix socket, half-closes, and reads at the same time")
 async def a_large_message(scene: Scene) -> Observed:
     async with open_server(TCP, unix(scene)) as server:
         tcp, path = server.addresses

@@ -1,4 +1,4 @@
-"""Rows 11 to 13 over TLS, at real processes: keys and certificates that are new, or broken."""
+"""Rows 11 to 13 over TLS, with real processes: KeyUpdate, and new or broken certificates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.certificates import Files, files_in
-from tests.faults.scene import late
+from tests.faults.scene import time_limit
 from tests.faults.table import Observed, Scene, injects
 from tests.process import TIMEOUT, Process, port_of
 
@@ -29,7 +29,7 @@ def _serve(scene: Scene, files: Files) -> Process:
     return scene.processes.serve("-b", TLS, "--backend", scene.backend, *certificate, "--log-level", "info")
 
 
-@injects(11, "openssl's client updates its key, then both keys, in mid-conversation")
+@injects(11, "openssl's client sends a KeyUpdate, then requests one too, between messages")
 def key_update(scene: Scene) -> Observed:
     if shutil.which("openssl") is None:
         pytest.skip("openssl is not installed")
@@ -72,7 +72,7 @@ def certificate_of(process: Process) -> bytes:
         return shown
 
 
-@injects(12, "SIGHUP with a new certificate; with a key that is none; without a key; with a good one again")
+@injects(12, "SIGHUP with a new certificate; with an invalid key; without a key; with a valid one again")
 def certificate_rotated(scene: Scene) -> Observed:
     files = files_in(scene.directory)
     process = _serve(scene, files)
@@ -101,7 +101,7 @@ def certificate_rotated(scene: Scene) -> Observed:
     return {"next handshake": "the new one", "broken": said[0], "gone": said[1], "then, still": "the one before"}
 
 
-@injects(13, "100 SIGHUP to a server that has a certificate to read, as quick as they can be sent; then SIGTERM")
+@injects(13, "100 SIGHUP in quick succession to a server with a certificate; then SIGTERM")
 def hangups(scene: Scene) -> Observed:
     process = _serve(scene, files_in(scene.directory))
     shown = certificate_of(process)
@@ -112,5 +112,5 @@ def hangups(scene: Scene) -> Observed:
     process.signal()
     assert process.wait() == 0
     took = time.monotonic() - start
-    assert took < late(0.5)
+    assert took < time_limit(0.5)
     return {"meanwhile": "handshakes and echoes", "SIGTERM": f"exit 0 after {took:.2f} s"}

@@ -1,4 +1,4 @@
-"""Row 24: a peer is there no more, and nobody says so."""
+"""Row 24: a peer vanishes without FIN or RST."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from anyecho.address import TCPAddress
 from anyecho.net.sockets import SocketOptions
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import open_server
-from tests.faults.scene import TCP, late, served_in
+from tests.faults.scene import TCP, served_in, time_limit
 from tests.faults.table import Observed, Scene, injects
 from tests.peers import dial, until
 
-#: A peer at the other end of a link, in a network of its own. It does what it is told on standard input, and says
-#: so: connects and is echoed; sends all it can and reads nothing; takes its end of the link down.
+#: A peer at the other end of a link, in its own network namespace. Steps, each confirmed on standard output: it
+#: connects and is echoed; sends until the buffers are full and reads nothing; takes its end of the link down.
 PEER = """
 import socket, subprocess, sys
 def ip(*words): subprocess.run(["ip", *words], check=True)
@@ -48,8 +48,8 @@ link set link0 up
 """
 
 
-class Neighbour:
-    """The peer, seen from here."""
+class LinkedPeer:
+    """Controls the peer at the other end of the link."""
 
     def __init__(self, popen: subprocess.Popen[str]) -> None:
         self._popen = popen
@@ -65,11 +65,11 @@ class Neighbour:
 
 
 @contextmanager
-def linked() -> Iterator[Neighbour]:
+def linked() -> Iterator[LinkedPeer]:
     command = ["unshare", "--net", sys.executable, "-c", PEER]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as popen:
         try:
-            peer = Neighbour(popen)
+            peer = LinkedPeer(popen)
             peer.wait()
             subprocess.run(["ip", "-batch", "-"], input=HERE.format(pid=popen.pid), text=True, check=True)
             yield peer
@@ -77,7 +77,7 @@ def linked() -> Iterator[Neighbour]:
             popen.kill()
 
 
-@injects(24, "a link goes down behind a peer that was idle and one that is owed much; limits of 1 s", alone=True)
+@injects(24, "a link goes down behind an idle peer and a peer with pending echo; limits of 1 s", alone=True)
 async def link_down(_: Scene) -> Observed:
     by_default = SocketOptions._tcp_options
     sooner = {"TCP_KEEPIDLE": 1, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 1}
@@ -99,12 +99,12 @@ async def link_down(_: Scene) -> Observed:
             closed = {reason: server.stats.closed[reason] for reason in ("broken", "write")}
 
     assert closed == {"broken": 1, "write": 1}
-    # Idle for a second, a probe, and another second; a probe of a window that is shut may be as late.
-    assert took < late(3)
-    return {"closed": f"{closed} (the idle one, and the one that is owed)", "after": f"{took:.1f} s"}
+    # An idle second, a probe, and another second; a zero window probe may be as late.
+    assert took < time_limit(3)
+    return {"closed": f"{closed} (the idle peer, and the peer with pending echo)", "after": f"{took:.1f} s"}
 
 
-@injects(24, "nothing: which limits do accepted connections have by default?")
+@injects(24, "nothing: the limits that accepted connections have by default")
 async def limits_by_default(_: Scene) -> Observed:
     async with open_server(TCP) as server:
         with dial(server.addresses[0]):

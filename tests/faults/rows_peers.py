@@ -1,4 +1,4 @@
-"""Rows 4 and 5: peers that take nothing, or next to nothing."""
+"""Rows 4 and 5: peers that do not read, or read slowly."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from anyio import create_task_group
 from anyecho.address import parse_address
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import open_server
-from tests.faults.scene import TCP, Engine, dialled, engines, late, milliseconds, neighbour, percentile
+from tests.faults.scene import TCP, Engine, dialled, engines, good_client, milliseconds, percentile, time_limit
 from tests.faults.table import Observed, Scene, injects
 from tests.machine import needs_descriptors
 from tests.peers import dial, flood, until
@@ -25,23 +25,23 @@ MIB = 1 << 20
 
 @contextmanager
 def flooding(process: Process, count: int) -> Iterator[list[socket.socket]]:
-    """So many who have sent all they can before they are accepted, and read nothing."""
+    """Yield `count` peers that have filled the buffers before they are accepted, and read nothing."""
     process.signal(signal.SIGSTOP)
     try:
         with dialled(parse_address(process.addresses[0]), count) as socks:
             for sock in socks:
-                # A thousand would else hold 4 GiB of the kernel's.
+                # Otherwise a thousand would hold 4 GiB of kernel memory.
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
                 sock.setblocking(False)
-            pour(socks)
+            send_more(socks)
             process.signal(signal.SIGCONT)
             yield socks
     finally:
         process.signal(signal.SIGCONT)
 
 
-def pour(socks: Sequence[socket.socket]) -> int:
-    """Send what the kernel takes; return how many of them are gone."""
+def send_more(socks: Sequence[socket.socket]) -> int:
+    """Send what the kernel takes; return how many connections are closed."""
     gone = 0
     for sock in socks:
         try:
@@ -67,42 +67,42 @@ def _flood(scene: Scene, count: int, write_timeout: float) -> Observed:
             start = time.monotonic()
             wait_until(lambda: descriptors(server.pid) >= had + count)
             while time.monotonic() - start < write_timeout / 2:
-                assert pour(socks) == 0
+                assert send_more(socks) == 0
                 assert exchange(good, b"x") == b"x"
                 time.sleep(0.02)
-            wait_until(lambda: pour(socks) == count)
+            wait_until(lambda: send_more(socks) == count)
             took = time.monotonic() - start
         assert exchange(good, b"x") == b"x"
         grown = resident(server.pid, peak=True) - before
 
     assert grown < count * MIB
-    # An eighth late, then the linger; and to see to a thousand takes half a second, here and there.
-    assert write_timeout <= took < late(write_timeout * 9 / 8 + 0.1 + count / 2000)
+    # The reaper may be an eighth late; then the linger; a thousand connections take about half a second more.
+    assert write_timeout <= took < time_limit(write_timeout * 9 / 8 + 0.1 + count / 2000)
     return {
         "RSS": f"+ {grown / MIB:.2f} MiB, {grown / 1024 / count:.0f} KiB each",
         "closed after": f"{took:.2f} s (write_timeout {write_timeout} s)",
     }
 
 
-@injects(4, "1 sends all it can before it is accepted, goes on, and never reads")
+@injects(4, "1 peer fills the buffers before it is accepted, keeps sending, and never reads")
 def one_floods(scene: Scene) -> Observed:
     return _flood(scene, 1, 0.4)
 
 
-@injects(4, "1000 send all they can before they are accepted, go on, and never read", slow=True)
+@injects(4, "1000 peers fill the buffers before they are accepted, keep sending, and never read", slow=True)
 def a_thousand_flood(scene: Scene) -> Observed:
     return _flood(scene, 1000, 1.0)
 
 
-async def drip(sock: socket.socket) -> None:
+async def send_slowly(sock: socket.socket) -> None:
     with suppress(OSError):
         while True:
             sock.send(b"x")
             await anyio.sleep(0.01)
 
 
-async def sip(sock: socket.socket) -> None:
-    """Read a byte now and then of much that was asked for."""
+async def read_slowly(sock: socket.socket) -> None:
+    """Send much, and read a byte every 10 ms."""
     async with create_task_group() as tasks:
         tasks.start_soon(flood, sock)
         with suppress(OSError):
@@ -112,7 +112,7 @@ async def sip(sock: socket.socket) -> None:
                 await anyio.sleep(0.01)
 
 
-@injects(5, "beside a good client, one floods and reads a byte every 10 ms, another sends one every 10 ms")
+@injects(5, "beside a good client, one peer floods and reads a byte every 10 ms, another sends a byte every 10 ms")
 async def slow_ones(_: Scene) -> Observed:
     observed: dict[str, object] = {}
     async with create_task_group() as tasks:
@@ -123,9 +123,9 @@ async def slow_ones(_: Scene) -> Observed:
 
 
 async def _beside_slow_ones(engine: Engine, observed: dict[str, object]) -> None:
-    # The good one has 100 bytes echoed every few ms.
+    # The good client has 100 bytes echoed every few ms.
     options = ServeOptions(engine=engine, min_rate=300, min_rate_window=0.4, linger=0.1)
-    async with open_server(TCP, options=options) as server, neighbour(server.addresses[0]) as took:
+    async with open_server(TCP, options=options) as server, good_client(server.addresses[0]) as took:
         await until(lambda: len(took) >= 50)
         alone = percentile(took, 0.99)
         took.clear()
@@ -133,11 +133,11 @@ async def _beside_slow_ones(engine: Engine, observed: dict[str, object]) -> None
             for sock in (reader, writer):
                 sock.setblocking(False)
             async with create_task_group() as tasks:
-                tasks.start_soon(sip, reader)
-                tasks.start_soon(drip, writer)
+                tasks.start_soon(read_slowly, reader)
+                tasks.start_soon(send_slowly, writer)
                 await until(lambda: server.stats.closed == {"rate": 2})
                 tasks.cancel_scope.cancel()
         beside = percentile(took, 0.99)
 
-    assert beside < late(0.1)
+    assert beside < time_limit(0.1)
     observed[engine] = f"both closed for their rate; good p99 {milliseconds(alone)} -> {milliseconds(beside)}"

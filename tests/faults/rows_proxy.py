@@ -1,4 +1,4 @@
-"""Row 20: what is no PROXY header, or nobody's who may say one."""
+"""Row 20: invalid PROXY headers, and headers of untrusted peers."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from anyecho.address import Address
 from anyecho.measure.options import ConnectOptions
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import open_server
-from tests.faults.scene import TCP, late, logged, neighbour, unix
+from tests.faults.scene import TCP, good_client, logged, time_limit, unix
 from tests.faults.table import Observed, Scene, injects
 from tests.net.proxy_headers import IPV4, IPV6, tlv, v2
 from tests.peers import dial, receive_all, until
 
-#: Forged in every header here; it must be nowhere afterwards.
+#: The source in every header here; it must not appear in logs or limits.
 SOURCE = "192.0.2.1"
 LINE = f"PROXY TCP4 {SOURCE} 192.0.2.2 56324 443\r\n".encode()
 
-#: Where one library at least, or an older nginx, haproxy or Apache, was found wanting.
+#: Each was accepted by at least one library, or by an older nginx, haproxy or Apache.
 MALFORMED = {
     "no header": b"GET / HTTP/1.0\r\n\r\n",
     "v1, port with a leading zero": LINE.replace(b"443", b"0443"),
@@ -33,7 +33,7 @@ MALFORMED = {
     "v1, port of 65536": LINE.replace(b"443", b"65536"),
     "v1, two spaces": LINE.replace(b"TCP4 ", b"TCP4  "),
     "v1, LF alone": LINE.replace(b"\r", b""),
-    "v1, an address too few": b"PROXY TCP4 192.0.2.1\r\n",
+    "v1, an address missing": b"PROXY TCP4 192.0.2.1\r\n",
     "v1, IPv6 zone": f"PROXY TCP6 fe80::1%{SOURCE} ::1 1 2\r\n".encode(),
     "v1, IPv4 said to be IPv6": LINE.replace(b"TCP4", b"TCP6"),
     "v1, not ASCII": LINE.replace(b"443", "\uff14\uff14\uff13".encode()),
@@ -54,9 +54,9 @@ MALFORMED = {
 }
 
 
-def said_back(address: Address, said: bytes) -> bytes:
-    """All that comes for `said` and some more, which nobody should get back."""
-    with dial(address) as sock, suppress(ConnectionError):  # a reset, where it had more to say than was read
+def echo_of(address: Address, said: bytes) -> bytes:
+    """Send `said` and more; return what comes back, which should be nothing."""
+    with dial(address) as sock, suppress(ConnectionError):  # a reset, if not all of it was read
         sock.sendall(said)
         sock.sendall(b"echo me")
         return receive_all(sock)
@@ -64,7 +64,7 @@ def said_back(address: Address, said: bytes) -> bytes:
     return b""
 
 
-def _names_nobody(lines: Sequence[logging.LogRecord]) -> bool:
+def _lacks_source(lines: Sequence[logging.LogRecord]) -> bool:
     return not any(SOURCE in f"{record.getMessage()} {vars(record)}" for record in lines)
 
 
@@ -79,42 +79,44 @@ async def malformed(scene: Scene) -> Observed:
     with logged(logging.INFO) as lines:
         async with (
             open_server(TCP, unix(scene), options=options) as server,
-            neighbour(server.addresses[0], ConnectOptions(proxy_header="v2")),
+            good_client(server.addresses[0], ConnectOptions(proxy_header="v2")),
         ):
             for address in server.addresses:
                 for name, said in MALFORMED.items():
-                    assert await to_thread.run_sync(said_back, address, said) == b"", name
+                    assert await to_thread.run_sync(echo_of, address, said) == b"", name
             await until(lambda: server.stats.closed == {"proxy": 2 * len(MALFORMED)})
             closed = dict(server.stats.closed)
 
     turned_away = [record for record in lines if record.levelno >= logging.WARNING]
     assert len(turned_away) == 1
-    assert _names_nobody(lines)
+    assert _lacks_source(lines)
     return {"echoed": "0 bytes", "closed": closed, "log lines": len(turned_away)}
 
 
-@injects(20, "20 say a correct header, and are not of a trusted network; over TCP and over a Unix socket")
+@injects(20, "20 peers outside the trusted networks send a valid header; over TCP and over a Unix socket")
 async def untrusted(scene: Scene) -> Observed:
     options = ServeOptions(proxy_protocol="require", proxy_trusted=("198.51.100.0/24",), max_connections_per_ip=1)
     with logged(logging.INFO) as lines:
         async with open_server(TCP, unix(scene), options=options) as server:
             for _ in range(10):
                 for address in server.addresses:
-                    assert await to_thread.run_sync(said_back, address, LINE) == b""
+                    assert await to_thread.run_sync(echo_of, address, LINE) == b""
             await until(lambda: server.stats.closed == {"untrusted": 20})
             assert server.peers() == []
 
     assert len(lines) == 1
-    assert _names_nobody(lines)
+    assert _lacks_source(lines)
     return {"echoed": "0 bytes", "closed": dict(server.stats.closed), "log lines": len(lines)}
 
 
-@injects(20, "one says half a header and waits, one nothing, one half and goes; proxy_timeout=0.2 s")
+@injects(
+    20, "one peer sends half a header and waits, one sends nothing, one sends half and closes; proxy_timeout=0.2 s"
+)
 async def partial(_: Scene) -> Observed:
     options = ServeOptions(proxy_protocol="require", proxy_trusted=("127.0.0.1",), proxy_timeout=0.2)
     async with open_server(TCP, options=options) as server:
         [address] = server.addresses
-        async with neighbour(address, ConnectOptions(proxy_header="v1")):
+        async with good_client(address, ConnectOptions(proxy_header="v1")):
             start = time.monotonic()
             with dial(address) as half, dial(address) as silent, dial(address) as gone:
                 half.sendall(LINE[:20])
@@ -126,12 +128,12 @@ async def partial(_: Scene) -> Observed:
             await until(lambda: server.stats.closed == {"proxy_timeout": 2, "proxy": 1})
             closed = dict(server.stats.closed)
 
-    assert 0.19 <= took < late(0.2)
+    assert 0.19 <= took < time_limit(0.2)
     return {"closed": closed, "after": f"{took:.2f} s"}
 
 
-@injects(20, "a header comes where none is expected")
-async def unasked(_: Scene) -> Observed:
+@injects(20, "a header is sent where none is expected")
+async def unexpected_header(_: Scene) -> Observed:
     async with open_server(TCP, options=ServeOptions(max_connections_per_ip=1)) as server:
         with dial(server.addresses[0]) as sock:
             sock.sendall(LINE)
@@ -139,4 +141,4 @@ async def unasked(_: Scene) -> Observed:
             [peer] = server.peers()
             assert peer.address == sock.getsockname()
 
-    return {"it": "is echoed as data; the peer is whom the socket says"}
+    return {"it": "is echoed as data; the peer is that of the socket"}

@@ -1,4 +1,4 @@
-"""Row 28: descriptors whose numbers are reused at once, and waits that are cancelled as they end."""
+"""Row 28: descriptor numbers that are reused at once, and waits cancelled in the turn in which they end."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from tests.process import exchange
 ROUNDS = 50
 
 
-async def turns(count: int) -> None:
-    """Let everybody else run so often: enough, with 5, to begin to wait. anyio's own way takes 0.1 s on asyncio."""
+async def yield_to_others(count: int) -> None:
+    """Yield `count` times; after 5, other tasks wait. (`wait_all_tasks_blocked` takes 0.1 s on asyncio.)"""
     for _ in range(count):
         await checkpoint()
 
@@ -37,12 +37,12 @@ def converse(sock: socket.socket) -> bytes:
         return receive_all(sock)
 
 
-@injects(28, "accepting is cancelled in the very turn in which one more has connected, 50 times, TCP and Unix")
+@injects(28, "accepting is cancelled in the turn in which a client connects, 50 times, TCP and Unix")
 async def accept_cancelled(scene: Scene) -> Observed:
     served = 0
     for _ in range(ROUNDS):
         async with open_server(TCP, unix(scene)) as server, create_task_group() as tasks:
-            await turns(5)
+            await yield_to_others(5)
             callers = [dial(address) for address in server.addresses]
             tasks.start_soon(server.drain, 10)
             with fail_after(SOON):
@@ -58,14 +58,14 @@ async def number_reused(_: Scene) -> Observed:
     accept = socket.socket.accept
     numbers: list[int] = []
 
-    def noting(sock: socket.socket) -> tuple[socket.socket, Any]:
+    def recording(sock: socket.socket) -> tuple[socket.socket, Any]:
         accepted, peer = accept(sock)
         numbers.append(accepted.fileno())
         return accepted, peer
 
     observed: dict[str, object] = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(socket.socket, "accept", noting)
+        patch.setattr(socket.socket, "accept", recording)
         for engine in engines():
             numbers.clear()
             async with open_server(TCP, options=ServeOptions(engine=engine)) as server:
@@ -86,7 +86,7 @@ async def number_reused(_: Scene) -> Observed:
 
 
 @injects(
-    28, "a socket is closed under who waits for it, and the next has its number at once; with and without epoll"
+    28, "a socket is closed while a task waits for it, and its number is reused at once; with and without epoll"
 )
 async def closed_under_a_waiter(_: Scene) -> Observed:
     woken = 0
@@ -117,8 +117,8 @@ async def _close_and_reuse(kind: str, poller: Poller | Fallback) -> None:
         async with create_task_group() as tasks:
             old = poller.register(left)
             tasks.start_soon(_wait, old, ended)
-            await turns(5)
-            # Nothing is awaited from here but what the closing itself awaits.
+            await yield_to_others(5)
+            # From here on, nothing is awaited except by the closing itself.
             await old.aclose()
             left.close()
             ours, theirs = sorted(raw_pair(kind), key=lambda sock: sock.fileno() != number)
@@ -133,11 +133,11 @@ async def _close_and_reuse(kind: str, poller: Poller | Fallback) -> None:
 
 
 async def _send_late(sock: socket.socket) -> None:
-    await turns(5)
+    await yield_to_others(5)
     sock.sendall(b"are you there?")
 
 
-@injects(28, "a read is cancelled within 0 to 4 turns of its bytes' coming, 50 times, with and without epoll")
+@injects(28, "a read is cancelled 0 to 4 turns after its bytes arrive, 50 times, with and without epoll")
 async def read_cancelled(_: Scene) -> Observed:
     counts: Counter[str] = Counter()
     async with open_poller() as running:
@@ -157,7 +157,7 @@ async def read_cancelled(_: Scene) -> Observed:
     return {**counts, "lost": 0}
 
 
-async def _cancelled_read(stream: PolledStream, peer: socket.socket, item: bytes, late: int) -> bytes:
+async def _cancelled_read(stream: PolledStream, peer: socket.socket, item: bytes, delay: int) -> bytes:
     got = bytearray()
     scope = CancelScope()
 
@@ -167,9 +167,9 @@ async def _cancelled_read(stream: PolledStream, peer: socket.socket, item: bytes
 
     async with create_task_group() as tasks:
         tasks.start_soon(read)
-        await turns(5)
+        await yield_to_others(5)
         peer.sendall(item)
-        await turns(late)
+        await yield_to_others(delay)
         scope.cancel()
 
     return bytes(got)

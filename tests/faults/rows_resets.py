@@ -1,4 +1,4 @@
-"""Row 7: peers that are gone from one moment to the next."""
+"""Row 7: peers that reset the connection, in every state."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def _reset_mid_echo(server: Server) -> None:
 
 
 async def _reset_owed(server: Server) -> None:
-    """While the server waits for room to send what it owes."""
+    """Reset while the server waits for send buffer space with pending echo."""
     sock = dial(server.addresses[0])
     sock.setblocking(False)
     async with create_task_group() as tasks:
@@ -73,7 +73,7 @@ MOMENTS: tuple[Callable[[Server], Awaitable[None]], ...] = (
 
 
 async def _reset_at(moment: Callable[[Server], Awaitable[None]], options: ServeOptions) -> str:
-    """For what reason the server closes one who resets at this moment."""
+    """Return the close reason of a connection that its peer resets at `moment`."""
     async with open_server(TCP, options=options) as server:
         with fail_after(SOON):
             await moment(server)
@@ -84,7 +84,10 @@ async def _reset_at(moment: Callable[[Server], Awaitable[None]], options: ServeO
     return reason
 
 
-@injects(7, "a RST before accept, mid-echo, while owed, half-closed, in a drain, in a linger; each in both engines")
+@injects(
+    7,
+    "a RST before accept, mid-echo, with pending echo, half-closed, in a drain, in a linger; each in both engines",
+)
 async def resets(_: Scene) -> Observed:
     closed: dict[str, object] = {}
     with logged() as lines:
@@ -99,8 +102,8 @@ async def resets(_: Scene) -> Observed:
     return {"closed": closed, "log lines": 0, "descriptors and tasks left": 0}
 
 
-@injects(7, "10 peers of a Unix socket are gone with bytes of both sides unread, in both engines")
-async def gone_from_a_unix_socket(scene: Scene) -> Observed:
+@injects(7, "10 peers of a Unix socket close with unread bytes on both sides, in both engines")
+async def unix_peers_close_with_unread_bytes(scene: Scene) -> Observed:
     observed: dict[str, object] = {}
     with logged() as lines:
         for engine in engines():

@@ -1,4 +1,4 @@
-"""Row 13: signals at real processes, in every phase of their lives, and in storms."""
+"""Row 13: signals to real processes, in every phase, and in quick succession."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import signal
 import time
 from collections.abc import Sequence
 
-from tests.faults.scene import TCP, late
+from tests.faults.scene import TCP, time_limit
 from tests.faults.table import Observed, Scene, injects
 from tests.process import Process, accepts, connect, exchange, read_all, wait_until
 
-#: What the end of a process may take besides the times that its options give.
+#: Seconds that an exit may take besides the times of its options.
 END = 0.5
 LONG = "1h"
 
 
 def _serve(scene: Scene, *options: str, count: int = 1) -> Sequence[Process]:
-    """So many servers, which start at the same time."""
+    """Start `count` servers at the same time."""
     started = [
         scene.processes.start("serve", "-b", TCP, "--backend", scene.backend, *options) for _ in range(count)
     ]
@@ -27,10 +27,10 @@ def _serve(scene: Scene, *options: str, count: int = 1) -> Sequence[Process]:
 
 
 def _ended(process: Process, since: float, allowed: float, *, least: float = 0.0) -> str:
-    """How long it took to exit with 0, no sooner and no later than it may."""
-    assert process.wait(late(allowed + END)) == 0
+    """Return the seconds until exit status 0; fail if it is earlier or later than allowed."""
+    assert process.wait(time_limit(allowed + END)) == 0
     took = time.monotonic() - since
-    assert least <= took < late(allowed + END)
+    assert least <= took < time_limit(allowed + END)
     return f"exit 0 after {took:.2f} s"
 
 
@@ -46,7 +46,7 @@ def idle_servers(scene: Scene) -> Observed:
     return observed
 
 
-@injects(13, "SIGTERM to a busy server with 0.3 s of grace, whose peer goes on")
+@injects(13, "SIGTERM to a busy server with 0.3 s of grace period, whose peer keeps sending")
 def busy_server(scene: Scene) -> Observed:
     [process] = _serve(scene, "--graceful-timeout", "300ms", "--linger", "200ms")
     with connect(process.addresses[0]) as sock:
@@ -57,18 +57,18 @@ def busy_server(scene: Scene) -> Observed:
         assert exchange(sock, b"during") == b"during"
         assert read_all(sock) == b""
         half_closed = time.monotonic() - start
-        assert 0.3 <= half_closed < late(0.3 + END)
-        # The peer is owed nothing by then, so that the linger of 0.2 s is not waited for.
+        assert 0.3 <= half_closed < time_limit(0.3 + END)
+        # No echo is pending then, so the linger of 0.2 s does not apply.
         ended = _ended(process, start, 0.5, least=0.3)
 
     return {
-        "in the grace": "refuses new ones, echoes old ones",
+        "in the grace": "refuses new connections, echoes on old ones",
         "half-closed after": f"{half_closed:.2f} s",
         "end": ended,
     }
 
 
-@injects(13, "SIGTERM, and SIGINT while it drains, to a server whose peer would stay for an hour of grace")
+@injects(13, "SIGTERM, and SIGINT during the drain, to a server with a peer that stays and an hour of grace period")
 def twice(scene: Scene) -> Observed:
     [process] = _serve(scene, "--graceful-timeout", LONG, "--linger", LONG)
     with connect(process.addresses[0]) as sock:
@@ -84,20 +84,20 @@ def twice(scene: Scene) -> Observed:
     return {"after the first": "echoes", "after the second": ended}
 
 
-@injects(13, "a storm of 300 SIGTERM and SIGINT to a busy server, as quick as they can be sent")
+@injects(13, "300 SIGTERM and SIGINT in quick succession to a busy server")
 def storm(scene: Scene) -> Observed:
     [process] = _serve(scene, "--graceful-timeout", LONG, "--linger", LONG)
     with connect(process.addresses[0]) as sock:
         assert exchange(sock, b"hello") == b"hello"
         start = time.monotonic()
         for number in range(300):
-            # Its number is nobody else's until it has been waited for.
+            # The PID is not reused before the process has been waited for.
             os.kill(process.pid, (signal.SIGTERM, signal.SIGINT)[number % 2])
-        status = process.wait(late(0.5 + END))
+        status = process.wait(time_limit(0.5 + END))
         took = time.monotonic() - start
         assert sock.recv(1) == b""
 
-    # The third restores the default action, for loops that are stuck.
+    # The third one restores the default action, for a stuck event loop.
     assert status in (0, -signal.SIGTERM, -signal.SIGINT)
     assert process.errors() == ""
     return {"exit": status, "after": f"{took:.2f} s", "traceback": "none"}

@@ -1,4 +1,4 @@
-"""Rows 22, 25 and 26: paths, ports and names that cannot be had, or are somebody else's."""
+"""Rows 22, 25 and 26: paths, ports and names that are unavailable or in use."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from anyecho.address import Address, TCPAddress, UnixAddress, parse_address
 from anyecho.errors import BindError, ConnectError
 from anyecho.measure.client import connect
 from anyecho.server.server import open_server
-from tests.faults.scene import late, milliseconds, served_in, unix
+from tests.faults.scene import milliseconds, served_in, time_limit, unix
 from tests.faults.table import Observed, Scene, injects
 from tests.peers import dial
 from tests.process import TIMEOUT, Process, port_of, round_trip
 
-NOBODY = 65534
+OTHER_UID = 65534
 
 
-async def _refusal(address: Address) -> str:
-    """Why nobody can listen there."""
+async def _bind_error(address: Address) -> str:
+    """Return why `address` cannot be listened on."""
     with pytest.raises(BindError) as refused:
         async with open_server(address):
             pytest.fail("it opened")
@@ -35,10 +35,10 @@ async def _refusal(address: Address) -> str:
 
 @contextmanager
 def unwritable(directory: Path) -> Iterator[None]:
-    """Nobody, and for a while nobody is who we are, may write to `directory`."""
+    """Make `directory` read-only within the block; as root, change to another user too."""
     directory.chmod(0o555)
     if root := os.geteuid() == 0:
-        os.seteuid(NOBODY)
+        os.seteuid(OTHER_UID)
     try:
         yield
     finally:
@@ -47,32 +47,32 @@ def unwritable(directory: Path) -> Iterator[None]:
         directory.chmod(0o755)
 
 
-@injects(22, "a path is what a killed server left; a living one's; a file; in no directory; in one not writable")
-async def whose_path(scene: Scene) -> Observed:
+@injects(22, "a path is stale; in use; a file; in a missing directory; in a read-only directory")
+async def path_in_use(scene: Scene) -> Observed:
     address = unix(scene)
     with socket.socket(socket.AF_UNIX) as killed:
         killed.bind(address.path)
         killed.listen()
     async with open_server(address):
         await served_in(address)
-        live = await _refusal(address)
+        live = await _bind_error(address)
         await served_in(address)
     assert os.listdir(scene.directory) == []
 
     with unwritable(scene.directory):
-        denied = await _refusal(address)
+        denied = await _bind_error(address)
     os.mknod(address.path)
-    file = await _refusal(address)
+    file = await _bind_error(address)
     assert stat.S_ISREG(os.stat(address.path).st_mode)
-    nowhere = await _refusal(UnixAddress(path=str(scene.directory / "no" / "echo")))
+    nowhere = await _bind_error(UnixAddress(path=str(scene.directory / "no" / "echo")))
     assert os.listdir(scene.directory) == ["echo"]
     refused = {"live": live, "not writable": denied, "a file": file, "no directory": nowhere}
     assert all(refused.values())
     return {"stale": "taken over", **refused}
 
 
-@injects(22, "a path has become another program's when the server ends; an abstract name is taken")
-async def anothers_path(scene: Scene) -> Observed:
+@injects(22, "another program has replaced the socket file when the server ends; an abstract name is in use")
+async def replaced_path(scene: Scene) -> Observed:
     address = unix(scene)
     with socket.socket(socket.AF_UNIX) as other:
         async with open_server(address):
@@ -84,14 +84,14 @@ async def anothers_path(scene: Scene) -> Observed:
     abstract = parse_address(f"unix:@{scene.directory.name}")
     async with open_server(abstract):
         await served_in(abstract)
-        taken = await _refusal(abstract)
+        taken = await _bind_error(abstract)
     async with open_server(abstract):
         await served_in(abstract)
     assert os.listdir(scene.directory) == ["echo"]
     return {"the other's": "still there, still answering", "abstract, taken": taken, "abstract, left": "free again"}
 
 
-@injects(22, "a umask of 0, which would let everybody in; the mode is looked at as soon as bind(2) has returned")
+@injects(22, "a umask of 0, which permits every user; the mode is checked as soon as bind(2) has returned")
 async def mode_from_the_start(scene: Scene) -> Observed:
     bind, modes = socket.socket.bind, []
 
@@ -114,8 +114,8 @@ async def mode_from_the_start(scene: Scene) -> Observed:
     return {"by default": "0600, then and later", "with ?mode=660": "0660, then and later"}
 
 
-@injects(25, "the kernel gives a client of a dead port that very port as its own, so that TCP connects the two")
-async def to_itself(_: Scene) -> Observed:
+@injects(25, "the kernel assigns a client the port that it connects to, so that TCP connects the socket to itself")
+async def self_connection(_: Scene) -> Observed:
     connect_ex, connected = socket.socket.connect_ex, []
 
     def from_there(sock: socket.socket, address: Any) -> int:
@@ -160,25 +160,25 @@ NO_SUCH_HOST = NAME_SERVER.format(answer='raise socket.gaierror(socket.EAI_NONAM
 DEAD = NAME_SERVER.format(answer='os.write(2, b"asked\\n"); threading.Event().wait()')
 
 
-def _complaint(process: Process) -> tuple[str, float]:
-    """The one line with which it exits, and after how many seconds."""
+def _start_error(process: Process) -> tuple[str, float]:
+    """Return the line with which the process exits, and after how many seconds."""
     start = time.monotonic()
     output, errors = process.popen.communicate(timeout=TIMEOUT)
     took = time.monotonic() - start
     assert (process.popen.returncode, output) == (3, b""), errors
     [line] = errors.decode().removeprefix("asked\n").splitlines()
-    assert took < late(1.0)
+    assert took < time_limit(1.0)
     return line, took
 
 
-@injects(26, "beside a path that can be had: a port in use, a host that is not there, IPv6 where there is none")
+@injects(26, "beside a usable path: a port in use, an unknown host, IPv6 without support")
 def cannot_listen(scene: Scene) -> Observed:
     path = str(unix(scene))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         in_use = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
         impossible = {in_use: "", "tcp://no.such.host:7007": NO_SUCH_HOST, "tcp://[::1]:0": NO_IPV6}
         complaints = [
-            _complaint(_start(scene, "serve", "-b", path, "-b", address, before=before))
+            _start_error(_start(scene, "serve", "-b", path, "-b", address, before=before))
             for address, before in impossible.items()
         ]
     assert os.listdir(scene.directory) == []
@@ -198,13 +198,13 @@ def _start(scene: Scene, *arguments: str, before: str) -> Process:
 @injects(26, "a name server never answers: a client with a timeout of 0.2 s, a server that gets SIGTERM")
 def name_server_dead(scene: Scene) -> Observed:
     client = _start(scene, "send", "tcp://slow:7007", "--timeout", "200ms", "hello", before=DEAD)
-    line, took = _complaint(client)
+    line, took = _start_error(client)
     server = _start(scene, "serve", "-b", str(unix(scene)), "-b", "tcp://slow:0", before=DEAD)
     server.read_errors(until="asked\n")
     start = time.monotonic()
     server.signal()
     assert server.wait() == 0
     ended = time.monotonic() - start
-    assert ended < late(0.5)
+    assert ended < time_limit(0.5)
     assert os.listdir(scene.directory) == []
     return {"client, exit 3": line, "after": f"{took:.2f} s", "server, exit 0 after": f"{ended:.2f} s"}

@@ -1,4 +1,4 @@
-"""Row 23: a service manager that passes sockets, or what it takes for sockets, and wants to know how one is."""
+"""Row 23: a service manager that passes valid or invalid sockets, and expects notifications."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from tests.faults.scene import SLACK
 from tests.faults.table import Observed, Scene, injects
 from tests.process import TIMEOUT, Process, connect, exchange, round_trip
 
-#: Microseconds between two signs of life at most.
+#: Maximum interval of watchdog messages, in microseconds.
 WATCHDOG = 200_000
 
-#: What a service manager does between fork(2) and execve(2), but that the number of the process is not told; and
-#: what is left of it at the end.
+#: What a service manager does between fork(2) and execve(2); at exit, prints the variables and descriptors left.
 PASSED = """
 import atexit, os
 for number, given in enumerate({descriptors}, 3):
@@ -34,7 +33,7 @@ def tell():
     os.write(2, f"left {{left}}, not close-on-exec {{kept}}\\n".encode())
 atexit.register(tell)
 """
-#: A server whose loop is stuck as soon as somebody connects, and which says so.
+#: A server whose event loop blocks at the first connection and reports it.
 STUCK = """
 import os, signal
 from anyecho.net.accept import Acceptor
@@ -47,7 +46,7 @@ Acceptor.accept_some = stuck
 
 @contextmanager
 def bound(directory: Path) -> Iterator[list[socket.socket]]:
-    """A socket of each kind, as a manager has them."""
+    """Yield a bound socket of each kind, as a service manager has them."""
     with ExitStack() as opened:
         tcp = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
         unix = opened.enter_context(socket.socket(socket.AF_UNIX))
@@ -61,7 +60,7 @@ def bound(directory: Path) -> Iterator[list[socket.socket]]:
 def start(
     scene: Scene, sockets: Sequence[socket.socket], *arguments: str, before: str = "", **variables: str
 ) -> Process:
-    # High enough to be in nobody's way.
+    # High enough not to collide with other descriptors.
     passed = [fcntl.fcntl(sock, fcntl.F_DUPFD, 100) for sock in sockets]
     before += PASSED.format(descriptors=passed, count=len(passed))
     environ = os.environ | {"LISTEN_FDS": str(len(passed))} | variables
@@ -74,7 +73,7 @@ def start(
             os.close(descriptor)
 
 
-def answers(address: str) -> bool:
+def echoes(address: str) -> bool:
     if not address.startswith("udp:"):
         return round_trip(address, b"hello") == b"hello"
 
@@ -91,7 +90,7 @@ def mixed_kinds(scene: Scene) -> Observed:
         addresses, of_web = all_of_them.read_lines(3), named.read_lines(2)
         assert [address.partition(":")[0] for address in addresses] == ["tcp", "unix", "udp"]
         assert of_web == [addresses[0], addresses[2]]
-        assert all(answers(address) for address in addresses)
+        assert all(echoes(address) for address in addresses)
         for process in (all_of_them, named):
             process.signal()
             assert process.wait() == 0
@@ -107,7 +106,8 @@ def mixed_kinds(scene: Scene) -> Observed:
 
 
 @injects(
-    23, "LISTEN_FDS is one too many; LISTEN_FDNAMES one too few; a connection is passed; LISTEN_PID is another's"
+    23,
+    "LISTEN_FDS is one too many; LISTEN_FDNAMES one too few; a connection is passed; LISTEN_PID is another process",
 )
 def wrong_in_every_way(scene: Scene) -> Observed:
     with bound(scene.directory) as sockets, ExitStack() as opened:
@@ -129,7 +129,7 @@ def wrong_in_every_way(scene: Scene) -> Observed:
 
 @contextmanager
 def notified(scene: Scene, name: str) -> Iterator[tuple[socket.socket, dict[str, str]]]:
-    """Where a server says how it is, and what it has to be told for that."""
+    """Yield a notification socket, and the environment that tells a server to use it."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         place = str(scene.directory / name)
         manager.bind(place)
@@ -137,7 +137,7 @@ def notified(scene: Scene, name: str) -> Iterator[tuple[socket.socket, dict[str,
         yield manager, {"NOTIFY_SOCKET": place, "WATCHDOG_USEC": str(WATCHDOG)}
 
 
-@injects(23, "a watchdog of 0.2 s: a server starts, has a connection, drains; the loop of another is stuck")
+@injects(23, "a watchdog of 0.2 s: a server starts, has a connection, drains; another has a stuck event loop")
 def watchdog(scene: Scene) -> Observed:
     with (
         bound(scene.directory) as sockets,
@@ -167,4 +167,4 @@ def watchdog(scene: Scene) -> Observed:
             with pytest.raises(TimeoutError):
                 other.recv(1000)
 
-    return {"told": "READY, signs of life, STOPPING", "stuck": "no sign of life for 0.6 s"}
+    return {"told": "READY, WATCHDOG, STOPPING", "stuck": "no WATCHDOG for 0.6 s"}

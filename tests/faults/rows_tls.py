@@ -1,4 +1,4 @@
-"""Rows 6, 7, 8 and 11 over TLS: handshakes that fail or never end, records nobody can mean, ends half said."""
+"""Rows 6, 7, 8 and 11 over TLS: failing and endless handshakes, invalid records, truncation."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
 from tests.certificates import VERSIONS, Files, client_over, files_in
 from tests.conformance import drain, fill
-from tests.faults.rows_slowloris import LIMIT, outlast
-from tests.faults.scene import engines, late, logged, milliseconds, neighbour, nothing_left_behind
+from tests.faults.rows_slowloris import LIMIT, exhaust
+from tests.faults.scene import engines, good_client, logged, milliseconds, nothing_left_behind, time_limit
 from tests.faults.table import Observed, Scene, injects
 from tests.net.pairs import reset
 from tests.peers import SOON, dial, receive_all, until
 
 TLS = "tls://127.0.0.1:0"
 #: The beginning of a ClientHello of 512 bytes.
-HALF_A_HELLO = b"\x16\x03\x01\x02\x00\x01"
+PARTIAL_HELLO = b"\x16\x03\x01\x02\x00\x01"
 
 
 def secured(files: Files, **others: Any) -> ServeOptions:
@@ -49,11 +49,11 @@ async def shake_hands(address: Address, version: ssl.TLSVersion | None = None) -
     return stream
 
 
-@injects(6, "1000 say the beginning of a ClientHello, handshake_timeout=0.6 s")
+@injects(6, "1000 peers send an incomplete ClientHello, handshake_timeout=0.6 s")
 async def half_a_handshake(scene: Scene) -> Observed:
     files = files_in(scene.directory)
     options = secured(files, handshake_timeout=LIMIT, linger=0.05)
-    return await outlast(HALF_A_HELLO, "handshake", options, caller=ca_options(files), bind=TLS)
+    return await exhaust(PARTIAL_HELLO, "handshake", options, caller=ca_options(files), bind=TLS)
 
 
 @injects(7, "over TLS, a RST in a handshake, mid-echo, and after a close_notify; in both engines")
@@ -75,7 +75,7 @@ async def resets_over_tls(scene: Scene) -> Observed:
 async def _reset_everywhere(server: Server) -> None:
     [address] = server.addresses
     sock = dial(address)
-    sock.sendall(HALF_A_HELLO)
+    sock.sendall(PARTIAL_HELLO)
     await until(lambda: server.stats.active == 1)
     reset(sock)
     for bye in (False, True):
@@ -88,7 +88,9 @@ async def _reset_everywhere(server: Server) -> None:
         reset(stream._sock)
 
 
-@injects(8, "over TLS 1.2 and 1.3, peers send 1 MiB, say close_notify and read on; others send a FIN without")
+@injects(
+    8, "over TLS 1.2 and 1.3, peers send 1 MiB and close_notify, and keep reading; or a FIN without close_notify"
+)
 async def half_closes_over_tls(scene: Scene) -> Observed:
     files = files_in(scene.directory)
     payload = os.urandom(1 << 20)
@@ -127,10 +129,10 @@ async def _half_close(stream: TLSStream, payload: bytes) -> bytes:
 def other_protocol(sock: socket.socket) -> str:
     sock.sendall(b"GET / HTTP/1.1\r\n\r\n")
     assert receive_all(sock) == b""
-    return "closed; it would not understand an alert"
+    return "closed; such a peer would not understand an alert"
 
 
-def nonsense(sock: socket.socket) -> str:
+def invalid_record(sock: socket.socket) -> str:
     sock.sendall(b"\x16\x03\x01\x00\x04nonsense")
     assert receive_all(sock)[0] == 21
     return "alert"
@@ -141,7 +143,7 @@ def old_version(sock: socket.socket) -> str:
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_ciphers("ALL:@SECLEVEL=0")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # that is what it is for
+        warnings.simplefilter("ignore", DeprecationWarning)  # deprecated on purpose here
         context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
     with pytest.raises(ssl.SSLError, match="alert protocol version"):
         context.wrap_socket(sock)
@@ -153,24 +155,24 @@ def silence(sock: socket.socket) -> str:
     return "closed at the limit"
 
 
-FAILURES: tuple[Callable[[socket.socket], str], ...] = (other_protocol, nonsense, old_version, silence)
+FAILURES: tuple[Callable[[socket.socket], str], ...] = (other_protocol, invalid_record, old_version, silence)
 
 
-@injects(11, "garbage, nonsense in a record, TLS 1.1 and silence instead of a handshake, handshake_timeout=0.3 s")
+@injects(11, "garbage, an invalid record, TLS 1.1 and silence instead of a handshake, handshake_timeout=0.3 s")
 async def failing_handshakes(scene: Scene) -> Observed:
     files = files_in(scene.directory)
     observed: dict[str, object] = {}
     with logged() as lines:
         async with (
             open_server(TLS, options=secured(files, handshake_timeout=0.3, linger=0.3)) as server,
-            neighbour(server.addresses[0], ca_options(files)),
+            good_client(server.addresses[0], ca_options(files)),
         ):
             for fail in FAILURES:
                 with dial(server.addresses[0]) as sock:
                     start = time.monotonic()
                     said = await to_thread.run_sync(fail, sock)
                     took = time.monotonic() - start
-                assert took < late(0.6)
+                assert took < time_limit(0.6)
                 observed[fail.__name__.replace("_", " ")] = f"{said}, {milliseconds(took)}"
             await until(lambda: server.stats.closed == {"handshake": len(FAILURES)})
 
@@ -178,20 +180,20 @@ async def failing_handshakes(scene: Scene) -> Observed:
     return {**observed, "log lines": len(lines)}
 
 
-@injects(11, "a record is tampered with; a peer floods, and reads and says nothing when it is closed; both engines")
-async def bad_record_and_mute(scene: Scene) -> Observed:
+@injects(11, "a record is tampered with; a peer floods, and neither reads nor answers the close; both engines")
+async def bad_record_and_unread_close(scene: Scene) -> Observed:
     files = files_in(scene.directory)
     observed: dict[str, object] = {}
     with logged() as lines:
         for engine in engines():
             async with open_server(TLS, options=secured(files, engine=engine, linger=0.1)) as server:
-                async with neighbour(server.addresses[0], ca_options(files)):
+                async with good_client(server.addresses[0], ca_options(files)):
                     alert = await _tamper(server)
                 mute = await shake_hands(server.addresses[0])
                 await fill(mute)
                 start = time.monotonic()
             took = time.monotonic() - start
-            assert took < late(0.1 + 0.5)
+            assert took < time_limit(0.1 + 0.5)
             with CancelScope() as scope:
                 scope.cancel()
                 await mute.aclose()
@@ -203,7 +205,7 @@ async def bad_record_and_mute(scene: Scene) -> Observed:
 
 
 async def _tamper(server: Server) -> str:
-    """The alert that comes for a record of which a bit is not what it was."""
+    """Flip a bit of a record; return the alert that comes back."""
     async with await shake_hands(server.addresses[0]) as stream:
         stream.records.send(b"bad")
         record = bytearray(stream.records.take())

@@ -1,4 +1,4 @@
-"""Rows 17 to 19: datagrams nobody should answer, and answers that cannot be sent."""
+"""Rows 17 to 19: datagrams that must not be answered, and answers that cannot be sent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from anyecho.measure.client import connect
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
 from tests.datagrams import fail, forge, forger, udp_client
-from tests.faults.scene import late
+from tests.faults.scene import time_limit
 from tests.faults.table import Observed, Scene, injects
 from tests.peers import until
 
@@ -28,7 +28,7 @@ def port_of(server: Server) -> int:
 
 
 async def ask(address: Address, payload: bytes, *, source: str = "127.7.7.7") -> bytes:
-    """What comes back from `address`, from which it is asked by one who has asked nothing yet."""
+    """Send `payload` to `address` from a new socket; return the answer."""
     with udp_client(address, source=source) as sock:
         sock.send(payload)
         return await to_thread.run_sync(sock.recv, 65536)
@@ -36,7 +36,7 @@ async def ask(address: Address, payload: bytes, *, source: str = "127.7.7.7") ->
 
 @injects(
     17,
-    "raw datagrams from ports 0 and 7, its own, two broadcasts, a group; bound to one address, and all",
+    "raw datagrams from ports 0 and 7, the own port, two broadcasts, a group; bound to one address and to all",
     alone=True,
 )
 async def forged(_: Scene) -> Observed:
@@ -66,7 +66,9 @@ async def forged(_: Scene) -> Observed:
 
 
 @injects(
-    18, "one raw datagram to a server, as if another had sent it; both may answer 500/s and 50 at once", alone=True
+    18,
+    "one raw datagram to a server with the source of another server; both may answer 500/s and 50 at once",
+    alone=True,
 )
 async def echo_meets_echo(_: Scene) -> Observed:
     options = ServeOptions(udp_rate=500, udp_burst=50)
@@ -95,11 +97,11 @@ async def echo_meets_echo(_: Scene) -> Observed:
     return {"datagrams": loop, "ended after": f"{took * 1000:.0f} ms", "in the next 300 ms": 0}
 
 
-#: Of a client that is gone, of a datagram too large for the way back, of a way that is no more, and so on.
+#: A closed client port, a datagram too large for the path, a lost route, and so on.
 ERRORS = ("ECONNREFUSED", "EHOSTUNREACH", "EINVAL", "EMSGSIZE", "ENETUNREACH", "ENOBUFS", "EPERM")
 
 
-@injects(19, "datagrams of 0, 1, 1472, 1473 and 65507 bytes; 150 at once; 5 from clients that are gone")
+@injects(19, "datagrams of 0, 1, 1472, 1473 and 65507 bytes; 150 at once; 5 from clients that have closed")
 async def all_sizes(_: Scene) -> Observed:
     async with open_server(UDP) as server:
         [address] = server.addresses
@@ -141,7 +143,7 @@ async def every_error(_: Scene) -> Observed:
     return {**observed, "the next datagram": "echoed"}
 
 
-@injects(19, "nobody listens any more where a client sends its datagrams")
+@injects(19, "a client sends datagrams to a closed port")
 async def refused(_: Scene) -> Observed:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as gone:
         gone.bind(("127.0.0.1", 0))
@@ -149,7 +151,7 @@ async def refused(_: Scene) -> Observed:
     async with await connect(address) as client:
         start = time.monotonic()
         with pytest.raises(Exception, match="refused") as lost:
-            await client.exchange(b"anybody?")
+            await client.exchange(b"hello?")
         took = time.monotonic() - start
-    assert took < late(0.2)
+    assert took < time_limit(0.2)
     return {"said": str(lost.value).replace(str(address.port), "PORT"), "in": f"{took * 1000:.1f} ms"}

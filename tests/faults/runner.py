@@ -1,8 +1,8 @@
-"""Injects what is registered, here or in a network namespace of its own, and says what was observed."""
+"""Run the registered scenarios, here or in their own network namespace; return what was observed."""
 
 from __future__ import annotations
 
-__all__ = ("SCENARIOS", "inject", "opened_scene", "said")
+__all__ = ("SCENARIOS", "format_observed", "inject", "opened_scene")
 
 import json
 import subprocess
@@ -29,13 +29,13 @@ for _theme in _THEMES:
     pytest.register_assert_rewrite(_module)
     import_module(_module)
 
-#: The namespace's own loopback is down at first.
+#: The loopback interface of a new network namespace is down.
 _LOOPBACK_UP = "link set lo up"
 
 
 @contextmanager
 def opened_scene(backend: Backend) -> Iterator[Scene]:
-    """A scene of its own; no process of it outlives the block."""
+    """Yield a new scene; its processes end with the block."""
     processes = Processes(fallback=not poller.has_epoll())
     with short_directory() as directory:
         try:
@@ -47,7 +47,7 @@ def opened_scene(backend: Backend) -> Iterator[Scene]:
 def inject(scenario: Scenario, backend: Backend, *, alone: bool = False) -> Observed:
     """Run `scenario`; return what was observed. Raises pytest's skip where it cannot be run.
 
-    It is not `alone` unless it is said so.
+    A scenario that needs its own network runs in a namespace, unless this process is `alone` in one.
     """
     if scenario.alone and not alone:
         return _inject_alone(scenario, backend)
@@ -66,5 +66,5 @@ def _inject_alone(scenario: Scenario, backend: Backend) -> Observed:
     return observed
 
 
-def said(observed: Observed) -> str:
+def format_observed(observed: Observed) -> str:
     return "; ".join(f"{what}: {value}" for what, value in observed.items())

@@ -1,4 +1,4 @@
-"""What scenarios have in common: callers good and bad, and what is looked at afterwards."""
+"""Helpers of scenarios: clients, limits, and checks for leaks."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ __all__ = (
     "Engine",
     "dialled",
     "engines",
-    "late",
+    "good_client",
     "logged",
     "milliseconds",
-    "neighbour",
     "nothing_left_behind",
     "percentile",
     "served_in",
+    "time_limit",
     "unix",
 )
 
@@ -38,14 +38,14 @@ from tests.peers import SOON, dial, until
 from tests.process import descriptors
 
 TCP = "tcp://127.0.0.1:0"
-#: What a promised figure may become on a busy machine; for times there is `late`.
+#: Factor by which a figure may exceed its requirement on a busy machine; for times, use `time_limit`.
 SLACK = 3
 
 Engine: TypeAlias = Literal["tasks", "events"]
 
 
 def engines() -> Sequence[Engine]:
-    """The engines that there are here."""
+    """Return the engines that this system supports."""
     return ("tasks", "events") if poller.has_epoll() else ("tasks",)
 
 
@@ -53,10 +53,10 @@ def unix(scene: Scene, name: str = "echo") -> UnixAddress:
     return UnixAddress(path=str(scene.directory / name))
 
 
-def late(promised: float) -> float:
-    """Return how many seconds a promised time may become on a busy machine.
+def time_limit(promised: float) -> float:
+    """Return the limit for a required time on a busy machine.
 
-    A neighbour on every core adds to a time rather than multiplies it. ``python -m tests.faults`` prints the time.
+    Load on every core adds to a time rather than multiplies it. ``python -m tests.faults`` prints the time.
     """
     return promised + SOON
 
@@ -70,7 +70,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 async def served_in(address: Address, options: ConnectOptions | None = None) -> float:
-    """Seconds in which a new client has connected and got its echo."""
+    """Return the seconds that a new client needs to connect and get its echo."""
     start = time.monotonic()
     async with await connect(address, options=options) as client:
         await client.exchange(b"good")
@@ -78,8 +78,8 @@ async def served_in(address: Address, options: ConnectOptions | None = None) -> 
 
 
 @asynccontextmanager
-async def neighbour(address: Address, options: ConnectOptions | None = None) -> AsyncIterator[list[float]]:
-    """A good client that is there all the while; how long each of its exchanges took."""
+async def good_client(address: Address, options: ConnectOptions | None = None) -> AsyncIterator[list[float]]:
+    """Run a good client within the block; yield the durations of its exchanges."""
     took: list[float] = []
 
     async def chat() -> None:
@@ -93,7 +93,7 @@ async def neighbour(address: Address, options: ConnectOptions | None = None) -> 
         tasks.start_soon(chat)
         await until(lambda: len(took) > 0)
         yield took
-        # The last exchange begins after all that was done.
+        # The last exchange begins after the block.
         count = len(took)
         await until(lambda: len(took) > count + 1)
         tasks.cancel_scope.cancel()
@@ -101,14 +101,14 @@ async def neighbour(address: Address, options: ConnectOptions | None = None) -> 
 
 @contextmanager
 def dialled(address: Address, count: int) -> Iterator[list[socket]]:
-    """So many plain blocking sockets, connected."""
+    """Yield `count` connected blocking sockets."""
     with ExitStack() as opened:
         yield [opened.enter_context(dial(address)) for _ in range(count)]
 
 
 @contextmanager
 def logged(level: int = logging.WARNING) -> Iterator[list[logging.LogRecord]]:
-    """What is logged within the block, at the default level."""
+    """Yield the records logged within the block, at the default level."""
     handler = _Recorder(level)
     logging.getLogger().addHandler(handler)
     try:
@@ -128,8 +128,8 @@ class _Recorder(logging.Handler):
 
 @asynccontextmanager
 async def nothing_left_behind() -> AsyncIterator[None]:
-    """As many descriptors and tasks are there after the block as before it."""
-    await anyio.to_thread.run_sync(int)  # the thread, and what an event loop opens for it, stay
+    """Check that the block leaks no descriptor and no task."""
+    await anyio.to_thread.run_sync(int)  # the worker thread, and what the event loop opens for it, stay open
     gc.collect()
     before = descriptors(), len(get_running_tasks())
     yield

@@ -1,6 +1,6 @@
-"""The fault table: what can go wrong, what is promised then, and who injects it.
+"""The fault table: faults, the required behaviour, and the scenarios that inject them.
 
-Knows nothing of how a fault is injected: the modules ``rows_*`` register their scenarios here.
+The modules ``rows_*`` register their scenarios here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TypeAlias, TypeVar
 from anyecho.backends import Backend, run
 from tests.process import Processes
 
-#: What was seen, in words and figures, once it has been asserted.
+#: What was observed, in words and figures, after the assertions.
 Observed: TypeAlias = Mapping[str, object]
 
 
@@ -27,11 +27,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Scene:
-    """Where a fault is injected."""
+    """The backend, processes and directory of a scenario."""
 
     backend: Backend
     processes: Processes
-    #: Empty at first, and short enough for the path of a Unix socket.
+    #: Initially empty; its path is short enough for a Unix socket in it.
     directory: Path
 
 
@@ -42,12 +42,12 @@ Inject = TypeVar("Inject", bound=Injection)
 
 @dataclass(frozen=True)
 class Scenario:
-    """One way of injecting a row's fault; it fails unless the row's promise is kept."""
+    """One way of injecting the fault of a row; fails unless the requirement of the row is met."""
 
     number: int
     injected: str
     inject: Injection
-    #: Whether it needs a network, and all the ports, of its own.
+    #: Whether it needs its own network namespace, with all ports free.
     alone: bool
     slow: bool
 
@@ -68,7 +68,7 @@ SCENARIOS: list[Scenario] = []
 
 
 def injects(number: int, injected: str, *, alone: bool = False, slow: bool = False) -> Callable[[Inject], Inject]:
-    """Register what is decorated as a scenario of row `number`, in which `injected` is done."""
+    """Register the decorated function as a scenario of row `number`; `injected` describes it."""
 
     def register(inject: Inject) -> Inject:
         SCENARIOS.append(Scenario(number, injected, inject, alone, slow))
@@ -77,7 +77,7 @@ def injects(number: int, injected: str, *, alone: bool = False, slow: bool = Fal
     return register
 
 
-#: Rows that nothing is injected for, and why.
+#: Rows without a scenario, and why.
 EXCUSED: dict[int, str] = {}
 
 ROWS = {
@@ -103,17 +103,17 @@ ROWS = {
     ),
     8: Row(
         "FIN, half-close, TLS half-close, FIN without close_notify",
-        "echo everything owed, then FIN; a truncation of TLS is flagged",
+        "echo everything pending, then FIN; a TLS truncation is flagged",
     ),
     9: Row("the server closes while the peer sends (limit, drain)", "all echoed bytes arrive"),
     10: Row("a message of 100 MiB, client", "no deadlock, constant memory, digest equal"),
     11: Row(
-        "TLS: garbage, wrong version, bad record, mute at close, KeyUpdate",
-        "the connection ends within limits, one line a while, alert sent",
+        "TLS: garbage, wrong version, bad record, no answer to the close, KeyUpdate",
+        "the connection ends within limits, throttled log, alert sent",
     ),
     12: Row(
         "certificate rotated, or broken, on SIGHUP",
-        "the next handshake has the new one; or keep the old, and report",
+        "the next handshake uses the new one; if broken, the old one stays, with an error in the log",
     ),
     13: Row(
         "SIGTERM idle, busy, twice; SIGINT; SIGHUP; storms of signals",
@@ -121,12 +121,12 @@ ROWS = {
     ),
     17: Row(
         "UDP source forged: port 0, below 1024, own port, broadcast, multicast",
-        "dropped and counted, the loop lives",
+        "dropped and counted, the server continues",
     ),
     18: Row("two UDP echo services talk to each other", "no more datagrams than the rates allow; it ends"),
     19: Row(
         "UDP: empty, 1, 65507 bytes, burst, ICMP refused, EMSGSIZE, ENETUNREACH",
-        "echoed, or counted; the loop lives",
+        "echoed, or counted; the server continues",
     ),
     20: Row(
         "PROXY header malformed, untrusted, absent, partial, 64 KiB long",
@@ -138,7 +138,7 @@ ROWS = {
     ),
     22: Row(
         "Unix path: stale, live, wrong mode, directory not writable, abstract",
-        "refuse to steal, clean up what is stale, right mode from the start, unlink only one's own",
+        "refuse a live path, replace a stale one, right mode from the start, unlink only the own file",
     ),
     23: Row(
         "systemd: LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES wrong, not listening, mixed kinds, watchdog",

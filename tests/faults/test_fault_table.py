@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from anyecho.backends import BACKENDS, Backend
-from tests.faults.runner import SCENARIOS, inject, said
+from tests.faults.runner import SCENARIOS, format_observed, inject
 from tests.faults.table import EXCUSED, ROWS, Scenario
 
-#: Those that a server of one process can be asked for.
+#: The rows that apply to a server of one process.
 NUMBERS = [*range(1, 14), *range(17, 27), 28]
 
 
@@ -27,7 +27,7 @@ def test_a_fault_is_handled_as_required(
     scenario: Scenario, word: Backend, record_property: Callable[[str, Any], None]
 ) -> None:
     row = ROWS[scenario.number]
-    observed = said(inject(scenario, word))
+    observed = format_observed(inject(scenario, word))
     for name, value in {
         "row": scenario.number,
         "fault": row.fault,
