@@ -1,9 +1,9 @@
-"""How much an echoed datagram costs: ``python benchmarks/datagrams.py [ROUNDS [SECONDS]]`` (by default 7 of 1 s).
+"""The CPU cost of an echoed datagram: ``python benchmarks/datagrams.py [ROUNDS [SECONDS]]`` (by default 7 of 1 s).
 
-Every server runs alone, pinned to one core, and is loaded from the other by a program in C: 50 sockets of 64 bytes,
-each sending again when its last datagram is back and equal. All servers have their turn in every round, in an order
-that turns round; the table has medians, with the least and the most. anyecho's guards are on, its rates off
-(``--udp-rate off``); "any" is bound to every interface, and so has to learn which address was asked.
+Every server runs alone, pinned to one core, and is loaded from the other by a program in C: 50 sockets, 64 bytes;
+each sends again when its last datagram is back and equal. Every round measures all servers, in alternating order;
+the table has medians, minima and maxima. The guards of anyecho are on, its rates off (``--udp-rate off``); "any" is
+bound to every interface, and so has to learn the destination address of each datagram.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SOCKETS = 50
 
 
 class Protocol(asyncio.DatagramProtocol):
-    """What one writes with asyncio or uvloop, without guards."""
+    """A plain echo protocol for asyncio or uvloop, without guards."""
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
@@ -58,7 +58,7 @@ def servers(program: str) -> dict[str, list[str]]:
 
 @contextmanager
 def running(command: list[str]) -> Iterator[tuple[int, str]]:
-    """Start a server on the first core; its process id and port."""
+    """Start a server on the first core; yield its process id and port."""
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, preexec_fn=lambda: os.sched_setaffinity(0, {0})
     )
@@ -87,7 +87,7 @@ def load(program: str, port: str, seconds: float) -> int:
 
 
 def measure(program: str, command: list[str], seconds: float) -> tuple[float, float]:
-    """Microseconds of processor time a datagram, and thousands of datagrams a second."""
+    """Return the microseconds of CPU per datagram, and thousands of datagrams per second."""
     with running(command) as (pid, port):
         load(program, port, 0.2)  # warm
         before = processor_seconds(pid)

@@ -1,4 +1,4 @@
-"""Echoes under load: what comes back how fast, what it costs the server, and what one peer can do to the others."""
+"""Echoes under load: throughput, latency, CPU, and fairness between peers."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from anyecho.net.poller import open_poller
 from anyecho.net.sockets import SocketOptions
 from process import Running
 
-#: What was measured, by name; the name has the unit.
+#: Measured values by name; the name includes the unit.
 Figures: TypeAlias = dict[str, float]
 
 _WARM_UP = 0.2
 _MIB = 1 << 20
-#: The load's sockets: TCP_NODELAY, and else as the kernel makes them.
+#: Sockets of the load: TCP_NODELAY, otherwise the defaults of the kernel.
 _PLAIN = SocketOptions(tcp_notsent_lowat=0, tcp_user_timeout=0, keepalive=False)
-#: One that writes and reads 64 KiB at a time must not write MiBs at a time into a send buffer that grows.
+#: For the flood: a fixed send buffer, so that it writes 64 KiB at a time and not MiBs into a growing buffer.
 _STEADY = SocketOptions(tcp_notsent_lowat=0, tcp_user_timeout=0, keepalive=False, sndbuf=64 * 1024)
 
 
 def check(server: Running, backend: Backend) -> None:
-    """One MiB there and back, every byte compared."""
+    """Echo one MiB; compare every byte."""
 
     async def exchange() -> None:
         async with await connect(server.address) as client:
@@ -43,7 +43,7 @@ def check(server: Running, backend: Backend) -> None:
 
 
 def measure_echoes(server: Running, seconds: float, backend: Backend, *, connections: int, size: int) -> Figures:
-    """A closed loop: each of the connections sends its next message when the last is back and equal."""
+    """Measure a closed loop: each connection sends its next message when the last is back and equal."""
 
     async def load() -> Figures:
         options = LoadOptions(connections=connections, size=size, connect=ConnectOptions(socket=_PLAIN))
@@ -66,10 +66,10 @@ def measure_echoes(server: Running, seconds: float, backend: Backend, *, connect
 
 
 def measure_fairness(server: Running, seconds: float, backend: Backend) -> Figures:
-    """What 99 that play ping-pong wait: alone, beside one that floods, beside one that never reads.
+    """Measure the p99 of 99 ping-pong connections: alone, beside a flood, beside a peer that never reads.
 
-    The one is turned in the same loop as the 99. A process of its own would share their core, whose scheduler would
-    keep the 99 waiting for milliseconds that the server has no part in; here a turn of it costs them some 50 us.
+    The flood runs in the same event loop as the 99. A separate process would share their core, and the scheduler
+    would delay the 99 by milliseconds that are not the server's; here a turn of the flood costs about 50 us.
     """
 
     async def load() -> Figures:
@@ -106,7 +106,7 @@ async def _flood(flood: Load) -> None:
 
 @asynccontextmanager
 async def _never_reading(server: Running) -> AsyncIterator[None]:
-    """One who has written for as long as anything could be written, and is still there."""
+    """Keep a connection that has filled all buffers and never reads."""
     async with await connect(server.address, options=ConnectOptions(socket=_PLAIN)) as client:
         sock = client.stream.extra(SocketAttribute.raw_socket)
         refusals = 0
@@ -121,6 +121,6 @@ async def _never_reading(server: Running) -> AsyncIterator[None]:
 
 
 def _percentiles(latencies: array[int]) -> Figures:
-    """In microseconds; nearest rank, so that each is one that was measured."""
+    """Return percentiles in microseconds, by nearest rank: each is a measured value."""
     ranked = sorted(latencies)
     return {f"p{percent}_us": ranked[(len(ranked) * percent - 1) // 100] / 1e3 for percent in (50, 99)}

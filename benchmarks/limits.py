@@ -1,8 +1,8 @@
-"""How exactly the limits are kept, and what they cost: ``python benchmarks/limits.py`` (about four minutes).
+"""The accuracy and the cost of the limits: ``python benchmarks/limits.py`` (about four minutes).
 
-* A peer that floods is echoed no faster than ``--rate-limit``: bytes that came back in 10 s, against the limit.
-* One that echoes 5 % more than ``--min-rate`` stays, one that echoes 5 % less is closed.
-* An echo costs a connection with limits, behind the PROXY protocol, what it costs a plain one.
+* A flood is echoed no faster than ``--rate-limit``: bytes echoed in 10 s, against the limit.
+* A connection 5 % above ``--min-rate`` stays, a connection 5 % below is closed.
+* An echo costs as much with limits and the PROXY protocol as without.
 
 The table goes to standard output; it exits with 1 if one of the three does not hold.
 """
@@ -29,9 +29,9 @@ from process import Running, running
 
 BACKENDS: tuple[Backend, ...] = ("asyncio", "uvloop", "trio")
 RATES = (10_000, 1_000_000, 50_000_000)
-#: What may be missing, or too much.
+#: Allowed deviation.
 SLACK = 0.05
-#: What an echo may cost more.
+#: Allowed factor of the cost of an echo.
 COST = 1.03
 
 PROXIED = ("--proxy-protocol", "v2", "--proxy-trusted", "127.0.0.1")
@@ -47,7 +47,7 @@ def serve(backend: Backend, *arguments: str) -> Sequence[str]:
 
 
 def measure_rate_limit(backend: Backend, rate: int, seconds: float, core: int) -> float:
-    """Bytes a second that came back, of a flood."""
+    """Return the bytes per second echoed to a flood."""
 
     async def flood(stream: ByteStream) -> None:
         while True:
@@ -71,7 +71,7 @@ def measure_rate_limit(backend: Backend, rate: int, seconds: float, core: int) -
 
 
 def measure_min_rate(backend: Backend, rate: int, seconds: float, core: int) -> dict[float, float]:
-    """After how long one that echoes so many times the rate is closed; infinite if it is not in two windows."""
+    """Return the lifetime of connections at factors of `rate`; infinite if not closed within two windows."""
     lifetimes: dict[float, float] = {}
 
     async def trickle(factor: float) -> None:
@@ -101,7 +101,7 @@ def measure_min_rate(backend: Backend, rate: int, seconds: float, core: int) -> 
 
 
 def measure_cost(server: Running, seconds: float, *, proxied: bool) -> float:
-    """Microseconds of the server's processor time per 64-byte echo, of 100 connections."""
+    """Return the microseconds of server CPU per 64-byte echo, with 100 connections."""
 
     async def measure() -> float:
         options = ConnectOptions(socket=_PLAIN, proxy_header="v2" if proxied else "off")
@@ -115,7 +115,7 @@ def measure_cost(server: Running, seconds: float, *, proxied: bool) -> float:
 
 
 def compare_costs(backend: Backend, rounds: int, seconds: float, core: int) -> tuple[float, float]:
-    """The medians of plain and limited connections, measured by turns, the order swapped each time."""
+    """Return the medians for plain and for limited connections, in interleaved rounds of alternating order."""
     costs: dict[bool, list[float]] = {False: [], True: []}
     for turn in range(rounds):
         for proxied in (False, True)[:: -1 if turn % 2 else 1]:

@@ -1,9 +1,9 @@
-"""What an echo over TLS costs, an idle connection, a handshake: ``over_tls.py [ROUNDS [SECONDS [NAME,...]]]``.
+"""The cost of an echo, an idle connection and a handshake over TLS: ``over_tls.py [ROUNDS [SECONDS [NAME,...]]]``.
 
-As `run.py` has it: one server at a time on the first core, the load on the last, every reply compared, the order
-turned round each round, medians with the least and the most; then anyecho's beside others', by medians and by
-rounds. TLS 1.3, with AES of 128 bits for echoes, and a certificate with a P-256 key. The load is in C, and needs a
-compiler and OpenSSL's headers: one in Python keeps no server busy, and measures how they park.
+As in `run.py`: one server at a time on the first core, the load on the last, every reply compared, alternating
+order, medians with minima and maxima; then anyecho against the other servers, by medians and by rounds. TLS 1.3,
+AES-128 for echoes, a P-256 certificate. The load is in C, and needs a compiler and OpenSSL's headers: a load in
+Python cannot keep a server busy, and would measure how servers go to sleep and wake up.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ PEERS = Path(__file__).parent / "peers"
 BACKENDS = ("asyncio", "uvloop", "trio")
 #: Connections, and bytes of a message.
 WORKLOADS = {"50 x 64 B": (50, 64), "10 x 64 KiB": (10, 64 * 1024)}
-#: What each server echoes first, for 0.1 s. Without it, uvloop's and anyio's ask the kernel for memory anew for
-#: each message, and cost up to three times as much.
+#: The warm-up load, for 0.1 s. Without it, the servers on uvloop and anyio allocate kernel memory for each message,
+#: and cost up to three times as much.
 WARM_UP = (50, 64)
 IDLE = 500
-#: Of handshakes made at a time.
+#: Handshakes at a time.
 BURST = 100
 BURSTS = 3
-#: A figure of a server, and the limit for it, a multiple of another's.
+#: A figure of a server, and its limit as a multiple of another server's figure.
 TARGETS = [
     *(
         (figure, f"anyecho-events-{backend}", limit, peer)
@@ -58,7 +58,7 @@ TARGETS = [
 
 
 class Connection:
-    """A client that says one byte at a time."""
+    """A client that sends one byte at a time."""
 
     def __init__(self, port: int, context: ssl.SSLContext) -> None:
         self.sock = socket.create_connection(("127.0.0.1", port), 20)
@@ -82,7 +82,7 @@ class Connection:
 
 @contextmanager
 def connected(port: int, context: ssl.SSLContext, count: int) -> Iterator[None]:
-    """So many, each of which was echoed to once."""
+    """Yield `count` connections that have each had one echo."""
     connections = [Connection(port, context) for _ in range(count)]
     try:
         for each in connections:
@@ -104,7 +104,7 @@ def echo(server: Running, name: str, folder: Path, seconds: float) -> Iterator[t
 
 
 def load(server: Running, count: int, size: int, folder: Path, seconds: float) -> tuple[float, float, float]:
-    """The server's nanoseconds, the echoes, and the seconds they took."""
+    """Return the CPU nanoseconds of the server, the echoes, and their seconds."""
     arguments = (folder / "load", str(server.port), str(count), str(size), folder / "ca.pem")
     with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as loading:
         assert loading.stdin is not None
@@ -117,7 +117,7 @@ def load(server: Running, count: int, size: int, folder: Path, seconds: float) -
 
 
 def hold(server: Running, context: ssl.SSLContext) -> Iterator[tuple[str, float]]:
-    with connected(server.port, context, 100):  # whatever is made once is made now
+    with connected(server.port, context, 100):  # one-time allocations happen now
         pass
     before = server.private_bytes()
     with ExitStack() as opened:
@@ -129,9 +129,9 @@ def hold(server: Running, context: ssl.SSLContext) -> Iterator[tuple[str, float]
 
 
 def handshakes(server: Running, context: ssl.SSLContext) -> float:
-    """In a second of processor time, a hundred at a time: the server is suspended while the clients do their part.
+    """Return the handshakes per second of server CPU, a hundred at a time.
 
-    One after the other, it would be parking and waking up that is measured.
+    The server is suspended while the clients do their part. Single handshakes would measure sleeping and waking.
     """
     spent = 0
     for number in range(BURSTS + 1):
@@ -159,7 +159,7 @@ def come_to_rest(server: Running) -> None:
 
 
 def commands(folder: Path) -> dict[str, tuple[str, ...]]:
-    """What there is to measure, and how it is started."""
+    """Return the commands of the servers, by name."""
     certificate = str(folder / "certificate.pem")
     serve = ("-P", "-m", "anyecho", "serve", "-b", "tls://127.0.0.1:0", "--ssl-certfile", certificate)
     found = {
@@ -182,7 +182,7 @@ def commands(folder: Path) -> dict[str, tuple[str, ...]]:
 
 
 def main(rounds: int = 5, seconds: float = 0.5, names: str = "") -> None:
-    """Measure those whose name begins with one of `names`."""
+    """Measure the servers whose names begin with one of `names`."""
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     ca = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -200,7 +200,7 @@ def main(rounds: int = 5, seconds: float = 0.5, names: str = "") -> None:
             *(partial(echo, name=name, folder=Path(folder), seconds=seconds) for name in WORKLOADS),
             partial(hold, context=context),
         ]
-        # Those who are compared have their turn within seconds: a machine is seldom the same for longer.
+        # Compared servers are measured within seconds: the state of a machine changes over longer times.
         for turn, kind in product(range(rounds), kinds):
             for name, command in servers[:: -1 if turn % 2 else 1]:
                 print(f"round {turn + 1}/{rounds}  {name}", file=sys.stderr)

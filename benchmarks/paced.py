@@ -1,7 +1,7 @@
-"""Echo servers at a given load: ``python benchmarks/paced.py`` (with ``--quick``, a minute).
+"""Echo servers at a fixed message rate: ``python benchmarks/paced.py`` (with ``--quick``, a minute).
 
-An open loop: messages are sent at their due times, whether or not earlier ones are back. Most servers are idle most
-of the time, so the first rates are low. The server runs on the first core, the load on the last. The load is in C
+An open loop: messages are sent at their due times, even if earlier ones are not back. Most servers are idle most of
+the time, so the first rates are low. The server runs on the first core, the load on the last. The load is in C
 and does not sleep: a timer of an event loop is late by up to a millisecond.
 """
 
@@ -29,9 +29,9 @@ PEERS = Path(__file__).parent / "peers"
 RATES = (100, 1000, 5000, 20_000)
 CONNECTIONS = (1, 50, 1000)
 SIZES = (64, 16 * 1024)
-#: At a low rate a second has few messages: 100 a second are measured for longer.
+#: Minimum messages per measurement: low rates are measured for longer.
 LEAST_MESSAGES = 100
-#: What each server echoes first, messages a second and seconds: caches, allocators and branches are warm then.
+#: Warm-up of caches, allocators and branch prediction: messages per second, and seconds.
 WARM_UP = "5000 0.2"
 #: (server, rate, limit, reference): CPU per echo, 50 connections, 64 B.
 TARGETS = (
@@ -113,7 +113,7 @@ def main() -> int:
 
 
 def measure(server: Running, binary: Path, loads: Sequence[Load], seconds: float) -> Iterator[tuple[Load, Figures]]:
-    """Each of `loads`; those of the same connections and size on the same connections, one after another."""
+    """Measure each of `loads`; loads of equal connections and size share their connections."""
     for connections, size in dict.fromkeys((load.connections, load.size) for load in loads):
         command = (binary, str(server.port), str(connections), str(size))
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:

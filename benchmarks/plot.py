@@ -1,4 +1,4 @@
-"""The most telling figures as bars, in one SVG."""
+"""A bar chart of the main figures, as SVG."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OURS, THEIRS = "#1f6f8b", "#b8b8b8"
 
 
 def draw(results: Results, path: Path) -> str:
-    """Save it at `path`; return why not, if it cannot be drawn."""
+    """Save the chart at `path`; if it cannot be drawn, return why."""
     try:
         import matplotlib
     except ImportError:
@@ -32,7 +32,7 @@ def draw(results: Results, path: Path) -> str:
         return "no plot: nothing was measured that is drawn"
 
     matplotlib.use("svg")
-    # The same figures make the same file; and text stays text.
+    # Reproducible output, with text as text.
     matplotlib.rcParams.update({"svg.hashsalt": "anyecho", "svg.fonttype": "none", "font.size": 9})
     from matplotlib import pyplot
 
@@ -49,7 +49,7 @@ def draw(results: Results, path: Path) -> str:
 
 
 def _fill(axis: Any, results: Results, names: list[str], panel: Panel) -> None:
-    """Medians as bars, the least and the most as whiskers."""
+    """Draw medians as bars, minima and maxima as whiskers."""
     workload, key, unit, title = panel
     values = [[value / unit for value in results.of(workload, name, key)] or [0.0] for name in names]
     middle = [statistics.median(each) for each in values]

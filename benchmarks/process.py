@@ -1,4 +1,4 @@
-"""A server in a process of its own, pinned to one core, and what the kernel knows of what it costs."""
+"""A server process pinned to one core, and its cost as the kernel accounts it."""
 
 from __future__ import annotations
 
@@ -19,47 +19,47 @@ from typing import IO
 
 from anyecho.errors import AnyechoError
 
-#: How long a server may take to start, to come to rest, or for anything else that should happen at once.
+#: Seconds that a server may take to start, or to come to rest.
 TIMEOUT = 20.0
-#: In a command, where a server wants to be told its port.
+#: Placeholder of the port in a command.
 PORT = "{port}"
 
 
 class ServerFailed(Exception):
-    """It did not start, died, or did not do what it was asked for."""
+    """The server did not start, died, or gave a wrong answer."""
 
 
 class Running:
-    """A server that accepts on 127.0.0.1. All figures are of its process and of the children it has."""
+    """A server that accepts on 127.0.0.1. All figures include its child processes."""
 
     def __init__(self, process: subprocess.Popen[str], address: str, *, forks: bool) -> None:
         self.pid = process.pid
         self.address = address
         self.port = int(address.rpartition(":")[2])
         self._process = process
-        #: Whether it has a child for each connection; looking for them takes a while.
+        #: Whether it forks for each connection; to list the children takes time.
         self._forks = forks
 
     def processor_ns(self) -> int:
-        """Nanoseconds of user and system time so far.
+        """Return the nanoseconds of user and system time so far.
 
-        From schedstat, not from stat: the same sum, which stat rounds to ticks of 10 ms. It is exact for a thread
-        that sleeps, and a tick of the scheduler (1 to 4 ms) old for one that runs.
+        From schedstat, because stat rounds the same sum to ticks of 10 ms. It is exact for a sleeping thread, and
+        up to a scheduler tick (1 to 4 ms) old for a running one.
         """
         return sum(int(text.split()[0]) for text in self._read_threads("schedstat"))
 
     def wakeups(self) -> int:
-        """How often its threads have gone to sleep so far, which is how often they were woken."""
+        """Return how often its threads have gone to sleep (voluntary context switches), hence were woken."""
         lines = [line for text in self._read_threads("status") for line in text.splitlines()]
         return sum(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches:"))
 
     def private_bytes(self) -> int:
-        """Memory that would be free if it ended: the pages that nobody else maps."""
+        """Return the private memory (USS) in bytes: the pages that no other process maps."""
         rows = [line.split() for pid in self._pids() for line in _read(f"/proc/{pid}/smaps_rollup").splitlines()]
         return sum(int(row[1]) * 1024 for row in rows if row[0] in ("Private_Clean:", "Private_Dirty:"))
 
     def is_at_rest(self) -> bool:
-        """Whether it has accepted everybody and all its threads sleep: it has done all there is to do."""
+        """Return whether its accept backlog is empty and all its threads sleep."""
         if self._process.poll() is not None:
             raise ServerFailed("it died")
 
@@ -67,8 +67,8 @@ class Running:
         return self.backlog() == 0 and set(states) == {"S"}
 
     def backlog(self) -> int:
-        """Connections that the kernel has made and the server has not accepted."""
-        # Those that listen come first: one page is enough, however many connections there are.
+        """Return the number of connections in the accept backlog."""
+        # Listeners come first in the file: one page is enough for any number of connections.
         with open("/proc/net/tcp", "rb", buffering=0) as table:
             rows = [line.split() for line in table.read(4096).decode().splitlines()[1:]]
         if not (ours := [row for row in rows if row[1].endswith(f":{self.port:04X}") and row[3] == "0A"]):
@@ -77,7 +77,7 @@ class Running:
         return int(ours[0][4].partition(":")[2], 16)
 
     def suspend(self) -> None:
-        """Let it run no more until `resume`."""
+        """Stop the process until `resume`."""
         os.kill(self.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
@@ -100,7 +100,7 @@ class Running:
 
 
 def _read(path: str) -> str:
-    # A child may end between its being listed and its being asked.
+    # A child may end after it has been listed.
     with suppress(FileNotFoundError, ProcessLookupError):
         return Path(path).read_text()
     return ""
@@ -108,7 +108,7 @@ def _read(path: str) -> str:
 
 @contextmanager
 def running(command: Sequence[str], *, core: int) -> Iterator[Running]:
-    """Start a server on `core`, and kill it in the end. Raises `ServerFailed` if it does not accept."""
+    """Run a server on `core` within the block. Raises `ServerFailed` if it does not accept."""
     port = _free_port() if any(PORT in word for word in command) else 0
     words = [word.replace(PORT, str(port)) for word in command]
     with tempfile.TemporaryFile("w+") as errors:
@@ -129,7 +129,7 @@ def running(command: Sequence[str], *, core: int) -> Iterator[Running]:
             except (AnyechoError, OSError, ServerFailed) as exc:
                 raise ServerFailed(_explain(exc, process, errors)) from exc
             finally:
-                with suppress(ProcessLookupError):  # it died, and has no children that live
+                with suppress(ProcessLookupError):  # it has died, with all its children
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
 
@@ -171,7 +171,7 @@ def _wait_for_port(port: int) -> str:
 
 
 def wait_until(condition: Callable[[], bool], *, seconds: float = TIMEOUT, every: float = 0.001) -> None:
-    """Ask again and again; raise `ServerFailed` if it does not come true in time."""
+    """Poll until `condition` holds; raise `ServerFailed` after `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

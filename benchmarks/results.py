@@ -1,4 +1,4 @@
-"""What a run has found so far, where and with what: every value of every round, as JSON."""
+"""The results of a run: every value of every round, the machine and the settings, as JSON."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Results:
     machine: dict[str, Any] = field(default_factory=lambda: describe_machine())
     #: Workload, server, figure: a value for each round.
     values: dict[str, dict[str, dict[str, list[float]]]] = field(default_factory=dict)
-    #: (workload, server): what it did.
+    #: (workload, server): why it failed.
     failures: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def add(self, workload: str, server: str, figures: Figures) -> None:
@@ -32,7 +32,7 @@ class Results:
             kept.setdefault(key, []).append(value)
 
     def fail(self, workload: str, server: str, why: str) -> None:
-        """A server that failed once has no figure: of what else it did nobody knows whether it was an echo."""
+        """Discard all figures of a server that failed once: its other replies may have been wrong too."""
         self.failures[workload, server] = why
         self.values.get(workload, {}).pop(server, None)
 
@@ -40,7 +40,7 @@ class Results:
         return (workload, server) in self.failures
 
     def of(self, workload: str, server: str, key: str) -> list[float]:
-        """The values of all rounds; none, if it was not measured."""
+        """Return the values of all rounds, or an empty list if it was not measured."""
         return self.values.get(workload, {}).get(server, {}).get(key, [])
 
     def save(self, path: Path, targets: list[dict[str, Any]]) -> None:
@@ -59,7 +59,7 @@ class Results:
 
 
 def _describe_server(server: Server) -> dict[str, Any]:
-    # Where its parts lie on this machine is nobody's business.
+    # Without the local paths of this machine.
     command = [Path(word).name if word.startswith("/") else word for word in server.command]
     return asdict(server) | {"command": command}
 

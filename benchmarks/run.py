@@ -25,13 +25,13 @@ from table import render
 from targets import TARGETS, judge
 from workloads import QUICK, WORKLOADS, Workload
 
-#: The load's own loop: the one that gets round to a reply soonest.
+#: The event loop of the load: the one with the lowest latency.
 LOAD_BACKEND: Backend = "uvloop" if find_spec("uvloop") else "asyncio"
 
 
 def main() -> int:
     arguments = parse()
-    # 9000 idle connections are so many descriptors, here and in the server, which inherits the limit.
+    # 9000 idle connections need as many descriptors, here and in the server, which inherits the limit.
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     cores = sorted(os.sched_getaffinity(0))
@@ -64,9 +64,9 @@ def main() -> int:
 
 
 def measure(results: Results, workloads: Sequence[Workload], rounds: int, seconds: float, *, core: int) -> None:
-    """Each server under each workload, round after round, each round in the reverse order of the one before.
+    """Measure each server under each workload, in interleaved rounds of alternating order.
 
-    Those who are compared have their turn within the same half minute: a machine is seldom the same for longer.
+    Compared servers are measured within half a minute: the state of a machine changes over longer times.
     """
     for turn in range(rounds):
         for workload in workloads:
@@ -130,7 +130,7 @@ def parse() -> argparse.Namespace:
 
 
 def choose(wanted: str, names: Sequence[str]) -> list[str]:
-    """Those that are wanted, or begin with what is; all of them, if nothing is wanted."""
+    """Return the names equal to, or beginning with, one of `wanted`; all names if it is empty."""
     chosen: set[str] = set()
     for word in filter(None, wanted.split(",")):
         found = [name for name in names if name == word] or [name for name in names if name.startswith(word)]

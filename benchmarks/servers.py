@@ -1,4 +1,4 @@
-"""Who takes part: how each server is started, what it is, and why it is absent if it is."""
+"""The measured servers: the command of each, its versions, or why it is missing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ENGINES = ("events", "tasks")
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """Name, the libraries and versions it is made of, and its command; or no command, and the reason."""
+    """Name, libraries with versions, and command of a server; without a command, the reason."""
 
     name: str
     version: str = ""
@@ -32,7 +32,7 @@ class Server:
     absent: str = ""
 
 
-#: The names in ``peers/echo.py``, and what each needs besides Python.
+#: Names in ``peers/echo.py``, and the packages that each needs.
 PYTHON = {
     "uvloop-protocol": ("uvloop",),
     "uvloop-streams": ("uvloop",),
@@ -45,12 +45,12 @@ PYTHON = {
     "anyio-trio": ("anyio", "trio"),
 }
 ANYECHO = {f"anyecho-{engine}-{backend}": (engine, backend) for engine in ENGINES for backend in BACKENDS}
-#: All of them, in the order of the tables.
+#: All servers, in the order of the tables.
 NAMES = (*ANYECHO, "c-epoll", "go", "node", "socat", *PYTHON)
 
 
 def find(name: str, folder: Path) -> Server:
-    """The server of that name. If it has to be compiled, it is, into `folder`."""
+    """Return the server of that name; compile it into `folder` if necessary."""
     if name in ANYECHO:
         return _anyecho(name, *ANYECHO[name])
     if name in PYTHON:
@@ -65,7 +65,7 @@ def find(name: str, folder: Path) -> Server:
 
 def _anyecho(name: str, engine: str, backend: str) -> Server:
     packages = ("anyecho", "anyio", *([] if backend == "asyncio" else [backend]))
-    # With -P it is the same anyecho as that of the load, not the one of the folder that we happen to be in.
+    # -P, to import the same anyecho as the load, and not one in the current directory.
     serve = ("-P", "-m", "anyecho", "serve", "-b", "tcp://127.0.0.1:0")
     return _of_packages(name, packages, (*serve, "--backend", backend, "--engine", engine))
 
@@ -95,7 +95,7 @@ def _compiled(
         return Server(name=name, absent=f"{compiler[0]} is not installed")
 
     binary = folder / name
-    # For Go: one file, without a module, and nothing left in the home of whoever runs this.
+    # For Go: a single file without a module, and no cache in the home directory.
     environment = os.environ | {"GO111MODULE": "off", "GOCACHE": str(folder / "go-cache"), "HOME": str(folder)}
     built = subprocess.run(
         [*compiler, str(binary), str(PEERS / source)], capture_output=True, text=True, env=environment, check=False
@@ -119,7 +119,7 @@ def _socat() -> Server:
     if shutil.which("socat") is None:
         return Server(name="socat", absent="socat is not installed")
 
-    # In blocks of 8 KiB, its default: with larger ones it blocks for ever on its own pipe, now and then.
+    # With its default block size of 8 KiB: with larger blocks it sometimes deadlocks on its own pipe.
     listen = f"TCP4-LISTEN:{PORT},bind=127.0.0.1,reuseaddr,fork,nodelay,backlog=4096"
     return Server(
         name="socat",

@@ -1,4 +1,4 @@
-"""Results as Markdown: the targets, one table of the most telling figures, and one for each workload."""
+"""Results as Markdown: the targets, a summary table, and a table for each workload."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SUMMARY = (
     ("accept", "accepts_per_second"),
 )
 
-#: What the reader has to know beside the figures.
+#: The conditions of the measurement.
 CONDITIONS = """\
 Medians of {rounds} interleaved rounds of {seconds:g} s (least-most). The server is pinned to one core, the load to
 {placement}. Every reply is compared. TCP_NODELAY everywhere. anyecho runs as it comes: with all its limits,

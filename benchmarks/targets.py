@@ -1,4 +1,4 @@
-"""What anyecho shall reach, beside what it did: each figure of one server against a number or another server's."""
+"""Targets of anyecho: a figure of one server against a number or the figure of another server."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class Target:
 
 
 def judge(target: Target, results: Results) -> dict[str, Any]:
-    """The target and what was reached: the quotient of the medians, and the least and most of single rounds.
+    """Return the target and what was reached: the quotient of the medians, and the extremes of single rounds.
 
-    "met" is None where one of the two was not measured.
+    "met" is None if one of the two servers was not measured.
     """
     verdict = {
         "workload": target.workload,

@@ -1,4 +1,4 @@
-"""What is measured: the workloads, the columns of their tables, and who is left out of which."""
+"""The workloads: their measurements, the columns of their tables, and the servers left out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Measure: TypeAlias = Callable[[Running, float, Backend], Figures]
 class Column:
     key: str
     heading: str
-    #: What the figure is divided by for the table, and how many digits are left.
+    #: Divisor of the figure for the table, and its number of decimals.
     unit: float = 1
     digits: int = 1
 
@@ -32,9 +32,9 @@ class Workload:
     title: str
     measure: Measure
     columns: tuple[Column, ...]
-    #: A figure that hardly varies needs no more rounds than these.
+    #: Maximum number of rounds, for figures that hardly vary.
     most_rounds: int = 1000
-    #: How the names begin of those who take part, without any all do; and who does not, with the reason.
+    #: Prefixes of the server names that take part (none: all), and servers left out, with the reason.
     only: tuple[str, ...] = ()
     left_out: tuple[tuple[str, str], ...] = ()
 
@@ -107,5 +107,5 @@ WORKLOADS = (
     ),
 )
 
-#: What ``--quick`` measures.
+#: The workloads of ``--quick``.
 QUICK = ("1x64", "100x64", "10x64KiB", "accept")

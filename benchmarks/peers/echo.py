@@ -1,6 +1,6 @@
 """Echo servers in Python, as the documentation of each library would write them: ``python echo.py NAME``.
 
-All of them set TCP_NODELAY without being told. Each prints ``tcp://127.0.0.1:PORT`` once it accepts.
+Every library here sets TCP_NODELAY by default. Each server prints ``tcp://127.0.0.1:PORT`` once it accepts.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ async def asyncio_streams(chunk: int) -> None:
 
 class EchoProtocol(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but name
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's transport has the same interface
 
     def data_received(self, data: bytes) -> None:
         self.transport.write(data)
@@ -70,7 +70,7 @@ async def trio_serve_tcp() -> None:
 
 async def anyio_listener() -> None:
     async def handle(stream: anyio.abc.SocketStream) -> None:
-        # Unguarded, the first reset would end the server.
+        # Without it, the first reset would end the server.
         with suppress(anyio.BrokenResourceError):
             async with stream:
                 async for data in stream:

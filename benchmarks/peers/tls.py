@@ -1,4 +1,4 @@
-"""Echo servers over TLS in Python, as their documentation has them: ``python tls.py NAME CERTIFICATE``.
+"""Echo servers over TLS in Python, as their documentation writes them: ``python tls.py NAME CERTIFICATE``.
 
 Each prints ``tls://127.0.0.1:PORT`` once it accepts.
 """
@@ -38,7 +38,7 @@ async def asyncio_protocol() -> None:
 
 async def anyio_listener() -> None:
     async def handle(stream: anyio.abc.ByteStream) -> None:
-        # Unguarded, the first reset would end the server.
+        # Without it, the first reset would end the server.
         with suppress(anyio.BrokenResourceError, ssl.SSLError):
             async with stream:
                 async for data in stream:
@@ -58,5 +58,5 @@ PEERS: dict[str, Callable[[], object]] = {
 }
 
 if __name__ == "__main__":
-    logging.disable()  # a connection that just leaves is an error with a traceback to some of them
+    logging.disable()  # some of them log a traceback for a connection without close_notify
     PEERS[sys.argv[1]]()
