@@ -1,8 +1,8 @@
 """Time limits that count only the time for which the event loop ran.
 
-A process that is stopped (SIGSTOP, Ctrl-Z) or blocked does not read. What its peer sent meanwhile is in the receive
-buffer, and a timer may fire before that is read. Such a gap therefore counts as two looks at most, and no limit is
-reached at the end of one. Nothing here knows what a limit is about.
+A process that is stopped (SIGSTOP, Ctrl-Z) or blocked does not read. Bytes that arrive meanwhile stay in the
+receive buffer, and a timer may fire before they are read. Such a gap counts as two intervals at most, and no limit
+is reached at the end of a gap. This module must not know what a limit is for.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from anyecho.errors import unwrap_single
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-#: A limit is divided into so many looks. A stopped process loses at most a quarter of the limit.
+#: Intervals that a limit is divided into. A gap takes at most a quarter of the limit.
 INTERVALS = 8
 
 
 class LoopClock:
     """Seconds for which the event loop has run since the clock was made.
 
-    `tick` has to be called every `interval` seconds, by `reach` or by the owner: a longer gap means that the loop
-    did not run.
+    `wait_until` or the owner calls `tick` every `interval` seconds. A gap of more than two intervals means that the
+    loop did not run.
     """
 
     def __init__(self, interval: float) -> None:
         self.interval = interval
         self.elapsed = 0.0
-        #: Whether the loop did not run before the last tick.
+        #: Whether there was a gap before the last tick.
         self.was_blocked = False
         self._ticked_at = current_time()
 
     def tick(self) -> float:
-        """Count the time since the last tick; return how much was counted."""
+        """Count the time since the last tick, at most two intervals; return the seconds counted."""
         now = current_time()
         gap, self._ticked_at = now - self._ticked_at, now
         self.was_blocked = gap > 2 * self.interval
@@ -49,7 +49,7 @@ class LoopClock:
         return counted
 
     async def wait_until(self, limit: float) -> None:
-        """Return once the clock shows `limit` seconds and the loop has run for an interval since it was stuck."""
+        """Return once the clock shows `limit` seconds and the loop has run for an interval since a gap."""
         if math.isinf(self.interval):
             await sleep_forever()
         while self.elapsed < limit:
@@ -61,7 +61,7 @@ class LoopClock:
 
 
 async def sleep_running(seconds: float) -> None:
-    """Sleep for `seconds`; if the loop was late by as much again, sleep once more, in which it reads what came."""
+    """Sleep for `seconds`; if the loop is late by as much, sleep once more, so that it reads what arrived."""
     began = current_time()
     await sleep(seconds)
     if current_time() - began > 2 * seconds:
@@ -77,9 +77,9 @@ async def end_after(seconds: float, scope: CancelScope) -> None:
 async def call_until(deadline: float, extra: float, call: Callable[[], Awaitable[object]]) -> None:
     """Await `call()`, and cancel it at `deadline`, in the loop's time.
 
-    If the loop did not run when the deadline passed, `call` is called once more, for `extra` seconds: it has to go
-    on where it was cancelled. Not a third time: a thousand calls that end together make each pass of the loop
-    longer than `extra`, and none of them would ever end. No task and no timer but the deadline's.
+    If the loop did not run when the deadline passed, `call` is called once more, for `extra` seconds. It must
+    resume where it was cancelled. There is no third call: with a thousand calls that end together, each pass of the
+    loop takes longer than `extra`, and no call would ever end. The deadline is the only timer; there is no task.
     """
     with CancelScope(deadline=deadline) as scope:
         await call()
@@ -91,7 +91,7 @@ async def call_until(deadline: float, extra: float, call: Callable[[], Awaitable
 
 @asynccontextmanager
 async def running_clock(limit: float) -> AsyncIterator[LoopClock]:
-    """A clock that ticks while the block runs, to tell how much of `limit` seconds is left."""
+    """Run a clock while the block runs, to tell how much of `limit` seconds is left."""
     clock = LoopClock(limit / INTERVALS)
     async with create_task_group() as tasks:
         tasks.start_soon(clock.wait_until, math.inf)
@@ -100,9 +100,9 @@ async def running_clock(limit: float) -> AsyncIterator[LoopClock]:
 
 
 async def run_within(seconds: float, call: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
-    """Return what `call(*args)` returns. Raises `TimeoutError` if that takes more than `seconds` of its time.
+    """Return the result of `call(*args)`. Raises `TimeoutError` if the loop has run for `seconds` before that.
 
-    A result is never lost: once there is one, a cancellation from outside waits for the next checkpoint.
+    A result is never lost: if there is one, a cancellation from outside is delivered at the next checkpoint.
     """
     if math.isinf(seconds):
         return await call(*args)

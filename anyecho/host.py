@@ -39,7 +39,7 @@ def format_host(host: str) -> str:
 
 
 def parse_authority(text: str, scheme: str) -> tuple[str, int]:
-    """The host and the port of ``host:port``. `scheme` is for the text of an `AddressError`."""
+    """Return the host and the port of ``host:port``. Raises `AddressError`, with `scheme` in its text."""
     hint = f"{scheme}://host:port"
     if text.startswith("["):
         inside, bracket, tail = text[1:].partition("]")
@@ -62,7 +62,7 @@ def parse_authority(text: str, scheme: str) -> tuple[str, int]:
 
 def _parse_zone(text: str) -> str:
     address, percent, zone = text.partition("%")
-    # RFC 6874 writes the % of a zone as %25; a bare % is what people copy from ip(8).
+    # RFC 6874 writes the % of a zone as %25; a bare % is copied from ip(8).
     return address + percent + unquote(zone.removeprefix("25"), errors="strict")
 
 

@@ -1,8 +1,8 @@
-"""Accepting: from a listening socket to connected ones, whatever accept(2) says.
+"""Accept connections on a listening socket, and handle the errors of accept(2).
 
-Nothing is awaited between accept(2) and the hand-over, so that cancelling loses no connection. A peer that is
-gone before it is accepted is counted; a machine that has run out of something is waited for; only what no waiting
-mends is an error. Who is admitted, and what becomes of them, others decide.
+Nothing is awaited between accept(2) and the hand-over, so a cancellation loses no connection. A connection that
+failed in the backlog is counted. If descriptors or memory run out, accepting pauses. Any other error is raised. The
+caller decides which connections are admitted, and handles them.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from anyecho.throttled_log import ThrottledLog
 
 logger = logging.getLogger("anyecho.server")
 
-#: Connections taken in one wake-up, before those already open have their turn.
+#: Maximum connections accepted in one wake-up, before open connections have their turn.
 _BATCH = 64
-#: How long to let a machine recover that is out of buffers or descriptors: nginx takes 500 ms, trio 100.
+#: Seconds until the next attempt if buffers or descriptors have run out: nginx waits 0.5, trio 0.1.
 _RETRY_DELAY = 0.1
 
-#: What accept(2) says of one connection, not of the listener: its "Error handling", and firewalls' EPERM.
+#: Errors of one connection, not of the listener: "Error handling" in accept(2), and EPERM of firewalls.
 _IGNORABLE = {
     *(errno.ECONNABORTED, errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EINTR, errno.ENETDOWN),
     *(errno.ENETUNREACH, errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.EPERM, errno.EPROTO, errno.ETIMEDOUT),
     getattr(errno, "ENONET", errno.ENETDOWN),  # Linux only
 }
 _CAPACITY = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-#: What epoll_ctl(2) says when there are too many (fs.epoll.max_user_watches).
+#: Errors of epoll_ctl(2) if too many sockets are watched (fs.epoll.max_user_watches).
 _WATCH_CAPACITY = frozenset({errno.ENOSPC, errno.ENOMEM})
 
 
 class AcceptLimit(Protocol):
-    """Decides whether one more connection may be accepted; while not, the kernel's backlog is the queue."""
+    """Decides whether one more connection may be accepted; if not, it stays in the accept backlog."""
 
     def may_accept(self) -> bool: ...
 
@@ -54,37 +54,36 @@ class AcceptLimit(Protocol):
 
 @dataclass(eq=False, kw_only=True)
 class Acceptor:
-    """Accepts on `sock` while `limit` allows it, and gives every connection to `hand_over`, which owns it then.
+    """Accepts on `sock` while `limit` allows it, and passes each connection to `hand_over`, which then owns it.
 
-    Errors are counted in `errors` by their names (``EMFILE``), connections closed for want of a descriptor as
-    ``shed``.
+    `errors` counts errors by name (``EMFILE``), and connections closed for lack of a descriptor as ``shed``.
     """
 
     sock: socket.socket
     limit: AcceptLimit
     hand_over: Callable[[socket.socket, Any], None]
     errors: Counter[str]
-    #: Done to each connection before it is handed over.
+    #: Called with each connection before `hand_over`.
     preparation: Preparation | None = None
     _spare: int = field(init=False, default=-1)
     _stopped: bool = field(init=False, default=False)
     _has_accepted: bool = field(init=False, default=False)
-    _exhausted: bool = field(init=False, default=False)
+    _retry_later: bool = field(init=False, default=False)
     _failure: OSError | None = field(init=False, default=None)
     _warnings: ThrottledLog = field(init=False, default_factory=lambda: ThrottledLog(logger))
 
     async def run(self, poller: Poller | Fallback) -> None:
-        """Accept until cancelled or stopped. Raises the `OSError` of a listener that can accept no more."""
+        """Accept until cancelled or stopped. Raises `OSError` if the listener can accept no more."""
         self._spare = _open_spare()
         try:
             while not self._stopped:
                 try:
                     await call_while_readable(poller, self.sock, self.accept_some)
-                except OSError as exc:  # the kernel watches no more sockets, just now
+                except OSError as exc:  # the kernel cannot watch another socket now
                     if exc.errno not in _WATCH_CAPACITY:
                         raise
                     self._count(exc)
-                    self._exhausted = True
+                    self._retry_later = True
                 if self._failure is not None:
                     raise self._failure
 
@@ -93,7 +92,7 @@ class Acceptor:
             self._close_spare()
 
     def stop(self) -> None:
-        """Accept nothing from now on; `run` ends when something wakes it."""
+        """Accept no more connections. `run` returns when it is woken."""
         self._stopped = True
         self._close_spare()
 
@@ -103,11 +102,11 @@ class Acceptor:
             self._spare = -1
 
     def accept_some(self, at_most: int = _BATCH) -> bool:
-        """Accept what is pending; return whether to go on when there is more, or to pause first."""
+        """Accept up to `at_most` connections from the backlog; return false if accepting has to pause."""
         failed = 0
         if self._stopped:
             return False
-        with suppress(BlockingIOError):  # nobody is waiting any more
+        with suppress(BlockingIOError):  # the backlog is empty
             for _ in range(at_most):
                 if not self.limit.may_accept():
                     return False
@@ -123,9 +122,9 @@ class Acceptor:
                     self._has_accepted = True
                     self._deliver(sock, peer)
 
-        # Nothing but errors, and no end of them: whatever it is, it does not go away by asking again at once.
-        self._exhausted = failed == at_most
-        return not self._exhausted
+        # All attempts failed, so another at once would probably fail too: pause, do not spin.
+        self._retry_later = failed == at_most
+        return not self._retry_later
 
     def _may_continue_after(self, exc: OSError) -> bool:
         self._count(exc)
@@ -135,14 +134,14 @@ class Acceptor:
             self._failure = exc
             return False
 
-        self._exhausted = not self._use_spare()
-        return not self._exhausted
+        self._retry_later = not self._use_spare()
+        return not self._retry_later
 
     def _use_spare(self) -> bool:
-        """Accept one on the spare descriptor, so that it does not wait in vain; return whether that could be.
+        """Accept one connection with the spare descriptor; return whether accepting may go on.
 
-        If another spare can be had at once the machine is well again and the connection is served. If not, it is
-        closed: a peer that is told can go elsewhere.
+        If a new spare can be opened at once, the shortage is over and the connection is served. If not, it is
+        closed, so that its peer can try another server instead of waiting in the backlog.
         """
         if self._spare < 0:
             return False
@@ -152,7 +151,7 @@ class Acceptor:
         try:
             sock, peer = self.sock.accept()
         except BlockingIOError:
-            # accept(2) wants a descriptor first, and looks whether anybody is there only then.
+            # accept(2) allocates a descriptor before it checks the backlog, which may be empty.
             self._spare = _open_spare()
             raise
         except OSError:
@@ -176,15 +175,15 @@ class Acceptor:
         self.hand_over(sock, peer)
 
     async def _recover(self) -> None:
-        if self._exhausted:
+        if self._retry_later:
             await sleep(_RETRY_DELAY)
-            self._exhausted = False
+            self._retry_later = False
             if self._spare < 0:
                 self._spare = _open_spare()
         else:
             await self.limit.wait_may_accept()
             if self._has_accepted:
-                # Whoever took the last slot lets the other listeners come first this time.
+                # Yield, so that another listener gets the next free slot.
                 self._has_accepted = False
                 await checkpoint()
 
@@ -197,7 +196,7 @@ class Acceptor:
 
 
 def _open_spare() -> int:
-    """A descriptor to give up when there are no others; -1 if there are none."""
+    """Return a spare descriptor, to close when no other is free; -1 if none is free."""
     try:
         return os.open(os.devnull, os.O_RDONLY)
     except OSError:

@@ -1,8 +1,8 @@
-"""Blocking reads and writes of descriptors that this process shares with others, such as its standard streams.
+"""Blocking reads and writes of descriptors shared with other processes, such as the standard streams.
 
 O_NONBLOCK belongs to the open file description. Every process that holds the description sees it, and node, ssh and
 many event loops set it. So EAGAIN on a standard stream is no failure: the call waits for readiness and tries again.
-Nothing here clears the flag, because the other process relies on it.
+This module does not clear the flag, because the other process relies on it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import suppress
 from math import inf
 from time import monotonic, sleep
 
-#: Pause between two attempts on a descriptor that select(2) calls ready and the system call does not.
+#: Seconds between two attempts on a descriptor that select(2) reports ready and the system call does not.
 _RETRY_DELAY = 0.001
 _NO_ROOM = "its reader leaves no room for more"
 
@@ -54,7 +54,7 @@ def write_all(descriptor: int, data: bytes, *, timeout: float | None = None) -> 
 
 
 def write_some(descriptor: int, data: bytes) -> int:
-    """Write what fits now without blocking, of the beginning of `data`; return how many bytes. Raises `OSError`."""
+    """Write the beginning of `data` that fits without blocking; return the number of bytes. Raises `OSError`."""
     written = 0
     with suppress(BlockingIOError):
         while written < len(data) and _has_room(descriptor, 0.0):

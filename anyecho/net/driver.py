@@ -1,10 +1,10 @@
-"""How each event loop calls a Poller: whenever its epoll descriptor is readable.
+"""Call a Poller from the event loop whenever its epoll descriptor is readable.
 
-asyncio and uvloop keep a reader registered for the Poller's whole life. A task that waits would cost them about
-half of an echo at 1,000 a second: a reader added and removed, a Future, a second pass of the loop. On trio, a task
-waits: that is one epoll_ctl(2) and a reschedule. Any other loop gets the same.
+On asyncio and uvloop a reader stays registered for the Poller's whole life. A waiting task would cost about half of
+an echo at 1,000 a second: a reader added and removed, a Future, a second pass of the loop. On other loops a task
+waits; on trio that is one epoll_ctl(2) and a reschedule.
 
-This module knows that event loops differ. It must not know what a descriptor reports.
+This module must not know what a descriptor reports.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sniffio import current_async_library_cvar
 
 
 class _Loop(Protocol):
-    """What asyncio's and uvloop's event loops have, and trio's token does not."""
+    """Methods of the event loops of asyncio and uvloop; trio's token lacks them."""
 
     def add_reader(self, fd: int, callback: Callable[[], None]) -> None: ...
 
@@ -33,7 +33,7 @@ class _Loop(Protocol):
 async def drive(descriptor: int, turn: Callable[[], bool]) -> None:
     """Call `turn` while `descriptor` is readable, and again whenever it returns true, until cancelled.
 
-    Between two calls every other task and callback that is ready runs. Raises what `turn` raises.
+    Ready tasks and callbacks run between two calls. Raises what `turn` raises.
     """
     loop = current_token().native_token
     if hasattr(loop, "add_reader"):
@@ -49,7 +49,7 @@ async def drive(descriptor: int, turn: Callable[[], bool]) -> None:
 
 
 class _Reader:
-    """Calls `turn` from a reader of `loop`, in no task."""
+    """Calls `turn` from a reader of `loop`, outside any task."""
 
     def __init__(self, loop: _Loop, descriptor: int, turn: Callable[[], bool]) -> None:
         self._loop = loop
@@ -61,9 +61,9 @@ class _Reader:
         self._failure: BaseException | None = None
 
     def begin(self) -> bool:
-        """Register with the loop; return false if this loop has no readers (Windows' proactor)."""
-        # anyio asks for the current task to know which loop runs, and a callback has none: so say it (the loop
-        # copies the context that a callback is added in).
+        """Register with the loop; return false if the loop has no readers (proactor of Windows)."""
+        # anyio finds the running loop by the current task, which a callback lacks. So the library is set in the
+        # context that the loop copies for its callbacks.
         context = copy_context()
         context.run(current_async_library_cvar.set, "asyncio")
         try:
@@ -74,7 +74,7 @@ class _Reader:
         return True
 
     async def wait_failed(self) -> None:
-        """Wait until a turn fails, and raise what it raised; cancelled, call no more turns."""
+        """Wait until a turn raises, and raise its exception. After a cancellation no turn is called."""
         try:
             await self._failed.wait()
         finally:
@@ -84,7 +84,7 @@ class _Reader:
             raise self._failure
 
     def _on_readable(self) -> None:
-        # Not a second turn in the same pass of the loop: one slice is what the other tasks wait for.
+        # At most one turn in a pass of the loop (fairness): other tasks wait for one slice, not for two.
         if not (self._is_scheduled or self._is_ended):
             self._call_turn()
 
@@ -99,8 +99,8 @@ class _Reader:
                 self._is_scheduled = True
                 self._loop.call_soon(self._call_again)
         except (KeyboardInterrupt, SystemExit):
-            raise  # they end the loop
-        except BaseException as exc:  # which the loop would only log
+            raise  # these end the loop
+        except BaseException as exc:  # the loop would only log it
             self._failure = exc
             self._end()
             self._failed.set()

@@ -1,9 +1,7 @@
-"""Readiness of one socket in one await, and what readiness is to whoever waits for it.
+"""The readiness of one socket, and an implementation that needs no epoll.
 
-A `Registration` keeps two words of truth, `may_read` and `may_write`. Whoever makes the system call sets them
-false, and only when the kernel said EAGAIN (or EINPROGRESS); only the kernel's events set them true. So an edge
-that passed before anybody waited is never missed, and one that comes with data and FIN together is not half
-forgotten.
+`may_read` and `may_write` are cleared by the caller of a system call, on EAGAIN (or EINPROGRESS) only. Kernel
+events set them. So an edge before the wait is not missed, and data and FIN in one event are both read.
 """
 
 from __future__ import annotations
@@ -26,31 +24,31 @@ from anyio import (
 
 
 class Registration(ABC):
-    """One socket's readiness. One reader and one writer may wait at a time."""
+    """The readiness of one socket. One reader and one writer may wait at a time."""
 
     __slots__ = ("may_read", "may_write", "short_read_drains")
 
     def __init__(self) -> None:
         self.may_read = True
         self.may_write = True
-        #: Whether a read that got less than it asked for has left nothing, so that it clears `may_read` too.
+        #: Whether a read of fewer bytes than requested drains the socket. Such a read clears `may_read` too.
         self.short_read_drains = False
 
     @abstractmethod
     async def readable(self) -> None:
-        """Return once `may_read`. Raises `BusyResourceError`, and `ClosedResourceError` when closed meanwhile."""
+        """Wait for `may_read`. Raises `BusyResourceError` if a task waits, `ClosedResourceError` if closed."""
 
     @abstractmethod
     async def writable(self) -> None:
-        """Return once `may_write`. Raises as `readable` does."""
+        """Wait for `may_write`. Raises the same errors as `readable`."""
 
     @abstractmethod
     async def aclose(self) -> None:
-        """Forget the socket, which is still open; wake whoever waits, and let them go first where that matters."""
+        """Unregister the socket, which is still open, and wake waiting tasks. It may be closed afterwards."""
 
 
 class Fallback:
-    """Registrations for where there is no epoll, and for a client of one connection: waiters only."""
+    """Registrations for systems without epoll, and for a client of one connection."""
 
     def register(self, sock: socket.socket | int) -> Registration:
         return _WaitRegistration(sock)
@@ -83,12 +81,12 @@ class _WaitRegistration(Registration):
         if action in self._waiting:
             raise BusyResourceError(action)
 
-        left = self._waiting[action] = Event()
+        ended = self._waiting[action] = Event()
         try:
             await wait(self._sock)
         finally:
             del self._waiting[action]
-            left.set()
+            ended.set()
 
         if self._closed:
             raise ClosedResourceError
@@ -96,8 +94,8 @@ class _WaitRegistration(Registration):
     async def aclose(self) -> None:
         self._closed = True
         notify_closing(self._sock)
-        # On asyncio the loop forgets a descriptor's *new* waiter if the number is reused before the old one has
-        # unwound; so the socket is not closed under anybody.
+        # If a descriptor is reused before its old waiter has ended, asyncio's loop removes the *new* waiter. So the
+        # socket may be closed only when no task waits for it.
         with CancelScope(shield=True):
-            for left in list(self._waiting.values()):
-                await left.wait()
+            for ended in list(self._waiting.values()):
+                await ended.wait()

@@ -1,6 +1,6 @@
-"""The lingering close of a stream, and what the kernel and OpenSSL still hold when a connection is ended.
+"""The lingering close of a stream, and checks for unread and unacknowledged data.
 
-It does not decide when a connection ends, for what reason, or how long a close may take.
+It does not decide when or why a connection ends, or how long a close may take.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from anyio.lowlevel import checkpoint
 from anyecho.net.stream import PolledStream
 from anyecho.net.tls_records import Records
 
-#: SIOCOUTQ (tcp(7), unix(7)) under its other name. On other systems the number has no meaning for a socket.
+#: SIOCOUTQ (tcp(7), unix(7)) by its other name. On other systems it has no meaning for a socket.
 _OUTPUT_QUEUE = termios.TIOCOUTQ if sys.platform == "linux" else None
-#: Over TLS: bytes read from the socket at a time, and steps. Records without plaintext could follow for ever.
+#: Over TLS: bytes of one read, and maximum steps, because records without plaintext could follow for ever.
 _CHUNK = 65536
 _STEPS = 16
-#: Seconds until the first look whether the peer has acknowledged all; each later look waits twice as long. The
+#: Seconds until the first check whether the peer has acknowledged all; each later wait is twice as long. The
 #: kernel reports no event for it, and a peer may delay an acknowledgement by 40 ms.
 _FIRST_CHECK = 0.001
 
 
 async def linger(stream: PolledStream, sock: socket.socket, records: Records | None, *, quiet: bool) -> None:
-    """Half-close `stream`, over `sock`, and read until the peer's end, without a limit of time.
+    """Half-close `stream`, over `sock`, and read until EOF, without a time limit.
 
-    Closing on a peer that still sends is answered with a reset, which destroys echo that the peer has not read yet.
-    A `quiet` peer had sent nothing that is unread: it is not waited for once it has acknowledged all.
+    If a socket closes while the peer still sends, the kernel sends a reset, and the peer loses echo that it has not
+    read. A `quiet` peer has sent nothing that is unread: for it, this returns once it has acknowledged all.
     """
     if quiet and records is None and is_acknowledged(sock):
         return
@@ -41,13 +41,13 @@ async def linger(stream: PolledStream, sock: socket.socket, records: Records | N
     await stream.send_eof()
     pause = _FIRST_CHECK if quiet else math.inf
     while True:
-        with move_on_after(pause) as looking:
+        with move_on_after(pause) as scope:
             await stream.receive()
             pause = math.inf
-            # asyncio does not cancel a task that has just been woken. A flooding peer wakes this task in every
-            # round of the loop, so that only a wait for nothing lets a cancellation through.
+            # asyncio does not cancel a task that has just been woken, and a flooding peer wakes this task in every
+            # pass of the loop. Only a checkpoint, which waits for no event, can then be cancelled.
             await checkpoint()
-        if looking.cancelled_caught:
+        if scope.cancelled_caught:
             if peek(sock, records) is not None:
                 pause = math.inf
             elif is_acknowledged(sock):
@@ -57,9 +57,9 @@ async def linger(stream: PolledStream, sock: socket.socket, records: Records | N
 
 
 def is_acknowledged(sock: socket.socket) -> bool:
-    """Whether the peer has acknowledged all that was sent; on a Unix socket, whether the peer has read it.
+    """Whether the peer has acknowledged all bytes sent; on a Unix socket, whether it has read them.
 
-    False where the kernel cannot tell.
+    False if the kernel cannot tell.
     """
     if _OUTPUT_QUEUE is None:
         return False
@@ -71,10 +71,10 @@ def is_acknowledged(sock: socket.socket) -> bool:
 
 
 def peek(sock: socket.socket, records: Records | None = None) -> bytes | None:
-    """The next byte from the peer, empty at the peer's end (FIN, close_notify), None if nothing has come.
+    """Return the next byte from the peer, ``b""`` at EOF (FIN, close_notify), None if nothing has arrived.
 
-    A failed connection counts as a byte: something other than silence or an end is there. Over TLS the byte is
-    taken, so this is for a connection whose input is discarded from now on.
+    A failed connection counts as a byte, because it is neither EOF nor silence. Over TLS the byte is consumed, so
+    the caller must discard all later input.
     """
     try:
         if records is None:

@@ -1,6 +1,6 @@
-"""Readiness of many sockets by one epoll(7): which descriptor has which event, and which object is told.
+"""Readiness of many sockets by one epoll(7): dispatches each event to the object registered for its descriptor.
 
-It reads and writes no byte and closes no socket. When the event loop calls it is `driver`'s business.
+It reads and writes no byte and closes no socket. The event loop calls it through `driver`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from anyecho.net.driver import drive
 from anyecho.net.fallback import Fallback
 from anyecho.net.registration import Pollable, PolledRegistration, Watch
 
-#: Seconds for which one turn may keep the loop from other tasks. Checked between two callbacks.
+#: Maximum seconds of one turn, before other tasks run. Checked after each callback.
 _SLICE = 0.001
-#: Events taken from the kernel at a time: the loop serves others between two batches.
+#: Maximum events of one epoll_wait(2). Other tasks run between two batches.
 _BATCH = 128
 
 
@@ -32,70 +32,70 @@ class Poller:
         self.epoll = select.epoll()
         self.registered: dict[int, Pollable] = {}
         #: Number of the current batch. An event of batch N is not delivered to a descriptor that was registered
-        #: during batch N: the number was reused, and the event is about its predecessor.
+        #: during batch N: the descriptor was reused, and the event belongs to its predecessor.
         self.batch = 0
-        #: Events of the current batch that are not dispatched yet.
+        #: Undispatched events of the current batch.
         self._events: Iterator[tuple[int, int]] = iter(())
         self._has_undispatched = False
 
     def register(self, sock: socket.socket) -> PolledRegistration:
-        """Watch `sock` for tasks that wait, until the registration is closed."""
+        """Report the readiness of `sock` to waiting tasks, until the registration is closed."""
         return PolledRegistration(self, sock)
 
     def watch(self, sock: socket.socket, callback: Callable[[], None]) -> Watch:
-        """Call `callback`, which must not raise, while there is something to read, until the watch is closed."""
+        """Call `callback`, which must not raise, while `sock` is readable, until the watch is closed."""
         return Watch(self, sock.fileno(), callback)
 
     def report(self, descriptor: int, mask: int, pollable: Pollable) -> None:
-        """Report events in `mask` to `pollable` alone from now on, beginning with all that is pending.
+        """Report events in `mask` to `pollable` only, from now on. Pending events are reported again.
 
-        Raises the `OSError` of a kernel that watches no more sockets.
+        Raises `OSError` if the kernel cannot watch another socket.
         """
         pollable.batch = self.batch
         if descriptor in self.registered:
             try:
                 self.epoll.modify(descriptor, mask)
-            except FileNotFoundError:  # closed by a stranger: the kernel has forgotten it, the number is reused
+            except FileNotFoundError:  # closed by other code: the kernel has removed it, and the number is reused
                 self.epoll.register(descriptor, mask)
         else:
             self.epoll.register(descriptor, mask)
         self.registered[descriptor] = pollable
 
     def stop_reporting(self, descriptor: int, pollable: Pollable) -> None:
-        """Report no more to `pollable`. Not a mask of zero: a hang-up is reported on that too, for ever."""
+        """Report no more to `pollable`. With a mask of zero instead, a hang-up would be reported for ever."""
         if self.registered.get(descriptor) is pollable:
             del self.registered[descriptor]
-            with suppress(OSError):  # closed too early, by a stranger: then the kernel has forgotten it already
+            with suppress(OSError):  # closed too early, by other code: the kernel has removed it
                 self.epoll.unregister(descriptor)
 
     def unregister(self, sock: socket.socket) -> None:
-        """Report no event of `sock`, which is about to close, whatever is registered for it."""
+        """Report no more events of `sock`, which is about to close, whatever is registered for it."""
         if (pollable := self.registered.get(sock.fileno())) is not None:
             self.stop_reporting(sock.fileno(), pollable)
 
     def turn(self) -> bool:
-        """Dispatch one batch of events, for `_SLICE` at most; return whether some of it are left.
+        """Dispatch one batch of events, for `_SLICE` seconds at most; return whether events are left.
 
-        What is left of an edge-triggered batch the kernel does not report again, so the next turn begins with it.
+        The next turn begins with these, because the kernel does not report edge-triggered events again.
         """
         if not self._has_undispatched:
             self._events = iter(self.epoll.poll(0, _BATCH))
             self.batch += 1
         self._has_undispatched = False
-        over = monotonic() + _SLICE
+        slice_end = monotonic() + _SLICE
         batch, registered = self.batch, self.registered
         for descriptor, mask in self._events:
             pollable = registered.get(descriptor)
             if pollable is not None and pollable.batch != batch:
                 pollable.dispatch(mask)
-                if monotonic() > over:
+                if monotonic() > slice_end:
                     self._has_undispatched = True
                     return True
 
         return False
 
     async def run(self, scope: CancelScope) -> None:
-        """Dispatch events until `scope` is cancelled; then tell every `Pollable` that no event will follow."""
+        """Dispatch events until `scope` is cancelled; then call `poller_stopped` of every `Pollable`."""
         try:
             with scope:
                 await drive(self.epoll.fileno(), self.turn)
@@ -106,19 +106,19 @@ class Poller:
 
 
 def has_epoll() -> bool:
-    """Whether a `Poller` can be opened: not on macOS and BSD, nor where gevent or eventlet has patched `select`."""
+    """Whether a `Poller` can be opened: not on macOS or BSD, or if gevent or eventlet has patched `select`."""
     return hasattr(select, "epoll")
 
 
 async def call_while_readable(poller: Poller | Fallback, sock: socket.socket, turn: Callable[[], bool]) -> None:
-    """Call `turn`, which must not raise, while there is something to read, until it says that it has to pause.
+    """Call `turn`, which must not raise, while `sock` is readable, until it returns false.
 
-    Nothing is watched any more then, or the loop would spin.
+    Then `sock` is not watched any more: a level-triggered event would make the loop spin.
     """
     if isinstance(poller, Fallback):
         registration = poller.register(sock)
         try:
-            with suppress(ClosedResourceError):  # retired
+            with suppress(ClosedResourceError):  # unregistered
                 while turn():
                     registration.may_read = False
                     await registration.readable()
@@ -142,10 +142,10 @@ async def call_while_readable(poller: Poller | Fallback, sock: socket.socket, tu
 
 @asynccontextmanager
 async def open_poller() -> AsyncIterator[Poller | Fallback]:
-    """A running Poller, or the fallback where the system has no epoll.
+    """Run a Poller while the block runs; without epoll, yield a `Fallback`.
 
-    It outlives a cancellation from outside until the block is left, because connections that are closing
-    politely still wait for it then. The block must end them all before it ends.
+    If the block is cancelled, the Poller still runs until the block ends, because connections that linger wait for
+    it. The block must close every connection before it ends.
     """
     if not has_epoll():
         yield Fallback()

@@ -1,4 +1,4 @@
-"""Receivers of what a `Poller` reports of a socket: tasks that wait, a callback, or any `Pollable`."""
+"""Receivers of the events of a `Poller`: waiting tasks, a callback, or any `Pollable`."""
 
 from __future__ import annotations
 
@@ -25,46 +25,46 @@ from anyecho.net.fallback import Registration
 if TYPE_CHECKING:
     from anyecho.net.poller import Poller
 
-# The numbers of epoll_ctl(2) rather than Python's names, which are missing from `select` where there is no epoll.
-#: What may be asked of `Poller.report`, level-triggered. Errors and hang-ups are reported with either.
+# The numbers of epoll_ctl(2): without epoll, `select` lacks Python's names for them.
+#: Level-triggered masks for `Poller.report`. Errors and hang-ups are reported with either.
 READ = 0x001  # EPOLLIN
 WRITE = 0x004  # EPOLLOUT
-#: Edge-triggered: READ plus the events after which a short read may not have drained the socket.
+#: Edge-triggered `READ`, with the `EXCEPTIONAL` events that `short_read_drains` depends on.
 READ_EDGE = READ | 0x2000 | 0x002 | 1 << 31  # EPOLLRDHUP, EPOLLPRI, EPOLLET
-#: EPOLLERR: an error, or something in the error queue.
+#: EPOLLERR: an error, or an entry in the error queue.
 ERROR = 0x008
 _MAY_WRITE = WRITE | ERROR | 0x010  # EPOLLHUP
 _MAY_READ = ~WRITE
+#: Urgent data, FIN, hang-up, error: after these a short read may have left data.
 EXCEPTIONAL = ~(READ | WRITE)
 
 
 def short_read_drains(sock: socket.socket) -> bool:
-    """Whether a read that got less than it asked for has left nothing, if the kernel reported nothing odd.
+    """Whether a read of fewer bytes than requested drains `sock`, unless an event was `EXCEPTIONAL`.
 
-    On TCP it has; on Unix sockets, descriptors that are passed along cut reads short.
+    True on TCP. On Unix sockets, passed descriptors (SCM_RIGHTS) end reads early.
     """
     return sock.family in (socket.AF_INET, socket.AF_INET6)
 
 
 class Pollable(Protocol):
-    """Receives what a `Poller` reports of one socket. Its methods must not raise."""
+    """Receives the events of one socket from a `Poller`. Its methods must not raise."""
 
-    #: Set by the Poller: the batch of events during which it was registered.
+    #: Set by the Poller: number of the batch during which it was registered.
     batch: int
 
     def dispatch(self, mask: int) -> None:
-        """Take in what the kernel reported."""
+        """Handle the events in `mask`."""
 
     def poller_stopped(self) -> None:
-        """The Poller has stopped: nothing will be reported any more."""
+        """Called when the Poller has stopped. No event follows."""
 
 
 class PolledRegistration(Registration):
-    """Readiness for tasks that wait: edge-triggered, registered once for its life, so that no message costs an
-    epoll_ctl(2).
+    """Edge-triggered readiness for waiting tasks.
 
-    Each direction waits on a semaphore of its own: an `Event` made anew for every wait costs 3 us more on asyncio
-    and uvloop, and no less on trio.
+    The socket is registered once for its life, so a message costs no epoll_ctl(2). Each direction waits on a
+    semaphore: a new `Event` for each wait costs 3 us more on asyncio and uvloop, and no less on trio.
     """
 
     __slots__ = (
@@ -87,7 +87,7 @@ class PolledRegistration(Registration):
         poller.report(self._descriptor, READ_EDGE | WRITE, self)
 
     async def readable(self) -> None:
-        # Not "if": two events, or a wait that was cancelled as it was woken, leave a wake-up to the next wait.
+        # Not "if": two events during a wait, or a wake-up that met a cancellation, also release the next wait.
         while not (self.may_read or self._closed):
             if self._reading:
                 raise BusyResourceError("reading from")
@@ -139,7 +139,7 @@ class PolledRegistration(Registration):
         self.close()
 
     def close(self) -> None:
-        """Forget the socket, which is still open; calls that wait raise `ClosedResourceError`."""
+        """Unregister the socket, which is still open. Waiting calls raise `ClosedResourceError`."""
         if not self._closed:
             self._closed = True
             self._poller.stop_reporting(self._descriptor, self)
@@ -147,12 +147,12 @@ class PolledRegistration(Registration):
             self._wake_writer()
 
     async def aclose(self) -> None:
-        # No need to let the waiters go first: they wait for a semaphore, not for the descriptor.
+        # Waiting tasks need not end first: they wait for a semaphore, not for the descriptor.
         self.close()
 
 
 class Watch:
-    """A callback that is called while there is something to read."""
+    """A callback that is called while a descriptor is readable (level-triggered)."""
 
     __slots__ = ("_callback", "_descriptor", "_poller", "batch")
 

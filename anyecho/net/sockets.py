@@ -1,6 +1,6 @@
-"""Sockets as values: their options, the addresses behind them, what to call a peer.
+"""Socket options, the addresses of sockets, and the names of peers in logs.
 
-Knows the kernel's names and numbers; makes nothing wait and reads no byte.
+It must not wait for a socket or read from one.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _unix_peers = count(1)
 
 @dataclass(frozen=True, kw_only=True)
 class SocketOptions:
-    """What the kernel shall do for a socket; set on a listener, and inherited by all it accepts but Unix sockets.
+    """Options of a socket. Those of a listener are inherited by accepted sockets, except by Unix sockets.
 
-    Options that a system does not know are left out there, and so are those that it refuses.
+    Options that the system lacks or refuses are left out.
     """
 
     tcp_nodelay: bool = field(default=True, metadata={"help": "Send small messages at once (TCP_NODELAY)."})
     tcp_notsent_lowat: Size = field(
-        # With the default send queue a peer that never reads holds 4 MiB of kernel memory; so, 0.16.
+        # A peer that never reads holds 0.16 MiB of kernel memory; without this option, 4 MiB.
         default=128 * 1024,
         metadata={"help": "Maximum unsent bytes in the kernel per connection (TCP_NOTSENT_LOWAT); 0: unset."},
     )
@@ -68,9 +68,9 @@ class SocketOptions:
             raise UsageError(text, options=("tcp_user_timeout",))
 
     def apply(self, sock: socket.socket, *, quiet: bool = False) -> None:
-        """Set on `sock` what its kind knows: on one for datagrams, the sizes of its buffers.
+        """Set the options that the type of `sock` has: on a datagram socket, only the buffer sizes.
 
-        Options that the kernel refuses (on MPTCP, some of them) are one line of the log, unless `quiet`.
+        Options that the kernel refuses (on MPTCP, some of them) are logged in one line, unless `quiet`.
         """
         refused = tune_all(sock, self._options_for(sock))
         if refused and not quiet:
@@ -86,8 +86,8 @@ class SocketOptions:
         if sock.type != socket.SOCK_STREAM:
             return
 
-        # An urgent byte is a byte the peer sent: it is echoed in its place (RFC 6093), not taken out of line. Unix
-        # sockets have one too, since Linux 5.15.
+        # Urgent data is echoed in its place (RFC 6093), not taken out of the stream. Unix sockets have it since
+        # Linux 5.15.
         yield socket.SOL_SOCKET, "SO_OOBINLINE", 1
         if sock.family not in (socket.AF_INET, socket.AF_INET6):
             return
@@ -100,11 +100,11 @@ class SocketOptions:
         options = {"TCP_NODELAY": int(self.tcp_nodelay)}
         if self.tcp_notsent_lowat:
             options["TCP_NOTSENT_LOWAT"] = self.tcp_notsent_lowat
-        # The kernel's limit is an int of milliseconds: 24 days, which "off" (infinite) shall mean too. Zero is set
-        # as well, because a passed socket may have another value.
+        # The maximum, an int of milliseconds, is 24 days; it stands for "off" (infinite) too. Zero is also set,
+        # because a passed socket may have another value.
         options["TCP_USER_TIMEOUT"] = math.ceil(min(self.tcp_user_timeout * 1000, 2**31 - 1))
         if self.keepalive:
-            # macOS calls the first one TCP_KEEPALIVE.
+            # macOS calls it TCP_KEEPALIVE.
             idle = "TCP_KEEPIDLE" if hasattr(socket, "TCP_KEEPIDLE") else "TCP_KEEPALIVE"
             options |= {idle: 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
 
@@ -112,7 +112,7 @@ class SocketOptions:
 
 
 def address_of(family: int, sockaddr: Any, *, tls: bool = False) -> Address:
-    """The address of a stream socket from what getsockname(2) or getpeername(2) said of it."""
+    """Return the address of a stream socket from the result of getsockname(2) or getpeername(2)."""
     if family == socket.AF_UNIX:
         return UnixAddress(path=os.fsdecode(sockaddr), tls=tls)
 
@@ -120,7 +120,7 @@ def address_of(family: int, sockaddr: Any, *, tls: bool = False) -> Address:
 
 
 def datagram_address_of(sock: socket.socket) -> UDPAddress:
-    """The address that a UDP socket is bound to."""
+    """Return the address that a UDP socket is bound to."""
     sockaddr = sock.getsockname()
     return UDPAddress(host=_host_of(sock.family, sockaddr), port=sockaddr[1])
 
@@ -134,9 +134,9 @@ def _host_of(family: int, sockaddr: Any) -> str:
 
 
 def peer_name(sock: socket.socket, sockaddr: Any) -> str:
-    """A short name for logs: ``::1_64624``, or for a Unix peer its pid, ``unix_4711``.
+    """Return a short name for logs: ``::1_64624``, or with the pid of a Unix peer, ``unix_4711``.
 
-    Where the kernel knows no pid, a number that no other peer of this process has.
+    If the kernel gives no pid, the name has a number unique in this process, ``unix_n1``.
     """
     if sock.family != socket.AF_UNIX:
         host, port = sockaddr[:2]

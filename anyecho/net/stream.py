@@ -1,12 +1,11 @@
-"""The one stream of anyecho's own: an anyio `ByteStream` over a non-blocking socket.
+"""An anyio `ByteStream` over a non-blocking socket, the same on every backend.
 
-The same on every backend, because it stands on readiness alone. It knows sockets and errno; it does not know
-who polls for it, how it was connected or accepted, or what is said over it.
+It must not know what reports readiness to it, how the socket was connected or accepted, or what is sent over it.
 
-* The end of the peer's data is `EndOfStream`. Any `OSError` is `BrokenResourceError`; it is remembered, so that
-  the clean end which the kernel reports after a reset is never taken for one.
-* After `aclose`, and for `send` after `send_eof`, it is `ClosedResourceError`; a second call of the same
-  direction while one runs is `BusyResourceError`.
+* EOF raises `EndOfStream`. An `OSError` raises `BrokenResourceError` and is remembered: after a reset the kernel
+  reports EOF, which must not be mistaken for a clean end.
+* A call after `aclose`, or `send` after `send_eof`, raises `ClosedResourceError`. A second call of the same
+  direction while one runs raises `BusyResourceError`.
 * A cancelled `receive` loses no byte. A cancelled `send` may have sent a part.
 """
 
@@ -25,16 +24,16 @@ from anyio.lowlevel import checkpoint
 
 from anyecho.net.fallback import Registration
 
-#: However small the calls' number, a stream that moved this much yields: 16 reads of the default size.
+#: A stream yields after this many bytes, however few the calls: 16 reads of the default size.
 _BUDGET_BYTES = 1 << 20
 
 
 class PolledStream(ByteStream):
-    """`sock`, connected and non-blocking, as a stream that closes it.
+    """A stream over `sock`, which is connected and non-blocking. The stream owns and closes it.
 
-    A call that had to wait has yielded to other tasks. One that did not yields before its system call, at the
-    latest every `budget` calls or 1 MiB: with 1, every call is a checkpoint, as anyio promises; more is for a
-    caller that loops and wants to pay less.
+    A call that waits yields to other tasks. Calls that do not wait yield before their system call, at the latest
+    every `budget` calls or 1 MiB (fairness). With 1, every call is a checkpoint, as anyio promises. A larger budget
+    costs a caller that loops less.
     """
 
     __slots__ = (
@@ -64,10 +63,10 @@ class PolledStream(ByteStream):
         self.budget = budget
         self._calls_left = budget - 1
         self._bytes_left = _BUDGET_BYTES
-        #: Totals; whoever wants to know whether anything moves looks whether they did.
+        #: Totals; their growth shows that the peer makes progress.
         self.bytes_received = 0
         self.bytes_sent = 0
-        #: What a `send` that was cancelled or failed has not sent; the next `send` sets it anew.
+        #: Bytes that the last `send`, cancelled or failed, has not sent.
         self.rest: bytes | memoryview = b""
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
@@ -110,7 +109,7 @@ class PolledStream(ByteStream):
     async def send(self, item: bytes | memoryview) -> None:
         self._check_sendable()
         registration = self._registration
-        # The lengths below are those of bytes: of a memoryview of ints, len() counts ints.
+        # Cast, because len() of a memoryview of ints counts ints, not bytes.
         rest: bytes | memoryview = item if type(item) is bytes else memoryview(item).cast("B")
         self._sending = True
         try:
@@ -169,11 +168,11 @@ class PolledStream(ByteStream):
             raise BrokenResourceError from self._broken
 
     def _translate(self, exc: OSError) -> Exception:
-        # Closed by another task while this one yielded: then it is EBADF, and nobody's fault but the closer's.
+        # Another task closed the socket while this one yielded: EBADF is no failure of the connection.
         if self._closed:
             return ClosedResourceError()
 
-        # A copy: the original's traceback would hold this stream, and the stream it.
+        # A copy: the traceback of the original refers to this stream, which would make a reference cycle.
         self._broken = self._broken or type(exc)(*exc.args)
         return BrokenResourceError()
 
@@ -196,7 +195,7 @@ class PolledStream(ByteStream):
             SocketAttribute.family: lambda: sock.family,
             SocketAttribute.raw_socket: lambda: sock,
         }
-        # A reset connection has no peer any more, a closed one no name: then there is no such attribute.
+        # After a reset getpeername(2) fails, after a close getsockname(2): then the attribute is missing.
         with suppress(OSError):
             local = sock.getsockname()
             attributes[SocketAttribute.local_address] = lambda: _host_port(local)
@@ -211,5 +210,5 @@ class PolledStream(ByteStream):
 
 
 def _host_port(sockaddr: Any) -> Any:
-    # anyio gives (host, port) for IPv6 as well.
+    # anyio gives (host, port) for IPv6 too.
     return tuple(sockaddr[:2]) if isinstance(sockaddr, tuple) else sockaddr

@@ -1,6 +1,6 @@
-"""Calls that block, in a thread, with one error for the lack of threads.
+"""Run blocking calls in a thread, with one error for a lack of threads.
 
-RLIMIT_NPROC and the pids controller of a cgroup limit threads too. What then cannot be done is one line.
+RLIMIT_NPROC and the pids controller of a cgroup limit threads too.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ Ts = TypeVarTuple("Ts")
 
 
 class NoThreadError(OSError):
-    """The system lets the process start no thread."""
+    """The system does not let the process start a thread."""
 
     def __init__(self) -> None:
         super().__init__(errno.EAGAIN, "no thread can be started for it (see ulimit -u and pids.max)")
 
 
 async def run_in_thread(call: Callable[[*Ts], T], *args: *Ts, limiter: CapacityLimiter | None = None) -> T:
-    """Return ``call(*args)``, made in a thread that is abandoned when this is cancelled. Raises `NoThreadError`."""
-    began = False
+    """Return ``call(*args)``, run in a thread, which a cancellation abandons. Raises `NoThreadError`."""
+    started = False
 
     def run() -> T:
-        nonlocal began
-        began = True
+        nonlocal started
+        started = True
         return call(*args)
 
     try:
         return await to_thread.run_sync(run, abandon_on_cancel=True, limiter=limiter)
     except RuntimeError as exc:
-        if began:
+        if started:
             raise
         raise NoThreadError from exc

@@ -1,4 +1,4 @@
-"""Socket options that improve a connection and that it can do without: a refused one is reported, not fatal."""
+"""Optional socket options: a refused option is reported and is no error."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import TypeAlias
 #: Level, name in the `socket` module, value.
 Option: TypeAlias = tuple[int, str, int]
 
-#: What setsockopt(2) says of an option or a value that the protocol (MPTCP), the kernel (WSL1, gVisor) or a sandbox
-#: does not allow. FreeBSD says ENOBUFS of a buffer above kern.ipc.maxsockbuf.
+#: Errors of setsockopt(2) for an option or value that the protocol (MPTCP), the kernel (WSL1, gVisor) or a sandbox
+#: does not allow. FreeBSD returns ENOBUFS for a buffer above kern.ipc.maxsockbuf.
 _REFUSED = frozenset(
     {
         *(errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOBUFS, errno.ENOSYS),
@@ -23,9 +23,9 @@ _REFUSED = frozenset(
 
 
 def tune(sock: socket.socket, level: int, name: str, value: int) -> bool:
-    """Set an option of `sock`; return false if it was refused. Without a constant for `name`, do nothing.
+    """Set an option of `sock`; return false if it was refused. If `socket` has no constant `name`, do nothing.
 
-    Raises the `OSError` of a socket that is itself at fault, such as EBADF.
+    Raises `OSError` if the socket itself is at fault (EBADF).
     """
     option = getattr(socket, name, None)
     if option is None:
