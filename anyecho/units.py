@@ -1,6 +1,6 @@
 """Parse and format durations, sizes and rates, without loss.
 
-``parse_x(format_x(value)) == value`` for every value, and the text is the shortest of its kind. Durations are
+``parse_x(format_x(value)) == value`` for every value, with the shortest text that parses to it. Durations are
 float seconds, sizes int bytes, rates float per second. ``k M G`` are powers of 1000, ``Ki Mi Gi`` of 1024.
 """
 

@@ -27,8 +27,7 @@ NOHUP = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
 
 @contextmanager
 def at_terminal(processes: Processes, *arguments: str, before: str = "") -> Iterator[tuple[Process, int]]:
-    """A server that leads the session of a terminal, and the other end of that terminal, whose closing is left
-    to the block."""
+    """Start a server as session leader of a terminal; yield it and the other end, which the block closes."""
     keyboard, screen = os.openpty()
     try:
         process = processes.serve(*arguments, before=TAKE_TERMINAL + before, stdin=screen)

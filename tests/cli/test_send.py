@@ -149,9 +149,9 @@ def test_each_message_is_one_write_before_the_half_close(processes: Processes, s
     told = (
         "\nimport os, socket"
         "\nsend, shutdown = socket.socket.send, socket.socket.shutdown"
-        "\ndef tell(what): os.write(2, what + b'\\n')"
-        "\nsocket.socket.send = lambda self, data: (tell(b'send ' + data), send(self, data))[1]"
-        "\nsocket.socket.shutdown = lambda self, how: (tell(b'shutdown %d' % how), shutdown(self, how))[1]\n"
+        "\ndef log(what): os.write(2, what + b'\\n')"
+        "\nsocket.socket.send = lambda self, data: (log(b'send ' + data), send(self, data))[1]"
+        "\nsocket.socket.shutdown = lambda self, how: (log(b'shutdown %d' % how), shutdown(self, how))[1]\n"
     )
     status, output, errors = processes.run("send", serve(echo), "one", "two", "one", before=told)
 

@@ -31,11 +31,11 @@ def done(): print("done", flush=True); return sys.stdin.readline().split()
 port, = done()
 ip("addr", "add", "192.0.2.2/24", "dev", "link1")
 ip("link", "set", "link1", "up")
-idle, owed = (socket.create_connection(("192.0.2.1", int(port)), 10) for _ in range(2))
-for sock in (idle, owed): sock.sendall(b"x"); assert sock.recv(1) == b"x"
-owed.setblocking(False)
+idle, unread = (socket.create_connection(("192.0.2.1", int(port)), 10) for _ in range(2))
+for sock in (idle, unread): sock.sendall(b"x"); assert sock.recv(1) == b"x"
+unread.setblocking(False)
 try:
-    while True: owed.send(bytes(65536))
+    while True: unread.send(bytes(65536))
 except BlockingIOError: pass
 done()
 ip("link", "set", "link1", "down")

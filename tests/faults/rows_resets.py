@@ -29,7 +29,7 @@ async def _reset_mid_echo(server: Server) -> None:
     reset(sock)
 
 
-async def _reset_owed(server: Server) -> None:
+async def _reset_with_pending_echo(server: Server) -> None:
     """Reset while the server waits for send buffer space with pending echo."""
     sock = dial(server.addresses[0])
     sock.setblocking(False)
@@ -68,7 +68,14 @@ async def _reset_in_linger(server: Server) -> None:
 
 
 MOMENTS: tuple[Callable[[Server], Awaitable[None]], ...] = (
-    *(_reset_before_accept, _reset_mid_echo, _reset_owed, _reset_half_closed, _reset_in_drain, _reset_in_linger),
+    *(
+        _reset_before_accept,
+        _reset_mid_echo,
+        _reset_with_pending_echo,
+        _reset_half_closed,
+        _reset_in_drain,
+        _reset_in_linger,
+    ),
 )
 
 

@@ -95,7 +95,7 @@ async def replaced_path(scene: Scene) -> Observed:
 async def mode_from_the_start(scene: Scene) -> Observed:
     bind, modes = socket.socket.bind, []
 
-    def look(sock: socket.socket, address: Any) -> None:
+    def record_mode(sock: socket.socket, address: Any) -> None:
         bind(sock, address)
         if isinstance(address, bytes) and address.startswith(os.fsencode(scene.directory)):
             modes.append(stat.S_IMODE(os.stat(address).st_mode))
@@ -103,7 +103,7 @@ async def mode_from_the_start(scene: Scene) -> Observed:
     umask = os.umask(0)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(socket.socket, "bind", look)
+            patch.setattr(socket.socket, "bind", record_mode)
             for address in (unix(scene), UnixAddress(path=unix(scene).path, mode=0o660)):
                 async with open_server(address):
                     modes.append(stat.S_IMODE(os.stat(address.path).st_mode))

@@ -27,11 +27,11 @@ for number, given in enumerate({descriptors}, 3):
     os.dup2(given, number)
     os.close(given)
 os.environ.setdefault("LISTEN_PID", str(os.getpid()))
-def tell():
+def report():
     left = [name for name in os.environ if name.startswith(("LISTEN_", "NOTIFY_", "WATCHDOG_"))]
     kept = [number for number in range(3, 3 + {count}) if os.get_inheritable(number)]
     os.write(2, f"left {{left}}, not close-on-exec {{kept}}\\n".encode())
-atexit.register(tell)
+atexit.register(report)
 """
 #: A server whose event loop blocks at the first connection and reports it.
 STUCK = """

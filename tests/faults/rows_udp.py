@@ -62,7 +62,7 @@ async def forged(_: Scene) -> Observed:
                 assert (counts.echoed, counts.errors) == (1, {})
                 observed[bind] = {"dropped": dict(counts.dropped), "answered": counts.echoed}
 
-    return {**observed, "an honest client": "answered"}
+    return {**observed, "a client with a real source": "answered"}
 
 
 @injects(
