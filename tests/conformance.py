@@ -1,12 +1,12 @@
-"""What any byte stream of ours must do, whatever carries it.
+"""Checks that every byte stream of anyecho must pass, on every carrier.
 
-Each check takes two connected streams and leaves them in any state; the caller closes them. `CHECKS` is all of
-them, for a test to be parametrized with.
+Each check takes two connected streams and leaves them in any state; the caller closes them. `CHECKS` lists all
+checks, to parametrize a test with.
 """
 
 from __future__ import annotations
 
-__all__ = ("CHECKS", "Check", "check", "drain", "expect_error", "fill")
+__all__ = ("CHECKS", "Check", "drain", "expect_error", "fill", "run_check")
 
 import random
 from array import array
@@ -30,17 +30,17 @@ from anyio.lowlevel import checkpoint
 
 Check = Callable[[ByteStream, ByteStream], Awaitable[None]]
 
-#: More than any pair of kernel buffers takes in.
+#: More bytes than the kernel's buffers of a connection hold.
 MUCH = bytes(32 << 20)
 
 
 async def drain(stream: ByteStream) -> bytes:
-    """All that comes until the end."""
+    """Return all bytes until EOF."""
     return b"".join([chunk async for chunk in stream])
 
 
 async def fill(stream: ByteStream) -> None:
-    """Send until no buffer on the way takes any more, then cancel the send."""
+    """Send until all buffers on the way are full, then cancel the send."""
     async with create_task_group() as tasks:
         tasks.start_soon(stream.send, MUCH)
         await wait_all_tasks_blocked()
@@ -48,7 +48,7 @@ async def fill(stream: ByteStream) -> None:
 
 
 async def expect_error(call: Callable[[], Awaitable[Any]], error: type[Exception]) -> None:
-    """A task that is to be refused with `error` while it waits."""
+    """Await `call()`, which has to raise `error`."""
     with pytest.raises(error):
         await call()
 
@@ -65,7 +65,7 @@ async def bytes_arrive_in_order(left: ByteStream, right: ByteStream) -> None:
 
 
 async def a_view_of_ints_is_sent_as_its_bytes(left: ByteStream, right: ByteStream) -> None:
-    ints = array("I", random.Random(7).randbytes(12 << 20))  # more than a kernel takes at once
+    ints = array("I", random.Random(7).randbytes(12 << 20))  # more than one send(2) takes
 
     async def send() -> None:
         view: Any = memoryview(ints)
@@ -98,13 +98,13 @@ async def no_more_than_max_bytes_are_received(left: ByteStream, right: ByteStrea
     assert await right.receive() == b"def"
 
 
-async def asking_for_no_bytes_is_refused(left: ByteStream, right: ByteStream) -> None:
+async def a_receive_of_no_bytes_is_refused(left: ByteStream, right: ByteStream) -> None:
     for max_bytes in (0, -1):
         with pytest.raises(ValueError, match="max_bytes"):
             await right.receive(max_bytes)
 
 
-async def the_end_is_the_end_and_stays_it(left: ByteStream, right: ByteStream) -> None:
+async def eof_is_raised_by_each_later_receive(left: ByteStream, right: ByteStream) -> None:
     await left.send(b"last")
     await left.send_eof()
     assert await right.receive() == b"last"
@@ -119,13 +119,13 @@ async def a_half_closed_stream_still_receives(left: ByteStream, right: ByteStrea
     assert await left.receive() == b"late"
 
 
-async def half_closing_twice_is_half_closing(left: ByteStream, right: ByteStream) -> None:
+async def a_second_half_close_has_no_effect(left: ByteStream, right: ByteStream) -> None:
     await left.send_eof()
     await left.send_eof()
     assert await drain(right) == b""
 
 
-async def sending_after_the_end_is_refused(left: ByteStream, right: ByteStream) -> None:
+async def sending_after_a_half_close_is_refused(left: ByteStream, right: ByteStream) -> None:
     await left.send_eof()
     for item in (b"more", b""):
         with pytest.raises(ClosedResourceError):
@@ -140,7 +140,7 @@ async def a_closed_stream_refuses_everything(left: ByteStream, right: ByteStream
             await call()
 
 
-async def closing_half_closed_refuses_too(left: ByteStream, right: ByteStream) -> None:
+async def a_half_close_after_the_close_is_refused(left: ByteStream, right: ByteStream) -> None:
     await left.send_eof()
     await left.aclose()
     with pytest.raises(ClosedResourceError):
@@ -157,14 +157,14 @@ async def closing_in_a_cancelled_scope_still_closes(left: ByteStream, right: Byt
         await left.receive()
 
 
-async def closing_wakes_a_parked_receive(left: ByteStream, right: ByteStream) -> None:
+async def closing_wakes_a_waiting_receive(left: ByteStream, right: ByteStream) -> None:
     async with create_task_group() as tasks:
         tasks.start_soon(expect_error, left.receive, ClosedResourceError)
         await wait_all_tasks_blocked()
         await left.aclose()
 
 
-async def closing_wakes_a_parked_send(left: ByteStream, right: ByteStream) -> None:
+async def closing_wakes_a_waiting_send(left: ByteStream, right: ByteStream) -> None:
     async with create_task_group() as tasks:
         tasks.start_soon(expect_error, lambda: left.send(MUCH), ClosedResourceError)
         await wait_all_tasks_blocked()
@@ -191,7 +191,7 @@ async def a_second_sender_is_refused(left: ByteStream, right: ByteStream) -> Non
         tasks.cancel_scope.cancel()
 
 
-async def a_cancelled_call_leaves_nobody_busy(left: ByteStream, right: ByteStream) -> None:
+async def a_cancelled_call_lets_the_next_call_run(left: ByteStream, right: ByteStream) -> None:
     with move_on_after(0.01):
         await left.receive()
     with move_on_after(0.01):
@@ -249,11 +249,11 @@ async def sending_nothing_sends_nothing(left: ByteStream, right: ByteStream) -> 
     assert await right.receive() == b"x"
 
 
-async def a_peer_that_left_breaks_the_stream(left: ByteStream, right: ByteStream) -> None:
+async def sends_to_a_closed_peer_break_the_stream(left: ByteStream, right: ByteStream) -> None:
     await right.aclose()
     with pytest.raises(EndOfStream):
         await left.receive()
-    # The first send may be what provokes the reset.
+    # The first send may succeed and cause the reset.
     with pytest.raises(BrokenResourceError):
         for _ in range(100):
             await left.send(bytes(1000))
@@ -264,7 +264,7 @@ async def a_peer_that_left_breaks_the_stream(left: ByteStream, right: ByteStream
         await left.receive()
 
 
-async def a_receiver_that_leaves_breaks_a_parked_send(left: ByteStream, right: ByteStream) -> None:
+async def a_receiver_that_closes_breaks_a_waiting_send(left: ByteStream, right: ByteStream) -> None:
     async with create_task_group() as tasks:
         tasks.start_soon(expect_error, lambda: left.send(MUCH), BrokenResourceError)
         await wait_all_tasks_blocked()
@@ -276,32 +276,32 @@ CHECKS: tuple[Check, ...] = (
     a_view_of_ints_is_sent_as_its_bytes,
     both_directions_at_once_do_not_deadlock,
     no_more_than_max_bytes_are_received,
-    asking_for_no_bytes_is_refused,
-    the_end_is_the_end_and_stays_it,
+    a_receive_of_no_bytes_is_refused,
+    eof_is_raised_by_each_later_receive,
     a_half_closed_stream_still_receives,
-    half_closing_twice_is_half_closing,
-    sending_after_the_end_is_refused,
+    a_second_half_close_has_no_effect,
+    sending_after_a_half_close_is_refused,
     a_closed_stream_refuses_everything,
-    closing_half_closed_refuses_too,
+    a_half_close_after_the_close_is_refused,
     closing_in_a_cancelled_scope_still_closes,
-    closing_wakes_a_parked_receive,
-    closing_wakes_a_parked_send,
+    closing_wakes_a_waiting_receive,
+    closing_wakes_a_waiting_send,
     a_second_reader_is_refused,
     a_second_sender_is_refused,
-    a_cancelled_call_leaves_nobody_busy,
+    a_cancelled_call_lets_the_next_call_run,
     a_cancelled_receive_loses_no_bytes,
     a_call_in_a_cancelled_scope_does_nothing,
     sending_nothing_sends_nothing,
-    a_peer_that_left_breaks_the_stream,
-    a_receiver_that_leaves_breaks_a_parked_send,
+    sends_to_a_closed_peer_break_the_stream,
+    a_receiver_that_closes_breaks_a_waiting_send,
 )
 
 
-async def check(one: Check, left: ByteStream, right: ByteStream) -> None:
-    """Run `one` check within a time limit, and close both streams."""
+async def run_check(check: Check, left: ByteStream, right: ByteStream) -> None:
+    """Run `check` within a time limit, and close both streams."""
     with fail_after(20):
         try:
-            await one(left, right)
+            await check(left, right)
         finally:
             with CancelScope(shield=True):
                 await left.aclose()

@@ -1,4 +1,4 @@
-"""Time limits in a loop that does not run."""
+"""Time limits while the event loop is blocked."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from anyio import current_time, sleep_forever
 from anyecho.clock import call_until
 
 
-async def test_a_call_that_blocks_the_loop_each_time_gets_one_more_chance_and_no_third() -> None:
+async def test_a_call_that_blocks_the_loop_at_its_deadline_is_repeated_once() -> None:
     calls = 0
 
     async def block() -> None:

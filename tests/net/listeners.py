@@ -1,4 +1,4 @@
-"""Listeners that close when a block ends, and the message of a refused address."""
+"""Listeners that close at the end of a block, and the message of a `BindError`."""
 
 from __future__ import annotations
 

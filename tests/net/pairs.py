@@ -1,4 +1,4 @@
-"""Connected sockets, and streams over them, of each kind of carrier."""
+"""Pairs of connected TCP or Unix sockets, and streams over them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KINDS = ("tcp", "unix")
 
 
 def raw_pair(kind: str) -> tuple[socket.socket, socket.socket]:
-    """Two connected sockets, blocking."""
+    """Return two connected blocking sockets."""
     if kind == "unix":
         return socket.socketpair()
 

@@ -1,4 +1,4 @@
-"""Accepting goes on whatever accept(2) says, and says what it met."""
+"""Accepting continues after the errors of accept(2), and counts and logs them."""
 
 from __future__ import annotations
 
@@ -37,59 +37,59 @@ IGNORABLE = (
 )
 
 
-class Turnstile:
-    """A gate that a test opens and shuts."""
+class ManualLimit:
+    """An `AcceptLimit` that a test sets and lifts."""
 
     def __init__(self) -> None:
-        self.open = True
+        self.allowed = True
         self.changed = Event()
 
     def may_accept(self) -> bool:
-        return self.open
+        return self.allowed
 
     async def wait_may_accept(self) -> None:
-        while not self.open:
+        while not self.allowed:
             await self.changed.wait()
 
-    def let_in(self) -> None:
-        self.open = True
+    def lift(self) -> None:
+        self.allowed = True
         self.changed.set()
 
 
-class Door:
-    """A listener, its acceptor, and those who came in."""
+class Server:
+    """A listener, its acceptor, and the accepted connections."""
 
     def __init__(self, opened: ExitStack) -> None:
         self._opened = opened
         self.sock = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
         self.sock.setblocking(False)
-        self.gate = Turnstile()
-        self.came_in: list[socket.socket] = []
-        self._came = Event()
-        self.acceptor = Acceptor(sock=self.sock, limit=self.gate, hand_over=self._take, errors=Counter())
+        self.limit = ManualLimit()
+        self.accepted: list[socket.socket] = []
+        self._arrived = Event()
+        self.acceptor = Acceptor(sock=self.sock, limit=self.limit, hand_over=self._take, errors=Counter())
 
     def _take(self, sock: socket.socket, _: Any) -> None:
-        self.came_in.append(self._opened.enter_context(sock))
-        self._came.set()
+        self.accepted.append(self._opened.enter_context(sock))
+        self._arrived.set()
 
-    def knock(self) -> socket.socket:
+    def connect(self) -> socket.socket:
         return self._opened.enter_context(socket.create_connection(self.sock.getsockname()))
 
-    async def wait_for(self, count: int, seconds: float = 5.0) -> None:
+    async def wait_accepted(self, count: int, seconds: float = 5.0) -> None:
         with fail_after(seconds):
-            while len(self.came_in) < count:
-                self._came = Event()
-                await self._came.wait()
+            while len(self.accepted) < count:
+                self._arrived = Event()
+                await self._arrived.wait()
 
 
 @pytest.fixture
-def door() -> Iterator[Door]:
+def server() -> Iterator[Server]:
     with ExitStack() as opened:
-        yield Door(opened)
+        yield Server(opened)
 
 
 def fail_accept(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
-    """Let accept(2) itself fail so, once each, then work again."""
+    """Make accept(2) fail once with each error in `names`, then work again."""
     accept = socket.socket.accept
     failures = [getattr(errno, name) for name in names]
 
@@ -105,41 +105,41 @@ def fail_accept(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
 @pytest.mark.parametrize("without_poller", [False, True], ids=["poller", "fallback"])
 @pytest.mark.parametrize("name", CAPACITY + IGNORABLE)
 @pytest.mark.by_turns("anyio_backend")
-async def test_an_error_in_mid_burst_is_counted_and_nobody_is_lost(
-    name: str, without_poller: bool, poller: Poller | Fallback, door: Door, monkeypatch: pytest.MonkeyPatch
+async def test_an_accept_error_in_a_burst_is_counted_and_no_connection_is_lost(
+    name: str, without_poller: bool, poller: Poller | Fallback, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with create_task_group() as tasks:
-        tasks.start_soon(door.acceptor.run, Fallback() if without_poller else poller)
-        door.knock()
-        await door.wait_for(1)
+        tasks.start_soon(server.acceptor.run, Fallback() if without_poller else poller)
+        server.connect()
+        await server.wait_accepted(1)
         for _ in range(3):
-            door.knock()
+            server.connect()
         fail_accept(monkeypatch, name)
-        await door.wait_for(4, 1.0)
-        door.knock()
-        await door.wait_for(5, 1.0)
+        await server.wait_accepted(4, 1.0)
+        server.connect()
+        await server.wait_accepted(5, 1.0)
         tasks.cancel_scope.cancel()
 
-    assert door.acceptor.errors == {errno.errorcode[getattr(errno, name)]: 1}
+    assert server.acceptor.errors == {errno.errorcode[getattr(errno, name)]: 1}
 
 
-async def test_an_error_that_no_waiting_mends_is_raised(
-    poller: Poller | Fallback, door: Door, monkeypatch: pytest.MonkeyPatch
+async def test_an_error_of_the_listener_itself_is_raised(
+    poller: Poller | Fallback, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fail_accept(monkeypatch, "EINVAL")
-    door.knock()
+    server.connect()
     with fail_after(5), pytest.raises(OSError, match="Invalid argument"):
-        await door.acceptor.run(poller)
+        await server.acceptor.run(poller)
 
 
-async def test_capacity_errors_that_last_are_one_log_line(
-    poller: Poller | Fallback, door: Door, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+async def test_repeated_capacity_errors_are_one_log_line(
+    poller: Poller | Fallback, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     fail_accept(monkeypatch, *["ENOBUFS"] * 8)
     async with create_task_group() as tasks:
-        tasks.start_soon(door.acceptor.run, poller)
-        door.knock()
-        await door.wait_for(1)
+        tasks.start_soon(server.acceptor.run, poller)
+        server.connect()
+        await server.wait_accepted(1)
         tasks.cancel_scope.cancel()
 
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == [
@@ -149,7 +149,7 @@ async def test_capacity_errors_that_last_are_one_log_line(
 
 @contextmanager
 def descriptors_left(count: int) -> Iterator[None]:
-    """A real limit: `count` more descriptors can be opened within the block, and then no more."""
+    """Lower the limit, so that `count` more descriptors can be opened within the block."""
     used = {int(name) for name in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{name}")}
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     free = [number for number in range(soft) if number not in used]
@@ -160,94 +160,92 @@ def descriptors_left(count: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-async def test_who_cannot_be_held_is_told_and_the_others_are_kept(poller: Poller | Fallback, door: Door) -> None:
+async def test_connections_without_a_descriptor_are_closed(poller: Poller | Fallback, server: Server) -> None:
     with ExitStack() as clients:
-        knocking = [clients.enter_context(socket.socket()) for _ in range(30)]
+        waiting = [clients.enter_context(socket.socket()) for _ in range(30)]
         async with create_task_group() as tasks:
-            tasks.start_soon(door.acceptor.run, poller)
+            tasks.start_soon(server.acceptor.run, poller)
             await wait_all_tasks_blocked()
             with descriptors_left(10):
-                for client in knocking:
-                    client.connect(door.sock.getsockname())
+                for client in waiting:
+                    client.connect(server.sock.getsockname())
                 with fail_after(5):
-                    while door.acceptor.errors["shed"] < 20:
+                    while server.acceptor.errors["shed"] < 20:
                         await wait_all_tasks_blocked()
 
-            assert len(door.came_in) == 10
-            assert door.acceptor.errors["EMFILE"] >= 20
-            door.knock()
-            await door.wait_for(11, 1.0)
+            assert len(server.accepted) == 10
+            assert server.acceptor.errors["EMFILE"] >= 20
+            server.connect()
+            await server.wait_accepted(11, 1.0)
             tasks.cancel_scope.cancel()
 
 
-async def test_nobody_is_looked_for_again_and_again_without_a_descriptor(
-    poller: Poller | Fallback, door: Door
-) -> None:
-    """accept(2) says EMFILE also when nobody is there: that is no reason to ask it ten times a second."""
+async def test_emfile_with_an_empty_backlog_causes_no_retry(poller: Poller | Fallback, server: Server) -> None:
+    """accept(2) fails with EMFILE even if the backlog is empty. Ten retries a second would be useless."""
     with ExitStack() as clients:
         async with create_task_group() as tasks:
-            tasks.start_soon(door.acceptor.run, poller)
+            tasks.start_soon(server.acceptor.run, poller)
             await wait_all_tasks_blocked()
             with descriptors_left(0):
-                assert door.acceptor.accept_some()
-                assert door.acceptor.errors["EMFILE"] == 1
-            clients.enter_context(door.knock())
-            await door.wait_for(1)
+                assert server.acceptor.accept_some()
+                assert server.acceptor.errors["EMFILE"] == 1
+            clients.enter_context(server.connect())
+            await server.wait_accepted(1)
             tasks.cancel_scope.cancel()
 
 
-async def test_a_gate_that_is_shut_leaves_them_in_the_backlog(poller: Poller | Fallback, door: Door) -> None:
-    door.gate.open = False
+async def test_a_reached_limit_leaves_connections_in_the_backlog(poller: Poller | Fallback, server: Server) -> None:
+    server.limit.allowed = False
     async with create_task_group() as tasks:
-        tasks.start_soon(door.acceptor.run, poller)
-        door.knock()
+        tasks.start_soon(server.acceptor.run, poller)
+        server.connect()
         await wait_all_tasks_blocked()
-        assert door.came_in == []
-        door.gate.let_in()
-        await door.wait_for(1)
+        assert server.accepted == []
+        server.limit.lift()
+        await server.wait_accepted(1)
         tasks.cancel_scope.cancel()
 
 
-async def test_cancelling_loses_no_connection(poller: Poller | Fallback, door: Door) -> None:
-    """Those that the kernel has accepted are handed over, or stay in the backlog for whoever asks next."""
+async def test_cancelling_an_acceptor_loses_no_connection(poller: Poller | Fallback, server: Server) -> None:
+    """Each connection is handed over or stays in the backlog for the next accept."""
     for round_ in range(30):
         with CancelScope() as scope:
             async with create_task_group() as tasks:
-                tasks.start_soon(door.acceptor.run, poller)
+                tasks.start_soon(server.acceptor.run, poller)
                 await wait_all_tasks_blocked()
-                door.knock()
+                server.connect()
                 scope.cancel()
-        door.acceptor.accept_some()
-        assert len(door.came_in) == round_ + 1
+        server.acceptor.accept_some()
+        assert len(server.accepted) == round_ + 1
 
 
-async def test_accepting_leaves_no_descriptor_behind(poller: Poller | Fallback, door: Door) -> None:
+async def test_a_cancelled_acceptor_leaves_no_descriptor_open(poller: Poller | Fallback, server: Server) -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
         async with create_task_group() as tasks:
-            tasks.start_soon(door.acceptor.run, poller)
+            tasks.start_soon(server.acceptor.run, poller)
             await wait_all_tasks_blocked()
             tasks.cancel_scope.cancel()
 
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-async def test_an_error_that_does_not_go_away_is_not_asked_about_without_pause(
-    poller: Poller | Fallback, door: Door, monkeypatch: pytest.MonkeyPatch
+async def test_a_persistent_accept_error_is_retried_after_pauses(
+    poller: Poller | Fallback, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fail_accept(monkeypatch, *["EPERM"] * 1_000_000)
-    door.knock()
+    server.connect()
     with move_on_after(0.35):
-        await door.acceptor.run(poller)
+        await server.acceptor.run(poller)
 
-    assert 64 <= door.acceptor.errors["EPERM"] <= 64 * 5
+    assert 64 <= server.acceptor.errors["EPERM"] <= 64 * 5
 
 
 @pytest.mark.skipif(not hasattr(select, "epoll"), reason="this system has no epoll")
-async def test_a_kernel_that_watches_no_more_sockets_is_asked_again(
-    door: Door, monkeypatch: pytest.MonkeyPatch
+async def test_accepting_retries_if_the_kernel_cannot_watch_another_socket(
+    server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """fs.epoll.max_user_watches, reached between a pause and the end of it."""
+    """fs.epoll.max_user_watches is reached during a pause."""
     refusals = 2
 
     def register(self: Any, descriptor: int, mask: int, pollable: Any) -> None:
@@ -260,9 +258,9 @@ async def test_a_kernel_that_watches_no_more_sockets_is_asked_again(
     report = Poller.report
     monkeypatch.setattr(Poller, "report", register)
     async with open_poller() as poller, create_task_group() as tasks:
-        tasks.start_soon(door.acceptor.run, poller)
-        door.knock()
-        await door.wait_for(1)
+        tasks.start_soon(server.acceptor.run, poller)
+        server.connect()
+        await server.wait_accepted(1)
         tasks.cancel_scope.cancel()
 
-    assert door.acceptor.errors["ENOSPC"] == 2
+    assert server.acceptor.errors["ENOSPC"] == 2

@@ -1,4 +1,4 @@
-"""`PolledStream` keeps the contract of every stream of ours, and trio's, on every carrier."""
+"""`PolledStream` passes the checks of `tests.conformance` and those of trio, on TCP and Unix sockets."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from trio.testing import check_half_closeable_stream, check_two_way_stream
 
 from anyecho.net.poller import Fallback, Poller, open_poller
 from anyecho.net.stream import PolledStream
-from tests.conformance import CHECKS, Check, check
+from tests.conformance import CHECKS, Check, run_check
 from tests.net.pairs import KINDS, raw_pair, stream_over, stream_pair
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("one", CHECKS, ids=lambda one: one.__name__)
-async def test_a_polled_stream_conforms(one: Check, kind: str, poller: Poller | Fallback) -> None:
-    await check(one, *stream_pair(kind, poller))
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+async def test_a_polled_stream_conforms(check: Check, kind: str, poller: Poller | Fallback) -> None:
+    await run_check(check, *stream_pair(kind, poller))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("one", CHECKS, ids=lambda one: one.__name__)
-async def test_a_stream_without_a_poller_conforms(one: Check, kind: str) -> None:
-    await check(one, *stream_pair(kind, Fallback()))
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+async def test_a_stream_without_a_poller_conforms(check: Check, kind: str) -> None:
+    await run_check(check, *stream_pair(kind, Fallback()))
 
 
 class TrioStream(trio.abc.HalfCloseableStream):
-    """A `PolledStream` as trio's checks want it: other names, other error classes."""
+    """A `PolledStream` with the method names and error classes of trio."""
 
     def __init__(self, stream: PolledStream, sock: socket.socket) -> None:
         self._stream = stream
@@ -45,7 +45,7 @@ class TrioStream(trio.abc.HalfCloseableStream):
 
     async def _wait_writable(self) -> None:
         stream = self._stream
-        await stream.send(b"")  # refuses what has to be refused
+        await stream.send(b"")  # raises if the stream cannot send
         stream._sending = True
         try:
             poll = select.poll()
@@ -87,7 +87,7 @@ async def _translated(call: Callable[[], Awaitable[None]]) -> None:
 
 
 def _fill(sock: socket.socket) -> None:
-    """Send until nothing more goes, and that stays so: the kernel moves bytes on after it first said no."""
+    """Send until the socket stays full: the kernel still moves bytes on after the first EAGAIN."""
     sent = True
     while sent:
         sent = False
@@ -102,7 +102,7 @@ def _fill(sock: socket.socket) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("contract", [check_two_way_stream, check_half_closeable_stream])
 @pytest.mark.parametrize("polled", [True, False], ids=["poller", "fallback"])
-def test_trios_own_checks_pass(
+def test_the_checks_of_trio_pass(
     contract: Callable[..., Awaitable[None]], kind: str, clogged: bool, polled: bool
 ) -> None:
     poller: Poller | Fallback = Fallback()
@@ -115,7 +115,7 @@ def test_trios_own_checks_pass(
         left, right = await make()
         for stream in (left, right):
             for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-                stream._sock.setsockopt(socket.SOL_SOCKET, buffer, 4096)  # sooner full
+                stream._sock.setsockopt(socket.SOL_SOCKET, buffer, 4096)  # full sooner
         for stream in (left, right):
             _fill(stream._sock)
 

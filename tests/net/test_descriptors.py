@@ -14,7 +14,7 @@ from tests.peers import SOON
 from tests.pipes import unread_pipe
 from tests.process import TIMEOUT
 
-#: More than a pipe holds.
+#: More bytes than a pipe holds.
 LARGE = os.urandom((1 << 20) + 7)
 
 
@@ -43,7 +43,7 @@ def test_a_write_of_any_size_arrives_whole(pipe: tuple[int, int], timeout: float
     assert not os.get_blocking(write_end), "the flag belongs to another process"
 
 
-def test_a_read_returns_what_is_there_and_nothing_at_the_end(pipe: tuple[int, int]) -> None:
+def test_a_read_returns_available_bytes_and_no_bytes_at_eof(pipe: tuple[int, int]) -> None:
     read_end, write_end = pipe
     received: list[bytes] = []
     reading = Thread(target=lambda: received.append(read_some(read_end, 65536)))
@@ -60,7 +60,7 @@ def test_a_read_returns_what_is_there_and_nothing_at_the_end(pipe: tuple[int, in
 
 @pytest.mark.parametrize("blocking", [True, False])
 @pytest.mark.parametrize("timeout", [0.0, 0.1])
-def test_a_write_that_finds_no_room_within_its_time_is_a_timeout(blocking: bool, timeout: float) -> None:
+def test_a_write_without_room_within_its_timeout_raises_timeout_error(blocking: bool, timeout: float) -> None:
     with unread_pipe(blocking=blocking) as (_, write_end):
         began = monotonic()
         with pytest.raises(TimeoutError, match="its reader leaves no room for more"):
@@ -71,7 +71,7 @@ def test_a_write_that_finds_no_room_within_its_time_is_a_timeout(blocking: bool,
 
 
 @pytest.mark.parametrize("blocking", [True, False])
-def test_a_write_of_what_fits_now_blocks_never(blocking: bool) -> None:
+def test_write_some_never_blocks(blocking: bool) -> None:
     with unread_pipe(blocking=blocking) as (read_end, write_end):
         room = len(os.read(read_end, 16384))
 
@@ -79,7 +79,7 @@ def test_a_write_of_what_fits_now_blocks_never(blocking: bool) -> None:
         assert write_some(write_end, b"hello") == 0
 
 
-def test_a_descriptor_that_cannot_be_used_is_an_error() -> None:
+def test_a_write_to_a_pipe_without_a_reader_raises_broken_pipe_error() -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)
     for write in (write_all, write_some):

@@ -1,4 +1,4 @@
-"""How an event loop calls the Poller: on each loop, and on one that refuses readers."""
+"""How an event loop calls the Poller: on each loop, and on a loop without readers."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def waits(readers: str, anyio_backend: tuple[str, dict[str, bool]]) -> None:
 
 
 @pytest.mark.usefixtures("waits")
-async def test_a_turn_is_taken_whenever_the_descriptor_is_readable(pipe: Pipe) -> None:
+async def test_a_turn_is_called_whenever_the_descriptor_is_readable(pipe: Pipe) -> None:
     taken = 0
 
     def turn() -> bool:
@@ -86,8 +86,8 @@ async def test_a_turn_is_taken_whenever_the_descriptor_is_readable(pipe: Pipe) -
 
 
 @pytest.mark.usefixtures("waits")
-async def test_a_turn_that_has_more_is_called_again_and_lets_tasks_run_between(pipe: Pipe) -> None:
-    """Nothing more is readable, so that only the turn's own answer brings the next one."""
+async def test_a_turn_that_returns_true_is_called_again_after_tasks_ran(pipe: Pipe) -> None:
+    """The descriptor is not readable any more: only the result of a turn causes the next turn."""
     order: list[str] = []
 
     def turn() -> bool:
@@ -107,13 +107,13 @@ async def test_a_turn_that_has_more_is_called_again_and_lets_tasks_run_between(p
 
     turns = [index for index, word in enumerate(order) if word == "turn"]
     assert len(turns) == 4
-    # trio shuffles what is ready: two turns may follow each other, the last of one pass and the first of the next.
+    # trio shuffles ready tasks: the last turn of one pass and the first of the next may be adjacent.
     assert all("task" in order[first:third] for first, third in zip(turns, turns[2:], strict=False))
 
 
 @pytest.mark.usefixtures("waits")
-async def test_a_pass_of_the_loop_has_one_turn_however_much_there_is(pipe: Pipe) -> None:
-    """The descriptor stays readable, and each turn has more: two reasons for the next turn, and one turn."""
+async def test_a_pass_of_the_loop_calls_at_most_one_turn(pipe: Pipe) -> None:
+    """The descriptor stays readable and each turn returns true: both cause the next turn, which is called once."""
     turns = passes = 0
 
     def turn() -> bool:
@@ -136,7 +136,7 @@ async def test_a_pass_of_the_loop_has_one_turn_however_much_there_is(pipe: Pipe)
     assert 20 < turns <= passes + 2
 
 
-async def test_no_turn_is_taken_after_the_cancellation(pipe: Pipe) -> None:
+async def test_no_turn_is_called_after_a_cancellation(pipe: Pipe) -> None:
     turns = 0
 
     def turn() -> bool:
@@ -161,7 +161,7 @@ async def test_no_turn_is_taken_after_the_cancellation(pipe: Pipe) -> None:
 
 @pytest.mark.usefixtures("waits")
 @pytest.mark.parametrize("bug", [Bug, BaseBug])
-async def test_an_exception_in_a_turn_comes_out_of_the_driver(bug: type[BaseException], pipe: Pipe) -> None:
+async def test_an_exception_in_a_turn_is_raised_by_drive(bug: type[BaseException], pipe: Pipe) -> None:
     def turn() -> bool:
         raise bug
 
@@ -174,7 +174,7 @@ async def test_an_exception_in_a_turn_comes_out_of_the_driver(bug: type[BaseExce
 
 
 @pytest.mark.skipif(not has_epoll(), reason="there is no Poller without epoll")
-async def test_an_exception_in_a_turn_ends_the_server_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_exception_in_a_turn_is_raised_by_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     with fail_after(5), pytest.raises(Bug):
         async with open_server("tcp://127.0.0.1:0") as server:
 
@@ -187,8 +187,8 @@ async def test_an_exception_in_a_turn_ends_the_server_with_it(monkeypatch: pytes
 
 
 @pytest.mark.parametrize("engine", ["auto", "tasks"])
-def test_a_callback_knows_its_loop_where_anyio_did_not_start_it(engine: str) -> None:
-    """A limit ends the connection inside a turn, which asks anyio for the time."""
+def test_a_callback_can_use_anyio_on_a_loop_that_anyio_did_not_start(engine: str) -> None:
+    """A limit ends the connection inside a turn, which reads the time from anyio."""
 
     async def main() -> None:
         options = ServeOptions(max_bytes=3, engine="tasks" if engine == "tasks" else "auto", linger=5.0)

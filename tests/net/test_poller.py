@@ -1,4 +1,4 @@
-"""The Poller's traps, each of which made a prototype sleep for ever, spin, or answer for somebody else."""
+"""Mistakes of a poller: a missed edge, a spinning loop, events of a reused descriptor, tasks that starve."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def epoll() -> AsyncIterator[Poller]:
         yield poller
 
 
-def quiet_pair(kind: str, opened: ExitStack) -> tuple[socket.socket, socket.socket]:
+def nonblocking_pair(kind: str, opened: ExitStack) -> tuple[socket.socket, socket.socket]:
     peer, ours = (opened.enter_context(sock) for sock in raw_pair(kind))
     ours.setblocking(False)
     return peer, ours
@@ -57,8 +57,8 @@ def keep_busy(seconds: float) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_an_edge_that_passed_is_not_missed(kind: str, poller: Poller | Fallback, opened: ExitStack) -> None:
-    peer, ours = quiet_pair(kind, opened)
+async def test_an_earlier_edge_is_not_missed(kind: str, poller: Poller | Fallback, opened: ExitStack) -> None:
+    peer, ours = nonblocking_pair(kind, opened)
     registration = poller.register(ours)
     registration.may_read = registration.may_write = False
     peer.send(b"x")
@@ -69,7 +69,7 @@ async def test_an_edge_that_passed_is_not_missed(kind: str, poller: Poller | Fal
     await registration.aclose()
 
 
-async def test_a_connecting_socket_becomes_writable_before_anybody_waits(
+async def test_a_connect_that_ends_before_the_wait_is_not_missed(
     poller: Poller | Fallback, opened: ExitStack
 ) -> None:
     listener = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
@@ -85,10 +85,10 @@ async def test_a_connecting_socket_becomes_writable_before_anybody_waits(
 
 
 @pytest.mark.parametrize("way", ["readable", "writable"])
-async def test_a_second_waiter_is_refused_and_the_first_unharmed(
+async def test_a_second_waiter_is_refused_and_the_first_is_woken(
     way: str, poller: Poller | Fallback, opened: ExitStack
 ) -> None:
-    peer, ours = quiet_pair("unix", opened)
+    peer, ours = nonblocking_pair("unix", opened)
     registration = poller.register(ours)
     if way == "writable":
         _fill(ours)
@@ -103,10 +103,10 @@ async def test_a_second_waiter_is_refused_and_the_first_unharmed(
 
 
 @pytest.mark.parametrize("way", ["readable", "writable"])
-async def test_a_cancelled_wait_leaves_the_place_free(
+async def test_after_a_cancelled_wait_another_task_can_wait(
     way: str, poller: Poller | Fallback, opened: ExitStack
 ) -> None:
-    peer, ours = quiet_pair("unix", opened)
+    peer, ours = nonblocking_pair("unix", opened)
     registration = poller.register(ours)
     _fill(ours)
     registration.may_read = registration.may_write = False
@@ -122,11 +122,11 @@ async def test_a_cancelled_wait_leaves_the_place_free(
 
 
 @pytest.mark.parametrize("way", ["readable", "writable"])
-async def test_a_wakeup_that_nobody_took_is_not_taken_for_the_next(
+async def test_a_second_event_does_not_end_the_next_wait(
     way: str, poller: Poller | Fallback, opened: ExitStack
 ) -> None:
-    """Two events wake one wait; the next has to wait all the same."""
-    peer, ours = quiet_pair("unix", opened)
+    """Two events release the semaphore twice during one wait. The next call still has to wait."""
+    peer, ours = nonblocking_pair("unix", opened)
     registration = poller.register(ours)
     for _ in range(3):
         _fill(ours)
@@ -150,8 +150,8 @@ async def test_a_wakeup_that_nobody_took_is_not_taken_for_the_next(
 
 
 @needs_epoll
-async def test_a_socket_that_a_stranger_closed_does_not_keep_its_number(epoll: Poller, opened: ExitStack) -> None:
-    _, forgotten = quiet_pair("unix", opened)
+async def test_a_number_closed_while_registered_can_be_registered_again(epoll: Poller, opened: ExitStack) -> None:
+    _, forgotten = nonblocking_pair("unix", opened)
     number = forgotten.fileno()
     epoll.register(forgotten)
     forgotten.close()
@@ -166,7 +166,7 @@ async def test_a_socket_that_a_stranger_closed_does_not_keep_its_number(epoll: P
 
 
 async def test_closing_wakes_both_waiters(poller: Poller | Fallback, opened: ExitStack) -> None:
-    _, ours = quiet_pair("unix", opened)
+    _, ours = nonblocking_pair("unix", opened)
     registration = poller.register(ours)
     _fill(ours)
     registration.may_read = registration.may_write = False
@@ -183,18 +183,18 @@ async def _closed(registration: Registration, way: str) -> None:
 
 
 @needs_epoll
-async def test_events_for_an_old_socket_do_not_reach_the_new_one_of_its_number(
+async def test_events_of_a_closed_socket_do_not_reach_the_next_one_with_its_number(
     epoll: Poller, opened: ExitStack
 ) -> None:
-    """Two events in one batch; what handles the first closes the second's socket and opens another."""
-    first_peer, first = quiet_pair("unix", opened)
-    second_peer, second = quiet_pair("unix", opened)
+    """Two events in one batch. The callback of the first closes the socket of the second and opens another."""
+    first_peer, first = nonblocking_pair("unix", opened)
+    second_peer, second = nonblocking_pair("unix", opened)
     calls: list[str] = []
     watches: dict[str, Watch] = {}
     handled = Event()
 
     def replace(name: str, sock: socket.socket) -> None:
-        """Whichever of the two comes first replaces the other."""
+        """The first callback replaces the socket of the second."""
         if "new" in watches:
             calls.append(f"old {name}")
             return
@@ -222,11 +222,11 @@ async def test_events_for_an_old_socket_do_not_reach_the_new_one_of_its_number(
 
 
 @needs_epoll
-async def test_an_event_left_for_the_next_turn_does_not_reach_a_new_socket_of_its_number(
+async def test_an_undispatched_event_does_not_reach_the_next_socket_with_its_number(
     epoll: Poller, opened: ExitStack
 ) -> None:
-    """The first of two callbacks uses up the slice; before the next turn, the second's number is reused."""
-    ours = {name: quiet_pair("unix", opened) for name in ("first", "second")}
+    """The first of two callbacks uses the whole slice. Before the next turn, the number of the second is reused."""
+    ours = {name: nonblocking_pair("unix", opened) for name in ("first", "second")}
     watches: dict[str, Watch] = {}
     calls: list[str] = []
 
@@ -255,9 +255,9 @@ async def test_an_event_left_for_the_next_turn_does_not_reach_a_new_socket_of_it
 
 
 @needs_epoll
-async def test_edge_triggered_events_left_over_by_a_slice_are_delivered(epoll: Poller, opened: ExitStack) -> None:
-    peer, slow = quiet_pair("unix", opened)
-    pairs = [quiet_pair("tcp", opened) for _ in range(3)]
+async def test_edge_triggered_events_left_by_a_full_slice_are_delivered(epoll: Poller, opened: ExitStack) -> None:
+    peer, slow = nonblocking_pair("unix", opened)
+    pairs = [nonblocking_pair("tcp", opened) for _ in range(3)]
     registrations = [epoll.register(sock) for _, sock in pairs]
 
     def take_long() -> None:
@@ -265,7 +265,7 @@ async def test_edge_triggered_events_left_over_by_a_slice_are_delivered(epoll: P
         keep_busy(0.003)
 
     watch = epoll.watch(slow, take_long)
-    await wait_all_tasks_blocked()  # that the sockets are writable has been reported
+    await wait_all_tasks_blocked()  # the sockets have been reported writable
     for registration in registrations:
         registration.may_read = False
     for sock in (peer, *(each for each, _ in pairs)):
@@ -276,7 +276,7 @@ async def test_edge_triggered_events_left_over_by_a_slice_are_delivered(epoll: P
 
 
 @needs_epoll
-async def test_one_turn_takes_no_more_events_than_a_batch(epoll: Poller, opened: ExitStack) -> None:
+async def test_a_turn_dispatches_at_most_one_batch_of_events(epoll: Poller, opened: ExitStack) -> None:
     calls: list[int] = []
     watches: list[Watch] = []
     for number in range(200):
@@ -285,7 +285,7 @@ async def test_one_turn_takes_no_more_events_than_a_batch(epoll: Poller, opened:
             calls.append(number)
             watches[number].close()
 
-        peer, ours = quiet_pair("unix", opened)
+        peer, ours = nonblocking_pair("unix", opened)
         watches.append(epoll.watch(ours, take))
         peer.send(b"x")
 
@@ -297,8 +297,8 @@ async def test_one_turn_takes_no_more_events_than_a_batch(epoll: Poller, opened:
 
 
 @needs_epoll
-async def test_a_callback_is_called_while_there_is_something_to_read(epoll: Poller, opened: ExitStack) -> None:
-    peer, ours = quiet_pair("tcp", opened)
+async def test_a_callback_is_called_while_its_socket_is_readable(epoll: Poller, opened: ExitStack) -> None:
+    peer, ours = nonblocking_pair("tcp", opened)
     got: list[bytes] = []
     done = Event()
 
@@ -317,11 +317,11 @@ async def test_a_callback_is_called_while_there_is_something_to_read(epoll: Poll
 
 
 @needs_epoll
-async def test_what_is_pending_is_reported_again_after_a_handover(epoll: Poller, opened: ExitStack) -> None:
-    peer, ours = quiet_pair("tcp", opened)
+async def test_pending_events_are_reported_again_to_a_new_receiver(epoll: Poller, opened: ExitStack) -> None:
+    peer, ours = nonblocking_pair("tcp", opened)
     epoll.register(ours)
     peer.send(b"x")
-    await wait_all_tasks_blocked()  # the edge has been and gone
+    await wait_all_tasks_blocked()  # the edge has been reported
     called = Event()
 
     def once() -> None:
@@ -335,8 +335,8 @@ async def test_what_is_pending_is_reported_again_after_a_handover(epoll: Poller,
 
 @needs_epoll
 async def test_a_closed_watch_is_not_called_and_a_new_one_is(epoll: Poller, opened: ExitStack) -> None:
-    """A mask of zero would not do: a hang-up is reported on that, and again, and again."""
-    peer, ours = quiet_pair("tcp", opened)
+    """With a mask of zero instead, the kernel would report the hang-up for ever."""
+    peer, ours = nonblocking_pair("tcp", opened)
     calls = 0
     called = Event()
 
@@ -360,12 +360,12 @@ async def test_a_closed_watch_is_not_called_and_a_new_one_is(epoll: Poller, open
 
 
 @needs_epoll
-async def test_callbacks_that_take_long_let_tasks_run(
+async def test_long_callbacks_in_one_batch_let_tasks_run(
     epoll: Poller, opened: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Six callbacks in one batch, each longer than a slice: others have their turn before the last."""
+    """Six callbacks in one batch, each longer than a slice: a task runs before the last callback."""
     order: list[str] = []
-    peers = [quiet_pair("unix", opened) for _ in range(6)]
+    peers = [nonblocking_pair("unix", opened) for _ in range(6)]
     watches: list[Watch] = []
     for number, (_, ours) in enumerate(peers):
 
@@ -391,7 +391,7 @@ async def test_callbacks_that_take_long_let_tasks_run(
 
 @needs_epoll
 async def test_a_poller_that_stops_wakes_its_waiters(opened: ExitStack) -> None:
-    _, ours = quiet_pair("unix", opened)
+    _, ours = nonblocking_pair("unix", opened)
     async with create_task_group() as tasks:
         with fail_after(5):
             async with open_poller() as poller:
@@ -402,8 +402,8 @@ async def test_a_poller_that_stops_wakes_its_waiters(opened: ExitStack) -> None:
 
 
 @needs_epoll
-async def test_a_poller_works_on_while_its_block_is_cancelled(opened: ExitStack) -> None:
-    peer, ours = quiet_pair("unix", opened)
+async def test_a_poller_still_runs_while_its_block_is_cancelled(opened: ExitStack) -> None:
+    peer, ours = nonblocking_pair("unix", opened)
     with CancelScope() as outside:
         async with open_poller() as poller:
             registration = poller.register(ours)
@@ -416,10 +416,10 @@ async def test_a_poller_works_on_while_its_block_is_cancelled(opened: ExitStack)
 
 
 @needs_epoll
-async def test_callbacks_without_end_let_tasks_run_too(epoll: Poller, opened: ExitStack) -> None:
-    """Batch after batch, each shorter than a slice: nothing but the clock ends them."""
-    peer, ours = quiet_pair("unix", opened)
-    watch = epoll.watch(ours, lambda: None)  # reads nothing, so it is called again and again
+async def test_a_callback_that_is_called_in_every_batch_lets_tasks_run(epoll: Poller, opened: ExitStack) -> None:
+    """Each batch is shorter than a slice, and the socket is always readable."""
+    peer, ours = nonblocking_pair("unix", opened)
+    watch = epoll.watch(ours, lambda: None)  # reads nothing, so the socket stays readable
     peer.send(b"x")
     with fail_after(SOON):
         for _ in range(40):
@@ -429,8 +429,8 @@ async def test_callbacks_without_end_let_tasks_run_too(epoll: Poller, opened: Ex
 
 @needs_epoll
 @pytest.mark.parametrize("way", ["readable", "writable"])
-async def test_a_call_after_the_poller_has_stopped_is_refused(way: str, opened: ExitStack) -> None:
-    _, ours = quiet_pair("unix", opened)
+async def test_a_wait_after_the_poller_has_stopped_is_refused(way: str, opened: ExitStack) -> None:
+    _, ours = nonblocking_pair("unix", opened)
     async with open_poller() as poller:
         registration = poller.register(ours)
 
@@ -439,9 +439,9 @@ async def test_a_call_after_the_poller_has_stopped_is_refused(way: str, opened: 
         await _closed(registration, way)
 
 
-async def test_nobody_waits_for_a_socket_that_is_being_closed(opened: ExitStack) -> None:
-    """One is still leaving, so it is not closed yet; another comes: it must not be closed under that one."""
-    _, ours = quiet_pair("unix", opened)
+async def test_a_wait_during_the_close_of_a_registration_is_refused(opened: ExitStack) -> None:
+    """`aclose` waits for the first task to end. A second wait then must not begin: the socket closes under it."""
+    _, ours = nonblocking_pair("unix", opened)
     _fill(ours)
     registration = Fallback().register(ours)
     registration.may_read = registration.may_write = False

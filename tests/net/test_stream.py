@@ -1,4 +1,4 @@
-"""What `PolledStream` does about the habits of kernels and peers that no contract mentions."""
+"""`PolledStream` with resets, short reads, urgent data, floods and reused descriptors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def opened() -> Iterator[ExitStack]:
         yield opened
 
 
-async def test_data_and_end_in_one_event_are_both_seen(poller: Poller | Fallback, opened: ExitStack) -> None:
+async def test_data_and_eof_in_one_event_are_both_received(poller: Poller | Fallback, opened: ExitStack) -> None:
     peer, ours = raw_pair("tcp")
     opened.enter_context(ours)
     stream = stream_over(ours, poller)
@@ -46,7 +46,7 @@ async def test_data_and_end_in_one_event_are_both_seen(poller: Poller | Fallback
 
         tasks.start_soon(read)
         await wait_all_tasks_blocked()
-        # No await in between: the Poller sees one event for both.
+        # Without an await between them, the Poller gets one event for both.
         peer.send(b"last words")
         peer.close()
 
@@ -54,7 +54,7 @@ async def test_data_and_end_in_one_event_are_both_seen(poller: Poller | Fallback
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_short_read_is_not_the_last(kind: str, poller: Poller | Fallback, opened: ExitStack) -> None:
+async def test_bytes_after_a_short_read_arrive(kind: str, poller: Poller | Fallback, opened: ExitStack) -> None:
     peer, ours = (opened.enter_context(sock) for sock in raw_pair(kind))
     stream = stream_over(ours, poller)
     async with create_task_group() as tasks:
@@ -70,20 +70,20 @@ async def test_an_urgent_byte_is_received_in_its_place(poller: Poller | Fallback
     async with create_task_group() as tasks:
         tasks.start_soon(_expect, stream, b"ab!cd")
         await wait_all_tasks_blocked()
-        # The urgent mark cuts a read short, though there is more and no new event for it.
+        # A read ends at the urgent mark, and no new event reports the bytes after it.
         peer.send(b"ab")
         peer.send(b"!", socket.MSG_OOB)
         peer.send(b"cd")
 
 
-async def test_passed_descriptors_do_not_hide_what_follows(poller: Poller | Fallback, opened: ExitStack) -> None:
+async def test_bytes_after_passed_descriptors_are_received(poller: Poller | Fallback, opened: ExitStack) -> None:
     peer, ours = (opened.enter_context(sock) for sock in raw_pair("unix"))
     stream = stream_over(ours, poller)
     before = len(os.listdir("/proc/self/fd"))
     async with create_task_group() as tasks:
         tasks.start_soon(_expect, stream, b"one two three")
         await wait_all_tasks_blocked()
-        # Each segment with descriptors ends a read, as if the queue were empty.
+        # A segment with descriptors ends a read, although more bytes are queued.
         for part in (b"one ", b"two "):
             peer.sendmsg([part], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0]))])
         peer.send(b"three")
@@ -100,12 +100,12 @@ async def _expect(stream: PolledStream, expected: bytes) -> None:
     assert received == expected
 
 
-async def test_a_reset_is_never_taken_for_the_end(poller: Poller | Fallback, opened: ExitStack) -> None:
+async def test_a_reset_is_never_reported_as_eof(poller: Poller | Fallback, opened: ExitStack) -> None:
     peer, ours = raw_pair("tcp")
     opened.enter_context(ours)
     stream = stream_over(ours, poller)
     reset(peer)
-    # The kernel tells of the reset once; from then on it says that the data has ended.
+    # The kernel reports the reset once, and then EOF.
     for _ in range(3):
         with pytest.raises(BrokenResourceError) as caught:
             await stream.receive()
@@ -116,7 +116,7 @@ async def test_a_reset_is_never_taken_for_the_end(poller: Poller | Fallback, ope
         await stream.send_eof()
 
 
-async def test_half_closing_a_reset_stream_is_broken(poller: Poller | Fallback, opened: ExitStack) -> None:
+async def test_half_closing_a_reset_stream_raises(poller: Poller | Fallback, opened: ExitStack) -> None:
     peer, ours = raw_pair("tcp")
     opened.enter_context(ours)
     stream = stream_over(ours, poller)
@@ -125,7 +125,7 @@ async def test_half_closing_a_reset_stream_is_broken(poller: Poller | Fallback, 
         await stream.send_eof()
 
 
-async def test_what_arrived_before_a_failed_send_can_still_be_read(
+async def test_bytes_that_arrived_before_a_failed_send_are_received(
     poller: Poller | Fallback, opened: ExitStack
 ) -> None:
     peer, ours = raw_pair("tcp")
@@ -142,7 +142,7 @@ async def test_what_arrived_before_a_failed_send_can_still_be_read(
         await stream.receive()
 
 
-async def test_a_failed_send_is_remembered_by_the_reader(
+async def test_receive_raises_the_error_of_a_failed_send(
     poller: Poller | Fallback, opened: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     peer, ours = (opened.enter_context(sock) for sock in raw_pair("unix"))
@@ -156,8 +156,8 @@ async def test_a_failed_send_is_remembered_by_the_reader(
 
 
 @pytest.mark.parametrize("budget", [1, 4])
-async def test_a_flooding_peer_lets_others_run(budget: int, poller: Poller | Fallback, opened: ExitStack) -> None:
-    """Every `budget` calls another task has a turn, though no call ever had to wait."""
+async def test_a_flooding_peer_lets_tasks_run(budget: int, poller: Poller | Fallback, opened: ExitStack) -> None:
+    """No call has to wait, but every `budget` calls another task runs."""
     peer, ours = (opened.enter_context(sock) for sock in raw_pair("unix"))
     stream = stream_over(ours, poller, budget=budget)
     peer.send(bytes(4000))
@@ -181,7 +181,7 @@ async def test_a_flooding_peer_lets_others_run(budget: int, poller: Poller | Fal
         tasks.cancel_scope.cancel()
 
 
-async def test_a_megabyte_is_a_turn_however_few_the_calls(
+async def test_a_stream_yields_after_each_mebibyte_however_few_the_calls(
     poller: Poller | Fallback, opened: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     peer, ours = (opened.enter_context(sock) for sock in raw_pair("unix"))
@@ -201,7 +201,7 @@ async def test_a_megabyte_is_a_turn_however_few_the_calls(
     assert 2 <= yields <= 3
 
 
-async def test_totals_count_what_moved(poller: Poller | Fallback, opened: ExitStack) -> None:
+async def test_totals_count_bytes_received_and_sent(poller: Poller | Fallback, opened: ExitStack) -> None:
     peer, ours = (opened.enter_context(sock) for sock in raw_pair("tcp"))
     stream = stream_over(ours, poller)
     peer.send(b"12345")
@@ -210,7 +210,7 @@ async def test_totals_count_what_moved(poller: Poller | Fallback, opened: ExitSt
     assert (stream.bytes_received, stream.bytes_sent) == (5, 3)
 
 
-async def test_a_stream_tells_its_addresses(poller: Poller | Fallback, opened: ExitStack) -> None:
+async def test_a_stream_has_its_addresses_as_attributes(poller: Poller | Fallback, opened: ExitStack) -> None:
     peer, ours = raw_pair("tcp")
     opened.enter_context(peer)
     async with stream_over(ours, poller) as stream:
@@ -233,23 +233,23 @@ async def test_a_unix_stream_has_no_ports(poller: Poller | Fallback, opened: Exi
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_number_used_again_at_once_finds_its_new_waiter(
+async def test_the_waiter_of_a_reused_descriptor_is_woken(
     kind: str, poller: Poller | Fallback, opened: ExitStack
 ) -> None:
-    """Closed under a waiter, and the number used again before that one has left: asyncio forgets the new waiter."""
+    """If a number is reused before its old waiter has ended, asyncio removes the new waiter."""
     peer, ours = raw_pair(kind)
     opened.enter_context(peer)
     stream = stream_over(ours, poller)
     number = ours.fileno()
     go = Event()
-    others: list[socket.socket] = []
+    peers: list[socket.socket] = []
 
     async def new_waiter() -> None:
         await go.wait()
         sockets = [opened.enter_context(sock) for sock in raw_pair(kind)]
-        # First the one with the old number, if that is free already; and no yield before it waits.
+        # First the socket with the old number, if that is free already. No checkpoint before the wait.
         sockets.sort(key=lambda sock: sock.fileno() != number)
-        others.append(sockets[1])
+        peers.append(sockets[1])
         await _expect(stream_over(sockets[0], poller, budget=100), b"for the new one")
 
     async with create_task_group() as tasks:
@@ -259,7 +259,7 @@ async def test_a_number_used_again_at_once_finds_its_new_waiter(
         go.set()
         await stream.aclose()
         await wait_all_tasks_blocked()
-        others[0].send(b"for the new one")
+        peers[0].send(b"for the new one")
 
 
 async def _until_closed(stream: PolledStream) -> None:
@@ -267,7 +267,7 @@ async def _until_closed(stream: PolledStream) -> None:
         await stream.receive()
 
 
-async def test_the_end_is_seen_by_one_who_was_not_waiting(poller: Poller | Fallback, opened: ExitStack) -> None:
+async def test_eof_before_the_wait_is_not_missed(poller: Poller | Fallback, opened: ExitStack) -> None:
     peer, ours = raw_pair("tcp")
     opened.enter_context(ours)
     stream = stream_over(ours, poller)
@@ -277,7 +277,7 @@ async def test_the_end_is_seen_by_one_who_was_not_waiting(poller: Poller | Fallb
         await stream.receive()
 
 
-async def test_a_send_goes_on_when_the_peer_reads(poller: Poller | Fallback, opened: ExitStack) -> None:
+async def test_a_waiting_send_continues_when_the_peer_reads(poller: Poller | Fallback, opened: ExitStack) -> None:
     for kind in KINDS:
         peer, ours = (opened.enter_context(sock) for sock in raw_pair(kind))
         stream = stream_over(ours, poller)

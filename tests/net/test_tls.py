@@ -29,7 +29,7 @@ from anyecho.net import tls
 from anyecho.net.poller import Fallback, Poller, open_poller
 from anyecho.net.tls import TLSStream
 from tests.certificates import VERSIONS, client_over, server_over, tls_pair
-from tests.conformance import CHECKS, MUCH, Check, check, drain, fill
+from tests.conformance import CHECKS, MUCH, Check, drain, fill, run_check
 from tests.net.pairs import raw_pair, reset
 from tests.net.test_conformance import TrioStream
 from tests.peers import SOON
@@ -58,16 +58,16 @@ async def pair(poller: Poller | Fallback, version: ssl.TLSVersion) -> AsyncItera
     await right.aclose()
 
 
-@pytest.mark.parametrize("one", CHECKS, ids=lambda one: one.__name__)
-async def test_a_tls_stream_conforms(one: Check, version: ssl.TLSVersion, poller: Poller | Fallback) -> None:
-    await check(one, *await tls_pair("tcp", poller, version))
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+async def test_a_tls_stream_conforms(check: Check, version: ssl.TLSVersion, poller: Poller | Fallback) -> None:
+    await run_check(check, *await tls_pair("tcp", poller, version))
 
 
-@pytest.mark.parametrize("one", CHECKS, ids=lambda one: one.__name__)
-async def test_the_server_of_a_tls_stream_conforms(one: Check) -> None:
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+async def test_the_server_of_a_tls_stream_conforms(check: Check) -> None:
     """The server side, over a Unix socket, without a poller."""
     client, server = await tls_pair("unix", Fallback())
-    await check(one, server, client)
+    await run_check(check, server, client)
 
 
 @pytest.mark.parametrize("contract", [check_two_way_stream, check_half_closeable_stream])

@@ -1,4 +1,4 @@
-"""Socket options that the kernel refuses: sockets do without them, and one line of the log names them."""
+"""Socket options that the kernel refuses are left out, and one line of the log names them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from anyecho.server.server import open_server
 from tests.datagrams import udp_client
 
 REFUSALS = ("ENOPROTOOPT", "EOPNOTSUPP", "ENOTSUP", "EINVAL", "EPERM", "EACCES", "ENOSYS", "ENOBUFS")
-#: They decide which peers reach which socket: refused, they are an error.
+#: Options that decide which peers reach which socket. A refusal of these is an error.
 NOT_TUNING = {(socket.SOL_SOCKET, socket.SO_REUSEADDR), (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)}
-#: All options that there are.
+#: Sets every option.
 ALL = SocketOptions(sndbuf=100_000, rcvbuf=100_000)
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
-    """Let setsockopt(2) fail with `code` for every option but those that are no tuning."""
+    """Make setsockopt(2) fail with `code` for all options but `NOT_TUNING`."""
 
     def refusing(sock: socket.socket, level: int, option: int, *value: Any) -> None:
         if (level, option) not in NOT_TUNING:
@@ -40,7 +40,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
 
 @pytest.mark.parametrize("name", REFUSALS)
 @pytest.mark.by_turns("anyio_backend")
-async def test_server_and_client_do_without_refused_options(
+async def test_server_and_client_work_without_refused_options(
     name: str, carrier: Address, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refuse(monkeypatch, getattr(errno, name))
