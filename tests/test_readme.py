@@ -63,7 +63,7 @@ def test_an_error_of_a_server_in_its_own_task_propagates() -> None:
 
 
 def test_the_example_over_tls_runs() -> None:
-    assert run(OVER_TLS) == "b'nobody else reads this'\n"
+    assert run(OVER_TLS) == "b'encrypted'\n"
 
 
 def test_the_commands_behind_a_proxy_work_together(processes: Processes, short_path: Path) -> None:
