@@ -1,7 +1,4 @@
-"""The heart: what an echo is (RFC 862), on any stream.
-
-Everything else in this package exists so that these two lines can be trusted on a real network.
-"""
+"""The echo service (RFC 862) on any stream. The rest of the package makes it reliable on a real network."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ T = TypeVar("T")
 
 
 class Echoable(Protocol[T]):
-    """A `ByteStream`, an `ObjectStream`, a datagram socket: what yields items and takes them back."""
+    """Any stream that yields and sends items: a `ByteStream`, an `ObjectStream`, a datagram socket."""
 
     def __aiter__(self) -> AsyncIterator[T]: ...
 
@@ -22,9 +19,6 @@ class Echoable(Protocol[T]):
 
 
 async def echo(stream: Echoable[T]) -> None:
-    """Send back every item of `stream`, until its peer has no more to say.
-
-    The stream is left open: whoever opened it closes it.
-    """
+    """Send back every item of `stream`, until EOF. The stream stays open: the caller closes it."""
     async for item in stream:
         await stream.send(item)

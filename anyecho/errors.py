@@ -1,8 +1,8 @@
-"""What can go wrong, named by whose fault it is.
+"""Errors, named by the side at fault.
 
-Every error of anyecho's own carries a text of one line that tells a user what to do. A live stream raises
-anyio's errors instead (`BrokenResourceError`: the world; `ClosedResourceError`: you; `BusyResourceError`: two
-of you), so that ours cannot be told from anybody else's.
+Each error has a text of one line that tells the user what to do. An open stream raises the errors of anyio instead,
+like any anyio stream: `BrokenResourceError` (peer or network), `ClosedResourceError` (closed by this side),
+`BusyResourceError` (two tasks use it at once).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from functools import partial
 
 
 class AnyechoError(Exception):
-    """The root; never raised itself.
+    """Base class of all errors of anyecho; never raised itself.
 
     `options` names the options that the text is about, as attributes, so that a command line can show its own
     spelling of them instead. The text has them before any value: a path may contain the same words.
@@ -44,27 +44,27 @@ class AnyechoError(Exception):
 
 
 class UsageError(AnyechoError, ValueError):
-    """The caller's fault: a value that cannot be right, found before anything was opened."""
+    """Fault of the caller: an invalid value, found before anything is opened."""
 
 
 class AddressError(UsageError):
-    """The text or the values of an address make no sense."""
+    """The text or the values of an address are invalid."""
 
 
 class UnitError(UsageError):
-    """The text of a duration, size or rate makes no sense."""
+    """The text of a duration, size or rate is invalid."""
 
 
 class StartError(AnyechoError):
-    """The machine's or the network's fault: it could not start."""
+    """Fault of the machine or the network: the server or client could not start."""
 
 
 class BackendError(StartError):
-    """The backend asked for is not installed."""
+    """The requested backend is not installed."""
 
 
 class BindError(StartError):
-    """An address could not be listened on."""
+    """Listening on an address failed."""
 
 
 class CertificateError(StartError):
@@ -72,15 +72,15 @@ class CertificateError(StartError):
 
 
 class ConnectError(StartError):
-    """No address of the peer could be connected to."""
+    """Connecting failed at every address of the peer."""
 
 
 class LocalError(AnyechoError):
-    """This side's fault: what was to be read or written here could not be."""
+    """Fault of this side: local input or output could not be read or written."""
 
 
 class EchoError(AnyechoError):
-    """The peer's fault: it is no echo. `offset` is the first byte that is wrong or missing, counted from 0."""
+    """Fault of the peer: the echo is wrong or incomplete. `offset` is the first such byte, counted from 0."""
 
     def __init__(self, message: str, *, offset: int) -> None:
         super().__init__(message)
@@ -91,11 +91,11 @@ class EchoError(AnyechoError):
 
 
 class EchoLost(EchoError):
-    """Datagrams were not answered in time."""
+    """Datagrams had no reply in time."""
 
 
 class EchoMismatch(EchoError):
-    """A byte came back that is not the one that went out, or that nobody sent."""
+    """A received byte differs from the byte sent, or was never sent."""
 
 
 class EchoTruncated(EchoError):
@@ -103,16 +103,16 @@ class EchoTruncated(EchoError):
 
 
 class EchoStalled(EchoError):
-    """Bytes are owed and none has moved within the time allowed."""
+    """Echo is outstanding and no byte moved within the time limit."""
 
 
 @contextmanager
 def unwrap_single() -> Iterator[list[BaseException]]:
-    """Let the one error inside a task group's exception group out bare, so that callers can name it.
+    """Raise the single error in a task group's exception group without the group, so that callers can catch it.
 
-    A group of several is left as it is, unless all of them are anyecho's own: then the first says enough. The same
-    holds for several `KeyboardInterrupt`: on trio, a second Ctrl-C ends another task than the first. A group that
-    the caller's own block raised is left as it is, if it was put on the list.
+    A group of several errors is raised unchanged, unless all are errors of anyecho, or all are `KeyboardInterrupt`
+    (on trio, a second Ctrl-C ends another task than the first): then the first is raised. A group in the yielded
+    list, raised by the caller's own block, stays as it is.
     """
     whole: list[BaseException] = []
     try:

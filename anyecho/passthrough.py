@@ -1,4 +1,4 @@
-"""The stream that does nothing to another: who wraps one to spoil or add a thing overrides what that concerns."""
+"""Base class of byte streams that wrap a stream and override the methods that they change."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from anyio.abc import ByteStream
 
 @dataclass(eq=False)
 class Passthrough(ByteStream):
-    """Does what `stream` does, and closes it."""
+    """Forwards every call to `stream`; owns and closes it."""
 
     stream: ByteStream
 

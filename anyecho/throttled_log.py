@@ -1,4 +1,4 @@
-"""Warnings of what peers can cause as often as they like: a line in ten seconds, which says how often it was."""
+"""A throttled log for warnings that peers can cause at will: at most one line in 10 s, with the count."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _EVERY = 10.0
 
 
 class ThrottledLog:
-    """Warns on `logger` of one kind of thing."""
+    """Warnings of one kind on `logger`."""
 
     def __init__(self, logger: logging.Logger) -> None:
         self._logger = logger
@@ -21,7 +21,7 @@ class ThrottledLog:
         self._unlogged = 0
 
     def warn(self, message: str, *args: object) -> None:
-        """Log this one, and how many there were since the last line; or only count it."""
+        """Log the warning with the count since the last line, or only count it."""
         self._unlogged += 1
         if monotonic() - self._logged_at >= _EVERY:
             self._logger.warning(f"{message} (%d times)", *args, self._unlogged)

@@ -1,7 +1,4 @@
-"""A stream that tells what passes: the conversation of the original example, line by line.
-
-Knows what a line looks like; who logs it, and whether anybody listens, its maker decides.
-"""
+"""A stream that reports each chunk received and sent. It formats chunks and does not log them."""
 
 from __future__ import annotations
 
@@ -12,12 +9,12 @@ from dataclasses import dataclass
 
 from anyecho.passthrough import Passthrough
 
-#: As much of a chunk as helps to recognise it.
+#: Bytes of a chunk that a log line shows.
 _SHOWN = 64
 
 
 def shorten(chunk: bytes) -> str:
-    """``b'...'``, escaped, cut after 64 bytes and then with its full size."""
+    """Return the repr of `chunk`, cut after 64 bytes and then followed by its full size."""
     if len(chunk) <= _SHOWN:
         return repr(bytes(chunk))
 
@@ -26,7 +23,7 @@ def shorten(chunk: bytes) -> str:
 
 @dataclass(eq=False)
 class Transcript(Passthrough):
-    """Report each received chunk, and each sent one once it is gone, to `tell(what, chunk)`."""
+    """Call `tell("received" or "sent", chunk)` after each receive and each send."""
 
     tell: Callable[[str, bytes], None]
 

@@ -1,4 +1,4 @@
-"""Options that cannot act: an error where ignoring them drops protection, else one warning."""
+"""Options without effect: an error if ignoring them drops protection, else one warning."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def report_unused(
 ) -> None:
     """Raise `UsageError` for the `protective` options among `unused`, which has the reason of each option.
 
-    All others are one line of `logger`, and so are options `from_environment`: a variable is set for many programs.
+    All further options are one warning, and so are options `from_environment`: a variable is set for many programs.
     `mentioned` are the options that the reasons name.
     """
     forbidden = {

@@ -1,7 +1,7 @@
-"""Options at run time: each value is of the type that its field declares.
+"""Run-time checks that each option has the type that its field declares.
 
-Not every caller uses a type checker. Without a check, a wrong word is compared with the right ones later, and
-silently means the last of them. The dataclasses check ranges themselves.
+Not every caller uses a type checker. Without a check, a misspelt choice would silently count as the last of the
+choices. The dataclasses check ranges themselves.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _UNITS = {"DURATION": "float (seconds)", "SIZE": "int (bytes)", "RATE": "float (
 
 
 def check_types(options: Any, *, error: type[UsageError] = UsageError) -> None:
-    """Raise `error` for the first field of the dataclass instance `options` whose value has the wrong type.
+    """Raise `error` for the first field of the dataclass instance `options` with a value of the wrong type.
 
-    A list is taken for a tuple and replaced by one; an int is taken for a float. A bool is neither of the two, and
-    NaN is no float.
+    A list is replaced by a tuple; an int is accepted as a float. A bool is not accepted as an int or a float, NaN
+    not as a float.
     """
     kind: Any = type(options)
     for name, hint in _hints(kind).items():
@@ -42,13 +42,13 @@ def check_types(options: Any, *, error: type[UsageError] = UsageError) -> None:
 
 
 def check_kind(options: object, kind: type) -> None:
-    """Raise `UsageError` if `options` are of another class, as those of a client given to a server."""
+    """Raise `UsageError` if `options` are not of class `kind`, for example client options given to a server."""
     if not isinstance(options, kind):
         raise UsageError(f"options must be {kind.__name__}, not {quoted(options)}")
 
 
 def given_options(options: Any) -> Iterator[str]:
-    """The names of the fields that differ from their defaults, those of nested options included."""
+    """Yield the names of the fields that differ from their defaults, those of nested options included."""
     for each in fields(options):
         value = getattr(options, each.name)
         if is_dataclass(value):

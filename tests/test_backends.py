@@ -67,7 +67,7 @@ def test_what_main_raises_is_raised_bare(backend: Backend) -> None:
     assert caught.value is error
 
 
-def test_one_run_can_follow_another(backend: Backend) -> None:
+def test_a_run_can_follow_another(backend: Backend) -> None:
     assert [run(whose_loop, backend=backend) for _ in range(2)] == [backend, backend]
 
 

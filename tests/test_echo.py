@@ -77,7 +77,7 @@ async def test_an_echo_of_nothing_sends_nothing() -> None:
             pair.receive.receive_nowait()
 
 
-async def test_it_goes_on_until_its_peer_has_no_more_to_say() -> None:
+async def test_an_echo_runs_until_eof() -> None:
     async with Pair(room=1) as pair, create_task_group() as tasks:
         ended = False
 

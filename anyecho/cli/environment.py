@@ -37,7 +37,7 @@ class Environment(Env):
         super().__init__(PREFIX, command=False)
         #: Once a command line has been parsed: the options that a variable set.
         self.used: tuple[str, ...] = ()
-        #: The application whose verbs read variables. A variable of any verb is known to every verb.
+        #: The application with the verbs that read variables. A variable of any verb is known to every verb.
         self.root: App | None = None
         self._unknown: tuple[str, ...] = ()
 

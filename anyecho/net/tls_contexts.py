@@ -45,7 +45,7 @@ class TLSServerOptions:
         default=None, metadata={"help": "The certificate's key, unless it is in the same file (PEM)."}
     )
     ssl_keyfile_password_file: FilePath | None = field(
-        default=None, metadata={"help": "File whose first line is the password of the key."}
+        default=None, metadata={"help": "File with the password of the key on its first line."}
     )
     ssl_ca_certs: FilePath | None = field(
         default=None, metadata={"help": "CAs that client certificates are verified against (PEM)."}

@@ -1,7 +1,4 @@
-"""One accepted connection, as the server sees it: how it is named, told of, ended and closed.
-
-How it echoes is an engine's business.
-"""
+"""An accepted connection of a server: its name, log lines, end and close. An engine echoes on it."""
 
 from __future__ import annotations
 
@@ -38,57 +35,57 @@ if TYPE_CHECKING:
 logger = logging.getLogger("anyecho.server")
 access_logger = logging.getLogger("anyecho.access")
 
-#: What peers and networks do. `ClosedResourceError` is a poller that stopped under a connection.
+#: Errors caused by peers and networks. `ClosedResourceError`: the poller stopped during a connection.
 EXPECTED = (BrokenResourceError, ClosedResourceError, EndOfStream, OSError)
-#: Ended by the peer, or by the network: there is nobody left to be polite to.
+#: Ended by the peer or the network: no lingering close is needed.
 _ENDED_BY_PEER = frozenset({"eof", "broken", "tls_truncated"})
-#: Ended by the server, for nothing that the peer has sent. An end of the peer's that has come already goes before.
+#: Ended by the server, for no byte that the peer sent. An EOF that has arrived before takes precedence.
 _ENDED_BY_SERVER = frozenset({"drained", "cancelled", "idle", "duration", "rate", "write"})
 
 
 @dataclass(eq=False, kw_only=True)
 class Engine:
-    """What the connections of a server share."""
+    """State shared by all connections of a server."""
 
     poller: Poller | Fallback
     tasks: TaskGroup
-    #: Seconds that a close may take because the peer still sends.
+    #: Maximum seconds of a lingering close.
     linger: float
-    #: Bytes that a peer may send, 0 being any number; and how many a second.
+    #: Maximum bytes of a connection (0: no limit), and maximum bytes per second.
     max_bytes: int
     rate_limit: float
     handshakes: Handshakes
-    #: Called once for each, when it is closed.
+    #: Called once for each connection, after its close.
     ended: Callable[[Connection], None]
 
 
 @dataclass(frozen=True)
 class ProxiedSource:
-    """For whom a connection is, as a proxy says that is believed; and what logs call the proxy."""
+    """Client address asserted by a trusted proxy, and the name of the proxy in logs."""
 
     address: SockAddr
     via: str
 
 
 class Connection(ABC):
-    """Owns `sock` from the first byte to the last. Thousands are held at a time, hence the slots."""
+    """Owns and closes `sock`. Has slots, because a server holds thousands of connections."""
 
     __slots__ = (
         *("_began", "_closing", "_linger_until", "_name", "asserted", "reason", "sock"),
         *("looks", "seen", "sent_before", "still"),
     )
 
-    #: Overridden with what each engine shares besides.
+    #: Each engine overrides it with a subclass.
     engine: Engine
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
-        #: Why it ended, as `Stats.closed` counts it; empty while it runs.
+        #: The close reason, a key of `Stats.closed`; empty while the connection is open.
         self.reason = ""
-        #: Without it the peer is who the socket says.
+        #: None: the peer's address is that of the socket.
         self.asserted: ProxiedSource | None = None
-        #: The reaper's: how often it has looked, what had moved then, how often it has found no more since, and
-        #: what had been sent when it last asked how much that is.
+        #: For the reaper: number of checks, bytes moved at the last one, checks without progress since, and bytes
+        #: sent at the start of the rate window.
         self.looks = 0
         self.seen = -1
         self.still = 0
@@ -105,7 +102,7 @@ class Connection(ABC):
 
     @property
     def echoes(self) -> bool:
-        """Whether all is over that comes before the echo."""
+        """Whether PROXY header and TLS handshake are complete."""
         return True
 
     @property
@@ -115,10 +112,10 @@ class Connection(ABC):
 
     @abstractmethod
     def start(self, sockaddr: Any) -> None:
-        """Echo until the peer, who called from `sockaddr`, is done or `end` is called. Never raises."""
+        """Echo until EOF from the peer at `sockaddr`, or until `end` is called. Never raises."""
 
     def end(self, reason: str) -> None:
-        """Stop echoing and close, lingering for a peer that still sends: `linger` seconds from now."""
+        """Stop echoing and close, with a lingering close of at most `linger` seconds from now."""
         if not self.reason:
             self.reason = reason
             self._linger_until = current_time() + self.engine.linger
@@ -126,10 +123,10 @@ class Connection(ABC):
 
     @abstractmethod
     def stop(self) -> None:
-        """Echo no more; see to it that `close` is called. Called once."""
+        """Stop echoing and arrange the call of `close`. Called once."""
 
     def why_broken(self, error: BaseException) -> str:
-        """The reason for `error`. The kernel may be the first to find that a peer takes nothing of its echo."""
+        """Return the close reason for `error`. A write timeout may be found by the kernel first."""
         if not self.echoes:
             *_, cause = _causes(error)
             if isinstance(cause, TLSError) and not isinstance(cause, TLSTruncated):
@@ -157,7 +154,7 @@ class Connection(ABC):
 
     @property
     def name(self) -> str:
-        """What logs call the peer. Worked out when first asked for: most connections are never named."""
+        """The name of the peer in logs. Computed on first use: most connections are never named."""
         if not self._name:
             try:
                 self._learn_name(None if self.asserted else self.sock.getpeername())
@@ -198,14 +195,14 @@ class Connection(ABC):
             access_logger.info("closed", extra=facts)
 
     async def close(self, stream: PolledStream) -> None:
-        """Send the stream's `rest` and close, within `linger` seconds and whatever is cancelled outside.
+        """Send the stream's `rest` and close, within `linger` seconds. Shielded from cancellation.
 
-        A connection that the server ends is `eof` all the same if the peer's end has come by now, and nothing is
-        owed in the end.
+        A connection that the server ends counts as `eof` if EOF from the peer has arrived and no echo is pending at
+        the end.
         """
         self.engine.handshakes.finish(self)
         if isinstance(stream, TLSStream) and stream.records.failed:
-            # Nothing is left to say but the alert.
+            # Only the alert is left to send.
             stream = stream.without_tls()
         ended, quiet = self.look()
         least = self.engine.linger / INTERVALS
@@ -225,15 +222,15 @@ class Connection(ABC):
                     await call_until(deadline, least, send_rest)
             finally:
                 received, sent = self.totals
-                # A plain stream owes its rest, and nothing else. Over TLS, encrypted bytes may be pending too.
+                # On a plain stream only `rest` is pending. Over TLS, encrypted bytes may be pending too.
                 if ended and not stream.rest and (self.records is None or received == sent):
                     self.reason = "eof"
-                # TLS says goodbye here, as far as there is time.
+                # TLS sends close_notify here, if there is time.
                 self._closing.deadline = deadline
                 await stream.aclose()
 
     def _deadline(self, least: float) -> float:
-        """When a close that begins now is cut: not before `least` seconds, unless `abort` was called."""
+        """Return the deadline of a close that begins now: at least `least` seconds away, except after `abort`."""
         if self._linger_until == -math.inf:
             return -math.inf
 
@@ -241,12 +238,12 @@ class Connection(ABC):
         return max(min(self._linger_until, now + self.engine.linger), now + least)
 
     def has_ended(self) -> bool:
-        """Whether a connection that the server ends now is one that the peer has ended, with nothing owed."""
+        """Whether EOF from the peer has arrived and no echo is pending."""
         received, sent = self.totals
         return received == sent and self.look()[0]
 
     def look(self) -> tuple[bool, bool]:
-        """Whether the peer's end has come; and whether nothing has, so that the close need not wait for it."""
+        """Return whether EOF from the peer has arrived, and whether nothing has, so that a close need not wait."""
         if self.reason not in _ENDED_BY_SERVER or not self.echoes:
             return False, False
 
@@ -255,7 +252,7 @@ class Connection(ABC):
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """`error` and what it was made of, however deep that is wrapped."""
+    """Yield `error` and all errors inside or behind it."""
     yield error
     inner = error.exceptions if isinstance(error, BaseExceptionGroup) else filter(None, [error.__cause__])
     for each in inner:

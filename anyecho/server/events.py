@@ -1,8 +1,8 @@
-"""Engine 2: all plain connections in one task, turned by the Poller.
+"""The events engine: all connections in one task, by callbacks of the Poller.
 
-A turn is one recv(2) into a buffer that all share and one send(2) from it. What the kernel does not take is copied,
-and until it is gone nothing more is read from that peer: at most one buffer is ever held for anybody. A connection
-that the server has to end is handed to a task, which closes it as the other engine does.
+A turn is one recv(2) into a shared buffer and one send(2) from it. Bytes that the kernel does not accept are kept,
+and the peer is not read until they are sent (back-pressure): at most one buffer is pending per connection. When the
+server ends a connection, a task closes it as in the tasks engine.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("anyecho.server")
 
-#: What one turn may move: as much as amortises two system calls, as little as keeps others waiting 0.1 ms.
+#: Maximum bytes of one turn: enough to amortise two system calls, and at most 0.1 ms of delay for other peers.
 _BUFFER_SIZE = 256 * 1024
 
 
@@ -104,7 +104,7 @@ class EventConnection(Connection):
         except OSError as exc:
             self._finish(self.why_broken(exc))
         except Exception:
-            # The Poller calls this for everybody: whatever it is, it costs this connection only.
+            # The Poller dispatches to all connections: an error must end this connection only.
             logger.exception("connection failed", extra={"peer": self.name})
             self._finish("error")
 
@@ -165,7 +165,7 @@ class EventConnection(Connection):
         self.engine.ended(self)
 
     def _as_stream(self) -> PolledStream:
-        """The connection as a stream, whose `rest` is what has to be sent."""
+        """Return the connection as a stream, with its pending bytes as `rest`."""
         stream = PolledStream(self.sock, self.engine.poller.register(self.sock))
         stream.rest = self._pending
         return stream

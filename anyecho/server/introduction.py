@@ -1,7 +1,7 @@
-"""What comes before anything else on a connection from a proxy: it has to say for whom it is.
+"""A connection from a trusted proxy until its PROXY header is complete.
 
-That takes a task, within a time limit; then the socket is handed over, as good as new, to whatever comes next, and
-the task ends.
+A task reads the header within a time limit and hands the socket over to an echoing connection. The header is read
+exactly: no byte after it is consumed.
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ logger = logging.getLogger("anyecho.server")
 
 
 class Entrance(NamedTuple):
-    """What a listener wants of whoever comes."""
+    """The requirements of a listener for its connections."""
 
-    #: It has to begin with a PROXY header of one of these.
+    #: Accepted versions of the PROXY header; None: no header.
     versions: Versions | None = None
-    #: It has to speak TLS, and is shown these.
+    #: The certificates to present over TLS; None: no TLS.
     certificates: Certificates | None = None
 
 
 @dataclass(eq=False, kw_only=True)
 class Doorman(Engine):
-    """What connections share that do not echo yet."""
+    """State shared by connections that wait for their PROXY header."""
 
-    #: Seconds that a header may take.
+    #: Maximum seconds until a header is complete.
     proxy_timeout: float
-    #: Takes the socket over and returns true; or gives the introduction the reason why not.
+    #: Takes over the socket and returns true; or sets the close reason and returns false.
     hand_over: Callable[[Introduction], bool]
     _refusals: ThrottledLog = field(init=False, default_factory=lambda: ThrottledLog(logger))
 
     def tell_refusal(self, peer: str, why: object) -> None:
-        """Log that `peer` was turned away; of many, one in a while."""
+        """Log that `peer` was refused, in a throttled log."""
         self._refusals.warn("turned away %s: %s", peer, why)
 
 
 class Introduction(Connection):
-    """A connection of a proxy that is trusted, until it has said whom it speaks for."""
+    """A connection from a trusted proxy until its PROXY header is complete."""
 
     __slots__ = ("_task", "engine", "entrance", "sockaddr")
 
@@ -66,7 +66,7 @@ class Introduction(Connection):
         self.engine = engine
         self.entrance = entrance
         self._task: TaskHandle[None] | None = None
-        #: Who called, as accept(2) has it.
+        #: The address of the proxy, from accept(2).
         self.sockaddr: Any = None
 
     def start(self, sockaddr: Any) -> None:
@@ -94,7 +94,7 @@ class Introduction(Connection):
         try:
             registration = self.engine.poller.register(self.sock)
             await self._read_header(registration)
-            # Not one that was ended in the very moment in which its header was complete.
+            # The connection may have been ended when its header became complete.
             handed_over = not self.reason and self.engine.hand_over(self)
         except* (ProxyProtocolError, EndOfStream) as group:
             self.reason = self.reason or "proxy"
@@ -105,22 +105,22 @@ class Introduction(Connection):
             self.reason = "error"
             logger.exception("connection failed", extra={"peer": self.name})
         finally:
-            # The handle keeps the exception that ended us, and that its frames: as a `TaskConnection`'s does.
+            # The handle keeps the exception that ended this task, and its frames, as in `TaskConnection`.
             self._task = None
             if (ended_by := sys.exception()) is not None:
                 ended_by.__traceback__ = ended_by.__context__ = None
-            # Whoever takes the socket over modifies the registration rather than making it anew.
+            # After a hand-over, the new connection modifies this registration.
             if not handed_over:
                 await self._close(registration)
 
     async def _read_header(self, registration: Registration) -> None:
-        """Learn for whom it is; the socket is then as good as new. Sets the reason if it took too long."""
+        """Read the header and set `asserted`, or the close reason if the time limit is reached."""
         reader = HeaderReader(self.sock, registration, self.entrance.versions or "require")
         header = None
         with move_on_after(self.engine.proxy_timeout):
             header = await reader.read()
         if header is None and not self.reason:
-            # It may have come while the process was stopped, or its loop stuck.
+            # It may have arrived while the process was stopped, or its loop stuck.
             header = reader.read_now()
         if header is None:
             self.reason = self.reason or "proxy_timeout"
@@ -128,7 +128,7 @@ class Introduction(Connection):
             self.asserted = ProxiedSource(header.source, via=self.name)
 
     async def _close(self, registration: Registration | None) -> None:
-        """At once: nothing was echoed that a reset could destroy."""
+        """Close at once: there is no echo that a reset could destroy."""
         self.reason = self.reason or "cancelled"
         if registration is not None:
             await registration.aclose()

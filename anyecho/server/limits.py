@@ -86,9 +86,9 @@ class ConnectionLimit:
 
 
 class AddressLimit:
-    """At most `limit` connections at a time of one address, or of one network where IPv6 gives a peer many.
+    """At most `limit` concurrent connections per source: an IPv4 address or an IPv6 /64.
 
-    0 is no limit. Peers on Unix sockets have no address: they are not limited.
+    0 is no limit. Peers on Unix sockets have no address and are not limited.
     """
 
     def __init__(self, limit: int) -> None:
@@ -97,7 +97,7 @@ class AddressLimit:
         self._holders: dict[object, str | bytes] = {}
 
     def take(self, holder: object, sockaddr: Any) -> bool:
-        """Count `holder`, who calls from `sockaddr`, until it is given back; false if that were one too many."""
+        """Count `holder`, connected from `sockaddr`, until `give_back`; return false if the limit is reached."""
         if not self._limit or not isinstance(sockaddr, tuple):
             return True
 

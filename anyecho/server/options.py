@@ -1,4 +1,4 @@
-"""The only copy of every default of the server, and of the line that explains it."""
+"""The options of the server, with every default and its help text."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class ServeOptions:
     )
     write_timeout: Seconds = field(
         default=60.0,
-        metadata={"help": "Close a connection whose peer takes none of the pending echo for this long."},
+        metadata={"help": "Close a connection if its peer takes none of the pending echo for this long."},
     )
     max_duration: Seconds = field(
         default=math.inf, metadata={"help": "Close a connection after this long, even if it is active."}
@@ -90,12 +90,12 @@ class ServeOptions:
         },
     )
     proxy_timeout: Seconds = field(
-        default=5.0, metadata={"help": "Close a connection whose PROXY header is incomplete after this long."}
+        default=5.0, metadata={"help": "Close a connection if its PROXY header is incomplete after this long."}
     )
     handshake_timeout: Seconds = field(
-        # Others allow 30 to 60 s; an echo client that needs more than 10 has no use for the echo either.
+        # Other servers allow 30 to 60 s. An echo client that needs more than 10 s has no use for the echo.
         default=10.0,
-        metadata={"help": "Close a connection whose TLS handshake is incomplete after this long."},
+        metadata={"help": "Close a connection if its TLS handshake is incomplete after this long."},
     )
     backlog: int = field(default=4096, metadata={"help": "Length of each accept backlog (listen(2))."})
     udp_rate: Rate = field(
@@ -111,7 +111,7 @@ class ServeOptions:
     )
     socket: SocketOptions = field(default_factory=SocketOptions)
     tls: TLSServerOptions = field(default_factory=TLSServerOptions)
-    #: The options that the environment has set. One of them that cannot act is a warning, and never an error.
+    #: The options set by the environment. If one has no effect, it is a warning, never an error.
     from_environment: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

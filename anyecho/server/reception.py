@@ -1,6 +1,6 @@
-"""From an accepted socket to a connection that echoes, or to a reason why not.
+"""Admission of accepted sockets: makes a connection of each, or closes it with a reason.
 
-Knows who may come in, which engine takes whom, and who is there; how long for, it does not decide.
+Checks the limits, chooses the engine and keeps the set of connections. It has no time limits.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ logger = logging.getLogger("anyecho.server")
 
 
 class Reception:
-    """Owns every socket that it is given, until it has closed it and counted why."""
+    """Owns every accepted socket until it is closed and its close reason is counted."""
 
     def __init__(
         self,
@@ -63,15 +63,15 @@ class Reception:
             raise StartError("the events engine needs epoll, which this system does not have")
         self._doorman = Doorman(**shared, proxy_timeout=options.proxy_timeout, hand_over=self._hand_over)
         self._emptied = Event()
-        #: Who is there, those included that have not said yet for whom.
+        #: All open connections, those without a complete PROXY header included.
         self.connections: set[Connection] = set()
 
     def accept_limit(self, entrance: Entrance) -> AcceptLimit:
-        """What lets connections in there."""
+        """Return the limit that gates accept on a listener."""
         return self.handshakes.accept_limit if entrance.certificates else self._limit
 
     def begin(self, entrance: Entrance, sock: socket.socket, sockaddr: Any) -> None:
-        """Take `sock`, accepted from `sockaddr`."""
+        """Own `sock`, accepted from `sockaddr`: start a connection, or close it and count the reason."""
         self._stats.accepted += 1
         if self._limit.is_reached():
             self._turn_away(sock, "over_limit")
@@ -88,7 +88,7 @@ class Reception:
             self._turn_away(sock, "untrusted")
 
     def peers(self) -> list[Peer]:
-        """Those that echo."""
+        """Return the peers of all connections that echo."""
         return [peer for each in self.connections if (peer := _describe(each)) is not None]
 
     async def wait_emptied(self) -> None:
@@ -104,7 +104,7 @@ class Reception:
     def _hand_over(self, introduction: Introduction) -> bool:
         connection = self._connection(introduction.sock, introduction.entrance)
         connection.asserted = introduction.asserted
-        # The proxy's own address stands for nobody, or for all whom it speaks for.
+        # The address of the proxy counts only if the header asserts no source.
         source = introduction.asserted.address if introduction.asserted else introduction.sockaddr
         if not self._per_address.take(connection, source):
             introduction.reason = "per_ip"
@@ -133,7 +133,7 @@ class Reception:
         return (CappedTLSEventConnection if capped else TLSEventConnection)(sock, self._events, records)
 
     def _needs_task(self) -> bool:
-        """Whether something has to wrap the stream: a rate, or the lines of a debug log."""
+        """Whether a wrapped stream is needed, for a rate limit or a debug log."""
         if self._options.engine == "auto":
             return not math.isinf(self._options.rate_limit) or logger.isEnabledFor(logging.DEBUG)
 
@@ -156,7 +156,7 @@ class Reception:
 
 
 def _describe(connection: Connection) -> Peer | None:
-    """None for one that does not echo yet, or has no peer any more."""
+    """Return the peer of `connection`; None if it does not echo yet, or is no longer connected."""
     asserted = connection.asserted
     if not connection.echoes:
         return None

@@ -219,7 +219,7 @@ class Server:
             connection.end(reason)
 
     def peers(self) -> list[Peer]:
-        """Who is connected now; no more than `max_connections`."""
+        """Return all connected peers, at most `max_connections`."""
         return self._reception.peers()
 
 

@@ -13,23 +13,23 @@ from anyecho.net.proxy_protocol import SockAddr
 
 @dataclass(eq=False)
 class Stats:
-    """What a server has done since it started.
+    """Counters of a server since its start.
 
     `closed` counts by reason:
 
-    * ``eof``: the peer was done, and the kernel has taken all of its echo; ``broken``: reset, or given up by the
+    * ``eof``: EOF from the peer, and the kernel accepted the whole echo; ``broken``: reset, or a timeout in the
       kernel; ``idle``;
-    * ``untrusted``: `proxy_trusted` does not name it; ``proxy``: no PROXY header, or a wrong one;
-      ``proxy_timeout``: a part of one;
-    * ``handshake``: refused, given up by the peer, or not over in time; ``tls_truncated``: a FIN without
-      close_notify, so that more may have been meant to come; ``tls_error``: what no peer can have meant to send;
-    * ``drained``: still open when a drain's grace was over, or when the block was left; ``cancelled``: ended by
-      `abort`, or because an exception or a cancellation left the block. In either case a peer whose end had come,
-      and to which nothing was owed, is ``eof``;
-    * ``error``: a bug of ours, logged with its traceback.
+    * ``untrusted``: outside the networks of `proxy_trusted`; ``proxy``: no PROXY header, or an invalid one;
+      ``proxy_timeout``: an incomplete one;
+    * ``handshake``: refused, abandoned by the peer, or incomplete in time; ``tls_truncated``: a FIN without
+      close_notify, so data may be missing; ``tls_error``: an invalid record;
+    * ``drained``: still open after the grace period of a drain, or when the block was left; ``cancelled``: ended by
+      `abort`, or because an exception or a cancellation left the block. After EOF from the peer and without pending
+      echo, both count as ``eof``;
+    * ``error``: a bug of the server, logged with its traceback.
 
-    `accept_errors` counts by errno name, ``shed`` being connections closed for want of a descriptor. The byte
-    totals are of connections that have closed. `datagrams` has its own of everything.
+    `accept_errors` counts by errno name; ``shed`` counts connections closed for lack of a descriptor. The byte
+    totals include closed connections only. `datagrams` has all counters of UDP.
     """
 
     accepted: int = 0
@@ -43,11 +43,11 @@ class Stats:
 
 @dataclass(frozen=True, kw_only=True)
 class Peer:
-    """One that is connected now."""
+    """A connected peer."""
 
-    #: As getpeername(2) has it, (host, port) or a path; of a connection that a trusted proxy made, for whom.
+    #: From getpeername(2), (host, port) or a path; behind a trusted proxy, the asserted source.
     address: SockAddr
-    #: What logs call the proxy, if there is one.
+    #: The name of the proxy in logs, if there is one.
     via: str = ""
     bytes_received: int
     bytes_sent: int

@@ -1,8 +1,7 @@
-"""Engine 1: one task per connection, for whatever has to wrap its stream.
+"""The tasks engine: one task per connection, for wrapped streams.
 
-Each runs in one guard, which nothing a peer does can get through: what a network may do to a connection is
-counted, a bug is logged and costs this connection only, a cancellation passes. Then the connection is closed
-within a time limit, whatever happens.
+Errors of a peer or the network are counted, a bug is logged and ends this connection only, a cancellation
+propagates. In every case the connection is then closed within a time limit.
 """
 
 from __future__ import annotations
@@ -32,8 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("anyecho.server")
 
-#: Calls a stream may make before it yields though it need not: 8 echoes. Flooding peers take such turns, and a
-#: checkpoint costs a fifth of an echo.
+#: Fairness: maximum calls of a stream without a checkpoint, 8 echoes. A checkpoint costs a fifth of an echo.
 _BUDGET = 16
 
 
@@ -79,8 +77,8 @@ class TaskConnection(Connection):
             else:
                 await self.close(self._stream)
             self.tell_end()
-            # The handle keeps the exception that ended us, and that its frames, on trio also those of whoever
-            # cancelled us, and those of the exception trio waits within: cycles.
+            # The handle keeps the exception that ended this task, and its frames: cycles. On trio that includes the
+            # frames of the cancelling task, and of the exception that trio waits within.
             self._task = None
             if (ended_by := sys.exception()) is not None:
                 ended_by.__traceback__ = ended_by.__context__ = None

@@ -219,7 +219,7 @@ async def test_resets_and_bugs_leave_the_neighbours_alone(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before accept", "after accept"])
-def test_one_that_floods_and_never_reads_costs_no_memory(
+def test_a_flooding_peer_that_never_reads_costs_no_memory(
     moment: str, bind: str, backend: str, processes: Processes
 ) -> None:
     """A transport that is paused too late grows by 700 MiB in 2.5 s; and not at all if it got to read first."""
@@ -273,7 +273,7 @@ def test_nine_thousand_that_say_nothing_are_held_and_then_echoed(
 
 
 @pytest.mark.slow
-async def test_one_that_floods_and_reads_starves_nobody() -> None:
+async def test_a_flooding_peer_that_reads_does_not_starve_other_peers() -> None:
     """99 ping-pong peers keep a quarter of their messages beside one that floods and reads."""
     async with open_server("tcp://127.0.0.1:0") as server:
         address = server.addresses[0]

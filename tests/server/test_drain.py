@@ -58,7 +58,7 @@ async def test_a_draining_server_goes_on_echoing_and_accepts_nobody(server: Serv
     assert server.stats.closed == {"eof": 1}
 
 
-async def test_who_waits_in_the_backlog_is_served_before_the_listener_closes(server: Server) -> None:
+async def test_a_connection_in_the_backlog_is_served_before_the_listener_closes(server: Server) -> None:
     """The kernel has told these that they are connected; they must not be reset."""
     socks = [dial(server.addresses[0]) for _ in range(20)]  # all in one turn: none is accepted yet
     assert server.stats.accepted == 0
@@ -102,7 +102,7 @@ async def test_a_peer_that_does_not_read_is_cut_after_grace_and_linger(carrier: 
         assert server.stats.closed == {"drained": 1}
 
 
-async def test_who_understands_the_half_close_ends_the_drain_at_once(carrier: Address) -> None:
+async def test_a_drain_ends_at_once_when_the_peer_closes_after_the_half_close(carrier: Address) -> None:
     async with open_server(carrier, options=ServeOptions(linger=10)) as server:
         polite = await connect(server.addresses[0])
         async with polite, create_task_group() as tasks:

@@ -103,7 +103,7 @@ async def test_the_clients_own_address_is_in_the_stats(
 
 @pytest.mark.parametrize("option", ["send-proxy", "send-proxy-v2"])
 @pytest.mark.by_turns("anyio_backend")
-async def test_it_is_refused_where_it_is_not_trusted(option: str, haproxy: Starter, carrier: Address) -> None:
+async def test_an_untrusted_haproxy_is_refused(option: str, haproxy: Starter, carrier: Address) -> None:
     options = ServeOptions(proxy_protocol="require", proxy_trusted=("192.0.2.0/24",), linger=0.5)
     async with open_server(carrier, options=options) as server:
         with dial(haproxy(server.addresses[0], option)) as sock:
@@ -114,7 +114,7 @@ async def test_it_is_refused_where_it_is_not_trusted(option: str, haproxy: Start
 
 
 @pytest.mark.by_turns("anyio_backend")
-async def test_one_that_says_nothing_of_its_clients_is_no_proxy_for_us(haproxy: Starter, carrier: Address) -> None:
+async def test_haproxy_without_a_proxy_header_is_refused(haproxy: Starter, carrier: Address) -> None:
     options = ServeOptions(proxy_protocol="require", proxy_trusted=("127.0.0.1", "unix:"), linger=0.5)
     async with open_server(carrier, options=options) as server:
         with dial(haproxy(server.addresses[0], "")) as sock:

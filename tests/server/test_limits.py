@@ -58,7 +58,7 @@ async def untouched(server: Server) -> AsyncIterator[Client]:
         tasks.cancel_scope.cancel()
 
 
-async def test_one_that_takes_nothing_of_its_echo_is_closed(carrier: Address) -> None:
+async def test_a_peer_that_takes_none_of_its_echo_is_closed(carrier: Address) -> None:
     """Long before it is idle."""
     options = ServeOptions(write_timeout=LIMIT, linger=0.1)
     async with open_server(carrier, options=options) as server, untouched(server):
@@ -74,7 +74,7 @@ async def test_one_that_takes_nothing_of_its_echo_is_closed(carrier: Address) ->
         assert server.stats.closed == {"write": 1}
 
 
-async def test_one_that_owes_no_room_may_be_silent_for_longer(carrier: Address) -> None:
+async def test_a_silent_peer_without_pending_echo_is_not_under_the_write_timeout(carrier: Address) -> None:
     options = ServeOptions(write_timeout=LIMIT / 2, idle_timeout=10, linger=0.1)
     async with open_server(carrier, options=options) as server, await connect(server.addresses[0]) as client:
         await client.exchange(b"x")
@@ -83,7 +83,7 @@ async def test_one_that_owes_no_room_may_be_silent_for_longer(carrier: Address) 
         assert not server.stats.closed
 
 
-async def test_one_that_the_kernel_gives_up_first_is_counted_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_write_timeout_in_the_kernel_is_counted_as_write(monkeypatch: pytest.MonkeyPatch) -> None:
     async with open_server("tcp://127.0.0.1:0", options=ServeOptions(linger=0.1)) as server:
         with dial(server.addresses[0]) as sock:
             sock.setblocking(False)
@@ -149,7 +149,7 @@ async def test_a_connection_ends_after_its_time_whatever_moves(carrier: Address)
 
 
 @pytest.mark.parametrize("slow", ["silent", "dripping", "hardly reading"])
-async def test_one_that_is_too_slow_on_average_is_closed(slow: str, carrier: Address) -> None:
+async def test_a_connection_below_the_minimum_rate_is_closed(slow: str, carrier: Address) -> None:
     options = ServeOptions(min_rate=1000, min_rate_window=LIMIT, linger=0.1)
     async with open_server(carrier, options=options) as server, untouched(server):
         with dial(server.addresses[0]) as sock:
@@ -173,7 +173,7 @@ async def drip(sock: socket.socket) -> None:
             await anyio.sleep(0.01)
 
 
-async def test_one_that_floods_in_every_round_of_the_loop_is_not_lingered_for_any_longer(carrier: Address) -> None:
+async def test_a_flooding_peer_does_not_prolong_the_linger(carrier: Address) -> None:
     """On asyncio, who is always just being woken cannot be cancelled."""
     linger = 0.1
     async with open_server(

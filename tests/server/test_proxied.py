@@ -205,7 +205,7 @@ async def test_the_time_limit_ends_with_the_header(carrier: Address) -> None:
             await client.exchange(b"y")
 
 
-async def test_one_that_is_not_trusted_is_closed_unread(carrier: Address, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_untrusted_proxy_is_closed_unread(carrier: Address, caplog: pytest.LogCaptureFixture) -> None:
     """Its header is an open door for any name: nobody is called by it."""
     caplog.set_level(logging.INFO)
     async with open_server(carrier, options=behind(proxy_trusted=("192.0.2.0/24",))) as server:
@@ -318,7 +318,7 @@ async def test_leaving_the_block_ends_one_that_has_not_said_for_whom_it_is(carri
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-async def test_one_aborted_in_its_header_is_closed_at_once(server: Server) -> None:
+async def test_aborting_in_a_proxy_header_closes_at_once(server: Server) -> None:
     with dial(server.addresses[0]):
         await until(lambda: server.stats.active == 1)
         server.abort()
@@ -348,7 +348,7 @@ async def test_a_client_whose_header_is_refused_is_told_so(carrier: Address) -> 
 
 
 @pytest.mark.parametrize("how", ["ended", "refused", "late", "one too many", "aborted"])
-async def test_one_that_never_echoed_leaves_nothing_behind(carrier: Address, how: str) -> None:
+async def test_a_connection_that_never_echoed_leaves_nothing_behind(carrier: Address, how: str) -> None:
     """Neither its connection, without the garbage collector, nor who waits for events of its descriptor."""
     options = behind(proxy_timeout=0.1 if how == "late" else 60.0, max_connections_per_ip=1)
     said = {"refused": b"nonsense", "one too many": LINE}.get(how, LINE[:20])

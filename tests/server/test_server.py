@@ -217,7 +217,7 @@ async def test_a_bug_in_cleaning_up_does_not_stop_a_drain(server: Server, monkey
 
 
 @pytest.mark.usefixtures("only_tasks")
-async def test_nor_does_it_come_out_of_a_server_that_is_cancelled(
+async def test_a_bug_in_cleaning_up_does_not_propagate_from_a_cancelled_server(
     carrier: Address, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(task_engine, "echo", messy)
@@ -250,7 +250,7 @@ async def test_no_more_than_the_limit_are_held_and_the_next_waits(carrier: Addre
         assert server.stats.accepted == 3
 
 
-async def test_one_limit_holds_for_all_addresses() -> None:
+async def test_max_connections_applies_to_all_addresses_together() -> None:
     options = ServeOptions(max_connections=1)
     async with open_server("tcp://127.0.0.1:0", "tcp://127.0.0.1:0", options=options) as server:
         one, other = server.addresses
@@ -391,7 +391,7 @@ async def test_a_bug_in_a_turn_costs_one_connection_and_is_logged(
 
 
 @pytest.mark.parametrize("turn", range(5))
-async def test_who_comes_while_the_server_is_left_is_not_forgotten(turn: int, carrier: Address) -> None:
+async def test_a_connection_accepted_while_the_server_closes_is_closed(turn: int, carrier: Address) -> None:
     """Accepted by a callback after the last look at who has to be closed: nobody would ever close it."""
     before = len(os.listdir("/proc/self/fd"))
     left = threading.Event()
