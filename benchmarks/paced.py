@@ -11,46 +11,24 @@ import argparse
 import os
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from itertools import product
+from itertools import groupby, product
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from process import TIMEOUT, Running, ServerFailed, running, wait_until
+from paced_load import Figures, PacedLoad, compiled
+from process import Running, ServerFailed, running
 from results import describe_machine
 from run import choose, say
 from servers import NAMES, find
+from table import markdown_table
 
-PEERS = Path(__file__).parent / "peers"
 #: Messages a second in all, connections, bytes of a message.
 RATES = (100, 1000, 5000, 20_000)
 CONNECTIONS = (1, 50, 1000)
 SIZES = (64, 16 * 1024)
-#: Minimum messages per measurement: low rates are measured for longer.
-LEAST_MESSAGES = 100
-#: Warm-up of caches, allocators and branch prediction: messages per second, and seconds.
-WARM_UP = "5000 0.2"
-#: (server, rate, limit, reference): CPU per echo, 50 connections, 64 B.
-TARGETS = (
-    ("anyecho-events-asyncio", 1000, 0.9, "asyncio-protocol"),
-    ("anyecho-events-asyncio", 5000, 1.0, "asyncio-protocol"),
-    ("anyecho-events-uvloop", 1000, 1.2, "uvloop-protocol"),
-    ("anyecho-events-uvloop", 5000, 1.7, "uvloop-protocol"),
-    ("anyecho-events-trio", 1000, 0.9, "trio-serve-tcp"),
-    ("anyecho-events-trio", 5000, 0.9, "trio-serve-tcp"),
-    *(
-        (f"anyecho-tasks-{backend}", rate, 1.0, reference)
-        for backend, reference in (
-            ("asyncio", "asyncio-streams"),
-            ("uvloop", "uvloop-streams"),
-            ("trio", "trio-serve-tcp"),
-        )
-        for rate in (1000, 5000)
-    ),
-)
 LEFT_OUT = ("socat",)
 
 
@@ -64,15 +42,6 @@ class Load(NamedTuple):
         return f"{self.rate:,}/s, {self.connections} x {size}"
 
 
-class Figures(NamedTuple):
-    cpu_us: float
-    p50_us: float
-    p99_us: float
-    lag_p99_us: float
-    #: Whether the load held the rate within 1 %.
-    held: bool
-
-
 #: The rounds of each server under each load.
 Values: TypeAlias = dict[tuple[Load, str], list[Figures]]
 
@@ -81,24 +50,21 @@ def main() -> int:
     arguments = parse()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    cores = sorted(os.sched_getaffinity(0))
+    core = min(os.sched_getaffinity(0))
     loads = [
         Load(rate, connections, size)
         for connections, size, rate in product(arguments.connections, arguments.sizes, arguments.rates)
     ]
     values: Values = {}
     failed = False
-    with tempfile.TemporaryDirectory(prefix="anyecho-bench-") as folder:
-        binary = Path(folder) / "load"
-        subprocess.run(["cc", "-O2", "-o", binary, PEERS / "paced_load.c"], check=True)
+    with compiled() as binary, tempfile.TemporaryDirectory(prefix="anyecho-bench-") as folder:
         servers = [find(name, Path(folder)) for name in choose(arguments.only, NAMES) if name not in LEFT_OUT]
         present = [server for server in servers if not server.absent]
-        os.sched_setaffinity(0, {cores[-1]})
         for turn in range(arguments.rounds):
             for server in present[:: -1 if turn % 2 else 1]:
                 say(f"round {turn + 1}/{arguments.rounds}  {server.name}")
                 try:
-                    with running(server.command, core=cores[0]) as process:
+                    with running(server.command, core=core) as process:
                         for load, figures in measure(process, binary, loads, arguments.seconds):
                             values.setdefault((load, server.name), []).append(figures)
                 except ServerFailed as exc:
@@ -114,43 +80,19 @@ def main() -> int:
 
 def measure(server: Running, binary: Path, loads: Sequence[Load], seconds: float) -> Iterator[tuple[Load, Figures]]:
     """Measure each of `loads`; loads of equal connections and size share their connections."""
-    for connections, size in dict.fromkeys((load.connections, load.size) for load in loads):
-        command = (binary, str(server.port), str(connections), str(size))
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdin is not None
-            assert process.stdout is not None
-
-            def ask(line: str, process: subprocess.Popen[str] = process) -> list[float]:
-                assert process.stdin is not None
-                assert process.stdout is not None
-                print(line, file=process.stdin, flush=True)
-                answer = process.stdout.readline().split()
-                if not answer:
-                    raise ServerFailed("the load ended: a reply was wrong or missing")
-                return list(map(float, answer))
-
-            if process.stdout.readline() != "ready\n":
-                raise ServerFailed("the load could not connect")
-            ask(WARM_UP)
-            for load in loads:
-                if (load.connections, load.size) == (connections, size):
-                    wait_until(server.is_at_rest, seconds=TIMEOUT)
-                    longest = max(seconds, LEAST_MESSAGES / load.rate)
-                    before = server.processor_ns()
-                    messages, took, p50, p99, _, lag = ask(f"{load.rate} {longest}")
-                    wait_until(server.is_at_rest, seconds=TIMEOUT)
-                    spent = server.processor_ns() - before
-                    held = abs(messages / took / load.rate - 1) < 0.01
-                    yield load, Figures(spent / messages / 1e3, p50 / 1e3, p99 / 1e3, lag / 1e3, held)
+    for shape, alike in groupby(loads, lambda load: (load.connections, load.size)):
+        with PacedLoad(binary, server, *shape) as running_load:
+            for load in alike:
+                yield load, running_load.measure(load.rate, seconds)
 
 
 def render(values: Values, loads: Sequence[Load], names: Sequence[str], arguments: argparse.Namespace) -> str:
     settings = {"rounds": arguments.rounds, "seconds": arguments.seconds}
     head = CONDITIONS.format(**settings, **describe_machine())
-    parts = [head, "## Targets: CPU per echo, 50 x 64 B", table(TARGET_HEAD, judge(values))]
+    parts = [head]
     for load in loads:
         rows = [[name, *cells(rounds)] for name in names if (rounds := values.get((load, name)))]
-        parts += [f"## {load}", table(HEAD, rows)]
+        parts += [f"## {load}", markdown_table(HEAD, rows)]
 
     return "\n\n".join(parts) + "\n"
 
@@ -161,7 +103,6 @@ late the load itself sent. The server is pinned to one core, the load to another
 is user and system time of the server's process. Machine: {processor}, {cores} cores, {kernel}, Python {python},
 {date}, load average {load_average:.2f}."""
 HEAD = ("server", "CPU us/echo", "p50 us", "p99 us", "lag p99 us", "rate held")
-TARGET_HEAD = ("server", "rate", "limit", "by the medians", "by the rounds", "")
 
 
 def cells(rounds: Sequence[Figures]) -> Iterator[str]:
@@ -172,24 +113,6 @@ def cells(rounds: Sequence[Figures]) -> Iterator[str]:
 
 def spread(figures: Sequence[float], digits: int = 1) -> str:
     return f"{statistics.median(figures):.{digits}f} ({min(figures):.{digits}f}-{max(figures):.{digits}f})"
-
-
-def judge(values: Values) -> Iterator[list[str]]:
-    for server, rate, limit, reference in TARGETS:
-        ours, theirs = (
-            [figures.cpu_us for figures in values.get((Load(rate, 50, 64), name), [])]
-            for name in (server, reference)
-        )
-        if ours and theirs:
-            reached = statistics.median(ours) / statistics.median(theirs)
-            rounds = [mine / other for mine, other in zip(ours, theirs, strict=False)]
-            verdict = "met" if reached <= limit else "**missed**"
-            yield [server, f"{rate}/s", f"<= {limit:g} x {reference}", f"{reached:.2f}", spread(rounds, 2), verdict]
-
-
-def table(head: Sequence[str], rows: Iterator[list[str]] | Sequence[list[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def parse() -> argparse.Namespace:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("render",)
+__all__ = ("markdown_table", "render")
 
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
@@ -45,7 +45,7 @@ def render(results: Results, verdicts: Sequence[dict[str, Any]]) -> str:
 
 
 def _targets(verdicts: Iterable[dict[str, Any]]) -> str:
-    return _table(
+    return markdown_table(
         ("figure", "server", "limit", "reached", "rounds", ""),
         (
             (
@@ -80,7 +80,7 @@ def _summary(results: Results) -> str:
         for server in results.servers
         if not server.absent
     )
-    return _table(headings, rows)
+    return markdown_table(headings, rows)
 
 
 def _of(workload: Workload, results: Results) -> str:
@@ -92,7 +92,7 @@ def _of(workload: Workload, results: Results) -> str:
     ]
     notes = [f"\\- {name}: {why}." for name in names if (why := workload.why_not(name))]
     notes += [f"\\- {name}: failed. {why}" for (at, name), why in results.failures.items() if at == workload.name]
-    table = _table(["server", *(column.heading for column in workload.columns)], rows)
+    table = markdown_table(["server", *(column.heading for column in workload.columns)], rows)
     return "\n\n".join([table, *notes])
 
 
@@ -112,6 +112,6 @@ def _participants(results: Results) -> Iterator[str]:
         yield f"* {server.name}: {f'absent, {server.absent}' if server.absent else server.version}"
 
 
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [headings, ["---"] + ["---:"] * (len(headings) - 1), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

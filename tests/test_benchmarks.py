@@ -15,9 +15,13 @@ ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the benchmarks need Linux")
 
 
-def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "benchmarks" / "run.py"), *arguments]
+def script(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "benchmarks" / name), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return script("run.py", *arguments)
 
 
 @pytest.mark.parametrize("server", ["anyecho-events-asyncio", "asyncio-streams"])
@@ -54,14 +58,30 @@ def test_an_unknown_server_is_named() -> None:
     assert run.stderr.startswith("no nonsense; there are anyecho-events-asyncio, ")
 
 
-@pytest.mark.skipif(shutil.which("cc") is None, reason="the load of the paced benchmark needs a C compiler")
-def test_the_paced_benchmark_measures_and_judges(tmp_path: Path) -> None:
-    chosen = ("--only", "anyecho-events-asyncio,asyncio-protocol", "--connections", "50", "--sizes", "64")
-    load = ("--rates", "1000", "--rounds", "1", "--seconds", "0.1", "--output", str(tmp_path / "paced.md"))
-    command = [sys.executable, str(ROOT / "benchmarks" / "paced.py"), *chosen, *load]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="the paced load needs a C compiler")
+
+
+@needs_compiler
+def test_the_paced_benchmark_measures(tmp_path: Path) -> None:
+    chosen = ("--only", "anyecho-events-asyncio", "--connections", "50", "--sizes", "64", "--rates", "1000")
+    run = script("paced.py", *chosen, "--rounds", "1", "--seconds", "0.1", "--output", str(tmp_path / "paced.md"))
 
     assert run.returncode == 0, run.stderr
     assert "## 1,000/s, 50 x 64 B" in run.stdout
-    assert "| anyecho-events-asyncio | 1000/s | <= 0.9 x asyncio-protocol |" in run.stdout
+    assert "| anyecho-events-asyncio | " in run.stdout
     assert run.stdout == (tmp_path / "paced.md").read_text()
+
+
+@needs_compiler
+def test_pairs_of_servers_are_measured_and_judged(tmp_path: Path) -> None:
+    options = ("--pairs", "2", "--seconds", "0.05", "--output", str(tmp_path / "pairs.md"))
+    run = script("pairs.py", "--only", "anyecho-events-asyncio", *options)
+
+    assert run.returncode == 0, run.stderr
+    loads = (
+        "50 x 64 B, 1000/s | <= 0.9 x asyncio-protocol",
+        "10 x 64 KiB, closed loop | <= 1.05 x asyncio-protocol",
+    )
+    for load in loads:
+        assert f"| anyecho-events-asyncio | {load} |" in run.stdout
+    assert run.stdout == (tmp_path / "pairs.md").read_text()
