@@ -114,11 +114,11 @@ def unwrap_single() -> Iterator[list[BaseException]]:
     (on trio, a second Ctrl-C ends another task than the first): then the first is raised. A group in the yielded
     list, raised by the caller's own block, stays as it is.
     """
-    whole: list[BaseException] = []
+    kept: list[BaseException] = []
     try:
-        yield whole
+        yield kept
     except BaseExceptionGroup as group:
-        leaves = list(_leaves(group, whole))
+        leaves = list(_leaves(group, kept))
         if len(leaves) > 1 and not any(_are_all(kind, leaves) for kind in (AnyechoError, KeyboardInterrupt)):
             raise
 
@@ -134,15 +134,15 @@ def _are_all(kind: type[BaseException], errors: Sequence[BaseException]) -> bool
     return all(isinstance(error, kind) for error in errors)
 
 
-def _leaves(error: BaseException, whole: Sequence[BaseException] = ()) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup) and not any(_are_same(error, each) for each in whole):
+def _leaves(error: BaseException, kept: Sequence[BaseException] = ()) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup) and not any(_is_same_group(error, each) for each in kept):
         for inner in error.exceptions:
-            yield from _leaves(inner, whole)
+            yield from _leaves(inner, kept)
     else:
         yield error
 
 
-def _are_same(group: BaseExceptionGroup[BaseException], other: BaseException) -> bool:
+def _is_same_group(group: BaseExceptionGroup[BaseException], other: BaseException) -> bool:
     # Not by identity: on its way through a nursery, trio takes a group apart and makes another like it.
     return (
         isinstance(other, BaseExceptionGroup)

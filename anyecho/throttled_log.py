@@ -9,7 +9,7 @@ import math
 from time import monotonic
 
 #: Seconds between two lines.
-_EVERY = 10.0
+_INTERVAL = 10.0
 
 
 class ThrottledLog:
@@ -23,7 +23,7 @@ class ThrottledLog:
     def warn(self, message: str, *args: object) -> None:
         """Log the warning with the count since the last line, or only count it."""
         self._unlogged += 1
-        if monotonic() - self._logged_at >= _EVERY:
+        if monotonic() - self._logged_at >= _INTERVAL:
             self._logger.warning(f"{message} (%d times)", *args, self._unlogged)
             self._logged_at = monotonic()
             self._unlogged = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("EXPECTED", "Connection", "Engine", "ProxiedSource")
+__all__ = ("EXPECTED_ERRORS", "Connection", "Engine", "ProxiedSource")
 
 import errno
 import logging
@@ -36,7 +36,7 @@ logger = logging.getLogger("anyecho.server")
 access_logger = logging.getLogger("anyecho.access")
 
 #: Errors caused by peers and networks. `ClosedResourceError`: the poller stopped during a connection.
-EXPECTED = (BrokenResourceError, ClosedResourceError, EndOfStream, OSError)
+EXPECTED_ERRORS = (BrokenResourceError, ClosedResourceError, EndOfStream, OSError)
 #: Ended by the peer or the network: no lingering close is needed.
 _ENDED_BY_PEER = frozenset({"eof", "broken", "tls_truncated"})
 #: Ended by the server, for no byte that the peer sent. An EOF that has arrived before takes precedence.
@@ -56,7 +56,7 @@ class Engine:
     rate_limit: float
     handshakes: Handshakes
     #: Called once for each connection, after its close.
-    ended: Callable[[Connection], None]
+    on_closed: Callable[[Connection], None]
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ class Connection(ABC):
     """Owns and closes `sock`. Has slots, because a server holds thousands of connections."""
 
     __slots__ = (
-        *("_began", "_closing", "_linger_until", "_name", "asserted", "reason", "sock"),
-        *("looks", "seen", "sent_before", "still"),
+        *("_started_at", "_close_scope", "_linger_until", "_name", "asserted", "reason", "sock"),
+        *("checks", "idle_checks", "last_total", "window_start"),
     )
 
     #: Each engine overrides it with a subclass.
@@ -86,13 +86,13 @@ class Connection(ABC):
         self.asserted: ProxiedSource | None = None
         #: For the reaper: number of checks, bytes moved at the last one, checks without progress since, and bytes
         #: sent at the start of the rate window.
-        self.looks = 0
-        self.seen = -1
-        self.still = 0
-        self.sent_before = 0
+        self.checks = 0
+        self.last_total = -1
+        self.idle_checks = 0
+        self.window_start = 0
         self._name = ""
-        self._began = 0.0
-        self._closing: CancelScope | None = None
+        self._started_at = 0.0
+        self._close_scope: CancelScope | None = None
         self._linger_until = math.inf
 
     @property
@@ -101,7 +101,7 @@ class Connection(ABC):
         """Bytes received and sent so far."""
 
     @property
-    def echoes(self) -> bool:
+    def established(self) -> bool:
         """Whether PROXY header and TLS handshake are complete."""
         return True
 
@@ -114,20 +114,20 @@ class Connection(ABC):
     def start(self, sockaddr: Any) -> None:
         """Echo until EOF from the peer at `sockaddr`, or until `end` is called. Never raises."""
 
-    def end(self, reason: str) -> None:
+    def request_close(self, reason: str) -> None:
         """Stop echoing and close, with a lingering close of at most `linger` seconds from now."""
         if not self.reason:
             self.reason = reason
             self._linger_until = current_time() + self.engine.linger
-            self.stop()
+            self._begin_close()
 
     @abstractmethod
-    def stop(self) -> None:
+    def _begin_close(self) -> None:
         """Stop echoing and arrange the call of `close`. Called once."""
 
-    def why_broken(self, error: BaseException) -> str:
+    def close_reason(self, error: BaseException) -> str:
         """Return the close reason for `error`. A write timeout may be found by the kernel first."""
-        if not self.echoes:
+        if not self.established:
             *_, cause = _causes(error)
             if isinstance(cause, TLSError) and not isinstance(cause, TLSTruncated):
                 self.engine.handshakes.failure_log.warn("handshake with %s failed: %s", self.name, explain(cause))
@@ -147,38 +147,38 @@ class Connection(ABC):
 
     def abort(self) -> None:
         """Close now."""
-        self.end("cancelled")
+        self.request_close("cancelled")
         self._linger_until = -math.inf
-        if self._closing is not None:
-            self._closing.cancel()
+        if self._close_scope is not None:
+            self._close_scope.cancel()
 
     @property
     def name(self) -> str:
         """The name of the peer in logs. Computed on first use: most connections are never named."""
         if not self._name:
             try:
-                self._learn_name(None if self.asserted else self.sock.getpeername())
+                self._set_name(None if self.asserted else self.sock.getpeername())
             except OSError:
                 self._name = "unknown"
 
         return self._name
 
-    def _learn_name(self, sockaddr: Any) -> None:
+    def _set_name(self, sockaddr: Any) -> None:
         if not self._name:
             self._name = name_of(self.asserted.address) if self.asserted else peer_name(self.sock, sockaddr)
 
-    def tell_start(self, sockaddr: Any) -> None:
+    def log_start(self, sockaddr: Any) -> None:
         if logger.isEnabledFor(logging.INFO):
-            self._learn_name(sockaddr)
+            self._set_name(sockaddr)
             logger.info("connection accepted", extra={"peer": self._name})
         if access_logger.isEnabledFor(logging.INFO):
-            self.note_start(sockaddr)
+            self.record_start(sockaddr)
 
-    def note_start(self, sockaddr: Any) -> None:
-        self._learn_name(sockaddr)
-        self._began = monotonic()
+    def record_start(self, sockaddr: Any) -> None:
+        self._set_name(sockaddr)
+        self._started_at = monotonic()
 
-    def tell_end(self) -> None:
+    def log_end(self) -> None:
         if logger.isEnabledFor(logging.INFO):
             logger.info("closing", extra={"peer": self.name})
         if access_logger.isEnabledFor(logging.INFO):
@@ -188,7 +188,7 @@ class Connection(ABC):
                 "reason": self.reason,
                 "bytes_received": received,
                 "bytes_sent": sent,
-                "seconds": round(monotonic() - self._began, 6),
+                "seconds": round(monotonic() - self._started_at, 6),
             }
             if self.asserted:
                 facts["via"] = self.asserted.via
@@ -204,19 +204,19 @@ class Connection(ABC):
         if isinstance(stream, TLSStream) and stream.records.failed:
             # Only the alert is left to send.
             stream = stream.without_tls()
-        ended, quiet = self.look()
+        ended, quiet = self.peek_eof()
         least = self.engine.linger / INTERVALS
         deadline = self._deadline(least)
 
         # May be cancelled and called again.
         async def send_rest() -> None:
-            with suppress(*EXPECTED):
+            with suppress(*EXPECTED_ERRORS):
                 if stream.rest or ended:
                     await stream.send(stream.rest)
                 if not ended:
                     await linger(stream, self.sock, self.records, quiet=quiet)
 
-        with CancelScope(shield=True) as self._closing:
+        with CancelScope(shield=True) as self._close_scope:
             try:
                 if self.reason not in _ENDED_BY_PEER and deadline > current_time():
                     await call_until(deadline, least, send_rest)
@@ -226,7 +226,7 @@ class Connection(ABC):
                 if ended and not stream.rest and (self.records is None or received == sent):
                     self.reason = "eof"
                 # TLS sends close_notify here, if there is time.
-                self._closing.deadline = deadline
+                self._close_scope.deadline = deadline
                 await stream.aclose()
 
     def _deadline(self, least: float) -> float:
@@ -237,14 +237,14 @@ class Connection(ABC):
         now = current_time()
         return max(min(self._linger_until, now + self.engine.linger), now + least)
 
-    def has_ended(self) -> bool:
+    def echo_complete(self) -> bool:
         """Whether EOF from the peer has arrived and no echo is pending."""
         received, sent = self.totals
-        return received == sent and self.look()[0]
+        return received == sent and self.peek_eof()[0]
 
-    def look(self) -> tuple[bool, bool]:
+    def peek_eof(self) -> tuple[bool, bool]:
         """Return whether EOF from the peer has arrived, and whether nothing has, so that a close need not wait."""
-        if self.reason not in _ENDED_BY_SERVER or not self.echoes:
+        if self.reason not in _ENDED_BY_SERVER or not self.established:
             return False, False
 
         came = peek(self.sock, self.records)

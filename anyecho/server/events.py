@@ -64,16 +64,16 @@ class EventConnection(Connection):
         try:
             self._wait()
         except OSError:
-            self._finish("broken")
+            self._close_now("broken")
         else:
-            self.tell_start(sockaddr)
+            self.log_start(sockaddr)
 
-    def stop(self) -> None:
+    def _begin_close(self) -> None:
         if self.records is None and not self._pending:
-            ended, quiet = self.look()
+            ended, quiet = self.peek_eof()
             if ended or (quiet and is_acknowledged(self.sock)):
                 # Nothing is owed. No task: a server may end thousands of idle connections at once.
-                self._finish("eof" if ended else self.reason)
+                self._close_now("eof" if ended else self.reason)
                 return
 
         # Registered for the stream now, not when the task runs: not another turn is taken.
@@ -84,10 +84,10 @@ class EventConnection(Connection):
             super().abort()
         else:
             self.reason = "cancelled"
-            self._finish("eof" if self.has_ended() else "cancelled")
+            self._close_now("eof" if self.echo_complete() else "cancelled")
 
     def poller_stopped(self) -> None:
-        self._finish("broken")
+        self._close_now("broken")
 
     @property
     def totals(self) -> tuple[int, int]:
@@ -96,17 +96,17 @@ class EventConnection(Connection):
     def dispatch(self, mask: int) -> None:
         try:
             if mask & EXCEPTIONAL:
-                self._note_odd(mask)
+                self._handle_exceptional(mask)
             if self._pending:
                 self._flush()
             else:
                 self._turn()
         except OSError as exc:
-            self._finish(self.why_broken(exc))
+            self._close_now(self.close_reason(exc))
         except Exception:
             # The Poller dispatches to all connections: an error must end this connection only.
             logger.exception("connection failed", extra={"peer": self.name})
-            self._finish("error")
+            self._close_now("error")
 
     def _turn(self) -> None:
         engine = self.engine
@@ -115,7 +115,7 @@ class EventConnection(Connection):
             count = self.sock.recv_into(engine.buffer)
             if count != engine.count:
                 if not count:
-                    self._finish("eof")
+                    self._close_now("eof")
                     return
                 engine.count, engine.chunk = count, engine.buffer[:count]
 
@@ -126,16 +126,16 @@ class EventConnection(Connection):
 
         self._sent += sent
         if sent < count or count == _BUFFER_SIZE:
-            self._keep(engine.buffer[sent:count])
+            self._set_pending(engine.buffer[sent:count])
 
-    def _note_odd(self, mask: int) -> None:
+    def _handle_exceptional(self, mask: int) -> None:
         if mask & ERROR:
             drain_error_queue(self.sock)
         if self._mask != READ:  # short reads are not to be trusted any more
             self._mask = READ
             self._wait()
 
-    def _keep(self, rest: memoryview) -> None:
+    def _set_pending(self, rest: memoryview) -> None:
         """Keep what the kernel did not take; if it took all, there may be more to read."""
         self._pending = bytes(rest)
         self._wait()
@@ -157,12 +157,12 @@ class EventConnection(Connection):
         mask = WRITE if self._pending else self._mask
         self.engine.poller.report(self.sock.fileno(), mask, self)
 
-    def _finish(self, reason: str) -> None:
+    def _close_now(self, reason: str) -> None:
         self.reason = reason
         self.engine.poller.stop_reporting(self.sock.fileno(), self)
         self.sock.close()
-        self.tell_end()
-        self.engine.ended(self)
+        self.log_end()
+        self.engine.on_closed(self)
 
     def _as_stream(self) -> PolledStream:
         """Return the connection as a stream, with its pending bytes as `rest`."""
@@ -176,8 +176,8 @@ class EventConnection(Connection):
         finally:
             self._received += stream.bytes_received
             self._sent += stream.bytes_sent
-            self.tell_end()
-            self.engine.ended(self)
+            self.log_end()
+            self.engine.on_closed(self)
 
 
 class CappedEventConnection(EventConnection):
@@ -190,29 +190,29 @@ class CappedEventConnection(EventConnection):
         if left > _BUFFER_SIZE:
             super()._turn()
         elif not left:
-            self._end_if_there_is_more()
+            self._close_if_over_limit()
         else:
-            self._echo_the_last(left)
+            self._echo_at_most(left)
 
-    def _echo_the_last(self, left: int) -> None:
+    def _echo_at_most(self, left: int) -> None:
         try:
             data = self.sock.recv(left)
         except BlockingIOError:
             return
         if not data:
-            self._finish("eof")
+            self._close_now("eof")
             return
 
         self._received += len(data)
-        # What was not asked for is not reported again, so wait anew; what is kept is sent once there is room.
-        self._keep(memoryview(data))
+        # What was not requested for is not reported again, so wait anew; what is kept is sent once there is room.
+        self._set_pending(memoryview(data))
 
-    def _end_if_there_is_more(self) -> None:
+    def _close_if_over_limit(self) -> None:
         try:
             more = self.sock.recv(1)
         except BlockingIOError:
             return
         if more:
-            self.end("bytes")
+            self.request_close("bytes")
         else:
-            self._finish("eof")
+            self._close_now("eof")

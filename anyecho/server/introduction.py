@@ -6,7 +6,7 @@ exactly: no byte after it is consumed.
 
 from __future__ import annotations
 
-__all__ = ("Doorman", "Entrance", "Introduction")
+__all__ = ("ListenerPolicy", "ProxiedConnection", "ProxyEngine")
 
 import logging
 import sys
@@ -19,7 +19,7 @@ from anyio import EndOfStream, TaskHandle, move_on_after
 from anyecho.net.proxied import HeaderReader
 from anyecho.net.proxy_protocol import ProxyProtocolError, Versions
 from anyecho.net.tls_contexts import Certificates
-from anyecho.server.connection import EXPECTED, Connection, Engine, ProxiedSource
+from anyecho.server.connection import EXPECTED_ERRORS, Connection, Engine, ProxiedSource
 from anyecho.throttled_log import ThrottledLog
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("anyecho.server")
 
 
-class Entrance(NamedTuple):
+class ListenerPolicy(NamedTuple):
     """The requirements of a listener for its connections."""
 
     #: Accepted versions of the PROXY header; None: no header.
@@ -40,43 +40,43 @@ class Entrance(NamedTuple):
 
 
 @dataclass(eq=False, kw_only=True)
-class Doorman(Engine):
+class ProxyEngine(Engine):
     """State shared by connections that wait for their PROXY header."""
 
     #: Maximum seconds until a header is complete.
     proxy_timeout: float
     #: Takes over the socket and returns true; or sets the close reason and returns false.
-    hand_over: Callable[[Introduction], bool]
-    _refusals: ThrottledLog = field(init=False, default_factory=lambda: ThrottledLog(logger))
+    hand_over: Callable[[ProxiedConnection], bool]
+    _rejections: ThrottledLog = field(init=False, default_factory=lambda: ThrottledLog(logger))
 
-    def tell_refusal(self, peer: str, why: object) -> None:
+    def log_rejection(self, peer: str, why: object) -> None:
         """Log that `peer` was refused, in a throttled log."""
-        self._refusals.warn("turned away %s: %s", peer, why)
+        self._rejections.warn("turned away %s: %s", peer, why)
 
 
-class Introduction(Connection):
+class ProxiedConnection(Connection):
     """A connection from a trusted proxy until its PROXY header is complete."""
 
-    __slots__ = ("_task", "engine", "entrance", "sockaddr")
+    __slots__ = ("_task", "engine", "policy", "sockaddr")
 
-    engine: Doorman
+    engine: ProxyEngine
 
-    def __init__(self, sock: socket.socket, engine: Doorman, entrance: Entrance) -> None:
+    def __init__(self, sock: socket.socket, engine: ProxyEngine, policy: ListenerPolicy) -> None:
         super().__init__(sock)
         self.engine = engine
-        self.entrance = entrance
+        self.policy = policy
         self._task: TaskHandle[None] | None = None
         #: The address of the proxy, from accept(2).
         self.sockaddr: Any = None
 
     def start(self, sockaddr: Any) -> None:
         self.sockaddr = sockaddr
-        self.note_start(sockaddr)
-        if self.entrance.certificates is not None:
+        self.record_start(sockaddr)
+        if self.policy.certificates is not None:
             self.engine.handshakes.reserve(self)
         self._task = self.engine.tasks.start_soon(self._run)
 
-    def stop(self) -> None:
+    def _begin_close(self) -> None:
         if self._task is not None:
             self._task.cancel()
 
@@ -85,7 +85,7 @@ class Introduction(Connection):
         return 0, 0
 
     @property
-    def echoes(self) -> bool:
+    def established(self) -> bool:
         return False
 
     async def _run(self) -> None:
@@ -98,8 +98,8 @@ class Introduction(Connection):
             handed_over = not self.reason and self.engine.hand_over(self)
         except* (ProxyProtocolError, EndOfStream) as group:
             self.reason = self.reason or "proxy"
-            self.engine.tell_refusal(self.name, str(group.exceptions[0]) or "it was done before its header was")
-        except* EXPECTED:
+            self.engine.log_rejection(self.name, str(group.exceptions[0]) or "it was done before its header was")
+        except* EXPECTED_ERRORS:
             self.reason = self.reason or "broken"
         except* Exception:
             self.reason = "error"
@@ -115,7 +115,7 @@ class Introduction(Connection):
 
     async def _read_header(self, registration: Registration) -> None:
         """Read the header and set `asserted`, or the close reason if the time limit is reached."""
-        reader = HeaderReader(self.sock, registration, self.entrance.versions or "require")
+        reader = HeaderReader(self.sock, registration, self.policy.versions or "require")
         header = None
         with move_on_after(self.engine.proxy_timeout):
             header = await reader.read()
@@ -133,5 +133,5 @@ class Introduction(Connection):
         if registration is not None:
             await registration.aclose()
         self.sock.close()
-        self.tell_end()
-        self.engine.ended(self)
+        self.log_end()
+        self.engine.on_closed(self)

@@ -5,7 +5,7 @@ What each may send, and how fast, is the engines': they have to stop reading for
 
 from __future__ import annotations
 
-__all__ = ("AddressLimit", "ConnectionLimit", "Reaper", "raise_descriptor_limit", "within_descriptors")
+__all__ = ("ConnectionLimit", "Reaper", "SourceLimit", "cap_by_fd_limit", "raise_descriptor_limit")
 
 import math
 import resource
@@ -22,11 +22,11 @@ from anyecho.net.names import source_key
 from anyecho.server.options import ServeOptions
 
 #: Descriptors kept for all that is no connection: listeners, the event loop's own, log files, a resolver.
-_RESERVE = 64
+_RESERVED_DESCRIPTORS = 64
 #: More often than this would cost more than a limit is worth.
-_LEAST_INTERVAL = 0.01
+_MIN_INTERVAL = 0.01
 #: Connections looked at before other tasks have their turn.
-_STEP = 256
+_YIELD_EVERY = 256
 
 
 def raise_descriptor_limit() -> int:
@@ -41,12 +41,12 @@ def raise_descriptor_limit() -> int:
     return hard
 
 
-def within_descriptors(max_connections: int, descriptors: int) -> int:
+def cap_by_fd_limit(max_connections: int, descriptors: int) -> int:
     """`max_connections`, but never more than leaves 64 descriptors; below 128 of them, than half."""
     if descriptors == resource.RLIM_INFINITY:
         return max_connections
 
-    return max(1, min(max_connections, max(descriptors - _RESERVE, descriptors // 2)))
+    return max(1, min(max_connections, max(descriptors - _RESERVED_DESCRIPTORS, descriptors // 2)))
 
 
 @dataclass(eq=False)
@@ -58,34 +58,34 @@ class ConnectionLimit:
 
     limit: int
     wait: bool = True
-    within: ConnectionLimit | None = None
+    parent: ConnectionLimit | None = None
     held: int = field(init=False, default=0)
     _freed: Event = field(init=False, default_factory=Event)
 
     def may_accept(self) -> bool:
-        return not (self.wait and self.is_reached()) and (self.within is None or self.within.may_accept())
+        return not (self.wait and self.is_reached()) and (self.parent is None or self.parent.may_accept())
 
     def is_reached(self) -> bool:
         return self.held >= self.limit
 
     async def wait_may_accept(self) -> None:
         while not self.may_accept():
-            if self.within is not None:
-                await self.within.wait_may_accept()
+            if self.parent is not None:
+                await self.parent.wait_may_accept()
             if self.is_reached():
                 await self._freed.wait()
 
-    def take(self) -> None:
+    def acquire(self) -> None:
         self.held += 1
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         self.held -= 1
         if self.held == self.limit - 1:
             self._freed.set()
             self._freed = Event()
 
 
-class AddressLimit:
+class SourceLimit:
     """At most `limit` concurrent connections per source: an IPv4 address or an IPv6 /64.
 
     0 is no limit. Peers on Unix sockets have no address and are not limited.
@@ -96,8 +96,8 @@ class AddressLimit:
         self._held: Counter[str | bytes] = Counter()
         self._holders: dict[object, str | bytes] = {}
 
-    def take(self, holder: object, sockaddr: Any) -> bool:
-        """Count `holder`, connected from `sockaddr`, until `give_back`; return false if the limit is reached."""
+    def acquire(self, holder: object, sockaddr: Any) -> bool:
+        """Count `holder`, connected from `sockaddr`, until `release`; return false if the limit is reached."""
         if not self._limit or not isinstance(sockaddr, tuple):
             return True
 
@@ -109,7 +109,7 @@ class AddressLimit:
         self._holders[holder] = address
         return True
 
-    def give_back(self, holder: object) -> None:
+    def release(self, holder: object) -> None:
         if (address := self._holders.pop(holder, None)) is not None:
             self._held[address] -= 1
             if not self._held[address]:
@@ -120,15 +120,15 @@ class Reapable(Protocol):
     """What a reaper looks at, and leaves its notes on."""
 
     reason: str
-    seen: int
-    still: int
-    looks: int
-    sent_before: int
+    last_total: int
+    idle_checks: int
+    checks: int
+    window_start: int
 
     @property
     def totals(self) -> tuple[int, int]: ...
 
-    def end(self, reason: str) -> None: ...
+    def request_close(self, reason: str) -> None: ...
 
 
 class Reaper:
@@ -143,12 +143,12 @@ class Reaper:
         self._connections = connections
         window = options.min_rate_window if options.min_rate else math.inf
         times = (options.idle_timeout, options.write_timeout, options.max_duration, window)
-        self._interval = max(min(times) / INTERVALS, _LEAST_INTERVAL)
+        self._interval = max(min(times) / INTERVALS, _MIN_INTERVAL)
         #: How many looks each of the times is.
-        self._idle, self._write, self._duration, self._window = map(self._looks_in, times)
-        self._owed_each_window = 0.0 if math.isinf(window) else options.min_rate * window
+        self._idle, self._write, self._duration, self._window = map(self._checks_in, times)
+        self._min_bytes_per_window = 0.0 if math.isinf(window) else options.min_rate * window
 
-    def _looks_in(self, seconds: float) -> float:
+    def _checks_in(self, seconds: float) -> float:
         return seconds if math.isinf(seconds) else math.ceil(seconds / self._interval - 1e-6)
 
     async def run(self) -> None:
@@ -158,42 +158,42 @@ class Reaper:
 
         while True:
             await sleep_running(self._interval)
-            await self._look_at_all()
+            await self._check_all()
 
-    async def _look_at_all(self) -> None:
+    async def _check_all(self) -> None:
         # A function of its own, or the last connection would be kept until the next look.
         for number, connection in enumerate(list(self._connections), start=1):
-            if reason := self._look_at(connection):
-                connection.end(reason)
-            if number % _STEP == 0:
+            if reason := self._check(connection):
+                connection.request_close(reason)
+            if number % _YIELD_EVERY == 0:
                 await checkpoint()
 
-    def _look_at(self, connection: Reapable) -> str:
+    def _check(self, connection: Reapable) -> str:
         """Note what has moved since the last look; return why it is enough, if it is and was not before."""
         received, sent = connection.totals
-        moved = received + sent != connection.seen
-        connection.seen = received + sent
-        connection.still = 0 if moved else connection.still + 1
+        moved = received + sent != connection.last_total
+        connection.last_total = received + sent
+        connection.idle_checks = 0 if moved else connection.idle_checks + 1
         slow = self._is_slow(connection, sent)
-        connection.looks += 1
+        connection.checks += 1
         if connection.reason:
             return ""
-        if connection.looks > self._duration:
+        if connection.checks > self._duration:
             return "duration"
         # What it has not taken yet is room that it owes us.
-        if received > sent and connection.still >= self._write:
+        if received > sent and connection.idle_checks >= self._write:
             return "write"
 
-        if connection.still >= self._idle:
+        if connection.idle_checks >= self._idle:
             return "idle"
 
         return "rate" if slow else ""
 
     def _is_slow(self, connection: Reapable, sent: int) -> bool:
         """Whether a window ends with this look in which it took too little. The first look begins the first."""
-        if connection.looks % self._window:
+        if connection.checks % self._window:
             return False
 
-        took = sent - connection.sent_before
-        connection.sent_before = sent
-        return connection.looks > 0 and took < self._owed_each_window
+        took = sent - connection.window_start
+        connection.window_start = sent
+        return connection.checks > 0 and took < self._min_bytes_per_window

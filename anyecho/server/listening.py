@@ -17,40 +17,41 @@ from anyecho.net.accept import Acceptor
 from anyecho.net.listen import Listener
 from anyecho.net.poller import Fallback, Poller
 from anyecho.net.tls_contexts import Certificates
-from anyecho.server.introduction import Entrance
+from anyecho.server.introduction import ListenerPolicy
 from anyecho.server.options import ServeOptions
-from anyecho.server.reception import Reception
+from anyecho.server.reception import Admission
 from anyecho.server.stats import Stats
 from anyecho.server.udp import UDPEcho
 from anyecho.server.unused import expected_header
 
 
 class Listening:
-    """Accepts on `listeners`, which it closes, and gives each connection to `reception`; echoes datagrams."""
+    """Accepts on `listeners`, which it closes, and gives each connection to `admission`; echoes datagrams."""
 
     def __init__(
         self,
         listeners: Sequence[Listener],
-        reception: Reception,
+        admission: Admission,
         options: ServeOptions,
         stats: Stats,
         poller: Poller | Fallback,
         certificates: Certificates | None,
     ) -> None:
         #: Set once no socket listens and no task waits for one.
-        self.ended = Event()
+        self.closed = Event()
         self._listeners = listeners
         self._poller = poller
         self._backlog = options.backlog
         self._acceptors: list[Acceptor] = []
         for listener in listeners:
-            asked = listener.requested
+            requested = listener.requested
             if not isinstance(listener.address, UDPAddress):
-                entrance = Entrance(expected_header(asked, options), certificates if asked.tls else None)
+                versions = expected_header(requested, options)
+                policy = ListenerPolicy(versions, certificates if requested.tls else None)
                 acceptor = Acceptor(
                     sock=listener.sock,
-                    limit=reception.accept_limit(entrance),
-                    hand_over=partial(reception.begin, entrance),
+                    limit=admission.accept_limit(policy),
+                    hand_over=partial(admission.admit, policy),
                     errors=stats.accept_errors,
                     preparation=listener.preparation,
                 )
@@ -72,9 +73,9 @@ class Listening:
             self.stop()
             for listener in self._listeners:
                 listener.close()
-            self.ended.set()
+            self.closed.set()
 
-    def admit_backlog(self) -> None:
+    def accept_backlog(self) -> None:
         """Accept each connection that the kernel holds, as far as limits allow; answer datagrams that have come."""
         if not self._stopped:
             for acceptor in self._acceptors:

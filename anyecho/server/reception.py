@@ -5,7 +5,7 @@ Checks the limits, chooses the engine and keeps the set of connections. It has n
 
 from __future__ import annotations
 
-__all__ = ("Reception",)
+__all__ = ("Admission",)
 
 import logging
 import math
@@ -23,8 +23,8 @@ from anyecho.net.tls_records import Records
 from anyecho.server.connection import Connection, Engine
 from anyecho.server.events import CappedEventConnection, EventConnection, EventsEngine
 from anyecho.server.handshakes import Handshakes
-from anyecho.server.introduction import Doorman, Entrance, Introduction
-from anyecho.server.limits import AddressLimit, ConnectionLimit
+from anyecho.server.introduction import ListenerPolicy, ProxiedConnection, ProxyEngine
+from anyecho.server.limits import ConnectionLimit, SourceLimit
 from anyecho.server.options import ServeOptions
 from anyecho.server.stats import Peer, Stats
 from anyecho.server.tasks import TaskConnection
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("anyecho.server")
 
 
-class Reception:
+class Admission:
     """Owns every accepted socket until it is closed and its close reason is counted."""
 
     def __init__(
@@ -49,79 +49,79 @@ class Reception:
     ) -> None:
         self.handshakes = Handshakes(limit, options.handshake_timeout)
         shared: dict[str, Any] = {
-            **{"poller": poller, "tasks": tasks, "ended": self._end, "handshakes": self.handshakes},
+            **{"poller": poller, "tasks": tasks, "on_closed": self._on_closed, "handshakes": self.handshakes},
             **{name: getattr(options, name) for name in ("linger", "max_bytes", "rate_limit")},
         }
         self._options = options
         self._limit = limit
-        self._per_address = AddressLimit(options.max_connections_per_ip)
+        self._per_source = SourceLimit(options.max_connections_per_ip)
         self._stats = stats
         self._trusted = TrustedNetworks.parse(options.proxy_trusted)
         self._engine = Engine(**shared)
         self._events = EventsEngine(**shared) if isinstance(poller, Poller) else None
         if options.engine == "events" and self._events is None:
             raise StartError("the events engine needs epoll, which this system does not have")
-        self._doorman = Doorman(**shared, proxy_timeout=options.proxy_timeout, hand_over=self._hand_over)
-        self._emptied = Event()
+        self._proxy_engine = ProxyEngine(**shared, proxy_timeout=options.proxy_timeout, hand_over=self._hand_over)
+        self._empty = Event()
         #: All open connections, those without a complete PROXY header included.
         self.connections: set[Connection] = set()
 
-    def accept_limit(self, entrance: Entrance) -> AcceptLimit:
+    def accept_limit(self, policy: ListenerPolicy) -> AcceptLimit:
         """Return the limit that gates accept on a listener."""
-        return self.handshakes.accept_limit if entrance.certificates else self._limit
+        return self.handshakes.accept_limit if policy.certificates else self._limit
 
-    def begin(self, entrance: Entrance, sock: socket.socket, sockaddr: Any) -> None:
+    def admit(self, policy: ListenerPolicy, sock: socket.socket, sockaddr: Any) -> None:
         """Own `sock`, accepted from `sockaddr`: start a connection, or close it and count the reason."""
         self._stats.accepted += 1
         if self._limit.is_reached():
-            self._turn_away(sock, "over_limit")
-        elif entrance.versions is None:
-            connection = self._connection(sock, entrance)
-            if self._per_address.take(connection, sockaddr):
-                self._hold(connection, sockaddr)
+            self._reject(sock, "over_limit")
+        elif policy.versions is None:
+            connection = self._connection(sock, policy)
+            if self._per_source.acquire(connection, sockaddr):
+                self._start(connection, sockaddr)
             else:
-                self._turn_away(sock, "per_ip")
+                self._reject(sock, "per_ip")
         elif sockaddr in self._trusted:
-            self._hold(Introduction(sock, self._doorman, entrance), sockaddr)
+            self._start(ProxiedConnection(sock, self._proxy_engine, policy), sockaddr)
         else:
-            self._doorman.tell_refusal(peer_name(sock, sockaddr), "--proxy-trusted does not name it")
-            self._turn_away(sock, "untrusted")
+            self._proxy_engine.log_rejection(peer_name(sock, sockaddr), "--proxy-trusted does not name it")
+            self._reject(sock, "untrusted")
 
     def peers(self) -> list[Peer]:
         """Return the peers of all connections that echo."""
         return [peer for each in self.connections if (peer := _describe(each)) is not None]
 
-    async def wait_emptied(self) -> None:
+    async def wait_empty(self) -> None:
         if self.connections:
-            await self._emptied.wait()
+            await self._empty.wait()
 
-    def _hold(self, connection: Connection, sockaddr: Any) -> None:
+    def _start(self, connection: Connection, sockaddr: Any) -> None:
         self._stats.active += 1
-        self._limit.take()
+        self._limit.acquire()
         self.connections.add(connection)
         connection.start(sockaddr)
 
-    def _hand_over(self, introduction: Introduction) -> bool:
-        connection = self._connection(introduction.sock, introduction.entrance)
-        connection.asserted = introduction.asserted
+    def _hand_over(self, proxied: ProxiedConnection) -> bool:
+        connection = self._connection(proxied.sock, proxied.policy)
+        connection.asserted = proxied.asserted
         # The address of the proxy counts only if the header asserts no source.
-        source = introduction.asserted.address if introduction.asserted else introduction.sockaddr
-        if not self._per_address.take(connection, source):
-            introduction.reason = "per_ip"
+        source = proxied.asserted.address if proxied.asserted else proxied.sockaddr
+        if not self._per_source.acquire(connection, source):
+            proxied.reason = "per_ip"
             return False
 
-        self.connections.discard(introduction)
-        self.handshakes.finish(introduction)
+        self.connections.discard(proxied)
+        self.handshakes.finish(proxied)
         self.connections.add(connection)
-        connection.start(introduction.sockaddr)
+        connection.start(proxied.sockaddr)
         return True
 
-    def _turn_away(self, sock: socket.socket, reason: str) -> None:
+    def _reject(self, sock: socket.socket, reason: str) -> None:
         sock.close()
         self._stats.closed[reason] += 1
 
-    def _connection(self, sock: socket.socket, entrance: Entrance) -> Connection:
-        certificates = entrance.certificates
+    def _connection(self, sock: socket.socket, policy: ListenerPolicy) -> Connection:
+        certificates = policy.certificates
         records = Records(certificates.context, server_side=True) if certificates else None
         if self._events is None or self._needs_task():
             return TaskConnection(sock, self._engine, records)
@@ -139,11 +139,11 @@ class Reception:
 
         return self._options.engine == "tasks"
 
-    def _end(self, connection: Connection) -> None:
+    def _on_closed(self, connection: Connection) -> None:
         stats = self._stats
         self.connections.discard(connection)
-        self._limit.give_back()
-        self._per_address.give_back(connection)
+        self._limit.release()
+        self._per_source.release(connection)
         self.handshakes.finish(connection)
         stats.active -= 1
         stats.closed[connection.reason] += 1
@@ -151,14 +151,14 @@ class Reception:
         stats.bytes_received += received
         stats.bytes_sent += sent
         if not self.connections:
-            self._emptied.set()
-            self._emptied = Event()
+            self._empty.set()
+            self._empty = Event()
 
 
 def _describe(connection: Connection) -> Peer | None:
     """Return the peer of `connection`; None if it does not echo yet, or is no longer connected."""
     asserted = connection.asserted
-    if not connection.echoes:
+    if not connection.established:
         return None
     try:
         address = asserted.address if asserted else remote_address(connection.sock)

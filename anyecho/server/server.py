@@ -22,10 +22,10 @@ from anyecho.errors import UsageError, unwrap_single
 from anyecho.net.listen import Listener, open_listeners
 from anyecho.net.poller import Fallback, Poller, open_poller
 from anyecho.net.tls_contexts import Certificates
-from anyecho.server.limits import ConnectionLimit, Reaper, raise_descriptor_limit, within_descriptors
+from anyecho.server.limits import ConnectionLimit, Reaper, cap_by_fd_limit, raise_descriptor_limit
 from anyecho.server.listening import Listening
 from anyecho.server.options import ServeOptions
-from anyecho.server.reception import Reception
+from anyecho.server.reception import Admission
 from anyecho.server.stats import Peer, Stats
 from anyecho.server.unused import check_options
 from anyecho.validation import check_kind
@@ -66,8 +66,8 @@ async def open_server(*addresses: str | Address, options: ServeOptions | None = 
     inherits = any(isinstance(address, FDAddress) for address in wanted)
     if not inherits:
         check_options(options, [(address, address) for address in wanted])
-    limit = within_descriptors(options.max_connections, raise_descriptor_limit())
-    with ExitStack() as opened, unwrap_single() as whole:
+    limit = cap_by_fd_limit(options.max_connections, raise_descriptor_limit())
+    with ExitStack() as opened, unwrap_single() as kept:
         certificates: Certificates | None = None
         if over_tls := [address for address in wanted if address.tls]:
             certificates = Certificates(options.tls, over_tls)
@@ -81,18 +81,18 @@ async def open_server(*addresses: str | Address, options: ServeOptions | None = 
         async with open_poller() as poller, create_task_group() as tasks:
             connection_limit = ConnectionLimit(limit, wait=options.over_limit == "wait")
             server = Server(listeners, connection_limit, options, poller, tasks, certificates)
-            opened.callback(server._note_over)
+            opened.callback(server._set_exited)
             server.start()
             try:
                 yield server
                 server.close()
-                server._end_all("drained")
+                server._close_all("drained")
             except BaseException as exc:
-                whole.append(exc)
+                kept.append(exc)
                 raise
             finally:
                 server._listening.stop()
-                server._end_all("cancelled")
+                server._close_all("cancelled")
                 tasks.cancel_scope.cancel()
 
     logger.info("closing server")
@@ -122,22 +122,22 @@ class Server:
         self._listeners = listeners
         self._poller = poller
         self._tasks = tasks
-        self._reception = Reception(options, limit, self.stats, poller, tasks)
-        self._connections = self._reception.connections
+        self._admission = Admission(options, limit, self.stats, poller, tasks)
+        self._connections = self._admission.connections
         self._reaper = Reaper(self._connections, options)
-        self._listening = Listening(listeners, self._reception, options, self.stats, poller, certificates)
+        self._listening = Listening(listeners, self._admission, options, self.stats, poller, certificates)
         self._thread = get_ident()
         #: Whether the block has been left, and nothing is left to be done in any thread.
-        self._over = False
+        self._exited = False
 
     def start(self) -> None:
-        for asked, listener in {listener.requested: listener for listener in self._listeners}.items():
-            logger.info("starting up on %s", _describe(asked, listener.address))
+        for requested, listener in {listener.requested: listener for listener in self._listeners}.items():
+            logger.info("starting up on %s", _describe(requested, listener.address))
 
         self._tasks.start_soon(self._listening.run)
         self._tasks.start_soon(self._reaper.run)
         if self.certificates is not None:
-            self._tasks.start_soon(self._reception.handshakes.run)
+            self._tasks.start_soon(self._admission.handshakes.run)
 
     @property
     def address(self) -> Address:
@@ -162,7 +162,7 @@ class Server:
         connected; one beyond `max_connections` is reset. A datagram that has come is answered.
         """
         self._check_thread("close")
-        self._listening.admit_backlog()
+        self._listening.accept_backlog()
         self._listening.stop()
 
     async def drain(self, grace: float | None = None) -> None:
@@ -173,13 +173,13 @@ class Server:
         stays closed, and connections go on.
         """
         self._check_thread("drain")
-        if self._over:
+        if self._exited:
             return
 
         self.close()
-        await self._wait_emptied(self.options.graceful_timeout if grace is None else grace)
-        self._end_all("drained")
-        await self._reception.wait_emptied()
+        await self._wait_empty(self.options.graceful_timeout if grace is None else grace)
+        self._close_all("drained")
+        await self._admission.wait_empty()
 
     def abort(self) -> None:
         """Stop accepting, reset the backlog, and end every connection now: nothing owed is sent. A `drain` that is
@@ -193,41 +193,41 @@ class Server:
     async def wait_closed(self) -> None:
         """Return when the server is closed and no connection is left. It closes nothing itself."""
         self._check_thread("wait_closed")
-        if self._over:
+        if self._exited:
             return
 
-        await self._listening.ended.wait()
-        await self._reception.wait_emptied()
+        await self._listening.closed.wait()
+        await self._admission.wait_empty()
 
     def _check_thread(self, verb: str) -> None:
-        if get_ident() != self._thread and not self._over:
+        if get_ident() != self._thread and not self._exited:
             raise RuntimeError(
                 f"server.{verb}() was called in another thread than its event loop's: "
                 f"use anyio.from_thread.run{'_sync' if verb in ('close', 'abort') else ''}(server.{verb})"
             )
 
-    async def _wait_emptied(self, seconds: float) -> None:
+    async def _wait_empty(self, seconds: float) -> None:
         if seconds > 0:
             with suppress(TimeoutError):
-                await run_within(seconds, self._reception.wait_emptied)
+                await run_within(seconds, self._admission.wait_empty)
 
-    def _note_over(self) -> None:
-        self._over = True
+    def _set_exited(self) -> None:
+        self._exited = True
 
-    def _end_all(self, reason: str) -> None:
+    def _close_all(self, reason: str) -> None:
         for connection in list(self._connections):
-            connection.end(reason)
+            connection.request_close(reason)
 
     def peers(self) -> list[Peer]:
         """Return all connected peers, at most `max_connections`."""
-        return self._reception.peers()
+        return self._admission.peers()
 
 
-def _describe(asked: Address, bound: Address) -> str:
+def _describe(requested: Address, bound: Address) -> str:
     """``localhost port 10000``, as the original example said it; other addresses as they are written."""
-    if isinstance(asked, TCPAddress) and isinstance(bound, TCPAddress):
-        return f"{asked.host or '*'} port {bound.port}"
-    if isinstance(asked, UDPAddress) and isinstance(bound, UDPAddress):
-        return f"{asked.host or '*'} port {bound.port} (UDP)"
+    if isinstance(requested, TCPAddress) and isinstance(bound, TCPAddress):
+        return f"{requested.host or '*'} port {bound.port}"
+    if isinstance(requested, UDPAddress) and isinstance(bound, UDPAddress):
+        return f"{requested.host or '*'} port {bound.port} (UDP)"
 
     return str(bound)

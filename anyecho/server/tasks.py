@@ -22,7 +22,7 @@ from anyecho.echo import echo
 from anyecho.net.stream import PolledStream
 from anyecho.net.tls import TLSStream
 from anyecho.net.tls_records import Records
-from anyecho.server.connection import EXPECTED, Connection, Engine
+from anyecho.server.connection import EXPECTED_ERRORS, Connection, Engine
 from anyecho.server.metered import Capped, LimitReached, Paced
 from anyecho.transcript import Transcript, shorten
 
@@ -47,7 +47,7 @@ class TaskConnection(Connection):
         self._task: TaskHandle[None] | None = None
 
     def start(self, sockaddr: Any) -> None:
-        self.tell_start(sockaddr)
+        self.log_start(sockaddr)
         if self._records is not None:
             self.engine.handshakes.begin(self)
         self._task = self.engine.tasks.start_soon(self._run)
@@ -65,8 +65,8 @@ class TaskConnection(Connection):
             self.reason = self.reason or "eof"
         except* LimitReached as group:
             self.reason = self.reason or str(group.exceptions[0])
-        except* EXPECTED as group:
-            self.reason = self.reason or self.why_broken(group)
+        except* EXPECTED_ERRORS as group:
+            self.reason = self.reason or self.close_reason(group)
         except* Exception:
             self.reason = "error"
             logger.exception("connection failed", extra={"peer": self.name})
@@ -76,15 +76,15 @@ class TaskConnection(Connection):
                 self.sock.close()
             else:
                 await self.close(self._stream)
-            self.tell_end()
+            self.log_end()
             # The handle keeps the exception that ended this task, and its frames: cycles. On trio that includes the
             # frames of the cancelling task, and of the exception that trio waits within.
             self._task = None
             if (ended_by := sys.exception()) is not None:
                 ended_by.__traceback__ = ended_by.__context__ = None
-            self.engine.ended(self)
+            self.engine.on_closed(self)
 
-    def stop(self) -> None:
+    def _begin_close(self) -> None:
         if self._task is not None:
             self._task.cancel()
 
@@ -93,7 +93,7 @@ class TaskConnection(Connection):
         return self._records
 
     @property
-    def echoes(self) -> bool:
+    def established(self) -> bool:
         return self._records is None or self._records.established
 
     @property

@@ -44,7 +44,7 @@ class TLSEventConnection(EventConnection):
         return self._records
 
     @property
-    def echoes(self) -> bool:
+    def established(self) -> bool:
         return self._records.established
 
     @property
@@ -61,7 +61,7 @@ class TLSEventConnection(EventConnection):
 
         if count != engine.count:
             if not count:
-                self._finish("tls_truncated" if self.echoes else "handshake")
+                self._close_now("tls_truncated" if self.established else "handshake")
                 return
             engine.count, engine.chunk = count, engine.buffer[:count]
 
@@ -83,13 +83,13 @@ class TLSEventConnection(EventConnection):
         try:
             done = (records.established or self._handshake()) and self._encrypt_echo()
         except TLSError as exc:
-            self.end(self.why_broken(exc))
+            self.request_close(self.close_reason(exc))
         if self.reason:
             return
 
         sent_all = self._send_close_notify() if done and not records.half_closed else self._send()
         if sent_all and records.half_closed:
-            self._finish("eof")
+            self._close_now("eof")
         elif sent_all and records.wants_more:
             self._pending = b""
         else:
@@ -149,5 +149,5 @@ class CappedTLSEventConnection(TLSEventConnection):
 
         more = records.receive(1)
         if more:
-            self.end("bytes")
+            self.request_close("bytes")
         return more == b""

@@ -20,7 +20,7 @@ from anyecho.validation import given_options
 
 logger = logging.getLogger("anyecho.server")
 
-#: An address as it was asked for, and as the socket is bound; the same where no socket is open yet.
+#: An address as requested, and as the socket is bound; the same where no socket is open yet.
 Bound: TypeAlias = tuple[Address, Address]
 
 _TLS = frozenset(each.name for each in fields(TLSServerOptions))
@@ -32,7 +32,7 @@ _UDP = frozenset({"udp_rate", "unsafe_udp"})
 _TCP = frozenset({"tcp_nodelay", "tcp_notsent_lowat", "tcp_user_timeout", "keepalive"})
 _ANY = frozenset({"sndbuf", "rcvbuf"})
 #: These need more than an address of a kind.
-_OTHERS = frozenset(
+_OWN_REASON = frozenset(
     {
         *("handshake_timeout", "max_connections_per_ip", "min_rate_window"),
         *("proxy_protocol", "proxy_timeout", "proxy_trusted", "udp_burst"),
@@ -53,11 +53,9 @@ def check_options(options: ServeOptions, addresses: Sequence[Bound]) -> None:
     Other options that cannot act are one line of the log.
     """
     if not options.proxy_trusted:
-        for asked, bound in addresses:
-            if not isinstance(bound, UDPAddress) and expected_header(asked, options):
-                text = (
-                    f"proxy_trusted is missing: {asked} expects a PROXY header, and nothing says from which proxies"
-                )
+        for requested, bound in addresses:
+            if not isinstance(bound, UDPAddress) and expected_header(requested, options):
+                text = f"proxy_trusted is missing: {requested} expects a PROXY header, and no proxy is trusted"
                 raise UsageError(text, options=("proxy_trusted",))
 
     reasons = dict(_reasons(options, addresses))
@@ -77,19 +75,19 @@ def _kind(option: str) -> str:
         if option in names:
             return kind
 
-    return option if option in _OTHERS else "stream"
+    return option if option in _OWN_REASON else "stream"
 
 
 def _reasons(options: ServeOptions, addresses: Sequence[Bound]) -> Iterator[tuple[str, str]]:
     streams = [bound for bound in addresses if not isinstance(bound[1], UDPAddress)]
     has_tcp = any(isinstance(bound, TCPAddress) for _, bound in streams)
-    has_header = any(expected_header(asked, options) for asked, _ in streams)
+    has_header = any(expected_header(requested, options) for requested, _ in streams)
     no_stream, no_datagram = "every address is for UDP", "no address is for UDP"
     if not streams:
         yield "stream", no_stream
     if not has_tcp:
         yield "tcp", "no address is for TCP"
-    if not any(asked.tls for asked, _ in streams):
+    if not any(requested.tls for requested, _ in streams):
         yield "tls", f"no address is for TLS{_over_tls(streams)}"
         yield "handshake_timeout", "no address is for TLS"
     if len(streams) == len(addresses):
@@ -104,7 +102,7 @@ def _reasons(options: ServeOptions, addresses: Sequence[Bound]) -> Iterator[tupl
         yield "proxy_timeout", f"no connection begins with a PROXY header: {hint}"
     if not has_tcp and not has_header:
         yield "max_connections_per_ip", "peers on Unix sockets have no IP address" if streams else no_stream
-    if not any(getattr(asked, "proxy", None) is None for asked, _ in streams):
+    if not any(getattr(requested, "proxy", None) is None for requested, _ in streams):
         yield "proxy_protocol", "each address has its own ?proxy=" if streams else no_stream
     if not (streams and options.min_rate):
         yield "min_rate_window", "min_rate is 0" if streams else no_stream
@@ -112,8 +110,8 @@ def _reasons(options: ServeOptions, addresses: Sequence[Bound]) -> Iterator[tupl
 
 def _over_tls(streams: Sequence[Bound]) -> str:
     """What to write for the first of them instead."""
-    for asked, _ in streams:
-        if not isinstance(asked, UDPAddress):
-            return f": write {replace(asked, tls=True)}"
+    for requested, _ in streams:
+        if not isinstance(requested, UDPAddress):
+            return f": write {replace(requested, tls=True)}"
 
     return ", and UDP has none"

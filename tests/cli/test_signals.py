@@ -39,12 +39,12 @@ LONG = "1h"
 #: A server whose event loop blocks at the first connection and reports it.
 STUCK = """
 import os, time
-from anyecho.server.reception import Reception
+from anyecho.server.reception import Admission
 def stuck(self, *args):
     os.write(2, b"stuck\\n")
     while True:
         time.sleep(60)
-Reception.begin = stuck
+Admission.admit = stuck
 """
 
 #: A client whose event loop blocks at the first echo and reports it.

@@ -61,7 +61,7 @@ async def _reset_in_linger(server: Server) -> None:
     await until(lambda: server.stats.active == 1)
     sock.sendall(b"unread")  # otherwise the server would not linger
     [connection] = server._connections
-    connection.end("drained")
+    connection.request_close("drained")
     assert await to_thread.run_sync(receive_all, sock) == b""
     sock.sendall(b"never echoed")
     reset(sock)

@@ -21,7 +21,7 @@ from anyecho.errors import UsageError
 from anyecho.measure.client import Client, connect
 from anyecho.measure.options import ConnectOptions
 from anyecho.net import poller as poller_module
-from anyecho.server.limits import AddressLimit, ConnectionLimit, Reaper
+from anyecho.server.limits import ConnectionLimit, Reaper, SourceLimit
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
 from tests.machine import needs_ipv6
@@ -371,37 +371,37 @@ async def test_the_limit_of_all_counts_those_who_have_not_said_for_whom_they_are
 )
 @pytest.mark.by_turns("engine")
 def test_whom_a_limit_takes_for_one(sockaddr: object, other: object, same: bool) -> None:
-    limit = AddressLimit(1)
+    limit = SourceLimit(1)
     first, second = object(), object()
-    assert limit.take(first, sockaddr)
-    assert limit.take(second, other) is not same
-    limit.give_back(first)
-    limit.give_back(second)
-    assert limit.take(second, sockaddr)
+    assert limit.acquire(first, sockaddr)
+    assert limit.acquire(second, other) is not same
+    limit.release(first)
+    limit.release(second)
+    assert limit.acquire(second, sockaddr)
 
 
 async def test_a_limit_within_another_is_closed_while_that_is() -> None:
     outer = ConnectionLimit(2)
-    inner = ConnectionLimit(1, within=outer)
+    inner = ConnectionLimit(1, parent=outer)
     for _ in range(2):
-        outer.take()
-    inner.take()
+        outer.acquire()
+    inner.acquire()
     async with create_task_group() as tasks:
         tasks.start_soon(inner.wait_may_accept)
         for limit in (inner, outer):
             await wait_all_tasks_blocked()
             assert not inner.may_accept()
-            limit.give_back()
+            limit.release()
         with fail_after(SOON):
             await inner.wait_may_accept()
 
 
 def test_a_limit_of_addresses_forgets_those_who_are_gone() -> None:
-    limit = AddressLimit(3)
+    limit = SourceLimit(3)
     for number in range(1000):
-        assert limit.take(number, (f"192.0.2.{number % 250}", 1)) is (number < 750)
+        assert limit.acquire(number, (f"192.0.2.{number % 250}", 1)) is (number < 750)
     for number in range(1000):
-        limit.give_back(number)
+        limit.release(number)
 
     assert not limit._held
     assert not limit._holders
@@ -412,11 +412,11 @@ class Fake:
 
     def __init__(self) -> None:
         self.reason = ""
-        self.seen = -1
-        self.still = self.looks = self.sent_before = 0
+        self.last_total = -1
+        self.idle_checks = self.checks = self.window_start = 0
         self.totals = (0, 0)
 
-    def end(self, reason: str) -> None:
+    def request_close(self, reason: str) -> None:
         self.reason = reason
 
 
@@ -426,7 +426,7 @@ def looks_until_ended(options: ServeOptions, totals: list[tuple[int, int]]) -> t
     reaper = Reaper([fake], options)
     for number, each in enumerate(totals):
         fake.totals = each
-        if reason := reaper._look_at(fake):
+        if reason := reaper._check(fake):
             return number, reason
 
     return len(totals), ""

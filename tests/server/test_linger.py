@@ -93,7 +93,7 @@ async def test_a_peer_that_may_be_owed_something_is_waited_for(
             if who == "sends":
                 sock.sendall(b"unread")
             [connection] = server._connections
-            connection.end("drained")
+            connection.request_close("drained")
             assert await to_thread.run_sync(sock.recv, 1) == b""
             server.close()
             with move_on_after(0.2):

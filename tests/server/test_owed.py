@@ -70,7 +70,7 @@ async def drain(server: Server) -> None:
 
 async def end(server: Server, reason: str) -> None:
     [connection] = server._connections
-    connection.end(reason)
+    connection.request_close(reason)
     server.close()
     await server.wait_closed()
 
@@ -119,7 +119,7 @@ async def test_a_linger_that_ends_in_a_stuck_loop_still_reads_what_has_come(carr
             await wait_all_tasks_blocked()
             sock.sendall(b"unread")
             [connection] = server._connections
-            connection.end("duration")
+            connection.request_close("duration")
             assert await to_thread.run_sync(sock.recv, 1) == b""
             await stick_while(send_more_and_end)
             await until(lambda: server.stats.active == 0)
@@ -135,7 +135,7 @@ async def test_a_linger_over_tls_that_ends_in_a_stuck_loop_still_reads_what_has_
         await wait_all_tasks_blocked()
         await stream.send(b"unread")
         [connection] = server._connections
-        connection.end("duration")
+        connection.request_close("duration")
 
         def send_more_and_end() -> None:
             stream.records.send(b"more")

@@ -438,7 +438,7 @@ async def test_a_connection_that_ended_is_freed_without_the_garbage_collector(ca
 
 def end_all(server: Server, reason: str) -> None:
     for connection in list(server._connections):
-        connection.end(reason)
+        connection.request_close(reason)
 
 
 def abort_all(server: Server) -> None:

@@ -238,14 +238,14 @@ async def tamper(server: Server) -> None:
     record[-1] ^= 1
     with stream._sock as sock:
         sock.send(record)
-        await until(lambda: not any(each.echoes and not each.reason for each in server._connections))
+        await until(lambda: not any(each.established and not each.reason for each in server._connections))
 
 
 async def be_ended(server: Server) -> None:
     async with await shake_hands(server.addresses[0]) as stream:
         await until(lambda: server.peers() != [])
         for connection in list(server._connections):
-            connection.end("drained")
+            connection.request_close("drained")
         assert await drain(stream) == b""
 
 
