@@ -1,7 +1,4 @@
-"""The three words a backend is chosen by, and what `anyio.run` makes of them.
-
-Nothing else in the package knows that there are backends.
-"""
+"""Run a coroutine function on a backend: asyncio, uvloop or trio."""
 
 from __future__ import annotations
 
@@ -22,15 +19,15 @@ Ts = TypeVarTuple("Ts")
 
 Backend = Literal["asyncio", "uvloop", "trio"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
-#: Descriptors that an event loop takes before it runs anything.
+#: Descriptors that an event loop opens when it starts.
 _DESCRIPTORS: dict[Backend, int] = {"asyncio": 3, "uvloop": 10, "trio": 5}
 
 
 def run(main: Callable[[*Ts], Awaitable[T]], *args: *Ts, backend: Backend = "asyncio") -> T:
-    """Run `main(*args)` to its end on `backend`, and return what it returns.
+    """Run `main(*args)` on `backend` and return its result.
 
-    Raises `BackendError`, with the command that installs it, if the backend is not installed, and `StartError` if
-    the process can have too few descriptors for an event loop.
+    Raises `BackendError`, with the command to install the backend, if it is missing; `StartError` if too few
+    descriptors are free for an event loop; `UsageError` if `backend` is unknown.
     """
     name, options = _anyio_arguments(backend)
     _check_descriptors(backend)
@@ -51,7 +48,7 @@ def _anyio_arguments(backend: str) -> tuple[str, dict[str, Any]]:
 
 
 def _check_descriptors(backend: Backend) -> None:
-    """Without enough of them, asyncio leaves a traceback behind and uvloop aborts the process."""
+    """Raise `StartError` if too few are free: asyncio would print a traceback, uvloop would abort the process."""
     count = _DESCRIPTORS[backend]
     taken: list[int] = []
     try:
@@ -67,5 +64,5 @@ def _check_descriptors(backend: Backend) -> None:
 
 
 def _requirement(backend: str) -> str:
-    # trio comes with anyecho itself; only a broken installation lacks it.
+    # trio is a dependency of anyecho: it is missing only in a broken installation.
     return "'anyecho[uvloop]'" if backend == "uvloop" else backend

@@ -1,4 +1,4 @@
-"""The echo service (RFC 862) on any stream. The rest of the package makes it reliable on a real network."""
+"""The echo service (RFC 862) on any stream."""
 
 from __future__ import annotations
 

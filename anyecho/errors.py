@@ -34,8 +34,8 @@ from functools import partial
 class AnyechoError(Exception):
     """Base class of all errors of anyecho; never raised itself.
 
-    `options` names the options that the text is about, as attributes, so that a command line can show its own
-    spelling of them instead. The text has them before any value: a path may contain the same words.
+    `options` are the attribute names of the options in the text, so that a command line can replace them by its
+    flags. In the text they precede any value: a path may contain the same words.
     """
 
     def __init__(self, *args: object, options: Collection[str] = ()) -> None:
@@ -111,8 +111,8 @@ def unwrap_single() -> Iterator[list[BaseException]]:
     """Raise the single error in a task group's exception group without the group, so that callers can catch it.
 
     A group of several errors is raised unchanged, unless all are errors of anyecho, or all are `KeyboardInterrupt`
-    (on trio, a second Ctrl-C ends another task than the first): then the first is raised. A group in the yielded
-    list, raised by the caller's own block, stays as it is.
+    (on trio, a second Ctrl-C ends another task than the first): then the first is raised. Groups that the caller
+    appends to the yielded list are raised unchanged.
     """
     kept: list[BaseException] = []
     try:
@@ -127,7 +127,7 @@ def unwrap_single() -> Iterator[list[BaseException]]:
         try:
             raise first
         finally:
-            first.__context__ = context  # its own history, not the group it was in
+            first.__context__ = context  # not the group, which `raise` has set
 
 
 def _are_all(kind: type[BaseException], errors: Sequence[BaseException]) -> bool:
@@ -143,7 +143,7 @@ def _leaves(error: BaseException, kept: Sequence[BaseException] = ()) -> Iterato
 
 
 def _is_same_group(group: BaseExceptionGroup[BaseException], other: BaseException) -> bool:
-    # Not by identity: on its way through a nursery, trio takes a group apart and makes another like it.
+    # Not by identity: a trio nursery splits a group and makes an equal one.
     return (
         isinstance(other, BaseExceptionGroup)
         and group.message == other.message

@@ -8,7 +8,7 @@ import logging
 import math
 from time import monotonic
 
-#: Seconds between two lines.
+#: Minimum seconds between two lines.
 _INTERVAL = 10.0
 
 

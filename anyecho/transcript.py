@@ -1,4 +1,4 @@
-"""A stream that reports each chunk received and sent. It formats chunks and does not log them."""
+"""A stream wrapper that reports each chunk received or sent, and a short form of chunks for logs."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def shorten(chunk: bytes) -> str:
 
 @dataclass(eq=False)
 class Transcript(Passthrough):
-    """Call `tell("received" or "sent", chunk)` after each receive and each send."""
+    """Calls `report("received" or "sent", chunk)` after each receive and each send."""
 
-    tell: Callable[[str, bytes], None]
+    report: Callable[[str, bytes], None]
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         chunk = await self.stream.receive(max_bytes)
-        self.tell("received", chunk)
+        self.report("received", chunk)
         return chunk
 
     async def send(self, item: bytes) -> None:
         await self.stream.send(item)
-        self.tell("sent", item)
+        self.report("sent", item)

@@ -1,4 +1,4 @@
-"""Options without effect: an error if ignoring them drops protection, else one warning."""
+"""Report options without effect: an error if ignoring them drops protection, else one warning."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def report_unused(
     from_environment: Collection[str],
     mentioned: Collection[str] = (),
 ) -> None:
-    """Raise `UsageError` for the `protective` options among `unused`, which has the reason of each option.
+    """Raise `UsageError` if an option in `unused` is `protective`; else log one warning. `unused` maps to reasons.
 
-    All further options are one warning, and so are options `from_environment`: a variable is set for many programs.
-    `mentioned` are the options that the reasons name.
+    Options `from_environment` are only warned about: a variable is set for many programs. `mentioned` are the
+    options that the reasons name.
     """
     forbidden = {
         name: reason for name, reason in unused.items() if name in protective and name not in from_environment

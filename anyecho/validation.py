@@ -1,7 +1,6 @@
 """Run-time checks that each option has the type that its field declares.
 
-Not every caller uses a type checker. Without a check, a misspelt choice would silently count as the last of the
-choices. The dataclasses check ranges themselves.
+Not every caller uses a type checker, and a misspelt choice must not pass silently. The dataclasses check ranges.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ _UNITS = {"DURATION": "float (seconds)", "SIZE": "int (bytes)", "RATE": "float (
 def check_types(options: Any, *, error: type[UsageError] = UsageError) -> None:
     """Raise `error` for the first field of the dataclass instance `options` with a value of the wrong type.
 
-    A list is replaced by a tuple; an int is accepted as a float. A bool is not accepted as an int or a float, NaN
-    not as a float.
+    A list is replaced by a tuple. An int is accepted as a float. A bool is not accepted as an int or a float, and
+    NaN is not accepted.
     """
     kind: Any = type(options)
     for name, hint in _hints(kind).items():
@@ -58,7 +57,7 @@ def given_options(options: Any) -> Iterator[str]:
 
 
 def quoted(value: object) -> str:
-    """`value` for a message of one line: its repr, cut if it is long."""
+    """Return the repr of `value` on one line, cut after 60 characters."""
     text = " ".join(repr(value).split())
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 

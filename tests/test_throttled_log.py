@@ -15,10 +15,10 @@ def test_a_line_in_ten_seconds_says_how_often_it_was(
     monkeypatch.setattr(throttled_log, "monotonic", lambda: now)
     log = ThrottledLog(logging.getLogger("anyecho.server"))
     for now in (0.0, 1.0, 9.9, 10.0, 19.0, 25.0):
-        log.warn("turned away %s", f"127.0.0.1:{now:g}")
+        log.warn("rejected %s", f"127.0.0.1:{now:g}")
 
     assert caplog.messages == [
-        "turned away 127.0.0.1:0 (1 times)",
-        "turned away 127.0.0.1:10 (3 times)",
-        "turned away 127.0.0.1:25 (2 times)",
+        "rejected 127.0.0.1:0 (1 times)",
+        "rejected 127.0.0.1:10 (3 times)",
+        "rejected 127.0.0.1:25 (2 times)",
     ]

@@ -1,1 +1,1 @@
-"""The server: keeping peers alive, and apart."""
+"""The echo server: listeners, connections, limits and engines."""

@@ -1,4 +1,4 @@
-"""An accepted connection of a server: its name, log lines, end and close. An engine echoes on it."""
+"""An accepted connection of a server: its name, log lines, close reason and close. An engine echoes on it."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ access_logger = logging.getLogger("anyecho.access")
 
 #: Errors caused by peers and networks. `ClosedResourceError`: the poller stopped during a connection.
 EXPECTED_ERRORS = (BrokenResourceError, ClosedResourceError, EndOfStream, OSError)
-#: Ended by the peer or the network: no lingering close is needed.
-_ENDED_BY_PEER = frozenset({"eof", "broken", "tls_truncated"})
-#: Ended by the server, for no byte that the peer sent. An EOF that has arrived before takes precedence.
-_ENDED_BY_SERVER = frozenset({"drained", "cancelled", "idle", "duration", "rate", "write"})
+#: Reasons of a close by the peer or the network: no lingering close is needed.
+_CLOSED_BY_PEER = frozenset({"eof", "broken", "tls_truncated"})
+#: Reasons of a close by the server that no byte from the peer caused. An EOF that arrived earlier takes precedence.
+_CLOSED_BY_SERVER = frozenset({"drained", "cancelled", "idle", "duration", "rate", "write"})
 
 
 @dataclass(eq=False, kw_only=True)
@@ -84,8 +84,8 @@ class Connection(ABC):
         self.reason = ""
         #: None: the peer's address is that of the socket.
         self.asserted: ProxiedSource | None = None
-        #: For the reaper: number of checks, bytes moved at the last one, checks without progress since, and bytes
-        #: sent at the start of the rate window.
+        #: For the reaper: number of checks, total bytes at the last one, successive checks without a new byte, and
+        #: bytes sent at the start of the rate window.
         self.checks = 0
         self.last_total = -1
         self.idle_checks = 0
@@ -112,10 +112,13 @@ class Connection(ABC):
 
     @abstractmethod
     def start(self, sockaddr: Any) -> None:
-        """Echo until EOF from the peer at `sockaddr`, or until `end` is called. Never raises."""
+        """Echo until EOF from the peer at `sockaddr`, or until `request_close` is called. Never raises."""
 
     def request_close(self, reason: str) -> None:
-        """Stop echoing and close, with a lingering close of at most `linger` seconds from now."""
+        """Stop echoing and close, with a lingering close of at most `linger` seconds from now.
+
+        No effect if a close has a reason already.
+        """
         if not self.reason:
             self.reason = reason
             self._linger_until = current_time() + self.engine.linger
@@ -126,7 +129,7 @@ class Connection(ABC):
         """Stop echoing and arrange the call of `close`. Called once."""
 
     def close_reason(self, error: BaseException) -> str:
-        """Return the close reason for `error`. A write timeout may be found by the kernel first."""
+        """Return the close reason for `error`. The kernel may detect a write timeout before the reaper does."""
         if not self.established:
             *_, cause = _causes(error)
             if isinstance(cause, TLSError) and not isinstance(cause, TLSTruncated):
@@ -139,14 +142,14 @@ class Connection(ABC):
                 return "tls_truncated"
             if isinstance(cause, TLSError):
                 return "tls_error"
-            # TCP_USER_TIMEOUT's.
+            # TCP_USER_TIMEOUT is over.
             if received > sent and getattr(cause, "errno", None) == errno.ETIMEDOUT:
                 return "write"
 
         return "broken"
 
     def abort(self) -> None:
-        """Close now."""
+        """Close without a lingering close; pending echo is discarded."""
         self.request_close("cancelled")
         self._linger_until = -math.inf
         if self._close_scope is not None:
@@ -154,7 +157,7 @@ class Connection(ABC):
 
     @property
     def name(self) -> str:
-        """The name of the peer in logs. Computed on first use: most connections are never named."""
+        """The name of the peer in logs. Computed on first use: most connections are never logged."""
         if not self._name:
             try:
                 self._set_name(None if self.asserted else self.sock.getpeername())
@@ -183,7 +186,7 @@ class Connection(ABC):
             logger.info("closing", extra={"peer": self.name})
         if access_logger.isEnabledFor(logging.INFO):
             received, sent = self.totals
-            facts: dict[str, Any] = {
+            fields: dict[str, Any] = {
                 "peer": self.name,
                 "reason": self.reason,
                 "bytes_received": received,
@@ -191,51 +194,50 @@ class Connection(ABC):
                 "seconds": round(monotonic() - self._started_at, 6),
             }
             if self.asserted:
-                facts["via"] = self.asserted.via
-            access_logger.info("closed", extra=facts)
+                fields["via"] = self.asserted.via
+            access_logger.info("closed", extra=fields)
 
     async def close(self, stream: PolledStream) -> None:
         """Send the stream's `rest` and close, within `linger` seconds. Shielded from cancellation.
 
-        A connection that the server ends counts as `eof` if EOF from the peer has arrived and no echo is pending at
-        the end.
+        A close by the server counts as `eof` if EOF from the peer has arrived and no echo is pending at the end.
         """
         self.engine.handshakes.finish(self)
         if isinstance(stream, TLSStream) and stream.records.failed:
             # Only the alert is left to send.
             stream = stream.without_tls()
-        ended, quiet = self.peek_eof()
-        least = self.engine.linger / INTERVALS
-        deadline = self._deadline(least)
+        eof, quiet = self.peek_eof()
+        min_seconds = self.engine.linger / INTERVALS
+        deadline = self._deadline(min_seconds)
 
-        # May be cancelled and called again.
+        # Resumes if it is cancelled and called again.
         async def send_rest() -> None:
             with suppress(*EXPECTED_ERRORS):
-                if stream.rest or ended:
+                if stream.rest or eof:
                     await stream.send(stream.rest)
-                if not ended:
+                if not eof:
                     await linger(stream, self.sock, self.records, quiet=quiet)
 
         with CancelScope(shield=True) as self._close_scope:
             try:
-                if self.reason not in _ENDED_BY_PEER and deadline > current_time():
-                    await call_until(deadline, least, send_rest)
+                if self.reason not in _CLOSED_BY_PEER and deadline > current_time():
+                    await call_until(deadline, min_seconds, send_rest)
             finally:
                 received, sent = self.totals
-                # On a plain stream only `rest` is pending. Over TLS, encrypted bytes may be pending too.
-                if ended and not stream.rest and (self.records is None or received == sent):
+                # Pending on a plain stream is only `rest`; over TLS, encrypted bytes may be pending too.
+                if eof and not stream.rest and (self.records is None or received == sent):
                     self.reason = "eof"
                 # TLS sends close_notify here, if there is time.
                 self._close_scope.deadline = deadline
                 await stream.aclose()
 
-    def _deadline(self, least: float) -> float:
-        """Return the deadline of a close that begins now: at least `least` seconds away, except after `abort`."""
+    def _deadline(self, min_seconds: float) -> float:
+        """Return the deadline of a close that begins now: at least `min_seconds` away, except after `abort`."""
         if self._linger_until == -math.inf:
             return -math.inf
 
         now = current_time()
-        return max(min(self._linger_until, now + self.engine.linger), now + least)
+        return max(min(self._linger_until, now + self.engine.linger), now + min_seconds)
 
     def echo_complete(self) -> bool:
         """Whether EOF from the peer has arrived and no echo is pending."""
@@ -243,16 +245,19 @@ class Connection(ABC):
         return received == sent and self.peek_eof()[0]
 
     def peek_eof(self) -> tuple[bool, bool]:
-        """Return whether EOF from the peer has arrived, and whether nothing has, so that a close need not wait."""
-        if self.reason not in _ENDED_BY_SERVER or not self.established:
+        """Return two facts about unread input: EOF from the peer has arrived; nothing has arrived.
+
+        Both are false if the peer or its bytes caused the close, or before the connection is established.
+        """
+        if self.reason not in _CLOSED_BY_SERVER or not self.established:
             return False, False
 
-        came = peek(self.sock, self.records)
-        return came == b"", came is None
+        data = peek(self.sock, self.records)
+        return data == b"", data is None
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield `error` and all errors inside or behind it."""
+    """Yield `error`, the errors in its group, and the causes of each (``__cause__``)."""
     yield error
     inner = error.exceptions if isinstance(error, BaseExceptionGroup) else filter(None, [error.__cause__])
     for each in inner:

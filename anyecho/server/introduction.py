@@ -31,7 +31,7 @@ logger = logging.getLogger("anyecho.server")
 
 
 class ListenerPolicy(NamedTuple):
-    """The requirements of a listener for its connections."""
+    """What a listener requires of its connections."""
 
     #: Accepted versions of the PROXY header; None: no header.
     versions: Versions | None = None
@@ -45,13 +45,13 @@ class ProxyEngine(Engine):
 
     #: Maximum seconds until a header is complete.
     proxy_timeout: float
-    #: Takes over the socket and returns true; or sets the close reason and returns false.
+    #: Takes over the socket after a complete header and returns true; or sets the close reason and returns false.
     hand_over: Callable[[ProxiedConnection], bool]
     _rejections: ThrottledLog = field(init=False, default_factory=lambda: ThrottledLog(logger))
 
     def log_rejection(self, peer: str, why: object) -> None:
-        """Log that `peer` was refused, in a throttled log."""
-        self._rejections.warn("turned away %s: %s", peer, why)
+        """Warn in a throttled log that `peer` was rejected."""
+        self._rejections.warn("rejected %s: %s", peer, why)
 
 
 class ProxiedConnection(Connection):
@@ -94,11 +94,11 @@ class ProxiedConnection(Connection):
         try:
             registration = self.engine.poller.register(self.sock)
             await self._read_header(registration)
-            # The connection may have been ended when its header became complete.
+            # A close may have been requested while the last bytes of the header arrived.
             handed_over = not self.reason and self.engine.hand_over(self)
         except* (ProxyProtocolError, EndOfStream) as group:
             self.reason = self.reason or "proxy"
-            self.engine.log_rejection(self.name, str(group.exceptions[0]) or "it was done before its header was")
+            self.engine.log_rejection(self.name, str(group.exceptions[0]) or "EOF inside the PROXY header")
         except* EXPECTED_ERRORS:
             self.reason = self.reason or "broken"
         except* Exception:
@@ -107,8 +107,8 @@ class ProxiedConnection(Connection):
         finally:
             # The handle keeps the exception that ended this task, and its frames, as in `TaskConnection`.
             self._task = None
-            if (ended_by := sys.exception()) is not None:
-                ended_by.__traceback__ = ended_by.__context__ = None
+            if (error := sys.exception()) is not None:
+                error.__traceback__ = error.__context__ = None
             # After a hand-over, the new connection modifies this registration.
             if not handed_over:
                 await self._close(registration)
@@ -120,7 +120,7 @@ class ProxiedConnection(Connection):
         with move_on_after(self.engine.proxy_timeout):
             header = await reader.read()
         if header is None and not self.reason:
-            # It may have arrived while the process was stopped, or its loop stuck.
+            # It may have arrived while the process was stopped or its loop was blocked.
             header = reader.read_now()
         if header is None:
             self.reason = self.reason or "proxy_timeout"
@@ -128,7 +128,7 @@ class ProxiedConnection(Connection):
             self.asserted = ProxiedSource(header.source, via=self.name)
 
     async def _close(self, registration: Registration | None) -> None:
-        """Close at once: there is no echo that a reset could destroy."""
+        """Close without lingering: there is no echo that a reset could destroy."""
         self.reason = self.reason or "cancelled"
         if registration is not None:
             await registration.aclose()

@@ -1,6 +1,6 @@
-"""How many connections there may be, of all and of one address; how long each, and how slow.
+"""Limits for the number of connections, in total and per source, and the reaper of idle or slow connections.
 
-What each may send, and how fast, is the engines': they have to stop reading for that.
+`max_bytes` and `rate_limit` are enforced by the engines, which stop reading.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from anyecho.clock import INTERVALS, sleep_running
 from anyecho.net.names import source_key
 from anyecho.server.options import ServeOptions
 
-#: Descriptors kept for all that is no connection: listeners, the event loop's own, log files, a resolver.
+#: Descriptors reserved for all other uses: listeners, the event loop, log files, a resolver.
 _RESERVED_DESCRIPTORS = 64
-#: More often than this would cost more than a limit is worth.
+#: Minimum seconds between two checks: more frequent checks cost too much processor time.
 _MIN_INTERVAL = 0.01
-#: Connections looked at before other tasks have their turn.
+#: Connections checked before a yield to other tasks.
 _YIELD_EVERY = 256
 
 
 def raise_descriptor_limit() -> int:
-    """Raise this process's soft limit of descriptors to the hard one; return what it is then."""
+    """Raise the soft descriptor limit of this process to its hard limit; return the new soft limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         try:
@@ -42,7 +42,7 @@ def raise_descriptor_limit() -> int:
 
 
 def cap_by_fd_limit(max_connections: int, descriptors: int) -> int:
-    """`max_connections`, but never more than leaves 64 descriptors; below 128 of them, than half."""
+    """Return `max_connections`, or the most that `descriptors` allow: all but 64, below 128 half of them."""
     if descriptors == resource.RLIM_INFINITY:
         return max_connections
 
@@ -51,9 +51,10 @@ def cap_by_fd_limit(max_connections: int, descriptors: int) -> int:
 
 @dataclass(eq=False)
 class ConnectionLimit:
-    """A gate before accept: open while fewer than `limit` connections are held, and always if none is to `wait`.
+    """Counts connections, and stops accepting while `limit` of them are held.
 
-    `within` another one, it is closed while that is.
+    Without `wait` it never stops accepting: the caller closes connections over the limit. It also stops accepting
+    while `parent` does.
     """
 
     limit: int
@@ -88,7 +89,7 @@ class ConnectionLimit:
 class SourceLimit:
     """At most `limit` concurrent connections per source: an IPv4 address or an IPv6 /64.
 
-    0 is no limit. Peers on Unix sockets have no address and are not limited.
+    0: no limit. Peers on Unix sockets have no IP address and are not limited.
     """
 
     def __init__(self, limit: int) -> None:
@@ -117,7 +118,7 @@ class SourceLimit:
 
 
 class Reapable(Protocol):
-    """What a reaper looks at, and leaves its notes on."""
+    """A connection for the reaper, which keeps its counters there; see `Connection`."""
 
     reason: str
     last_total: int
@@ -132,11 +133,11 @@ class Reapable(Protocol):
 
 
 class Reaper:
-    """Ends those of `connections` that are over one of the limits that take time to be reached.
+    """Closes those of `connections` that are idle, slow or too old.
 
-    It compares totals every now and then, so that an echo stamps no time: at least 8 times in the shortest of the
-    times allowed, by an eighth of which it may be late. Looks are counted, not seconds, and a look that is late
-    waits for an eighth more: a process that was stopped, or stuck, reads what came meanwhile before it judges.
+    It compares byte totals at intervals, so that no echo reads a clock. An interval is an eighth of the shortest
+    limit, and a close may be late by an interval. Limits are counted in checks, not in seconds, and a late check is
+    delayed by another interval: after a stop of the process, input that arrived meanwhile is read before the check.
     """
 
     def __init__(self, connections: Collection[Reapable], options: ServeOptions) -> None:
@@ -144,7 +145,7 @@ class Reaper:
         window = options.min_rate_window if options.min_rate else math.inf
         times = (options.idle_timeout, options.write_timeout, options.max_duration, window)
         self._interval = max(min(times) / INTERVALS, _MIN_INTERVAL)
-        #: How many looks each of the times is.
+        #: Each limit as a number of checks.
         self._idle, self._write, self._duration, self._window = map(self._checks_in, times)
         self._min_bytes_per_window = 0.0 if math.isinf(window) else options.min_rate * window
 
@@ -152,7 +153,7 @@ class Reaper:
         return seconds if math.isinf(seconds) else math.ceil(seconds / self._interval - 1e-6)
 
     async def run(self) -> None:
-        """Reap until cancelled."""
+        """Check all connections at intervals, until cancelled."""
         if math.isinf(self._interval):
             return
 
@@ -161,7 +162,7 @@ class Reaper:
             await self._check_all()
 
     async def _check_all(self) -> None:
-        # A function of its own, or the last connection would be kept until the next look.
+        # A function of its own: a loop variable in `run` would keep the last connection until the next check.
         for number, connection in enumerate(list(self._connections), start=1):
             if reason := self._check(connection):
                 connection.request_close(reason)
@@ -169,7 +170,7 @@ class Reaper:
                 await checkpoint()
 
     def _check(self, connection: Reapable) -> str:
-        """Note what has moved since the last look; return why it is enough, if it is and was not before."""
+        """Update the counters of `connection`; return the reason to close it, or "" if it stays or is closing."""
         received, sent = connection.totals
         moved = received + sent != connection.last_total
         connection.last_total = received + sent
@@ -180,7 +181,7 @@ class Reaper:
             return ""
         if connection.checks > self._duration:
             return "duration"
-        # What it has not taken yet is room that it owes us.
+        # Echo is pending, and the kernel has accepted none of it.
         if received > sent and connection.idle_checks >= self._write:
             return "write"
 
@@ -190,10 +191,10 @@ class Reaper:
         return "rate" if slow else ""
 
     def _is_slow(self, connection: Reapable, sent: int) -> bool:
-        """Whether a window ends with this look in which it took too little. The first look begins the first."""
+        """Whether a rate window ends now and too few bytes were sent in it. The first check starts a window."""
         if connection.checks % self._window:
             return False
 
-        took = sent - connection.window_start
+        sent_in_window = sent - connection.window_start
         connection.window_start = sent
-        return connection.checks > 0 and took < self._min_bytes_per_window
+        return connection.checks > 0 and sent_in_window < self._min_bytes_per_window

@@ -1,6 +1,6 @@
-"""The listening side of a server: its sockets, what accepts on them, and how they stop.
+"""The listening sockets of a server: accept on them, echo datagrams, stop.
 
-It does not know what becomes of an accepted connection.
+Accepted connections are passed on to `Admission`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from anyecho.server.unused import expected_header
 
 
 class Listening:
-    """Accepts on `listeners`, which it closes, and gives each connection to `admission`; echoes datagrams."""
+    """Accepts on `listeners` and passes each connection to `admission`; echoes datagrams. Closes the listeners."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Listening:
         poller: Poller | Fallback,
         certificates: Certificates | None,
     ) -> None:
-        #: Set once no socket listens and no task waits for one.
+        #: Set once all listeners are closed and no task waits for one.
         self.closed = Event()
         self._listeners = listeners
         self._poller = poller
@@ -62,7 +62,7 @@ class Listening:
         self._stopped = False
 
     async def run(self) -> None:
-        """Accept until stopped or cancelled. Raises the `OSError` of a listener that can accept no more."""
+        """Accept until stopped or cancelled. Raises `OSError` if a listener can accept no more."""
         try:
             with self._scope:
                 async with create_task_group() as acceptors:
@@ -76,15 +76,15 @@ class Listening:
             self.closed.set()
 
     def accept_backlog(self) -> None:
-        """Accept each connection that the kernel holds, as far as limits allow; answer datagrams that have come."""
+        """Accept all connections in the accept backlogs, if limits allow it; echo datagrams that have arrived."""
         if not self._stopped:
             for acceptor in self._acceptors:
-                # One more than the backlog: that is how many the kernel lets wait.
+                # The kernel holds one more connection than the backlog of listen(2).
                 acceptor.accept_some(self._backlog + 1)
             self._udp.finish()
 
     def stop(self) -> None:
-        """Stop listening, before this returns. The tasks that wait for listeners end soon after."""
+        """Stop listening before this returns. The accepting tasks end soon afterwards."""
         if self._stopped:
             return
 

@@ -1,7 +1,4 @@
-"""Streams that hand out only so much: so many bytes, or so many a second.
-
-Each limits what is received, and so what is echoed; none of them knows what carries the bytes.
-"""
+"""Stream wrappers that limit the bytes received, and so the echo: in total, or per second."""
 
 from __future__ import annotations
 
@@ -13,18 +10,18 @@ from anyio import current_time, sleep
 
 from anyecho.passthrough import Passthrough
 
-#: Seconds' worth of bytes that may come at once: as little as keeps an average over 10 s within 5 %, as much as
-#: keeps the sleeps few.
+#: Burst of the token bucket, in seconds of its rate. Short enough for an average over 10 s within 5 %, long enough
+#: for few sleeps.
 _BURST = 0.1
 
 
 class LimitReached(Exception):
-    """The peer has sent all that it may. Its text is the reason, as `Stats.closed` counts it."""
+    """The peer has sent more than its limit. The text is the close reason, a key of `Stats.closed`."""
 
 
 @dataclass(eq=False)
 class Capped(Passthrough):
-    """Hands out `max_bytes` in all; raises `LimitReached` if the peer has more to say, which is lost."""
+    """Receives `max_bytes` in total; raises `LimitReached` if the peer sends more, and discards it."""
 
     max_bytes: int
     _received: int = field(init=False, default=0)
@@ -41,7 +38,7 @@ class Capped(Passthrough):
 
 @dataclass(eq=False)
 class Paced(Passthrough):
-    """Hands out `rate` bytes a second, on average: a token bucket, and a byte is a token."""
+    """Receives `rate` bytes per second on average: a token bucket, one token per byte."""
 
     rate: float
     _tokens: float = field(init=False, default=0.0)
@@ -54,7 +51,7 @@ class Paced(Passthrough):
     async def receive(self, max_bytes: int = 65536) -> bytes:
         self._fill()
         if self._tokens < 1:
-            # For half of it, not for one: a peer in haste then costs 20 turns a second, not one for each byte.
+            # Wait for half a bucket, not for one token: 20 wake-ups a second for a fast peer, not one per byte.
             await self._wait_for(max(self._size / 2, 1.0))
 
         item = await self.stream.receive(min(max_bytes, int(self._tokens)))

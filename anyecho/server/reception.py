@@ -1,6 +1,6 @@
 """Admission of accepted sockets: makes a connection of each, or closes it with a reason.
 
-Checks the limits, chooses the engine and keeps the set of connections. It has no time limits.
+Checks the connection limits, chooses the engine and keeps the set of connections. Time limits are elsewhere.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Admission:
         return self.handshakes.accept_limit if policy.certificates else self._limit
 
     def admit(self, policy: ListenerPolicy, sock: socket.socket, sockaddr: Any) -> None:
-        """Own `sock`, accepted from `sockaddr`: start a connection, or close it and count the reason."""
+        """Take over `sock`, accepted from `sockaddr`: start a connection, or close it and count the reason."""
         self._stats.accepted += 1
         if self._limit.is_reached():
             self._reject(sock, "over_limit")
@@ -84,11 +84,11 @@ class Admission:
         elif sockaddr in self._trusted:
             self._start(ProxiedConnection(sock, self._proxy_engine, policy), sockaddr)
         else:
-            self._proxy_engine.log_rejection(peer_name(sock, sockaddr), "--proxy-trusted does not name it")
+            self._proxy_engine.log_rejection(peer_name(sock, sockaddr), "its address is not in --proxy-trusted")
             self._reject(sock, "untrusted")
 
     def peers(self) -> list[Peer]:
-        """Return the peers of all connections that echo."""
+        """Return the peers of all established connections."""
         return [peer for each in self.connections if (peer := _describe(each)) is not None]
 
     async def wait_empty(self) -> None:
@@ -156,7 +156,7 @@ class Admission:
 
 
 def _describe(connection: Connection) -> Peer | None:
-    """Return the peer of `connection`; None if it does not echo yet, or is no longer connected."""
+    """Return the peer of `connection`; None if it is not established yet, or no longer connected."""
     asserted = connection.asserted
     if not connection.established:
         return None

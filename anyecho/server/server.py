@@ -1,7 +1,6 @@
-"""A server's lifetime: listen, serve, close, drain.
+"""The lifetime of a server: listen, serve, close, drain, abort.
 
-It decides when connections begin and end, and in which order listeners, connections and the poller end. How a
-connection echoes is up to its engine.
+It sets the order in which listeners, connections and the poller are closed. The echo itself is up to the engines.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from anyecho.validation import check_kind
 
 logger = logging.getLogger("anyecho.server")
 
-#: Where the original example listened.
+#: The address of the original example.
 DEFAULT_ADDRESS = "tcp://localhost:10000"
 
 
@@ -43,9 +42,9 @@ async def serve(
 ) -> None:
     """Echo on `addresses` (by default ``tcp://localhost:10000``) until cancelled.
 
-    `task_status` is told the addresses once they accept, with port 0 replaced by the port that was free. Raises
-    `BindError` when one cannot be listened on; then none is. Raises `UsageError` when options that protect (TLS,
-    PROXY trust) cannot act on any of the addresses.
+    `task_status` gets the bound addresses once they accept connections; port 0 is replaced by the actual port.
+    Raises `BindError` if listening fails on any address; then no socket stays open. Raises `UsageError` if options
+    that protect (TLS, trusted proxies) have no effect on any of the addresses.
     """
     async with open_server(*addresses, options=options) as server:
         task_status.started(server.addresses)
@@ -54,15 +53,15 @@ async def serve(
 
 @asynccontextmanager
 async def open_server(*addresses: str | Address, options: ServeOptions | None = None) -> AsyncIterator[Server]:
-    """A server that runs inside the block. Leaving the block is `drain(0)`; it waits until the server is closed.
+    """Run a server inside the block. Leaving the block calls `drain(0)` and waits until the server is closed.
 
-    If an exception or a cancellation leaves the block, the connections are counted as ``cancelled``. Raises as
-    `serve` does, before the block. The task that enters the block has to leave it.
+    If an exception or a cancellation leaves the block, the connections are counted as ``cancelled``. Raises the
+    errors of `serve` before the block is entered. The task that enters the block must leave it.
     """
     options = ServeOptions() if options is None else options
     check_kind(options, ServeOptions)
     wanted = [parse_address(address) for address in addresses or (DEFAULT_ADDRESS,)]
-    # An inherited descriptor may be for streams or for datagrams: its options are checked once it is open.
+    # A passed socket may be for streams or for datagrams: its options are checked once it is open.
     inherits = any(isinstance(address, FDAddress) for address in wanted)
     if not inherits:
         check_options(options, [(address, address) for address in wanted])
@@ -101,8 +100,8 @@ async def open_server(*addresses: str | Address, options: ServeOptions | None = 
 class Server:
     """A running server, as `open_server` yields it.
 
-    `close`, `drain`, `abort` and `wait_closed` are for the thread of its event loop. In another thread each raises
-    `RuntimeError` and changes nothing. Each may be called again, in any order, and after the block has been left.
+    Call `close`, `drain`, `abort` and `wait_closed` in the thread of its event loop. In another thread each raises
+    `RuntimeError` and changes nothing. Each may be called repeatedly, in any order, and after the block.
     """
 
     def __init__(
@@ -117,7 +116,7 @@ class Server:
         self.addresses: tuple[Address, ...] = tuple(listener.address for listener in listeners)
         self.options = options
         self.stats = Stats()
-        #: To reload them, and for the file of a made-up CA; without a TLS address there are none.
+        #: The TLS certificates, which can be reloaded, and the self-signed CA; None without a TLS address.
         self.certificates = certificates
         self._listeners = listeners
         self._poller = poller
@@ -127,7 +126,7 @@ class Server:
         self._reaper = Reaper(self._connections, options)
         self._listening = Listening(listeners, self._admission, options, self.stats, poller, certificates)
         self._thread = get_ident()
-        #: Whether the block has been left, and nothing is left to be done in any thread.
+        #: Whether the block has been left: then all methods are no-ops, in any thread.
         self._exited = False
 
     def start(self) -> None:
@@ -156,21 +155,21 @@ class Server:
         return ports.pop()
 
     def close(self) -> None:
-        """Stop accepting, before this returns: a peer that connects later is refused. Connections stay.
+        """Stop accepting before this returns: later connections are refused. Open connections continue.
 
-        A connection that waits in the kernel's backlog is accepted first, because its peer has been told that it is
-        connected; one beyond `max_connections` is reset. A datagram that has come is answered.
+        Connections in the accept backlog are accepted first, because the kernel has completed them; those over
+        `max_connections` are reset. Datagrams that have arrived are answered.
         """
         self._check_thread("close")
         self._listening.accept_backlog()
         self._listening.stop()
 
     async def drain(self, grace: float | None = None) -> None:
-        """Close; go on echoing for `grace` seconds (by default `graceful_timeout`); then half-close each connection
-        that is left, wait `linger` seconds for its peer, and end it.
+        """Stop accepting, echo for `grace` seconds (default: `graceful_timeout`), then close each connection with a
+        lingering close of at most `linger` seconds.
 
-        Returns when no connection is left, at the latest after grace and linger. If it is cancelled, the server
-        stays closed, and connections go on.
+        Returns once no connection is left, at the latest after grace and linger. If it is cancelled, the server
+        accepts no more, and open connections continue.
         """
         self._check_thread("drain")
         if self._exited:
@@ -182,8 +181,8 @@ class Server:
         await self._admission.wait_empty()
 
     def abort(self) -> None:
-        """Stop accepting, reset the backlog, and end every connection now: nothing owed is sent. A `drain` that is
-        under way returns.
+        """Stop accepting, reset the accept backlog, and close each connection without its pending echo. A running
+        `drain` returns.
         """
         self._check_thread("abort")
         self._listening.stop()
@@ -191,7 +190,7 @@ class Server:
             connection.abort()
 
     async def wait_closed(self) -> None:
-        """Return when the server is closed and no connection is left. It closes nothing itself."""
+        """Wait until the server accepts no more and no connection is left. Does not close anything itself."""
         self._check_thread("wait_closed")
         if self._exited:
             return
@@ -224,7 +223,7 @@ class Server:
 
 
 def _describe(requested: Address, bound: Address) -> str:
-    """``localhost port 10000``, as the original example said it; other addresses as they are written."""
+    """Return the text of an address for the log: ``localhost port 10000``, the format of the original example."""
     if isinstance(requested, TCPAddress) and isinstance(bound, TCPAddress):
         return f"{requested.host or '*'} port {bound.port}"
     if isinstance(requested, UDPAddress) and isinstance(bound, UDPAddress):

@@ -1,7 +1,7 @@
 """The tasks engine: one task per connection, for wrapped streams.
 
-Errors of a peer or the network are counted, a bug is logged and ends this connection only, a cancellation
-propagates. In every case the connection is then closed within a time limit.
+Errors of a peer or the network are counted. A bug is logged and closes this connection only. A cancellation
+propagates. In each case the connection is closed within a time limit.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class TaskConnection(Connection):
     __slots__ = ("_records", "_stream", "_task", "engine")
 
     def __init__(self, sock: socket.socket, engine: Engine, records: Records | None = None) -> None:
-        """With `records`, over TLS."""
+        """Over TLS if `records` are given; they must be new."""
         super().__init__(sock)
         self.engine = engine
         self._records = records
@@ -77,11 +77,11 @@ class TaskConnection(Connection):
             else:
                 await self.close(self._stream)
             self.log_end()
-            # The handle keeps the exception that ended this task, and its frames: cycles. On trio that includes the
-            # frames of the cancelling task, and of the exception that trio waits within.
+            # The task handle keeps the exception that ends this task, with its frames: reference cycles. On trio
+            # they include the frames of the cancelling task, and of the exception that trio waits within.
             self._task = None
-            if (ended_by := sys.exception()) is not None:
-                ended_by.__traceback__ = ended_by.__context__ = None
+            if (error := sys.exception()) is not None:
+                error.__traceback__ = error.__context__ = None
             self.engine.on_closed(self)
 
     def _begin_close(self) -> None:

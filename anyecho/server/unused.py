@@ -1,4 +1,4 @@
-"""Which options of a server cannot act on the addresses it listens on, and why not."""
+"""Find server options that have no effect on any listening address, with the reason."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from anyecho.validation import given_options
 
 logger = logging.getLogger("anyecho.server")
 
-#: An address as requested, and as the socket is bound; the same where no socket is open yet.
+#: The requested address and the bound address; equal until the socket is open.
 Bound: TypeAlias = tuple[Address, Address]
 
 _TLS = frozenset(each.name for each in fields(TLSServerOptions))
 _PROXY = frozenset({"proxy_protocol", "proxy_trusted"})
-#: Without these, peers are served that the caller did not mean to serve, or in the clear.
+#: If one of these were ignored, the server would serve unwanted peers, or without encryption.
 _PROTECTIVE = _TLS | _PROXY
 
 _UDP = frozenset({"udp_rate", "unsafe_udp"})
 _TCP = frozenset({"tcp_nodelay", "tcp_notsent_lowat", "tcp_user_timeout", "keepalive"})
 _ANY = frozenset({"sndbuf", "rcvbuf"})
-#: These need more than an address of a kind.
+#: These depend on more than the kind of an address: each is its own key in `_reasons`.
 _OWN_REASON = frozenset(
     {
         *("handshake_timeout", "max_connections_per_ip", "min_rate_window"),
@@ -41,16 +41,16 @@ _OWN_REASON = frozenset(
 
 
 def expected_header(address: Address, options: ServeOptions) -> Versions | None:
-    """The versions of the PROXY header that begins a connection to `address`; None where there is no header."""
+    """Return the PROXY header versions that `address` expects; None if it expects no header."""
     mode = None if isinstance(address, UDPAddress) else address.proxy
     mode = mode or options.proxy_protocol
     return None if mode == "off" else mode
 
 
 def check_options(options: ServeOptions, addresses: Sequence[Bound]) -> None:
-    """Raise `UsageError` for protective options that cannot act on `addresses`, and for a missing `proxy_trusted`.
+    """Raise `UsageError` for protective options without effect on `addresses`, and for a missing `proxy_trusted`.
 
-    Other options that cannot act are one line of the log.
+    All other options without effect are reported in one warning.
     """
     if not options.proxy_trusted:
         for requested, bound in addresses:
@@ -62,7 +62,7 @@ def check_options(options: ServeOptions, addresses: Sequence[Bound]) -> None:
     report_unused(
         {name: reasons[_kind(name)] for name in given_options(options) if _kind(name) in reasons},
         logger,
-        # Where every address says for itself what it expects, the default of all drops nothing.
+        # If each address has its own ?proxy=, ignoring the default drops no protection.
         protective=_PROTECTIVE - {"proxy_protocol"} if "stream" not in reasons else _PROTECTIVE,
         from_environment=options.from_environment,
         mentioned=("proxy_protocol", "udp_rate", "min_rate"),
@@ -70,7 +70,7 @@ def check_options(options: ServeOptions, addresses: Sequence[Bound]) -> None:
 
 
 def _kind(option: str) -> str:
-    """What `option` needs: a key of `_reasons`."""
+    """Return the key of `_reasons` for `option`."""
     for kind, names in (("tls", _TLS), ("udp", _UDP), ("tcp", _TCP), ("any", _ANY)):
         if option in names:
             return kind
@@ -109,7 +109,7 @@ def _reasons(options: ServeOptions, addresses: Sequence[Bound]) -> Iterator[tupl
 
 
 def _over_tls(streams: Sequence[Bound]) -> str:
-    """What to write for the first of them instead."""
+    """Return a hint for the error: the first of `streams` as an address over TLS."""
     for requested, _ in streams:
         if not isinstance(requested, UDPAddress):
             return f": write {replace(requested, tls=True)}"
