@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from anyecho.backends import BACKENDS as BACKENDS
     from anyecho.backends import Backend as Backend
     from anyecho.backends import run as run
+    from anyecho.client.client import Client as Client
+    from anyecho.client.client import connect as connect
+    from anyecho.client.options import ConnectOptions as ConnectOptions
+    from anyecho.client.source import Source as Source
     from anyecho.errors import AddressError as AddressError
     from anyecho.errors import AnyechoError as AnyechoError
     from anyecho.errors import BackendError as BackendError
@@ -37,13 +41,9 @@ if TYPE_CHECKING:
     from anyecho.errors import StartError as StartError
     from anyecho.errors import UnitError as UnitError
     from anyecho.errors import UsageError as UsageError
-    from anyecho.measure.client import Client as Client
-    from anyecho.measure.client import connect as connect
-    from anyecho.measure.options import ConnectOptions as ConnectOptions
-    from anyecho.measure.source import Source as Source
     from anyecho.net.sockets import SocketOptions as SocketOptions
-    from anyecho.net.tls_contexts import TLSClientOptions as TLSClientOptions
-    from anyecho.net.tls_contexts import TLSServerOptions as TLSServerOptions
+    from anyecho.net.tls.contexts import TLSClientOptions as TLSClientOptions
+    from anyecho.net.tls.contexts import TLSServerOptions as TLSServerOptions
     from anyecho.server.options import ServeOptions as ServeOptions
     from anyecho.server.server import Server as Server
     from anyecho.server.server import open_server as open_server
@@ -58,11 +58,11 @@ _MODULES = {
         "AddressError AnyechoError BackendError BindError CertificateError ConnectError EchoError EchoLost "
         "EchoMismatch EchoStalled EchoTruncated StartError UnitError UsageError"
     ),
-    "anyecho.measure.client": "Client connect",
-    "anyecho.measure.source": "Source",
-    "anyecho.measure.options": "ConnectOptions",
+    "anyecho.client.client": "Client connect",
+    "anyecho.client.source": "Source",
+    "anyecho.client.options": "ConnectOptions",
     "anyecho.net.sockets": "SocketOptions",
-    "anyecho.net.tls_contexts": "TLSClientOptions TLSServerOptions",
+    "anyecho.net.tls.contexts": "TLSClientOptions TLSServerOptions",
     "anyecho.server.options": "ServeOptions",
     "anyecho.server.server": "Server open_server serve",
     "anyecho.server.stats": "Peer Stats",

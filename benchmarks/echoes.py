@@ -14,9 +14,9 @@ from anyio import create_task_group, sleep
 from anyio.abc import SocketAttribute
 
 from anyecho.backends import Backend, run
-from anyecho.measure.client import connect
+from anyecho.client.client import connect
+from anyecho.client.options import ConnectOptions, LoadOptions
 from anyecho.measure.load import Load, open_load
-from anyecho.measure.options import ConnectOptions, LoadOptions
 from anyecho.net.poller import open_poller
 from anyecho.net.sockets import SocketOptions
 from process import Running

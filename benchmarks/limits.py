@@ -20,10 +20,10 @@ from anyio import BrokenResourceError, create_task_group, move_on_after, sleep
 from anyio.abc import ByteStream
 
 from anyecho.backends import Backend, run
+from anyecho.client.client import connect
+from anyecho.client.options import ConnectOptions, LoadOptions
 from anyecho.errors import AnyechoError
-from anyecho.measure.client import connect
 from anyecho.measure.load import open_load
-from anyecho.measure.options import ConnectOptions, LoadOptions
 from anyecho.net.sockets import SocketOptions
 from process import Running, running
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import trustme
 
-from anyecho.net.tls_records import Records
+from anyecho.net.tls.records import Records
 from process import Running, running, wait_until
 
 PEERS = Path(__file__).parent / "peers"

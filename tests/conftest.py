@@ -5,8 +5,8 @@
 * Tests do not sleep to wait for a state: they wait for an event, a line or a byte, within a time limit.
 * Failures are injected: an errno into a system call, a descriptor limit, a signal to a real process.
 * Results do not depend on the machine: environment variables that change programs are removed. A test that needs
-  more than Python checks for it first (`tests.machine`), and is skipped with the reason.
-* The mark ``by_turns`` runs each case on a single backend, if the backend makes no difference (`tests.turns`).
+  more than Python checks for it first (`support.machine`), and is skipped with the reason.
+* The mark ``by_turns`` runs each case on a single backend, if the backend makes no difference (`support.turns`).
 * ``--fallback`` runs everything without epoll, real processes included.
 """
 
@@ -23,10 +23,10 @@ from anyecho.address import Address, TCPAddress, UnixAddress
 from anyecho.net.poller import Fallback, Poller, open_poller
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
-from tests.machine import short_directory
-from tests.process import Processes
-from tests.turns import out_of_turn
-from tests.without_epoll import remove_epoll
+from tests.support.machine import short_directory
+from tests.support.process import Processes
+from tests.support.turns import out_of_turn
+from tests.support.without_epoll import remove_epoll
 
 BACKENDS = {
     "asyncio": ("asyncio", {}),

@@ -1,6 +1,6 @@
 """The layering of the package: allowed imports, and modules that only some folders may use.
 
-The source is parsed, not imported. Imports under ``if TYPE_CHECKING:`` are exempt, because they do not run.
+The source is parsed, not imported. Imports under ``if TYPE_CHECKING:`` count too: a type is a dependency.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ PACKAGE = Path(anyecho.__file__).parent
 LAYERS = {
     "errors": 0,
     "_version": 0,
-    "passthrough": 0,
-    "throttled_log": 0,
+    "throttle": 0,
+    "streams": 1,
     "clock": 1,
     "host": 1,
     "units": 1,
@@ -31,18 +31,20 @@ LAYERS = {
     "address": 2,
     "backends": 2,
     "echo": 2,
-    "transcript": 2,
     "net": 3,
+    "systemd": 4,
     "faults": 4,
+    "client": 5,
     "server": 5,
-    "measure": 5,
-    "cli": 6,
-    "__main__": 7,
-    "": 8,
+    "measure": 6,
+    "cli": 7,
+    "__main__": 8,
+    "": 9,
 }
 
-#: Within a folder, a module imports from those listed before it.
+#: Within a folder, a module imports from what is listed before it; a folder within one is listed as a module is.
 FOLDERS = {
+    "streams": ("passthrough", "transcript", "limits"),
     "net": (
         "descriptors",
         "threads",
@@ -50,42 +52,43 @@ FOLDERS = {
         "sockets",
         "pending",
         "names",
+        "resolve",
         "error_queue",
         "foreign_options",
         "accepted",
         "driver",
+        "readiness",
         "fallback",
         "registration",
         "poller",
         "stream",
-        "tls_errors",
-        "tls_outgoing",
-        "tls_records",
-        "tls_attributes",
-        "tls_transfer",
-        "tls_files",
-        "tls_contexts",
-        "linger",
         "tls",
-        "tls_connect",
-        "proxy_protocol",
-        "proxied",
-        "datagram_stream",
-        "datagram_counts",
-        "pktinfo",
-        "singly",
-        "mmsg",
-        "datagrams",
+        "linger",
+        "proxy",
+        "udp",
         "bind",
         "inherit",
         "unix",
         "listen",
-        "activation",
-        "notify",
         "accept",
         "connect",
     ),
+    "net.tls": (
+        "errors",
+        "outgoing",
+        "records",
+        "attributes",
+        "transfer",
+        "files",
+        "contexts",
+        "stream",
+        "connect",
+    ),
+    "net.proxy": ("header", "reader", "trust"),
+    "net.udp": ("counts", "pktinfo", "recvfrom", "mmsg", "echo", "stream"),
+    "systemd": ("activation", "notify"),
     "faults": (),
+    "client": ("options", "unused", "source", "exchange", "matcher", "datagrams", "client"),
     "server": (
         "options",
         "unused",
@@ -93,28 +96,17 @@ FOLDERS = {
         "limits",
         "handshakes",
         "connection",
-        "metered",
         "tasks",
         "events",
         "tls_events",
-        "introduction",
-        "reception",
+        "proxied",
+        "admission",
+        "udp_guard",
         "udp",
         "listening",
         "server",
     ),
-    "measure": (
-        "options",
-        "unused",
-        "source",
-        "exchange",
-        "ledger",
-        "datagrams",
-        "client",
-        "course",
-        "closed_loop",
-        "load",
-    ),
+    "measure": ("load_run", "closed_loop", "load"),
     "cli": (
         "default_action",
         "terminal",
@@ -137,7 +129,7 @@ RESTRICTED = {
     "asyncio": (),
     "trio": (),
     "uvloop": (),
-    "socket": ("net",),
+    "socket": ("net", "systemd"),
     "ssl": ("net",),
     "select": ("net",),
     "anyio.wait_readable": ("net.driver", "net.fallback"),
@@ -153,20 +145,32 @@ RESTRICTED = {
 
 #: The names are lazy here; Ctrl-C may come there while the command line is being imported; trustme is an extra;
 #: ctypes is missing from a Python that was built without libffi; rich is slow to import, and needed for help only.
-MAY_IMPORT_LATE = ("", "__main__", "cli.main", "net.datagrams", "net.tls_contexts")
+MAY_IMPORT_LATE = ("", "__main__", "cli.main", "net.udp.echo", "net.tls.contexts")
 
 
 def is_within(name: str, outer: str) -> bool:
     return f"{name}.".startswith(f"{outer}.")
 
 
-def place_of(module: str) -> tuple[int, str, int] | None:
-    """Return layer, folder and position in it; ``__init__`` comes first, so it imports no sibling."""
-    folder, _, name = module.partition(".")
-    if folder not in LAYERS or (name and name not in FOLDERS.get(folder, ())):
+def place_of(module: str) -> tuple[int, str, tuple[int, ...]] | None:
+    """Floor, room, and the places of the folders within it and of the module in the last of them.
+
+    ``__init__`` comes first in its folder, and so imports none of the other modules there.
+    """
+    room, *rest = module.split(".")
+    if room not in LAYERS:
         return None
 
-    return LAYERS[folder], folder, FOLDERS[folder].index(name) + 1 if name else 0
+    places: list[int] = []
+    folder = room
+    for name in rest:
+        if name not in FOLDERS.get(folder, ()):
+            return None
+        places.append(FOLDERS[folder].index(name) + 1)
+        folder = f"{folder}.{name}"
+    if folder in FOLDERS:
+        places.append(0)
+    return LAYERS[room], room, tuple(places)
 
 
 def module_of(name: str) -> str | None:
@@ -191,20 +195,26 @@ def may_import(module: str, other: str) -> bool:
 class Reader(ast.NodeVisitor):
     """Collects the full names that a module `used`: its imports, and their attributes.
 
-    `late` holds the imports inside functions.
+    `late` holds the imports inside functions, `typed` those of types only (``if TYPE_CHECKING:``).
     """
 
     def __init__(self, package: str) -> None:
         self.package = package
         self.used: set[str] = set()
+        self.typed: set[str] = set()
         self.late: set[str] = set()
         self._depth = 0
         self._meaning = {name: name for name in dir(builtins)}
 
     def visit_If(self, node: ast.If) -> None:
-        exempt = ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
-        for each in node.orelse if exempt else [node.test, *node.body, *node.orelse]:
-            self.visit(each)
+        if ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            types = Reader(self.package)
+            types.visit(ast.Module(node.body, []))
+            self.typed |= types.used
+            for each in node.orelse:
+                self.visit(each)
+        else:
+            self.generic_visit(node)
 
     def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
         self._depth += 1
@@ -258,11 +268,13 @@ def violations(module: str, source: str) -> Iterator[str]:
     folder = module if module in FOLDERS else module.rpartition(".")[0]
     reader = Reader(f"anyecho.{folder}".rstrip("."))
     reader.visit(ast.parse(source))
-    for name in sorted(reader.used):
+    for name in sorted(reader.used | reader.typed):
         other = module_of(name)
         if other is not None and not may_import(module, other):
             yield f"imports {name} from above or beside it"
 
+    # A type of a restricted module may be named anywhere.
+    for name in sorted(reader.used):
         # The functions of `random` share one generator, which other code may have seeded.
         if name.startswith("random.") and not is_within(name, "random.Random"):
             yield f"uses {name}"
@@ -321,15 +333,23 @@ def test_modules_of_every_folder_are_checked() -> None:
         # Neighbours.
         (
             "server.server",
-            "from anyecho.measure.options import x",
-            "imports anyecho.measure.options.x from above or beside it",
+            "from anyecho.client.options import x",
+            "imports anyecho.client.options.x from above or beside it",
         ),
         (
-            "measure.client",
+            "client.client",
             "from anyecho.server import options",
             "imports anyecho.server.options from above or beside it",
         ),
-        ("measure.client", "from anyecho import server", "imports anyecho.server from above or beside it"),
+        ("client.client", "from anyecho import server", "imports anyecho.server from above or beside it"),
+        ("net.tls.errors", "from .records import x", "imports anyecho.net.tls.records.x from above or beside it"),
+        ("net.stream", "from .tls.stream import x", "imports anyecho.net.tls.stream.x from above or beside it"),
+        ("net.udp.echo", "from anyecho.net import bind", "imports anyecho.net.bind from above or beside it"),
+        (
+            "net.registration",
+            "if TYPE_CHECKING:\n    from anyecho.net.poller import Poller",
+            "imports anyecho.net.poller.Poller from above or beside it",
+        ),
         # Restricted names.
         ("backends", "import asyncio", "uses asyncio"),
         ("net.poller", "import asyncio.events", "uses asyncio.events"),
@@ -338,7 +358,7 @@ def test_modules_of_every_folder_are_checked() -> None:
         ("server.tasks", "import socket", "uses socket"),
         ("server.tasks", "from socket import AF_INET", "uses socket.AF_INET"),
         ("cli.main", "import ssl", "uses ssl"),
-        ("measure.client", "import select", "uses select"),
+        ("client.client", "import select", "uses select"),
         ("server.server", "import cyclopts", "uses cyclopts"),
         ("units", "from rich.console import Console", "uses rich.console.Console"),
         ("server.server", "import signal", "uses signal"),
@@ -381,13 +401,13 @@ def test_a_violation_is_found(module: str, source: str, violation: str) -> None:
             "server.server",
             "from anyecho.net.accept import x\nfrom anyecho.server.tasks import y\nfrom anyecho.echo import echo",
         ),
-        ("cli.main", "from anyecho.server.server import x\nfrom anyecho.measure.client import y"),
+        ("cli.main", "from anyecho.server.server import x\nfrom anyecho.client.client import y"),
         ("net.fallback", "import select, socket, ssl\nfrom anyio import wait_readable, wait_writable"),
         ("cli.main", "import cyclopts, rich, signal, sys\nprint(1)\nsys.exit(1)"),
         ("__main__", "import sys\ndef f():\n    from anyecho.cli.main import main\n    sys.exit(1)"),
         ("", "def f():\n    from importlib import import_module"),
         ("server.tasks", "if TYPE_CHECKING:\n    import socket\ndef f(sock: socket.socket) -> None: ..."),
-        ("errors", "import typing\nif typing.TYPE_CHECKING:\n    from anyecho.cli.main import app"),
+        ("cli.main", "import typing\nif typing.TYPE_CHECKING:\n    from anyecho.server.server import Server"),
         ("server.stats", "def f(signal, select):\n    return signal.socket, select.print"),
         ("server.stats", "import sys\nsys.stdout"),
         ("server.stats", "import selectors, socketserver"),

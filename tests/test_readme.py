@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.peers import SOON
-from tests.process import Processes, wait_until
+from tests.support.peers import SOON
+from tests.support.process import Processes, wait_until
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 SERVER, CLIENT, BOTH, FIXTURE, UNITTEST, OVER_TLS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

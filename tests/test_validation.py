@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from anyecho.address import FDAddress, TCPAddress, UDPAddress, UnixAddress, parse_address
+from anyecho.client.client import connect
+from anyecho.client.options import ConnectOptions, LoadOptions
 from anyecho.errors import AddressError, UsageError
-from anyecho.measure.client import connect
 from anyecho.measure.load import open_load
-from anyecho.measure.options import ConnectOptions, LoadOptions
 from anyecho.net.sockets import SocketOptions
-from anyecho.net.tls_contexts import TLSClientOptions, TLSServerOptions
+from anyecho.net.tls.contexts import TLSClientOptions, TLSServerOptions
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import open_server
 from anyecho.validation import given_options

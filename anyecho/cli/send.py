@@ -23,11 +23,11 @@ from anyecho.cli.environment import Environment
 from anyecho.cli.flags import BackendFlag, file_name, whole_number
 from anyecho.cli.logs import LogOptions, log_to_stderr
 from anyecho.cli.signals import Signals, caught_signals
+from anyecho.client.client import connect
+from anyecho.client.options import ConnectOptions
+from anyecho.client.source import Source
 from anyecho.clock import run_within, running_clock
 from anyecho.errors import LocalError, UsageError, unwrap_single
-from anyecho.measure.client import connect
-from anyecho.measure.options import ConnectOptions
-from anyecho.measure.source import Source
 from anyecho.net.descriptors import read_some, write_all
 from anyecho.net.threads import NoThreadError, run_in_thread
 

@@ -21,12 +21,12 @@ from anyecho.cli.flags import BackendFlag
 from anyecho.cli.logs import LogOptions, log_to_stderr
 from anyecho.cli.signals import Signals, caught_signals
 from anyecho.errors import CertificateError, unwrap_single
-from anyecho.net.activation import Activation, take_activation
 from anyecho.net.descriptors import write_all
-from anyecho.net.notify import Notifier, open_notifier
-from anyecho.net.tls_contexts import Certificates
+from anyecho.net.tls.contexts import Certificates
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import DEFAULT_ADDRESS, Server, open_server
+from anyecho.systemd.activation import Activation, take_activation
+from anyecho.systemd.notify import Notifier, open_notifier
 
 logger = logging.getLogger("anyecho.server")
 

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, TypeAlias
 from anyio.abc import TaskGroup
 
 from anyecho.errors import EchoError, EchoMismatch, EchoTruncated
-from anyecho.measure.course import LoadRun
-from anyecho.net.fallback import Registration
+from anyecho.measure.load_run import LoadRun
 from anyecho.net.poller import Poller
-from anyecho.net.registration import READ, WRITE
+from anyecho.net.readiness import READ, WRITE, Registration
 
 if TYPE_CHECKING:
     import socket

@@ -26,12 +26,12 @@ from anyio import (
 from anyio.abc import SocketAttribute, TaskGroup
 
 from anyecho.address import Address, UDPAddress, parse_address
+from anyecho.client.client import Client, connect_checked
+from anyecho.client.options import LoadOptions
+from anyecho.client.unused import check_options
 from anyecho.errors import EchoStalled, UsageError, unwrap_single
-from anyecho.measure.client import Client, connect_checked
 from anyecho.measure.closed_loop import PolledLoop, WaitingLoop
-from anyecho.measure.course import LoadRun
-from anyecho.measure.options import LoadOptions
-from anyecho.measure.unused import check_options
+from anyecho.measure.load_run import LoadRun
 from anyecho.net.poller import Fallback, Poller, open_poller
 from anyecho.units import format_duration
 from anyecho.validation import check_kind

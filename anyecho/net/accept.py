@@ -24,7 +24,7 @@ from anyio.lowlevel import checkpoint
 
 from anyecho.net.accepted import Preparation
 from anyecho.net.poller import Fallback, Poller, call_while_readable
-from anyecho.throttled_log import ThrottledLog
+from anyecho.throttle import ThrottledLog
 
 logger = logging.getLogger("anyecho.server")
 

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from typing import Any, TypeAlias
 
 from anyecho.address import TCPAddress, UDPAddress
-from anyecho.net.names import Endpoint, resolve
+from anyecho.net.resolve import Endpoint, resolve
 
 #: Returns a new socket of a family, bound to a socket address.
 BindSocket: TypeAlias = Callable[[int, Any], socket.socket]

@@ -15,13 +15,13 @@ from anyio.abc import SocketAttribute
 
 from anyecho.address import Address, FDAddress, UDPAddress, UnixAddress
 from anyecho.errors import ConnectError, unwrap_single
-from anyecho.net.names import Endpoint, most_telling, resolve
 from anyecho.net.poller import Fallback, Poller
-from anyecho.net.proxy_protocol import encode_header
+from anyecho.net.proxy.header import encode_header
+from anyecho.net.resolve import Endpoint, most_telling, resolve
 from anyecho.net.sockets import SocketOptions
 from anyecho.net.stream import PolledStream
-from anyecho.net.tls_connect import client_session, secure
-from anyecho.net.tls_contexts import TLSClientOptions
+from anyecho.net.tls.connect import client_session, secure
+from anyecho.net.tls.contexts import TLSClientOptions
 
 #: Connection Attempt Delay of RFC 8305, section 5, in seconds.
 _ATTEMPT_DELAY = 0.25

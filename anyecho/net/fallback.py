@@ -1,15 +1,10 @@
-"""The readiness of one socket, and an implementation that needs no epoll.
-
-`may_read` and `may_write` are cleared by the caller of a system call, on EAGAIN (or EINPROGRESS) only. Kernel
-events set them. So an edge before the wait is not missed, and data and FIN in one event are both read.
-"""
+"""Readiness without epoll: registrations that wait with the event loop's own functions."""
 
 from __future__ import annotations
 
-__all__ = ("Fallback", "Registration")
+__all__ = ("Fallback",)
 
 import socket
-from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 
 from anyio import (
@@ -22,29 +17,7 @@ from anyio import (
     wait_writable,
 )
 
-
-class Registration(ABC):
-    """The readiness of one socket. One reader and one writer may wait at a time."""
-
-    __slots__ = ("may_read", "may_write", "short_read_drains")
-
-    def __init__(self) -> None:
-        self.may_read = True
-        self.may_write = True
-        #: Whether a read of fewer bytes than requested drains the socket. Such a read clears `may_read` too.
-        self.short_read_drains = False
-
-    @abstractmethod
-    async def readable(self) -> None:
-        """Wait for `may_read`. Raises `BusyResourceError` if a task waits, `ClosedResourceError` if closed."""
-
-    @abstractmethod
-    async def writable(self) -> None:
-        """Wait for `may_write`. Raises the same errors as `readable`."""
-
-    @abstractmethod
-    async def aclose(self) -> None:
-        """Unregister the socket, which is still open, and wake waiting tasks. It may be closed afterwards."""
+from anyecho.net.readiness import Registration
 
 
 class Fallback:

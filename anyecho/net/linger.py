@@ -17,7 +17,7 @@ from anyio import move_on_after
 from anyio.lowlevel import checkpoint
 
 from anyecho.net.stream import PolledStream
-from anyecho.net.tls_records import Records
+from anyecho.net.tls.records import Records
 
 #: SIOCOUTQ (tcp(7), unix(7)) by its other name. On other systems it has no meaning for a socket.
 _OUTPUT_QUEUE = termios.TIOCOUTQ if sys.platform == "linux" else None

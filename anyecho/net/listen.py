@@ -22,8 +22,8 @@ from anyecho.errors import BindError
 from anyecho.net.accepted import Preparation, preparation_for
 from anyecho.net.bind import bind_hosts
 from anyecho.net.inherit import inherit
-from anyecho.net.names import unmapped
-from anyecho.net.sockets import SocketOptions, address_of, datagram_address_of
+from anyecho.net.names import address_of, datagram_address_of, unmapped
+from anyecho.net.sockets import SocketOptions
 from anyecho.net.unix import SocketFile, bind_unix
 
 _HINTS = {

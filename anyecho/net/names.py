@@ -1,45 +1,44 @@
-"""Resolve host names to endpoints, group addresses by source for limits, choose the failure to report.
+"""Names and addresses of peers, and which of them count as one source.
 
-This module opens no sockets. Name look-ups run in threads with a limit of their own.
+This module opens no sockets and looks up no names.
 """
 
 from __future__ import annotations
 
-__all__ = ("Endpoint", "host_name", "is_host_name", "most_telling", "resolve", "source_key", "unmapped")
+__all__ = (
+    "SockAddr",
+    "address_of",
+    "datagram_address_of",
+    "host_name",
+    "is_host_name",
+    "name_of",
+    "peer_name",
+    "remote_address",
+    "source_key",
+    "unmapped",
+)
 
-import errno
+import os
 import re
 import socket
-from collections.abc import Sequence
-from functools import lru_cache, partial
+import struct
+from functools import lru_cache
 from ipaddress import IPv6Address
+from itertools import count
 from typing import Any, TypeAlias
+from urllib.parse import quote_from_bytes
 
-from anyio import CapacityLimiter
-from anyio.lowlevel import RunVar
+from anyecho.address import Address, TCPAddress, UDPAddress, UnixAddress
 
-from anyecho.net.threads import run_in_thread
-
-#: (family, socket address), ready for bind(2) or connect(2).
-Endpoint: TypeAlias = tuple[socket.AddressFamily, Any]
-
-#: Maximum threads that look up names. Dead name servers keep an abandoned thread for up to 30 s (resolv.conf(5):
-#: 3 servers, 2 attempts of 5 s), so 128 suffice for a caller that gives up and retries four times a second.
-_LOOK_UPS = 128
-
-_look_up_limiter: RunVar[CapacityLimiter] = RunVar("anyecho.net.names.look_up_limiter")
-
-#: Errors that concern this machine only: it has no such address, family or route.
-_LOCAL_ERRORS = frozenset(
-    {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.ENETUNREACH, errno.ENETDOWN}
-)
-#: Errors that mean that the peer did not answer.
-_NO_ANSWER_ERRORS = frozenset({errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ETIMEDOUT})
+#: (host, port), or the path of a Unix socket; an abstract name follows a NUL.
+SockAddr: TypeAlias = tuple[str, int] | str
 
 #: Prefixes followed by an IPv4 address: IPv4-mapped (RFC 4291) and the well-known prefix of NAT64 (RFC 6052).
 _EMBEDDED_IPV4 = (bytes(10) + b"\xff\xff", b"\x00\x64\xff\x9b" + bytes(8))
 #: The local-use NAT64 prefix 64:ff9b:1::/48 (RFC 8215).
 _LOCAL_NAT64 = b"\x00\x64\xff\x9b\x00\x01"
+
+_unix_peers = count(1)
 
 
 def host_name(host: str) -> str:
@@ -61,72 +60,6 @@ def is_host_name(text: str) -> bool:
         and name.isprintable()
         and not re.search(r"[\s/?#@\[\]\\%]", name)
     )
-
-
-async def resolve(host: str, port: int, *, family: int = socket.AF_UNSPEC) -> list[Endpoint]:
-    """Return the stream endpoints of `host` without duplicates, in the order of preference of RFC 6724.
-
-    Raises `socket.gaierror`, and `NoThreadError` if no thread can be started for the look-up.
-    A link-local address without its interface raises `socket.gaierror` too: connect(2) and bind(2) would fail with
-    a mere "Invalid argument".
-
-    `localhost` and `localhost.` mean both loopback addresses (RFC 6761), regardless of the hosts file. IPv4-mapped
-    addresses become IPv4. Other names are looked up in a thread, which is abandoned when the call is cancelled.
-    """
-    if host_name(host).lower() == "localhost":
-        loopback: list[Endpoint] = [
-            (socket.AF_INET6, ("::1", port, 0, 0)),
-            (socket.AF_INET, ("127.0.0.1", port)),
-        ]
-        return [endpoint for endpoint in loopback if family in (socket.AF_UNSPEC, endpoint[0])]
-
-    if _lacks_zone(host):
-        reason = f"{host} is link-local: write its interface too, like [{host}%25eth0]"
-        raise socket.gaierror(socket.EAI_NONAME, reason)
-
-    look_up = partial(socket.getaddrinfo, unmapped(host), port, family, socket.SOCK_STREAM)
-    try:
-        found = look_up(flags=socket.AI_NUMERICHOST)
-    except socket.gaierror:
-        found = await run_in_thread(look_up, limiter=look_up_limiter())
-    except UnicodeError:  # from the IDNA codec
-        reason = "a part of it between dots is empty or longer than 63 bytes"
-        raise socket.gaierror(socket.EAI_NONAME, reason) from None
-
-    plain = dict.fromkeys(_unmapped_endpoint(kind, sockaddr) for kind, _, _, _, sockaddr in found)
-    if endpoints := [endpoint for endpoint in plain if family in (socket.AF_UNSPEC, endpoint[0])]:
-        return endpoints
-
-    raise socket.gaierror(socket.EAI_NONAME, "it has no address of this family")
-
-
-def _lacks_zone(host: str) -> bool:
-    try:
-        return ":" in host and "%" not in host and IPv6Address(host).is_link_local
-    except ValueError:
-        return False
-
-
-def look_up_limiter() -> CapacityLimiter:
-    """Return the limiter of name look-ups in this event loop.
-
-    On trio, an abandoned thread keeps its token until getaddrinfo(3) returns. With anyio's default limiter, 40
-    stuck look-ups stop every other use of threads in the process. On asyncio the token comes back at once.
-    """
-    try:
-        return _look_up_limiter.get()
-    except LookupError:
-        limiter = CapacityLimiter(_LOOK_UPS)
-        _look_up_limiter.set(limiter)
-        return limiter
-
-
-def _unmapped_endpoint(family: socket.AddressFamily, sockaddr: Any) -> Endpoint:
-    # Listeners set IPV6_V6ONLY; such a socket cannot be bound to a mapped address.
-    if family == socket.AF_INET6 and (host := unmapped(sockaddr[0])) != sockaddr[0]:
-        return socket.AF_INET, (host, sockaddr[1])
-
-    return family, sockaddr
 
 
 def unmapped(host: str) -> str:
@@ -161,17 +94,61 @@ def source_key(host: str) -> str | bytes:
     return packed if packed.startswith(_LOCAL_NAT64) else packed[:8]
 
 
-def most_telling(failures: Sequence[OSError]) -> OSError:
-    """Return the first failure of the kind that says most about the peer.
+def address_of(family: int, sockaddr: Any, *, tls: bool = False) -> Address:
+    """Return the address of a stream socket from the result of getsockname(2) or getpeername(2)."""
+    if family == socket.AF_UNIX:
+        return UnixAddress(path=os.fsdecode(sockaddr), tls=tls)
 
-    A refusal says more than a time-out, and a time-out more than an error of this machine. On a machine without
-    IPv6, ``localhost`` with no server is "Connection refused" and not "Cannot assign requested address".
+    return TCPAddress(host=_host_of(family, sockaddr), port=sockaddr[1], tls=tls)
+
+
+def datagram_address_of(sock: socket.socket) -> UDPAddress:
+    """Return the address that a UDP socket is bound to."""
+    sockaddr = sock.getsockname()
+    return UDPAddress(host=_host_of(sock.family, sockaddr), port=sockaddr[1])
+
+
+def _host_of(family: int, sockaddr: Any) -> str:
+    host: str = sockaddr[0]
+    if family == socket.AF_INET6 and sockaddr[3] and "%" not in host:
+        host += f"%{socket.if_indextoname(sockaddr[3])}"
+
+    return unmapped(host)
+
+
+def peer_name(sock: socket.socket, sockaddr: Any) -> str:
+    """Return a short name for logs: ``::1_64624``, or with the pid of a Unix peer, ``unix_4711``.
+
+    If the kernel gives no pid, the name has a number unique in this process, ``unix_n1``.
     """
-    return min(failures, key=_rank)
+    if sock.family != socket.AF_UNIX:
+        host, port = sockaddr[:2]
+        return f"{unmapped(host)}_{port}"
+
+    try:
+        pid, _, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    except (AttributeError, OSError):
+        pid = 0
+
+    return f"unix_{pid}" if pid else f"unix_n{next(_unix_peers)}"
 
 
-def _rank(failure: OSError) -> int:
-    if failure.errno in _LOCAL_ERRORS:
-        return 2
+def name_of(source: SockAddr) -> str:
+    """Return the log name of an asserted source, as `peer_name`: ``192.0.2.1_56324``, or ``unix_/run/app``.
 
-    return 1 if failure.errno in _NO_ANSWER_ERRORS else 0
+    A path may hold any byte. Spaces, control and other special characters are percent-encoded.
+    """
+    if isinstance(source, tuple):
+        return f"{source[0]}_{source[1]}"
+
+    abstract = source.startswith("\0")
+    return f"unix_{'@' if abstract else ''}{quote_from_bytes(os.fsencode(source[abstract:]), safe='/:,+=~')}"
+
+
+def remote_address(sock: socket.socket) -> SockAddr:
+    """Return the address of the peer of `sock` in the form of a header. Raises `OSError` if it is disconnected."""
+    sockaddr = sock.getpeername()
+    if not isinstance(sockaddr, tuple):
+        return os.fsdecode(sockaddr)
+
+    return unmapped(sockaddr[0]), sockaddr[1]

@@ -1,63 +1,27 @@
-"""Receivers of the events of a `Poller`: waiting tasks, a callback, or any `Pollable`."""
+"""Registrations with a `Poller`: for tasks that wait, and for a callback."""
 
 from __future__ import annotations
 
-__all__ = (
-    "ERROR",
-    "EXCEPTIONAL",
-    "READ",
-    "READ_EDGE",
-    "WRITE",
-    "Pollable",
-    "PolledRegistration",
-    "Watch",
-    "short_read_drains",
-)
+__all__ = ("PolledRegistration", "Watch")
 
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
 
 from anyio import BusyResourceError, ClosedResourceError, Semaphore
 
-from anyecho.net.fallback import Registration
+from anyecho.net.readiness import (
+    ERROR,
+    EXCEPTIONAL,
+    READ,
+    READ_EDGE,
+    WRITE,
+    EventSource,
+    Registration,
+    short_read_drains,
+)
 
-if TYPE_CHECKING:
-    from anyecho.net.poller import Poller
-
-# The numbers of epoll_ctl(2): without epoll, `select` lacks Python's names for them.
-#: Level-triggered masks for `Poller.report`. Errors and hang-ups are reported with either.
-READ = 0x001  # EPOLLIN
-WRITE = 0x004  # EPOLLOUT
-#: Edge-triggered `READ`, with the `EXCEPTIONAL` events that `short_read_drains` depends on.
-READ_EDGE = READ | 0x2000 | 0x002 | 1 << 31  # EPOLLRDHUP, EPOLLPRI, EPOLLET
-#: EPOLLERR: an error, or an entry in the error queue.
-ERROR = 0x008
 _MAY_WRITE = WRITE | ERROR | 0x010  # EPOLLHUP
 _MAY_READ = ~WRITE
-#: Urgent data, FIN, hang-up, error: after these a short read may have left data.
-EXCEPTIONAL = ~(READ | WRITE)
-
-
-def short_read_drains(sock: socket.socket) -> bool:
-    """Whether a read of fewer bytes than requested drains `sock`, unless an event was `EXCEPTIONAL`.
-
-    True on TCP. On Unix sockets, passed descriptors (SCM_RIGHTS) end reads early.
-    """
-    return sock.family in (socket.AF_INET, socket.AF_INET6)
-
-
-class Pollable(Protocol):
-    """Receives the events of one socket from a `Poller`. Its methods must not raise."""
-
-    #: Set by the Poller: number of the batch during which it was registered.
-    batch: int
-
-    def dispatch(self, mask: int) -> None:
-        """Handle the events in `mask`."""
-
-    def poller_stopped(self) -> None:
-        """Called when the Poller has stopped. No event follows."""
 
 
 class PolledRegistration(Registration):
@@ -74,7 +38,7 @@ class PolledRegistration(Registration):
 
     batch: int
 
-    def __init__(self, poller: Poller, sock: socket.socket) -> None:
+    def __init__(self, poller: EventSource, sock: socket.socket) -> None:
         super().__init__()
         self.short_read_drains = short_read_drains(sock)
         self._poller = poller
@@ -158,7 +122,7 @@ class Watch:
 
     batch: int
 
-    def __init__(self, poller: Poller, descriptor: int, callback: Callable[[], None]) -> None:
+    def __init__(self, poller: EventSource, descriptor: int, callback: Callable[[], None]) -> None:
         self._poller = poller
         self._descriptor = descriptor
         self._callback = callback

@@ -5,32 +5,20 @@ It must not wait for a socket or read from one.
 
 from __future__ import annotations
 
-__all__ = (
-    "SocketOptions",
-    "address_of",
-    "datagram_address_of",
-    "peer_name",
-)
+__all__ = ("SocketOptions",)
 
 import logging
 import math
-import os
 import socket
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import count
-from typing import Any
 
-from anyecho.address import Address, TCPAddress, UDPAddress, UnixAddress
 from anyecho.errors import UsageError
 from anyecho.net.tuning import Option, tune_all
 from anyecho.units import Seconds, Size
 from anyecho.validation import check_types
 
 logger = logging.getLogger("anyecho.net")
-
-_unix_peers = count(1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,42 +97,3 @@ class SocketOptions:
             options |= {idle: 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
 
         return options
-
-
-def address_of(family: int, sockaddr: Any, *, tls: bool = False) -> Address:
-    """Return the address of a stream socket from the result of getsockname(2) or getpeername(2)."""
-    if family == socket.AF_UNIX:
-        return UnixAddress(path=os.fsdecode(sockaddr), tls=tls)
-
-    return TCPAddress(host=_host_of(family, sockaddr), port=sockaddr[1], tls=tls)
-
-
-def datagram_address_of(sock: socket.socket) -> UDPAddress:
-    """Return the address that a UDP socket is bound to."""
-    sockaddr = sock.getsockname()
-    return UDPAddress(host=_host_of(sock.family, sockaddr), port=sockaddr[1])
-
-
-def _host_of(family: int, sockaddr: Any) -> str:
-    host: str = sockaddr[0]
-    if family == socket.AF_INET6 and sockaddr[3] and "%" not in host:
-        host += f"%{socket.if_indextoname(sockaddr[3])}"
-
-    return host.removeprefix("::ffff:") if "." in host else host
-
-
-def peer_name(sock: socket.socket, sockaddr: Any) -> str:
-    """Return a short name for logs: ``::1_64624``, or with the pid of a Unix peer, ``unix_4711``.
-
-    If the kernel gives no pid, the name has a number unique in this process, ``unix_n1``.
-    """
-    if sock.family != socket.AF_UNIX:
-        host, port = sockaddr[:2]
-        return f"{host.removeprefix('::ffff:')}_{port}"
-
-    try:
-        pid, _, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    except (AttributeError, OSError):
-        pid = 0
-
-    return f"unix_{pid}" if pid else f"unix_n{next(_unix_peers)}"

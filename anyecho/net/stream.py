@@ -22,7 +22,7 @@ from anyio import BrokenResourceError, BusyResourceError, ClosedResourceError, E
 from anyio.abc import ByteStream, SocketAttribute
 from anyio.lowlevel import checkpoint
 
-from anyecho.net.fallback import Registration
+from anyecho.net.readiness import Registration
 
 #: A stream yields after this many bytes, however few the calls: 16 reads of the default size.
 _BUDGET_BYTES = 1 << 20

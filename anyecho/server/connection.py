@@ -19,14 +19,12 @@ from anyio.abc import TaskGroup
 
 from anyecho.clock import INTERVALS, call_until
 from anyecho.net.linger import linger, peek
+from anyecho.net.names import SockAddr, name_of, peer_name
 from anyecho.net.poller import Fallback, Poller
-from anyecho.net.proxied import name_of
-from anyecho.net.proxy_protocol import SockAddr
-from anyecho.net.sockets import peer_name
 from anyecho.net.stream import PolledStream
-from anyecho.net.tls import TLSStream
-from anyecho.net.tls_errors import TLSError, TLSTruncated, explain
-from anyecho.net.tls_records import Records
+from anyecho.net.tls.errors import TLSError, TLSTruncated, explain
+from anyecho.net.tls.records import Records
+from anyecho.net.tls.stream import TLSStream
 from anyecho.server.handshakes import Handshakes
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from anyecho.net.error_queue import drain_error_queue
 from anyecho.net.linger import is_acknowledged
 from anyecho.net.poller import Poller
-from anyecho.net.registration import ERROR, EXCEPTIONAL, READ, READ_EDGE, WRITE, short_read_drains
+from anyecho.net.readiness import ERROR, EXCEPTIONAL, READ, READ_EDGE, WRITE, short_read_drains
 from anyecho.net.stream import PolledStream
-from anyecho.net.tls_records import RECORD_SIZE
+from anyecho.net.tls.records import RECORD_SIZE
 from anyecho.server.connection import Connection, Engine
 
 if TYPE_CHECKING:

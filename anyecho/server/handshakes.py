@@ -16,7 +16,7 @@ from anyio.lowlevel import checkpoint
 
 from anyecho.clock import INTERVALS, sleep_running
 from anyecho.server.limits import ConnectionLimit
-from anyecho.throttled_log import ThrottledLog
+from anyecho.throttle import ThrottledLog
 
 logger = logging.getLogger("anyecho.server")
 

@@ -10,9 +10,9 @@ from typing import Literal
 
 from anyecho.address import ProxyMode
 from anyecho.errors import UsageError
-from anyecho.net.proxied import TrustedNetworks
+from anyecho.net.proxy.trust import TrustedNetworks
 from anyecho.net.sockets import SocketOptions
-from anyecho.net.tls_contexts import TLSServerOptions
+from anyecho.net.tls.contexts import TLSServerOptions
 from anyecho.units import Rate, Seconds, Size
 from anyecho.validation import check_types
 

@@ -20,11 +20,11 @@ from anyecho.clock import run_within
 from anyecho.errors import UsageError, unwrap_single
 from anyecho.net.listen import Listener, open_listeners
 from anyecho.net.poller import Fallback, Poller, open_poller
-from anyecho.net.tls_contexts import Certificates
+from anyecho.net.tls.contexts import Certificates
+from anyecho.server.admission import Admission
 from anyecho.server.limits import ConnectionLimit, Reaper, cap_by_fd_limit, raise_descriptor_limit
 from anyecho.server.listening import Listening
 from anyecho.server.options import ServeOptions
-from anyecho.server.reception import Admission
 from anyecho.server.stats import Peer, Stats
 from anyecho.server.unused import check_options
 from anyecho.validation import check_kind

@@ -7,8 +7,8 @@ __all__ = ("Peer", "Stats")
 from collections import Counter
 from dataclasses import dataclass, field
 
-from anyecho.net.datagram_counts import DatagramCounts
-from anyecho.net.proxy_protocol import SockAddr
+from anyecho.net.names import SockAddr
+from anyecho.net.udp.counts import DatagramCounts
 
 
 @dataclass(eq=False)

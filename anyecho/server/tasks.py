@@ -20,11 +20,11 @@ from anyio.abc import ByteStream
 
 from anyecho.echo import echo
 from anyecho.net.stream import PolledStream
-from anyecho.net.tls import TLSStream
-from anyecho.net.tls_records import Records
+from anyecho.net.tls.records import Records
+from anyecho.net.tls.stream import TLSStream
 from anyecho.server.connection import EXPECTED_ERRORS, Connection, Engine
-from anyecho.server.metered import Capped, LimitReached, Paced
-from anyecho.transcript import Transcript, shorten
+from anyecho.streams.limits import Capped, LimitReached, Paced
+from anyecho.streams.transcript import Transcript, shorten
 
 if TYPE_CHECKING:
     import socket

@@ -11,9 +11,9 @@ __all__ = ("CappedTLSEventConnection", "TLSEventConnection")
 from typing import TYPE_CHECKING, Any
 
 from anyecho.net.stream import PolledStream
-from anyecho.net.tls import TLSStream
-from anyecho.net.tls_errors import TLSError
-from anyecho.net.tls_records import RECORD_OVERHEAD, RECORD_SIZE, Records
+from anyecho.net.tls.errors import TLSError
+from anyecho.net.tls.records import RECORD_OVERHEAD, RECORD_SIZE, Records
+from anyecho.net.tls.stream import TLSStream
 from anyecho.server.events import EventConnection, EventsEngine
 
 if TYPE_CHECKING:

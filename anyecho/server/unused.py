@@ -12,8 +12,8 @@ from typing import TypeAlias
 
 from anyecho.address import Address, TCPAddress, UDPAddress
 from anyecho.errors import UsageError
-from anyecho.net.proxy_protocol import Versions
-from anyecho.net.tls_contexts import TLSServerOptions
+from anyecho.net.proxy.header import Versions
+from anyecho.net.tls.contexts import TLSServerOptions
 from anyecho.server.options import ServeOptions
 from anyecho.unused import report_unused
 from anyecho.validation import given_options

@@ -17,9 +17,9 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from tests.certificates import files_in
-from tests.datagrams import udp_client
-from tests.process import TIMEOUT, Process, Processes, accepts, connect, exchange, round_trip, wait_until
+from tests.support.certificates import files_in
+from tests.support.datagrams import udp_client
+from tests.support.process import TIMEOUT, Process, Processes, accepts, connect, exchange, round_trip, wait_until
 
 TCP = "tcp://127.0.0.1:0"
 #: Maximum interval of watchdog messages, in microseconds.

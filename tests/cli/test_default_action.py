@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.cli.test_signals import REPORT_SIGNALS, STUCK, STUCK_SEND
-from tests.process import (
+from tests.support.process import (
     TIMEOUT,
     Process,
     Processes,

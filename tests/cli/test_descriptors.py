@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.process import Processes
+from tests.support.process import Processes
 
 
 @pytest.mark.parametrize("verb", ["send", "serve"])

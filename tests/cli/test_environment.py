@@ -10,7 +10,7 @@ import pytest
 from cyclopts import CycloptsError
 
 from anyecho.cli.main import app, environment, main
-from tests.process import Processes
+from tests.support.process import Processes
 
 TCP = "tcp://127.0.0.1:0"
 #: A port on which nothing listens; `send` to it is over at once.

@@ -14,9 +14,9 @@ from cyclopts import CycloptsError
 from anyecho.cli.flags import flattened
 from anyecho.cli.logs import LogOptions
 from anyecho.cli.main import app, main
-from anyecho.measure.options import ConnectOptions
+from anyecho.client.options import ConnectOptions
 from anyecho.net.sockets import SocketOptions
-from anyecho.net.tls_contexts import TLSClientOptions, TLSServerOptions
+from anyecho.net.tls.contexts import TLSClientOptions, TLSServerOptions
 from anyecho.server.options import ServeOptions
 from anyecho.units import Seconds, Size
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.certificates import Files, files_in
-from tests.process import TIMEOUT, Process, Processes, accepts, connect, exchange, read_all, wait_until
+from tests.support.certificates import Files, files_in
+from tests.support.process import TIMEOUT, Process, Processes, accepts, connect, exchange, read_all, wait_until
 
 TCP = "tcp://127.0.0.1:0"
 LONG = "1h"

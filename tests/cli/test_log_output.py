@@ -15,9 +15,9 @@ import pytest
 
 from anyecho.cli import logs
 from anyecho.cli.logs import LogOptions, log_to_stderr
-from tests.peers import SOON
-from tests.pipes import redirected, unread_pipe
-from tests.process import TIMEOUT
+from tests.support.peers import SOON
+from tests.support.pipes import redirected, unread_pipe
+from tests.support.process import TIMEOUT
 
 WARNING = "main: no thread can be started to write the log (see ulimit -u and pids.max): the event loop writes it\n"
 

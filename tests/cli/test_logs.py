@@ -19,9 +19,9 @@ import pytest
 
 from anyecho.cli import logs
 from anyecho.cli.logs import JSONFormatter, LogOptions, TextFormatter, log_to_stderr
-from tests.peers import SOON
-from tests.pipes import redirected, unread_pipe
-from tests.process import TIMEOUT, wait_until
+from tests.support.peers import SOON
+from tests.support.pipes import redirected, unread_pipe
+from tests.support.process import TIMEOUT, wait_until
 
 PEER = {"peer": "::1_64624"}
 FIELDS = PEER | {"reason": "eof", "bytes_received": 5, "bytes_sent": 4, "seconds": 0.25}

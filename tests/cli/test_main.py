@@ -17,7 +17,7 @@ import pytest
 from anyecho import __main__ as entry
 from anyecho import backends
 from anyecho.cli.main import app, main
-from tests.process import TIMEOUT, descriptors
+from tests.support.process import TIMEOUT, descriptors
 
 # By its name, because `anyecho.cli.main` is a module that holds a function of the same name.
 main_module = importlib.import_module("anyecho.cli.main")

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from anyecho.cli.main import main
-from tests.process import Processes, round_trip
+from tests.support.process import Processes, round_trip
 
 TCP = "tcp://127.0.0.1:0"
 

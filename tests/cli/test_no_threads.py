@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipes import unread_pipe
-from tests.process import Processes, accepts, connect, echo, exchange, peer, wait_until
+from tests.support.pipes import unread_pipe
+from tests.support.process import Processes, accepts, connect, echo, exchange, peer, wait_until
 
 TCP = "tcp://127.0.0.1:0"
 #: Makes pthread_create(3) fail in Python as under such a limit.

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.process import Processes
-from tests.without_epoll import SYSTEMS, prelude
+from tests.support.process import Processes
+from tests.support.without_epoll import SYSTEMS, prelude
 
 #: Imports every module of the package but the one that runs it and the one that needs ctypes.
 IMPORT_ALL = """
 import importlib, pkgutil, anyecho
 for module in pkgutil.walk_packages(anyecho.__path__, "anyecho."):
-    if module.name not in ("anyecho.__main__", "anyecho.net.mmsg"):
+    if module.name not in ("anyecho.__main__", "anyecho.net.udp.mmsg"):
         importlib.import_module(module.name)
 """
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.process import Processes, connect, exchange, read_all, round_trip
+from tests.support.process import Processes, connect, exchange, read_all, round_trip
 
 TCP = "tcp://127.0.0.1:0"
 TRUSTED = ("--proxy-protocol", "require", "--proxy-trusted", "192.0.2.0/24", "--proxy-trusted", "127.0.0.1")

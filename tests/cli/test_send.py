@@ -22,8 +22,8 @@ import pytest
 
 from anyecho.cli.main import main
 from anyecho.units import format_duration
-from tests.machine import needs_ipv6
-from tests.process import (
+from tests.support.machine import needs_ipv6
+from tests.support.process import (
     TIMEOUT,
     Processes,
     accepts,

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from tests.machine import needs_ipv6, netcat
-from tests.process import (
+from tests.support.machine import needs_ipv6, netcat
+from tests.support.process import (
     TIMEOUT,
     Process,
     Processes,

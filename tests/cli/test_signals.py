@@ -16,7 +16,7 @@ from time import monotonic
 
 import pytest
 
-from tests.process import (
+from tests.support.process import (
     TIMEOUT,
     Processes,
     accepts,
@@ -39,7 +39,7 @@ LONG = "1h"
 #: A server whose event loop blocks at the first connection and reports it.
 STUCK = """
 import os, time
-from anyecho.server.reception import Admission
+from anyecho.server.admission import Admission
 def stuck(self, *args):
     os.write(2, b"stuck\\n")
     while True:
@@ -50,7 +50,7 @@ Admission.admit = stuck
 #: A client whose event loop blocks at the first echo and reports it.
 STUCK_SEND = """
 import os, time
-from anyecho.measure.exchange import Exchange
+from anyecho.client.exchange import Exchange
 def match(self, chunk):
     os.write(2, b"stuck\\n")
     while True:

@@ -9,7 +9,7 @@ from time import sleep
 
 import pytest
 
-from tests.process import Processes, read_all, wait_until
+from tests.support.process import Processes, read_all, wait_until
 
 
 @pytest.mark.parametrize("limit", ["--timeout", "--deadline"])

@@ -12,9 +12,9 @@ import pytest
 
 from anyecho.cli import streams
 from anyecho.cli.streams import print_error
-from tests.peers import SOON
-from tests.pipes import redirected, unread_pipe
-from tests.process import TIMEOUT, Processes, accepts, round_trip, wait_until
+from tests.support.peers import SOON
+from tests.support.pipes import redirected, unread_pipe
+from tests.support.process import TIMEOUT, Processes, accepts, round_trip, wait_until
 
 BLOCKING = pytest.mark.parametrize("blocking", [True, False], ids=["blocking", "non-blocking"])
 

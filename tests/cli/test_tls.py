@@ -20,8 +20,8 @@ from typing import IO
 
 import pytest
 
-from tests.certificates import Files, files_in
-from tests.process import TIMEOUT, Process, Processes, port_of, wait_until
+from tests.support.certificates import Files, files_in
+from tests.support.process import TIMEOUT, Process, Processes, port_of, wait_until
 
 TLS = "tls://127.0.0.1:0"
 LARGE = os.urandom(2 << 20)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.certificates import Files, files_in
-from tests.process import Processes
+from tests.support.certificates import Files, files_in
+from tests.support.process import Processes
 
 TLS = "tls://127.0.0.1:0"
 

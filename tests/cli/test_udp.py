@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from anyecho.cli.main import main
-from tests.datagrams import udp_client
-from tests.machine import needs_ipv6
-from tests.process import TIMEOUT, Process, Processes, port_of
+from tests.support.datagrams import udp_client
+from tests.support.machine import needs_ipv6
+from tests.support.process import TIMEOUT, Process, Processes, port_of
 
 UDP = "udp://127.0.0.1:0"
 #: They end at different conditions, so each is killed after its answer. Every nc supports -u.

@@ -21,7 +21,7 @@ import pytest
 from anyecho.backends import BACKENDS, Backend
 from tests.faults.runner import SCENARIOS, format_observed, inject
 from tests.faults.table import EXCUSED, ROWS, Scenario
-from tests.without_epoll import remove_epoll
+from tests.support.without_epoll import remove_epoll
 
 
 def observe(scenario: Scenario, backend: Backend) -> tuple[bool, str]:

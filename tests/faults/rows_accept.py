@@ -21,9 +21,9 @@ from anyecho.server.options import ServeOptions
 from anyecho.server.server import open_server
 from tests.faults.scene import SLACK, TCP, dialled, good_client, milliseconds, time_limit, unix
 from tests.faults.table import Observed, Scene, injects
-from tests.machine import needs_descriptors
-from tests.peers import dial, receive_all, until
-from tests.process import connect, descriptors, exchange, processor_seconds, round_trip, wait_until
+from tests.support.machine import needs_descriptors
+from tests.support.peers import dial, receive_all, until
+from tests.support.process import connect, descriptors, exchange, processor_seconds, round_trip, wait_until
 
 #: Errors of accept(2) that concern a single connection: its section "Error handling", and EPERM of firewalls.
 CONNECTION_ERRORS = (

@@ -12,15 +12,15 @@ import pytest
 from anyio import create_task_group, fail_after, to_thread, wait_all_tasks_blocked
 from anyio.abc import ByteStream
 
+from anyecho.client.client import connect
 from anyecho.echo import echo
-from anyecho.measure.client import connect
 from anyecho.net import poller
 from anyecho.server import tasks as task_engine
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import open_server
 from tests.faults.scene import TCP, dialled, good_client, logged
 from tests.faults.table import Observed, Scene, injects
-from tests.peers import SOON, receive_all, until
+from tests.support.peers import SOON, receive_all, until
 
 
 class Bug(Exception):

@@ -15,13 +15,13 @@ import anyio
 from anyio import create_task_group, fail_after, to_thread
 
 from anyecho.address import Address
-from anyecho.measure.client import connect
+from anyecho.client.client import connect
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
 from tests.faults.scene import SLACK, TCP, engines, unix
 from tests.faults.table import Observed, Scene, injects
-from tests.peers import dial, receive_all, until
-from tests.process import resident
+from tests.support.peers import dial, receive_all, until
+from tests.support.process import resident
 
 MIB = 1 << 20
 

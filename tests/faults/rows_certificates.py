@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from tests.certificates import Files, files_in
 from tests.faults.scene import time_limit
 from tests.faults.table import Observed, Scene, injects
-from tests.process import TIMEOUT, Process, port_of
+from tests.support.certificates import Files, files_in
+from tests.support.process import TIMEOUT, Process, port_of
 
 TLS = "tls://127.0.0.1:0"
 

@@ -20,7 +20,7 @@ from anyecho.server.options import ServeOptions
 from anyecho.server.server import open_server
 from tests.faults.scene import TCP, served_in, time_limit
 from tests.faults.table import Observed, Scene, injects
-from tests.peers import dial, until
+from tests.support.peers import dial, until
 
 #: A peer at the other end of a link, in its own network namespace. Steps, each confirmed on standard output: it
 #: connects and is echoed; sends until the buffers are full and reads nothing; takes its end of the link down.

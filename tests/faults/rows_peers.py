@@ -16,9 +16,9 @@ from anyecho.server.options import ServeOptions
 from anyecho.server.server import open_server
 from tests.faults.scene import TCP, Engine, dialled, engines, good_client, milliseconds, percentile, time_limit
 from tests.faults.table import Observed, Scene, injects
-from tests.machine import needs_descriptors
-from tests.peers import dial, flood, until
-from tests.process import Process, descriptors, exchange, resident, wait_until
+from tests.support.machine import needs_descriptors
+from tests.support.peers import dial, flood, until
+from tests.support.process import Process, descriptors, exchange, resident, wait_until
 
 MIB = 1 << 20
 

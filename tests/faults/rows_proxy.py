@@ -12,13 +12,13 @@ from contextlib import suppress
 from anyio import to_thread
 
 from anyecho.address import Address
-from anyecho.measure.options import ConnectOptions
+from anyecho.client.options import ConnectOptions
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import open_server
 from tests.faults.scene import TCP, good_client, logged, time_limit, unix
 from tests.faults.table import Observed, Scene, injects
-from tests.net.proxy_headers import IPV4, IPV6, tlv, v2
-from tests.peers import dial, receive_all, until
+from tests.net.proxy.headers import IPV4, IPV6, tlv, v2
+from tests.support.peers import dial, receive_all, until
 
 #: The source in every header here; it must not appear in logs or limits.
 SOURCE = "192.0.2.1"

@@ -10,16 +10,16 @@ import pytest
 from anyio import CancelScope, ClosedResourceError, create_task_group, fail_after, to_thread
 from anyio.lowlevel import checkpoint
 
-from anyecho.net.fallback import Registration
 from anyecho.net.poller import Fallback, Poller, open_poller
+from anyecho.net.readiness import Registration
 from anyecho.net.stream import PolledStream
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import open_server
 from tests.faults.scene import TCP, engines, unix
 from tests.faults.table import Observed, Scene, injects
 from tests.net.pairs import KINDS, raw_pair, stream_over
-from tests.peers import SOON, dial, receive_all
-from tests.process import exchange
+from tests.support.peers import SOON, dial, receive_all
+from tests.support.process import exchange
 
 ROUNDS = 50
 

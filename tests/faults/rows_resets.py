@@ -12,8 +12,8 @@ from anyecho.server.server import Server, open_server
 from tests.faults.scene import TCP, dialled, engines, logged, nothing_left_behind, unix
 from tests.faults.table import Observed, Scene, injects
 from tests.net.pairs import reset
-from tests.peers import SOON, dial, flood, receive_all, until
-from tests.process import exchange
+from tests.support.peers import SOON, dial, flood, receive_all, until
+from tests.support.process import exchange
 
 
 async def _reset_before_accept(server: Server) -> None:

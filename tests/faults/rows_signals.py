@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from tests.faults.scene import TCP, time_limit
 from tests.faults.table import Observed, Scene, injects
-from tests.process import Process, accepts, connect, exchange, read_all, wait_until
+from tests.support.process import Process, accepts, connect, exchange, read_all, wait_until
 
 #: Seconds that an exit may take besides the times of its options.
 END = 0.5

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from anyecho.measure.options import ConnectOptions
+from anyecho.client.options import ConnectOptions
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import open_server
 from tests.faults.scene import TCP, dialled, milliseconds, served_in, time_limit
 from tests.faults.table import Observed, Scene, injects
-from tests.machine import needs_descriptors
-from tests.peers import until
-from tests.process import TIMEOUT
+from tests.support.machine import needs_descriptors
+from tests.support.peers import until
+from tests.support.process import TIMEOUT
 
 ATTACKERS = 1000
 #: The limit, which may be exceeded by an eighth; closing a thousand connections takes time too.

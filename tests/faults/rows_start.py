@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 from anyecho.address import Address, TCPAddress, UnixAddress, parse_address
+from anyecho.client.client import connect
 from anyecho.errors import BindError, ConnectError
-from anyecho.measure.client import connect
 from anyecho.server.server import open_server
 from tests.faults.scene import milliseconds, served_in, time_limit, unix
 from tests.faults.table import Observed, Scene, injects
-from tests.peers import dial
-from tests.process import TIMEOUT, Process, port_of, round_trip
+from tests.support.peers import dial
+from tests.support.process import TIMEOUT, Process, port_of, round_trip
 
 OTHER_UID = 65534
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.datagrams import udp_client
 from tests.faults.scene import SLACK
 from tests.faults.table import Observed, Scene, injects
-from tests.process import TIMEOUT, Process, connect, exchange, round_trip
+from tests.support.datagrams import udp_client
+from tests.support.process import TIMEOUT, Process, connect, exchange, round_trip
 
 #: Maximum interval of watchdog messages, in microseconds.
 WATCHDOG = 200_000

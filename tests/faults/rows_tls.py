@@ -15,19 +15,19 @@ import pytest
 from anyio import BrokenResourceError, CancelScope, create_task_group, fail_after, to_thread
 
 from anyecho.address import Address
-from anyecho.measure.options import ConnectOptions
+from anyecho.client.options import ConnectOptions
 from anyecho.net.poller import Fallback
-from anyecho.net.tls import TLSStream
-from anyecho.net.tls_contexts import TLSClientOptions, TLSServerOptions
+from anyecho.net.tls.contexts import TLSClientOptions, TLSServerOptions
+from anyecho.net.tls.stream import TLSStream
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
-from tests.certificates import VERSIONS, Files, client_over, files_in
-from tests.conformance import drain, fill
 from tests.faults.rows_slowloris import LIMIT, exhaust
 from tests.faults.scene import engines, good_client, logged, milliseconds, nothing_left_behind, time_limit
 from tests.faults.table import Observed, Scene, injects
 from tests.net.pairs import reset
-from tests.peers import SOON, dial, receive_all, until
+from tests.support.certificates import VERSIONS, Files, client_over, files_in
+from tests.support.conformance import drain, fill
+from tests.support.peers import SOON, dial, receive_all, until
 
 TLS = "tls://127.0.0.1:0"
 #: The beginning of a ClientHello of 512 bytes.

@@ -10,13 +10,13 @@ import pytest
 from anyio import move_on_after, to_thread
 
 from anyecho.address import Address, UDPAddress
-from anyecho.measure.client import connect
+from anyecho.client.client import connect
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
-from tests.datagrams import fail, forge, forger, udp_client
 from tests.faults.scene import time_limit
 from tests.faults.table import Observed, Scene, injects
-from tests.peers import until
+from tests.support.datagrams import fail, forge, forger, udp_client
+from tests.support.peers import until
 
 UDP = "udp://127.0.0.1:0"
 

@@ -17,8 +17,8 @@ import pytest
 from anyecho.backends import Backend
 from anyecho.net import poller
 from tests.faults.table import SCENARIOS, Observed, Scenario, Scene
-from tests.machine import network_namespace, short_directory
-from tests.process import TIMEOUT, Processes
+from tests.support.machine import network_namespace, short_directory
+from tests.support.process import TIMEOUT, Processes
 
 _THEMES = (
     *("accept", "bugs", "peers", "slowloris", "resets", "bytes", "proxy", "start", "udp", "signals", "gone"),

@@ -30,12 +30,12 @@ import anyio
 from anyio import create_task_group, get_running_tasks
 
 from anyecho.address import Address, UnixAddress
-from anyecho.measure.client import connect
-from anyecho.measure.options import ConnectOptions
+from anyecho.client.client import connect
+from anyecho.client.options import ConnectOptions
 from anyecho.net import poller
 from tests.faults.table import Scene
-from tests.peers import SOON, dial, until
-from tests.process import descriptors
+from tests.support.peers import SOON, dial, until
+from tests.support.process import descriptors
 
 TCP = "tcp://127.0.0.1:0"
 #: Factor by which a figure may exceed its requirement on a busy machine; for times, use `time_limit`.

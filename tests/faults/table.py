@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 from anyecho.backends import Backend, run
-from tests.process import Processes
+from tests.support.process import Processes
 
 #: What was observed, in words and figures, after the assertions.
 Observed: TypeAlias = Mapping[str, object]

@@ -22,18 +22,18 @@ from anyio import (
 )
 from anyio.abc import ByteStream, SocketAttribute
 
+from anyecho.client.client import Client, connect_checked
+from anyecho.client.options import ConnectOptions, LoadOptions
 from anyecho.errors import ConnectError, EchoError, EchoMismatch, EchoStalled, EchoTruncated, UsageError
-from anyecho.measure.client import Client, connect_checked
-from anyecho.measure.course import LoadRun
 from anyecho.measure.load import Load, open_load
-from anyecho.measure.options import ConnectOptions, LoadOptions
+from anyecho.measure.load_run import LoadRun
 from anyecho.net.poller import Fallback, Poller
 from anyecho.net.sockets import SocketOptions
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
-from tests.measure.liars import Behaviour, corrupting, quitting
-from tests.peers import SOON, until
-from tests.process import descriptors
+from tests.client.liars import Behaviour, corrupting, quitting
+from tests.support.peers import SOON, until
+from tests.support.process import descriptors
 
 MIB = 1 << 20
 #: Buffers so small that a MiB is never sent in one piece.

@@ -1,4 +1,4 @@
-"""`PolledStream` passes the checks of `tests.conformance` and those of trio, on TCP and Unix sockets."""
+"""`PolledStream` passes the checks of `tests.support.conformance` and those of trio, on TCP and Unix sockets."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from trio.testing import check_half_closeable_stream, check_two_way_stream
 
 from anyecho.net.poller import Fallback, Poller, open_poller
 from anyecho.net.stream import PolledStream
-from tests.conformance import CHECKS, Check, run_check
 from tests.net.pairs import KINDS, raw_pair, stream_over, stream_pair
+from tests.support.conformance import CHECKS, Check, run_check
 
 
 @pytest.mark.parametrize("kind", KINDS)

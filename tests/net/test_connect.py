@@ -26,11 +26,11 @@ from anyecho.errors import ConnectError
 from anyecho.net import connect
 from anyecho.net.connect import connect_stream
 from anyecho.net.poller import Fallback, Poller
-from anyecho.net.proxy_protocol import parse_header
+from anyecho.net.proxy.header import parse_header
 from anyecho.net.sockets import SocketOptions
 from anyecho.net.stream import PolledStream
-from tests.machine import LOOPBACK_HOSTS, needs_ipv6
-from tests.peers import SOON
+from tests.support.machine import LOOPBACK_HOSTS, needs_ipv6
+from tests.support.peers import SOON
 
 OPTIONS = SocketOptions()
 

@@ -10,9 +10,9 @@ from time import monotonic
 import pytest
 
 from anyecho.net.descriptors import read_some, write_all, write_some
-from tests.peers import SOON
-from tests.pipes import unread_pipe
-from tests.process import TIMEOUT
+from tests.support.peers import SOON
+from tests.support.pipes import unread_pipe
+from tests.support.process import TIMEOUT
 
 #: More bytes than a pipe holds.
 LARGE = os.urandom((1 << 20) + 7)

@@ -11,7 +11,7 @@ from anyio import CancelScope, create_task_group, fail_after
 from anyio.lowlevel import checkpoint, current_token
 
 from anyecho.address import TCPAddress
-from anyecho.measure.client import connect
+from anyecho.client.client import connect
 from anyecho.net.driver import drive
 from anyecho.net.poller import has_epoll
 from anyecho.server.options import ServeOptions

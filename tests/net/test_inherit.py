@@ -14,7 +14,7 @@ from anyecho.address import FDAddress, ProxyMode, TCPAddress, UDPAddress, UnixAd
 from anyecho.errors import BindError
 from anyecho.net.listen import Listener, open_listeners
 from anyecho.net.sockets import SocketOptions
-from tests.machine import LOOPBACK_HOSTS, needs_ipv6
+from tests.support.machine import LOOPBACK_HOSTS, needs_ipv6
 
 #: The kernel's number; Python's socket module has no name for it.
 SO_TIMESTAMP = 29

@@ -13,10 +13,10 @@ import pytest
 from anyecho.address import TCPAddress
 from anyecho.errors import UsageError
 from anyecho.net import bind
-from anyecho.net.names import Endpoint
+from anyecho.net.resolve import Endpoint
 from anyecho.net.sockets import SocketOptions
-from tests.machine import needs_ipv6
 from tests.net.listeners import listening, refused
+from tests.support.machine import needs_ipv6
 
 
 @contextmanager

@@ -13,10 +13,10 @@ import pytest
 from anyio import create_task_group, fail_after, move_on_after, to_thread, wait_all_tasks_blocked
 
 import anyecho
+from anyecho.client.options import ConnectOptions
 from anyecho.errors import BindError, ConnectError
-from anyecho.measure.options import ConnectOptions
-from anyecho.net import names
-from anyecho.net.names import most_telling, resolve, source_key, unmapped
+from anyecho.net.names import source_key, unmapped
+from anyecho.net.resolve import look_up_limiter, most_telling, resolve
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ async def test_stuck_look_ups_block_neither_other_threads_nor_other_look_ups(dea
 async def test_a_look_up_that_gets_no_thread_obeys_its_timeout(
     dead_name_server: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(names.look_up_limiter(), "total_tokens", 1)
+    monkeypatch.setattr(look_up_limiter(), "total_tokens", 1)
     options = ConnectOptions(timeout=0.2)
     with fail_after(10):
         async with create_task_group() as tasks:

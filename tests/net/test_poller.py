@@ -22,11 +22,12 @@ from anyio import (
 )
 from anyio.lowlevel import checkpoint
 
-from anyecho.net.fallback import Fallback, Registration
+from anyecho.net.fallback import Fallback
 from anyecho.net.poller import Poller, open_poller
+from anyecho.net.readiness import Registration
 from anyecho.net.registration import PolledRegistration, Watch
 from tests.net.pairs import KINDS, raw_pair
-from tests.peers import SOON
+from tests.support.peers import SOON
 
 needs_epoll = pytest.mark.skipif(not hasattr(select, "epoll"), reason="this system has no epoll")
 

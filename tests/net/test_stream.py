@@ -23,8 +23,8 @@ from anyio.lowlevel import checkpoint
 
 from anyecho.net.poller import Fallback, Poller
 from anyecho.net.stream import PolledStream
-from tests.conformance import drain
 from tests.net.pairs import KINDS, raw_pair, reset, stream_over
+from tests.support.conformance import drain
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ import pytest
 from anyio import to_thread
 
 from anyecho.address import Address, UDPAddress
-from anyecho.measure.client import connect
-from anyecho.measure.options import ConnectOptions
+from anyecho.client.client import connect
+from anyecho.client.options import ConnectOptions
 from anyecho.net.sockets import SocketOptions
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import open_server
-from tests.datagrams import udp_client
+from tests.support.datagrams import udp_client
 
 REFUSALS = ("ENOPROTOOPT", "EOPNOTSUPP", "ENOTSUP", "EINVAL", "EPERM", "EACCES", "ENOSYS", "ENOBUFS")
 #: Options that decide which peers reach which socket. A refusal of these is an error.

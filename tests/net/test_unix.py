@@ -432,7 +432,7 @@ def test_a_bind_that_fails_leaves_nothing_behind(short_path: Path, monkeypatch: 
 
 _FORK = """
 import os, sys, anyecho
-from anyecho.net.tls_contexts import TLSServerOptions
+from anyecho.net.tls.contexts import TLSServerOptions
 
 async def main():
     options = anyecho.ServeOptions(tls=TLSServerOptions(ssl_self_signed=True))

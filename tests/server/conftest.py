@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from anyecho.measure.options import ConnectOptions
+from anyecho.client.options import ConnectOptions
 from anyecho.net import poller
-from anyecho.net.tls_contexts import TLSClientOptions
+from anyecho.net.tls.contexts import TLSClientOptions
 from anyecho.server.options import ServeOptions
-from tests.certificates import Files, files_in
+from tests.support.certificates import Files, files_in
 
 ENGINES = ("tasks", "events")
 

@@ -15,9 +15,9 @@ from anyio import to_thread
 
 from anyecho.address import UDPAddress
 from anyecho.backends import BACKENDS, run
-from anyecho.net import mmsg
+from anyecho.net.udp import mmsg
 from anyecho.server.server import open_server
-from tests.peers import until
+from tests.support.peers import until
 
 #: What ip(8) prepares the namespace with.
 LINK = """

@@ -23,13 +23,13 @@ from anyio import create_task_group, get_running_tasks, to_thread
 from anyio.abc import ByteStream
 
 from anyecho.address import Address, TCPAddress, parse_address
+from anyecho.client.client import connect
 from anyecho.echo import echo
-from anyecho.measure.client import connect
 from anyecho.server import tasks as task_engine
 from anyecho.server.server import Server, open_server
-from tests.machine import needs_descriptors
-from tests.peers import SOON, dial, until
-from tests.process import Process, Processes, descriptors, processor_seconds, resident, wait_until
+from tests.support.machine import needs_descriptors
+from tests.support.peers import SOON, dial, until
+from tests.support.process import Process, Processes, descriptors, processor_seconds, resident, wait_until
 
 MIB = 1 << 20
 

@@ -14,10 +14,10 @@ import pytest
 from anyio import CancelScope, create_task_group, fail_after, to_thread, wait_all_tasks_blocked
 
 from anyecho.address import Address
-from anyecho.measure.client import connect
+from anyecho.client.client import connect
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server, serve
-from tests.peers import SOON, dial, flood, receive_all, until
+from tests.support.peers import SOON, dial, flood, receive_all, until
 
 
 async def owe_echo(server: Server, sock: socket.socket) -> None:

@@ -16,9 +16,9 @@ from anyio import to_thread
 from anyecho.address import Address, TCPAddress, UnixAddress, parse_address
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import open_server
-from tests.machine import LOOPBACK_HOSTS
-from tests.peers import dial, receive_all, until
-from tests.process import TIMEOUT
+from tests.support.machine import LOOPBACK_HOSTS
+from tests.support.peers import dial, receive_all, until
+from tests.support.process import TIMEOUT
 
 #: It is given a socket that listens already: nobody has to wait for it, nor guess a port.
 CONFIG = """

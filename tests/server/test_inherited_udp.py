@@ -10,12 +10,12 @@ import pytest
 from anyio import to_thread
 
 from anyecho.address import FDAddress, UDPAddress
-from anyecho.net import mmsg
+from anyecho.net.udp import mmsg
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
-from tests.datagrams import forge, forger, udp_client
-from tests.machine import needs_dual_sockets
-from tests.peers import until
+from tests.support.datagrams import forge, forger, udp_client
+from tests.support.machine import needs_dual_sockets
+from tests.support.peers import until
 
 pytestmark = needs_dual_sockets
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import pytest
 
-from tests.peers import SOON
+from tests.support.peers import SOON
 
 PROGRAM = textwrap.dedent(
     """

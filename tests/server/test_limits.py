@@ -17,16 +17,16 @@ import pytest
 from anyio import create_task_group, fail_after, to_thread, wait_all_tasks_blocked
 
 from anyecho.address import Address, TCPAddress
+from anyecho.client.client import Client, connect
+from anyecho.client.options import ConnectOptions
 from anyecho.errors import UsageError
-from anyecho.measure.client import Client, connect
-from anyecho.measure.options import ConnectOptions
 from anyecho.net import poller as poller_module
 from anyecho.server.limits import ConnectionLimit, Reaper, SourceLimit
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
-from tests.machine import needs_ipv6
-from tests.net.proxy_headers import v2
-from tests.peers import SOON, dial, flood, receive_all, until
+from tests.net.proxy.headers import v2
+from tests.support.machine import needs_ipv6
+from tests.support.peers import SOON, dial, flood, receive_all, until
 
 #: How small the limits are, and how late on a busy machine: an eighth is promised.
 LIMIT = 0.24

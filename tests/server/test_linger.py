@@ -7,15 +7,15 @@ from anyio import create_task_group, fail_after, move_on_after, to_thread, wait_
 from anyio.abc import ByteStream
 
 from anyecho.address import Address, UnixAddress
-from anyecho.measure.client import connect
-from anyecho.measure.options import ConnectOptions
+from anyecho.client.client import connect
+from anyecho.client.options import ConnectOptions
 from anyecho.net import linger
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import open_server
-from tests.certificates import Files
-from tests.conformance import drain
-from tests.peers import SOON, dial, receive_all, until
 from tests.server.test_tls import TLS, options
+from tests.support.certificates import Files
+from tests.support.conformance import drain
+from tests.support.peers import SOON, dial, receive_all, until
 
 LONG = 60.0
 

@@ -17,7 +17,7 @@ from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
 from tests.conftest import BACKENDS
 from tests.net.pairs import reset
-from tests.peers import dial
+from tests.support.peers import dial
 
 
 class Peer:

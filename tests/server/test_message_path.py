@@ -18,10 +18,10 @@ from anyio.lowlevel import checkpoint
 
 from anyecho.address import Address
 from anyecho.net import poller
-from anyecho.net.registration import WRITE, Pollable
+from anyecho.net.readiness import WRITE, Pollable
 from anyecho.server.events import EventConnection
 from anyecho.server.server import Server, open_server
-from tests.peers import dial, until
+from tests.support.peers import dial, until
 
 MESSAGE = bytes(range(64))
 #: Whose code would tell of a message, time it, or make something anew for it.

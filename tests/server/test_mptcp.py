@@ -10,10 +10,10 @@ import pytest
 from anyio import to_thread
 
 from anyecho.address import FDAddress
-from anyecho.measure.client import connect
+from anyecho.client.client import connect
 from anyecho.server.server import Server, open_server
-from tests.peers import until
-from tests.process import Processes, exchange, round_trip
+from tests.support.peers import until
+from tests.support.process import Processes, exchange, round_trip
 
 IPPROTO_MPTCP = 262
 PAYLOAD = bytes(range(256)) * 4096

@@ -8,12 +8,12 @@ import pytest
 from anyio import create_task_group, fail_after, to_thread
 
 from anyecho.address import Address, UnixAddress
-from anyecho.measure.client import connect
+from anyecho.client.client import connect
 from anyecho.net.listen import open_listeners
 from anyecho.net.sockets import SocketOptions
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
-from tests.peers import SOON, dial, receive_all
+from tests.support.peers import SOON, dial, receive_all
 
 #: Parts, of which those in brackets go out of band.
 SCRIPTS = (

@@ -7,13 +7,13 @@ import ssl
 import pytest
 from anyio.streams.tls import TLSAttribute
 
+from anyecho.client.client import connect
+from anyecho.client.options import ConnectOptions
 from anyecho.errors import ConnectError, EchoError
-from anyecho.measure.client import connect
-from anyecho.measure.options import ConnectOptions
-from anyecho.net.tls_contexts import TLSClientOptions, TLSServerOptions
+from anyecho.net.tls.contexts import TLSClientOptions, TLSServerOptions
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import open_server
-from tests.certificates import VERSIONS, Files
+from tests.support.certificates import VERSIONS, Files
 
 TLS = "tls://127.0.0.1:0"
 LARGE = bytes(range(256)) * 4096

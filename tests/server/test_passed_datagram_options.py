@@ -10,12 +10,12 @@ import pytest
 from anyio import fail_after, sleep, to_thread
 
 from anyecho.address import FDAddress, UDPAddress
-from anyecho.net import mmsg
-from anyecho.net.datagrams import Reflector
+from anyecho.net.udp import mmsg
+from anyecho.net.udp.echo import Reflector
 from anyecho.server.server import open_server
-from tests.datagrams import udp_client
-from tests.machine import LOOPBACK_HOSTS, needs_dual_sockets
-from tests.peers import SOON, until
+from tests.support.datagrams import udp_client
+from tests.support.machine import LOOPBACK_HOSTS, needs_dual_sockets
+from tests.support.peers import SOON, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the numbers are those of Linux")
 

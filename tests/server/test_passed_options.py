@@ -17,8 +17,8 @@ from anyecho.net.sockets import SocketOptions
 from anyecho.server.events import EventConnection
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
-from tests.machine import needs_ipv6
-from tests.peers import SOON, receive_all, until
+from tests.support.machine import needs_ipv6
+from tests.support.peers import SOON, receive_all, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the numbers are those of Linux")
 

@@ -18,16 +18,16 @@ from anyio import BrokenResourceError, create_task_group, fail_after, to_thread,
 from anyio.lowlevel import checkpoint
 
 from anyecho.address import Address, ProxyMode, UnixAddress, parse_address
+from anyecho.client.client import connect
+from anyecho.client.options import ConnectOptions
 from anyecho.errors import EchoTruncated, UsageError
-from anyecho.measure.client import connect
-from anyecho.measure.options import ConnectOptions
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
-from tests.machine import needs_descriptors
 from tests.net.pairs import reset
-from tests.net.proxy_headers import IPV4, IPV6, SOURCE, SOURCE6, UNIX, tlv, v2
-from tests.peers import SOON, dial, receive_all, until
+from tests.net.proxy.headers import IPV4, IPV6, SOURCE, SOURCE6, UNIX, tlv, v2
 from tests.server.test_server import held, until_closed
+from tests.support.machine import needs_descriptors
+from tests.support.peers import SOON, dial, receive_all, until
 
 LINE = b"PROXY TCP4 192.0.2.1 192.0.2.2 56324 443\r\n"
 ODD = b"/run/\x1b[31m a\nb\xff".ljust(108, b"\0") + bytes(108)

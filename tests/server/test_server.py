@@ -26,15 +26,15 @@ from anyio import (
 from anyio.abc import ByteStream
 
 from anyecho.address import Address, UnixAddress
+from anyecho.client.client import connect
 from anyecho.echo import echo
 from anyecho.errors import BindError
-from anyecho.measure.client import connect
 from anyecho.server import events
 from anyecho.server import tasks as task_engine
 from anyecho.server.connection import Connection
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server, serve
-from tests.peers import SOON, dial, flood, receive_all, until
+from tests.support.peers import SOON, dial, flood, receive_all, until
 
 LARGE = os.urandom(5000)
 

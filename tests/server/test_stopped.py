@@ -20,10 +20,10 @@ from anyecho.address import Address
 from anyecho.net.poller import Fallback
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import open_server
-from tests.certificates import Files, client_over
-from tests.net.proxy_headers import IPV4, v2
-from tests.peers import SOON, dial, until
+from tests.net.proxy.headers import IPV4, v2
 from tests.server.test_tls import TLS, options
+from tests.support.certificates import Files, client_over
+from tests.support.peers import SOON, dial, until
 
 T = TypeVar("T")
 

@@ -25,22 +25,22 @@ from anyio import (
 from anyio.lowlevel import checkpoint
 
 from anyecho.address import Address, TCPAddress, UnixAddress
+from anyecho.client.client import connect
+from anyecho.client.options import ConnectOptions
 from anyecho.errors import CertificateError, ConnectError, UsageError
-from anyecho.measure.client import connect
-from anyecho.measure.options import ConnectOptions
-from anyecho.net import tls
 from anyecho.net.poller import Fallback
-from anyecho.net.tls import TLSStream
-from anyecho.net.tls_contexts import TLSClientOptions, TLSServerOptions
-from anyecho.net.tls_records import Records
+from anyecho.net.tls import stream as tls_stream
+from anyecho.net.tls.contexts import TLSClientOptions, TLSServerOptions
+from anyecho.net.tls.records import Records
+from anyecho.net.tls.stream import TLSStream
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
-from tests.certificates import VERSIONS, Files, client_over, files_in
-from tests.conformance import MUCH, drain, fill
-from tests.machine import needs_descriptors
 from tests.net.pairs import reset
-from tests.peers import SOON, dial, receive_all, until
-from tests.process import peer
+from tests.support.certificates import VERSIONS, Files, client_over, files_in
+from tests.support.conformance import MUCH, drain, fill
+from tests.support.machine import needs_descriptors
+from tests.support.peers import SOON, dial, receive_all, until
+from tests.support.process import peer
 
 TLS = "tls://127.0.0.1:0"
 
@@ -442,7 +442,7 @@ async def test_an_abort_does_not_wait_for_tls_peers(phase: str, files: Files) ->
 async def test_a_peer_that_never_reads_delays_a_close_by_at_most_linger(
     files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tls, "CLOSE_TIMEOUT", 4 * SOON)  # the stream's timeout must not be added to linger
+    monkeypatch.setattr(tls_stream, "CLOSE_TIMEOUT", 4 * SOON)  # the stream's timeout must not be added to linger
     async with open_server(TLS, options=options(files)) as server:
         stream = await shake_hands(server.addresses[0])
         async with create_task_group() as tasks:
@@ -465,7 +465,7 @@ async def test_a_tls_peer_that_never_reads_gets_back_pressure(
         await shake_hands(server.addresses[0]) as flooding,
     ):
         await fill(flooding)
-        monkeypatch.setattr(tls, "CLOSE_TIMEOUT", 0.1)
+        monkeypatch.setattr(tls_stream, "CLOSE_TIMEOUT", 0.1)
         # At most what the kernel buffers of both directions hold, which is less than was sent.
         [connection] = server._connections
         assert 0 < connection.totals[0] < len(MUCH)

@@ -15,17 +15,17 @@ import pytest
 from anyio import BrokenResourceError, EndOfStream, create_task_group, fail_after, to_thread
 from anyio.abc import SocketAttribute
 
-from anyecho.measure.client import connect
-from anyecho.measure.options import ConnectOptions
-from anyecho.net.tls import TLSStream
-from anyecho.net.tls_records import Records
+from anyecho.client.client import connect
+from anyecho.client.options import ConnectOptions
+from anyecho.net.tls.records import Records
+from anyecho.net.tls.stream import TLSStream
 from anyecho.server.connection import Connection
 from anyecho.server.server import Server, open_server
-from tests.certificates import Files
-from tests.conformance import drain
-from tests.net.proxy_headers import IPV4, v2
-from tests.peers import SOON, dial, receive_all, until
+from tests.net.proxy.headers import IPV4, v2
 from tests.server.test_tls import TLS, options, shake_hands, until_closed
+from tests.support.certificates import Files
+from tests.support.conformance import drain
+from tests.support.peers import SOON, dial, receive_all, until
 
 LIMIT = 0.24
 

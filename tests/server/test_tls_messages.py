@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from anyio import create_task_group, fail_after
 
-from anyecho.measure.client import connect
-from anyecho.measure.options import ConnectOptions
-from anyecho.net import tls
+from anyecho.client.client import connect
+from anyecho.client.options import ConnectOptions
+from anyecho.net.tls import stream as tls_stream
 from anyecho.server.server import Server, open_server
-from tests.certificates import Files
-from tests.peers import SOON, dial, unread, until
 from tests.server.test_tls import TLS, options, until_closed
-from tests.tls13 import ALERT, CLOSE_NOTIFY, DATA, HANDSHAKE, KEY_UPDATE, KEY_UPDATE_REQUESTED, CraftedPeer
+from tests.support.certificates import Files
+from tests.support.peers import SOON, dial, unread, until
+from tests.support.tls13 import ALERT, CLOSE_NOTIFY, DATA, HANDSHAKE, KEY_UPDATE, KEY_UPDATE_REQUESTED, CraftedPeer
 
 BYE = (ALERT, CLOSE_NOTIFY)
 #: Options that select the code paths of the engines.
@@ -119,7 +119,7 @@ async def test_a_drain_sends_close_notify_once_the_message_is_complete(data: byt
 async def test_a_drain_ends_though_the_message_stays_incomplete(
     way: str, files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tls, "CLOSE_TIMEOUT", 4 * SOON)  # the stream's timeout must not be added to linger
+    monkeypatch.setattr(tls_stream, "CLOSE_TIMEOUT", 4 * SOON)  # the stream's timeout must not be added to linger
     async with crafted(files, **WAYS[way]) as (server, peer):
         await say(server, peer, peer.seal(DATA, b"a") + peer.seal(HANDSHAKE, KEY_UPDATE[:4]))
         start = time.monotonic()

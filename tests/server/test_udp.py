@@ -17,18 +17,18 @@ import pytest
 from anyio import fail_after, move_on_after, to_thread
 
 from anyecho.address import TCPAddress, UDPAddress
+from anyecho.client.client import connect
 from anyecho.errors import BindError
-from anyecho.measure.client import connect
-from anyecho.net import mmsg
-from anyecho.net.datagram_counts import DatagramCounts
-from anyecho.net.datagrams import Reflector
+from anyecho.net.udp import mmsg
+from anyecho.net.udp.counts import DatagramCounts
+from anyecho.net.udp.echo import Reflector
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
-from anyecho.server.udp import SourceGuard
-from tests.datagrams import fail, forge, forger, udp_client
-from tests.machine import LOOPBACK_HOSTS, needs_ipv6, network_namespace
-from tests.peers import SOON, until
+from anyecho.server.udp_guard import SourceGuard
 from tests.server.link import LINK
+from tests.support.datagrams import fail, forge, forger, udp_client
+from tests.support.machine import LOOPBACK_HOSTS, needs_ipv6, network_namespace
+from tests.support.peers import SOON, until
 
 #: Bytes of the receive buffer used by a datagram of at most 64 bytes, on 64-bit Linux.
 QUEUED = 832

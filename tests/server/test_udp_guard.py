@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anyecho.errors import UsageError
-from anyecho.server import udp
+from anyecho.server import udp_guard
 from anyecho.server.options import ServeOptions
-from anyecho.server.udp import SourceGuard
+from anyecho.server.udp_guard import SourceGuard
 
 OWN = 40_000
 CLIENT = ("192.0.2.1", 50_000)
@@ -190,7 +190,7 @@ def test_other_sources_do_not_evict_an_active_source() -> None:
 
 
 def test_the_table_of_logged_sources_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(udp, "_TABLE_SIZE", 10)
+    monkeypatch.setattr(udp_guard, "_TABLE_SIZE", 10)
     clocked = ClockedGuard()
     for number in range(256):
         clocked.admits((f"10.0.0.{number}", 7))

@@ -14,10 +14,10 @@ import pytest
 from anyecho.address import FDAddress, UnixAddress
 from anyecho.errors import UsageError
 from anyecho.net.sockets import SocketOptions
-from anyecho.net.tls_contexts import TLSServerOptions
+from anyecho.net.tls.contexts import TLSServerOptions
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import open_server
-from tests.certificates import Files
+from tests.support.certificates import Files
 
 TCP, UDP = "tcp://127.0.0.1:0", "udp://127.0.0.1:0"
 TRUST = ("10.0.0.0/8",)

@@ -13,13 +13,13 @@ import pytest
 from anyio import create_task_group, fail_after, to_thread, wait_all_tasks_blocked
 
 from anyecho.address import Address, TCPAddress, UnixAddress
+from anyecho.client.client import connect
 from anyecho.errors import UsageError
-from anyecho.measure.client import connect
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
-from tests.certificates import Files
-from tests.peers import SOON, dial, receive_all, until
 from tests.server.test_tls import TLS, options, shake_hands
+from tests.support.certificates import Files
+from tests.support.peers import SOON, dial, receive_all, until
 
 VERBS = ("close", "drain", "abort", "wait_closed")
 

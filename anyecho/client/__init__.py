@@ -1,0 +1,1 @@
+"""The client of an echo server, whose echo it verifies."""

@@ -1,0 +1,198 @@
+"""Connect to an echo server, and exchange verified payloads with it."""
+
+from __future__ import annotations
+
+__all__ = ("Client", "connect", "connect_checked")
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, TypeAlias
+
+from anyio import BrokenResourceError, BusyResourceError, ClosedResourceError
+from anyio.abc import ByteStream
+
+from anyecho.address import Address, TCPAddress, UDPAddress, parse_address
+from anyecho.client.datagrams import DatagramExchange
+from anyecho.client.exchange import Exchange
+from anyecho.client.matcher import RecentDatagrams
+from anyecho.client.options import ConnectOptions
+from anyecho.client.source import Item, Source, check_source, to_bytes
+from anyecho.client.unused import check_options
+from anyecho.clock import run_within
+from anyecho.errors import ConnectError
+from anyecho.net.connect import connect_stream
+from anyecho.net.udp.stream import DatagramStream, connect_datagrams
+from anyecho.units import format_duration
+from anyecho.validation import check_kind
+
+if TYPE_CHECKING:
+    from anyecho.net.poller import Fallback, Poller
+
+_AnyExchange: TypeAlias = Exchange | DatagramExchange
+
+logger = logging.getLogger("anyecho.client")
+
+
+async def connect(
+    address: str | Address,
+    *,
+    options: ConnectOptions | None = None,
+    poller: Poller | Fallback | None = None,
+) -> Client:
+    """Connect to the echo server at `address`. The caller closes the returned client.
+
+    Raises `ConnectError` if no endpoint of `address` answers within `options.timeout`, or if verification of its
+    certificate fails. Raises `UsageError` if a protective option (TLS, a PROXY header) has no effect on `address`.
+    """
+    options = ConnectOptions() if options is None else options
+    check_kind(options, ConnectOptions)
+    address = parse_address(address)
+    check_options(options, address)
+    return await connect_checked(address, options, poller)
+
+
+async def connect_checked(
+    address: Address, options: ConnectOptions, poller: Poller | Fallback | None = None
+) -> Client:
+    """Like `connect`, without checking `options` against `address`."""
+    logger.debug("connecting to %s", _describe(address))
+    if isinstance(address, TCPAddress | UDPAddress) and address.port == 0:
+        raise ConnectError(f"cannot connect to {address}: port 0 is any free port, and only for servers")
+
+    limit = min(options.timeout, options.deadline)
+    try:
+        stream = await run_within(limit, _connect_stream, address, options, poller)
+    except TimeoutError as exc:
+        raise ConnectError(f"cannot connect to {address}: no answer within {format_duration(limit)}") from exc
+
+    return Client(stream, options, address=address)
+
+
+async def _connect_stream(
+    address: Address, options: ConnectOptions, poller: Poller | Fallback | None
+) -> ByteStream | DatagramStream:
+    if isinstance(address, UDPAddress):
+        return await connect_datagrams(address, family=options.family, options=options.socket, poller=poller)
+
+    return await connect_stream(
+        address,
+        family=options.family,
+        options=options.socket,
+        tls=options.tls,
+        poller=poller,
+        proxy_header=options.proxy_header,
+    )
+
+
+class Client:
+    """One connection to an echo server, for one exchange at a time. It owns `stream`.
+
+    Over UDP every item is a datagram, empty ones too, and an item without a reply within the timeout is lost.
+
+    An exchange that fails or is cancelled makes the client unusable: bytes still in flight cannot be assigned to an
+    exchange any more.
+    """
+
+    def __init__(
+        self,
+        stream: ByteStream | DatagramStream,
+        options: ConnectOptions | None = None,
+        *,
+        address: Address | None = None,
+    ) -> None:
+        """`address` is shown in errors."""
+        self.stream = stream
+        #: None after the first echo: the server cannot refuse the handshake any more.
+        self._unconfirmed_address = None if address is None else str(address)
+        self._recent = RecentDatagrams()
+        self._options = options or ConnectOptions()
+        self._busy = False
+        self._broken = False
+        self._closed = False
+
+    async def exchange(self, payload: Item) -> bytes:
+        """Send `payload` and return its echo, which is equal. A payload other than `bytes` is copied.
+
+        Raises `EchoMismatch`, `EchoTruncated`, `EchoStalled` or `EchoLost` if the echo is not equal or not
+        complete. Raises `UsageError`, before anything is sent, if `payload` is not a buffer. Raises `ConnectError`
+        if the server refuses the client's certificate, or requires one: over TLS 1.3 this is not known after
+        `connect`.
+        """
+        payload = to_bytes(payload, "a payload")
+        exchange = self._exchange((payload,), total=len(payload))
+        async with self._exclusive(exchange, self._options.deadline) as echo:
+            return b"".join([chunk async for chunk in echo])
+
+    @asynccontextmanager
+    async def send(self, source: Source, *, deadline: float | None = None) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Send every item of `source`, then half-close; yield the echo as an iterator of chunks.
+
+        ::
+
+            async with client.send([b"one", b"two"]) as echo:
+                async for chunk in echo:
+                    ...
+
+        Memory is constant: sending pauses while 8 MiB are outstanding. `deadline` replaces that of the options. An
+        item other than `bytes` is copied when it is taken. The caller closes `source`. Only chunks that were
+        iterated over are verified: leaving the block early verifies nothing more.
+
+        Raises as `exchange` does, and whatever `source` raises. Raises `UsageError` if `source` is a single buffer
+        or not an iterable (before anything is sent), or if it gives an item that is not a buffer.
+        """
+        check_source(source)
+        exchange = self._exchange(source)
+        async with self._exclusive(exchange, self._options.deadline if deadline is None else deadline) as echo:
+            yield echo
+
+    def _exchange(self, source: Source, *, total: int | None = None) -> _AnyExchange:
+        if isinstance(self.stream, DatagramStream):
+            return DatagramExchange(self.stream, source, self._recent)
+
+        return Exchange(self.stream, source, total=total, address=self._unconfirmed_address)
+
+    @asynccontextmanager
+    async def _exclusive(self, exchange: _AnyExchange, deadline: float) -> AsyncIterator[AsyncIterator[bytes]]:
+        if self._closed:
+            raise ClosedResourceError
+        if self._busy:
+            raise BusyResourceError("exchanging on")
+        if self._broken:
+            raise BrokenResourceError("an exchange on this client failed or half-closed it: connect anew")
+
+        self._busy = True
+        try:
+            async with exchange.open(timeout=self._options.timeout, deadline=deadline) as echo:
+                yield echo
+        finally:
+            self._busy = False
+            self._broken = not exchange.leaves_usable
+            if isinstance(exchange, Exchange) and exchange.returned:
+                self._unconfirmed_address = None
+
+    async def aclose(self) -> None:
+        """Close the connection. Idempotent."""
+        if not self._closed:
+            logger.debug("closing")
+            self._closed = True
+        await self.stream.aclose()
+
+    async def __aenter__(self) -> Client:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+
+def _describe(address: Address) -> str:
+    if isinstance(address, TCPAddress):
+        return f"{address.host or 'localhost'} port {address.port}"
+
+    return str(address)

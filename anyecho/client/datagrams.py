@@ -1,0 +1,206 @@
+"""Send the items of a source as datagrams and verify the replies.
+
+A window limits what is outstanding. `DatagramMatcher` decides which datagram a reply belongs to.
+"""
+
+from __future__ import annotations
+
+__all__ = ("DatagramExchange",)
+
+import errno
+import logging
+import math
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+
+from anyio import BrokenResourceError, CancelScope, Event, create_task_group, current_time
+from anyio.abc import SocketAttribute
+from anyio.lowlevel import checkpoint
+
+from anyecho.address import UDPAddress
+from anyecho.client.exchange import log_chunk
+from anyecho.client.matcher import DatagramMatcher, RecentDatagrams
+from anyecho.client.source import Source, items_of
+from anyecho.clock import INTERVALS, LoopClock
+from anyecho.errors import AnyechoError, ConnectError, EchoLost, EchoStalled, UsageError, unwrap_single
+from anyecho.net.pending import is_ready
+from anyecho.net.resolve import most_telling
+from anyecho.net.udp.stream import DATAGRAM_MAX, DatagramStream
+from anyecho.units import format_duration
+
+logger = logging.getLogger("anyecho.client")
+
+#: Maximum of outstanding datagrams, and of their bytes: the kernel's default receive buffer at either end holds 256
+#: small datagrams, or three of the largest.
+_WINDOW = 64
+_WINDOW_BYTES = 1 << 16
+#: Errors for an address without a server. Another address of the same name may have one.
+_UNREACHABLE = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH})
+
+
+class DatagramExchange:
+    """Sends every item of `source` as one datagram and verifies the replies, once.
+
+    A datagram without a reply in time counts as lost; the exchange goes on with the next.
+    """
+
+    def __init__(self, stream: DatagramStream, source: Source, recent: RecentDatagrams) -> None:
+        self._stream = stream
+        self._source = source
+        self._timeout = math.inf
+        self._window_freed = Event()
+        self._sent_all = False
+        self._is_sending = False
+        self._failures: list[OSError] = []
+        self._waiting = CancelScope()
+        self.matcher = DatagramMatcher(recent)
+        #: Whether every datagram was answered.
+        self.complete = False
+
+    @property
+    def leaves_usable(self) -> bool:
+        """Whether the stream can be used again: no late reply could match a datagram of another exchange."""
+        return self.complete
+
+    @asynccontextmanager
+    async def open(
+        self, *, timeout: float = math.inf, deadline: float = math.inf
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Start sending; yield an iterator of the verified replies, in order of arrival and without duplicates.
+
+        Raises `EchoLost` after the last reply if any datagram had none within `timeout` seconds. Raises at once:
+        `EchoMismatch`; `EchoStalled` if the exchange takes more than `deadline` seconds; `ConnectError` if the
+        server is unreachable; `UsageError` for an item too large for a datagram.
+        """
+        self._timeout = timeout
+        with unwrap_single() as whole:
+            async with create_task_group() as tasks:
+                tasks.start_soon(self._watch, deadline)
+                tasks.start_soon(self._send_source)
+                try:
+                    async with aclosing(self._receive()) as replies:
+                        yield replies
+                except BaseException as exc:
+                    whole.append(exc)
+                    raise
+                tasks.cancel_scope.cancel()
+
+    async def _watch(self, deadline: float) -> None:
+        if not math.isinf(deadline):
+            clock = LoopClock(deadline / INTERVALS)
+            await clock.wait_until(deadline)
+            if is_ready(self._stream.extra(SocketAttribute.raw_socket)):
+                # Replies that have arrived by then are still read: the receiving task may not have run since.
+                await clock.wait_until(clock.elapsed + clock.interval)
+            progress = f"{self.matcher.answered} of {self.matcher.sent} datagrams are back"
+            raise EchoStalled(f"the deadline is over: {progress}", offset=self.matcher.first_missing)
+
+    async def _send_source(self) -> None:
+        async with aclosing(items_of(self._source)) as items:
+            async for item in items:
+                await self._send(item)
+
+        self._sent_all = True
+        self._rearm()
+        logger.debug("waiting for response")
+
+    async def _send(self, item: bytes) -> None:
+        while self._is_window_full(len(item)):
+            await self._window_freed.wait()
+
+        log_chunk("sending", item)
+        # Outstanding before it is sent: its reply may be back before send() returns. The timeout begins after it
+        # was sent: the send may have to wait, and the loop may be blocked meanwhile.
+        number = self.matcher.expect(item)
+        self._is_sending = True
+        try:
+            await self._stream.send(item)
+        except BrokenResourceError as exc:
+            self._is_sending = False  # `_reconnect` resends all outstanding datagrams
+            if isinstance(exc.__cause__, OSError) and exc.__cause__.errno == errno.EMSGSIZE:
+                what = f"a message of {len(item)} bytes is too large for a datagram"
+                raise UsageError(f"{what}, which holds at most {DATAGRAM_MAX} bytes") from exc
+            if not await self._reconnect(exc):
+                raise self._translate(exc) from exc
+        finally:
+            self._is_sending = False
+
+        self.matcher.set_expiry(number, current_time() + self._timeout)
+        self._rearm()
+
+    async def _reconnect(self, exc: BrokenResourceError) -> bool:
+        """Resend outstanding datagrams to the next address of the server, if the current one is unreachable.
+
+        Return false if there is none. The datagram of a pending send is left out: that send goes on with the new
+        socket.
+        """
+        if not isinstance(exc.__cause__, OSError) or exc.__cause__.errno not in _UNREACHABLE:
+            return False
+
+        self._failures.append(exc.__cause__)
+        outstanding = self.matcher.datagrams
+        return await self._stream.reconnect(outstanding[:-1] if self._is_sending else outstanding)
+
+    def _is_window_full(self, more: int) -> bool:
+        outstanding = len(self.matcher)
+        return outstanding >= _WINDOW or (outstanding > 0 and self.matcher.bytes_outstanding + more > _WINDOW_BYTES)
+
+    async def _receive(self) -> AsyncGenerator[bytes, None]:
+        while True:
+            # Read before the socket: a datagram due after `now` must not expire before the socket is read again.
+            now = current_time()
+            if (reply := await self._try_to_receive()) is not None:
+                log_chunk("received", reply)
+                if self.matcher.match(reply):
+                    self._notify_window()
+                    yield reply
+                await checkpoint()  # a flooding peer must not starve other tasks
+                continue
+
+            # After the socket is empty: a reply that came in time and is read late is not lost.
+            self.matcher.expire(now)
+            self._notify_window()
+            if self._sent_all and not self.matcher:
+                break
+            with CancelScope() as self._waiting:
+                self._rearm()
+                await self._stream.readable()
+
+        self._finish()
+
+    async def _try_to_receive(self) -> bytes | None:
+        while True:
+            try:
+                return self._stream.receive_nowait()
+            except BrokenResourceError as exc:
+                if not await self._reconnect(exc):
+                    raise self._translate(exc) from exc
+
+    def _notify_window(self) -> None:
+        self._window_freed.set()
+        self._window_freed = Event()
+
+    def _rearm(self) -> None:
+        """Wake the receiver at the next expiry, or now if nothing is outstanding and all is sent."""
+        self._waiting.deadline = self.matcher.next_expiry
+        if self._sent_all and not self.matcher:
+            self._waiting.cancel()
+
+    def _finish(self) -> None:
+        if self.matcher.lost:
+            within = f"no answer within {format_duration(self._timeout)}"
+            raise EchoLost(f"{self.matcher} ({within})", offset=self.matcher.first_missing)
+
+        self.complete = True
+        if self.matcher.duplicates or self.matcher.reordered:
+            logger.warning("%s", self.matcher)
+
+    def _translate(self, exc: BrokenResourceError) -> AnyechoError:
+        failure = most_telling(self._failures) if self._failures else exc.__cause__
+        why = getattr(failure, "strerror", exc)
+        if self.matcher.answered:
+            progress = f"{self.matcher.answered} of {self.matcher.sent} datagrams are back"
+            return EchoLost(f"{why}: {progress}", offset=self.matcher.first_missing)
+
+        host, port, *_ = self._stream.extra(SocketAttribute.raw_socket).getpeername()
+        return ConnectError(f"cannot reach {self._stream.address or UDPAddress(host=host, port=port)}: {why}")

@@ -1,0 +1,284 @@
+"""Send a payload on any byte stream and verify its echo.
+
+Sending and receiving are concurrent: a client that first sends all and then reads deadlocks on messages larger than
+the kernel's buffers. Every byte is compared as it returns, and an error gives the offset of the first wrong or
+missing byte.
+"""
+
+from __future__ import annotations
+
+__all__ = ("Exchange", "log_chunk")
+
+import logging
+import math
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from contextlib import aclosing, asynccontextmanager
+
+from anyio import (
+    BrokenResourceError,
+    CancelScope,
+    ClosedResourceError,
+    EndOfStream,
+    Event,
+    create_task_group,
+    current_time,
+    sleep,
+)
+from anyio.abc import ByteStream, SocketAttribute
+from anyio.lowlevel import checkpoint
+
+from anyecho.client.source import Source, items_of
+from anyecho.clock import INTERVALS, LoopClock
+from anyecho.errors import AnyechoError, EchoMismatch, EchoStalled, EchoTruncated, unwrap_single
+from anyecho.net.pending import is_ready
+from anyecho.net.tls.connect import connect_error, is_refusal
+from anyecho.net.tls.errors import explain
+from anyecho.streams.transcript import shorten
+from anyecho.units import format_duration, format_size
+
+logger = logging.getLogger("anyecho.client")
+
+#: Maximum of outstanding bytes, which are kept for the comparison. Without it, a slow reader of the echo would make
+#: the client keep all that both kernels can buffer, which is tens of MiB.
+_WINDOW = 8 << 20
+#: Larger items are sent in several writes, so that progress is seen, also with a slow reader.
+_WRITE = 1 << 14
+
+
+class Exchange:
+    """Sends a source and verifies its echo, once.
+
+    With `total`, the exchange ends when that many bytes are back, and the stream can be used again. Without, the
+    stream is half-closed after the last item, and the exchange ends when the peer has closed too.
+    """
+
+    def __init__(
+        self, stream: ByteStream, source: Source, *, total: int | None = None, address: str | None = None
+    ) -> None:
+        self._stream = stream
+        #: Address of a server that may still refuse the handshake, else None.
+        self._address = address
+        self._source = source
+        self._total = total
+        #: Outstanding writes, in order; of the first, `_head_returned` bytes are back.
+        self._outstanding: deque[bytes] = deque()
+        self._head_returned = 0
+        self._window_freed = Event()
+        #: Bytes of the current item not yet given to the stream.
+        self._unsent = 0
+        self._sent_all = False
+        self._send_failed = False
+        #: Whether the sender waits for the stream; and whether it waits for the source.
+        self._sending = False
+        self._source_pending = False
+        self._receiving = False
+        self._progress_at = 0.0
+        #: Whether every byte came back equal, without surplus bytes.
+        self.complete = False
+        #: Bytes given to the stream so far, and those of them that came back equal.
+        self.sent = 0
+        self.returned = 0
+
+    @property
+    def leaves_usable(self) -> bool:
+        """Whether the stream can be used for another exchange."""
+        return self.complete and self._total is not None
+
+    @asynccontextmanager
+    async def open(
+        self, *, timeout: float = math.inf, deadline: float = math.inf
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Start sending; yield the verified echo as an iterator of chunks.
+
+        Raises `EchoMismatch` or `EchoTruncated`. Raises `EchoStalled` if echo is outstanding and no byte has moved
+        for `timeout` seconds, or if the exchange takes more than `deadline` seconds. Raises `ConnectError` if the
+        server refuses the client, which over TLS 1.3 happens after the handshake.
+        """
+        with unwrap_single() as whole:
+            async with create_task_group() as tasks:
+                watching = CancelScope()
+                tasks.start_soon(self._watch, watching, timeout, deadline)
+                tasks.start_soon(self._send_source)
+                try:
+                    async with aclosing(self._receive()) as echo:
+                        yield echo
+                except BaseException as exc:
+                    whole.append(exc)
+                    raise
+                watching.cancel()
+                if not self.complete:
+                    tasks.cancel_scope.cancel()
+
+    async def _send_source(self) -> None:
+        async with aclosing(items_of(self._source)) as items:
+            self._source_pending = True
+            async for item in items:
+                self._source_pending = False
+                await self._send(item)
+                if self._send_failed:
+                    return
+                self._source_pending = True
+
+        self._sent_all = True
+        self._progress_at = current_time()
+        if self._total is None:
+            await self._try(self._stream.send_eof())
+        logger.debug("waiting for response")
+
+    async def _send(self, item: bytes) -> None:
+        log_chunk("sending", item)
+        if not item:
+            self._source_pending = True
+            await checkpoint()  # a source of empty items must not starve other tasks
+        for start in range(0, len(item), _WRITE):
+            part = item[start : start + _WRITE]
+            self._unsent = len(item) - start
+            while self._is_window_full(len(part)):
+                await self._window_freed.wait()
+            if not self._outstanding:
+                self._progress_at = current_time()
+
+            # Outstanding before it is sent: its echo may be back before send() returns.
+            self._outstanding.append(part)
+            self.sent += len(part)
+            self._unsent -= len(part)
+            await self._try(self._stream.send(part))
+            self._progress_at = current_time()
+            if self._send_failed:
+                return
+
+    def _is_window_full(self, more: int) -> bool:
+        return self._total is None and self.sent - self.returned + more > _WINDOW
+
+    async def _try(self, sending: Awaitable[None]) -> None:
+        # Not raised here: echo from before the failure can still be read, and its error says more.
+        self._sending = True
+        try:
+            await sending
+        except (BrokenResourceError, ClosedResourceError):
+            self._send_failed = True
+        finally:
+            self._sending = False
+
+    async def _receive(self) -> AsyncGenerator[bytes, None]:
+        while self._total is None or self.returned < self._total:
+            self._progress_at = current_time()
+            self._receiving = True
+            try:
+                chunk = await self._stream.receive()
+            except EndOfStream:
+                await self._source_state_known()
+                if self._outstanding or not self._sent_all:
+                    raise self._truncated("the server closed the connection") from None
+                break
+            except BrokenResourceError as exc:
+                raise self._broken(exc.__cause__ or exc) from exc
+            finally:
+                self._receiving = False
+
+            log_chunk("received", chunk)
+            good = self._match(chunk)
+            if good:
+                yield chunk[:good]
+            if good < len(chunk):
+                raise self._mismatch(chunk[good])
+
+        self.complete = True
+
+    async def _source_state_known(self) -> None:
+        """Return once the source has ended, has given another item, or keeps the sender waiting.
+
+        The peer may echo the last byte and close before the sender's task runs again and finds the source's end.
+        """
+        while not (self._outstanding or self._sent_all or self._send_failed or self._source_pending):
+            await checkpoint()
+
+    def _match(self, chunk: bytes) -> int:
+        """Compare `chunk` with the outstanding bytes and remove the equal ones. Return how many are equal."""
+        good = 0
+        while good < len(chunk) and self._outstanding:
+            expected = self._outstanding[0][self._head_returned : self._head_returned + len(chunk) - good]
+            back = chunk[good : good + len(expected)]
+            equal = len(back) if back == expected else next(i for i, b in enumerate(back) if b != expected[i])
+            good += equal
+            self._head_returned += equal
+            if self._head_returned == len(self._outstanding[0]):
+                self._outstanding.popleft()
+                self._head_returned = 0
+            if equal < len(back):
+                break
+
+        self.returned += good
+        self._window_freed.set()
+        self._window_freed = Event()
+        return good
+
+    def _mismatch(self, got: int) -> EchoMismatch:
+        offset = self.returned
+        if not self._outstanding:
+            return EchoMismatch(f"byte {offset} was never sent: got 0x{got:02x}", offset=offset)
+
+        sent = self._outstanding[0][self._head_returned]
+        return EchoMismatch(f"byte {offset} is wrong: sent 0x{sent:02x}, got 0x{got:02x}", offset=offset)
+
+    def _broken(self, cause: BaseException) -> AnyechoError:
+        if self._address is not None and not self.returned and is_refusal(cause):
+            return connect_error(self._address, cause)
+
+        return self._truncated(f"the connection broke ({explain(cause)})")
+
+    def _truncated(self, why: str) -> EchoTruncated:
+        return EchoTruncated(f"{why}: {self._progress()}", offset=self.returned)
+
+    def _progress(self) -> str:
+        if not self._outstanding:
+            return f"all {self.returned} bytes are back, but " + (
+                "the server did not end the connection" if self._sent_all else "the input has not ended"
+            )
+
+        # It is not known whether the source has another item, so only the current item counts.
+        more = ", and more was to be sent" if self._unsent else ""
+        if self._is_window_full(_WRITE) and self._unsent:
+            more += f" once some of these {format_size(_WINDOW)} are back"
+        return f"byte {self.returned} is missing, {self.sent} were sent{more}"
+
+    async def _watch(self, scope: CancelScope, timeout: float, deadline: float) -> None:
+        """Raise `EchoStalled` once a limit is reached, measured in time for which the event loop ran.
+
+        Bytes that have arrived by then and are not read yet extend each limit once.
+        """
+        clock = LoopClock(min(timeout, deadline) / INTERVALS)
+        if math.isinf(clock.interval):
+            return
+
+        idle, over_at = 0.0, deadline
+        extended, extended_for = False, -math.inf
+        with scope:
+            while True:
+                await sleep(min(clock.interval, timeout - idle, over_at - clock.elapsed))
+                idle += clock.tick()
+                # The stall timer runs only while a receive is pending and echo is outstanding. It stops for a slow
+                # reader of the echo, and between two lines typed at a terminal.
+                stalled = self._receiving and (self._outstanding or self._sent_all)
+                idle = min(idle, current_time() - self._progress_at) if stalled else 0.0
+                if clock.elapsed >= over_at:
+                    if extended or not self._is_ready():
+                        raise EchoStalled(f"the deadline is over: {self._progress()}", offset=self.returned)
+                    extended, over_at = True, clock.elapsed + deadline / INTERVALS
+                if idle >= timeout:
+                    if extended_for == self._progress_at or not self._is_ready():
+                        message = f"no byte has moved for {format_duration(timeout)}: {self._progress()}"
+                        raise EchoStalled(message, offset=self.returned)
+                    idle, extended_for = 0.0, self._progress_at
+
+    def _is_ready(self) -> bool:
+        """Return whether the socket is ready, but the task that waits for it has not run yet."""
+        sock = self._stream.extra(SocketAttribute.raw_socket, None)
+        return sock is not None and is_ready(sock, to_write=self._sending)
+
+
+def log_chunk(what: str, chunk: bytes) -> None:
+    """Log `chunk`, shortened, at level DEBUG."""
+    if logger.isEnabledFor(logging.DEBUG):
+        logger.debug("%s %s", what, shorten(chunk))

@@ -1,0 +1,1 @@
+"""The PROXY protocol: its headers, reading one from a socket, and which peers may send one."""

@@ -1,0 +1,1 @@
+"""TLS over readiness: sessions without a socket, streams, contexts."""

@@ -1,0 +1,274 @@
+"""TLS options, and the `ssl.SSLContext` made from them for a server or a client.
+
+A file that cannot be used raises `CertificateError`, of one line, before any connection is made. The minimum
+version is TLS 1.2, and renegotiation is off.
+"""
+
+from __future__ import annotations
+
+__all__ = ("Certificates", "TLSClientOptions", "TLSServerOptions", "client_context")
+
+import os
+import socket
+import ssl
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from anyecho.address import Address, TCPAddress
+from anyecho.errors import CertificateError, UsageError
+from anyecho.net.names import host_name, is_host_name
+from anyecho.net.tls.errors import explain
+from anyecho.net.tls.files import load_chain
+from anyecho.validation import FilePath, check_types, given_options
+
+_VERIFY = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TLSServerOptions:
+    """The certificate of a server, and whether it requests certificates from clients.
+
+    `context` is a server-side context of the caller's own, and replaces all other options here. Its certificates,
+    ciphers, client certificates, ALPN and callbacks are used unchanged. It must not allow versions older than
+    TLS 1.2, and ``OP_NO_RENEGOTIATION`` is added to its options. `Certificates.reload` does not change it. The
+    caller may call its ``load_cert_chain`` again at any time, for later handshakes.
+    """
+
+    ssl_certfile: FilePath | None = field(
+        default=None, metadata={"help": "Server certificate and its chain (PEM)."}
+    )
+    ssl_keyfile: FilePath | None = field(
+        default=None, metadata={"help": "The certificate's key, unless it is in the same file (PEM)."}
+    )
+    ssl_keyfile_password_file: FilePath | None = field(
+        default=None, metadata={"help": "File with the password of the key on its first line."}
+    )
+    ssl_ca_certs: FilePath | None = field(
+        default=None, metadata={"help": "CAs that client certificates are verified against (PEM)."}
+    )
+    ssl_cert_reqs: Literal["none", "optional", "required"] = field(
+        default="none", metadata={"help": "Whether clients may or must present a certificate."}
+    )
+    ssl_alpn: tuple[str, ...] = field(
+        default=(),
+        metadata={"help": "ALPN protocol that the server supports; repeatable.", "negative": ()},
+    )
+    ssl_self_signed: bool = field(
+        default=False,
+        metadata={"help": "Generate a CA and a certificate for this run only (needs trustme).", "negative": ()},
+    )
+    context: ssl.SSLContext | None = None
+
+    def __post_init__(self) -> None:
+        _check(self, ("ssl_certfile", "ssl_keyfile", "ssl_keyfile_password_file", "ssl_ca_certs"))
+        if self.ssl_self_signed and self.ssl_certfile:
+            both = ("ssl_self_signed", "ssl_certfile")
+            raise UsageError("ssl_self_signed and ssl_certfile exclude each other", options=both)
+        for name in ("ssl_keyfile", "ssl_keyfile_password_file"):
+            if getattr(self, name) and not self.ssl_certfile:
+                raise UsageError(f"{name} needs ssl_certfile", options=(name, "ssl_certfile"))
+        if self.ssl_ca_certs and self.ssl_cert_reqs == "none":
+            # Such a CA would verify no client. An error, because the user expects that it does.
+            text = "ssl_ca_certs needs ssl_cert_reqs optional or required"
+            raise UsageError(text, options=("ssl_ca_certs", "ssl_cert_reqs"))
+        if self.ssl_cert_reqs != "none" and not self.ssl_ca_certs:
+            text = f"ssl_cert_reqs {self.ssl_cert_reqs} needs ssl_ca_certs"
+            raise UsageError(text, options=("ssl_cert_reqs", "ssl_ca_certs"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TLSClientOptions:
+    """How a client verifies the server, and the client's certificate.
+
+    `context` is a client-side context of the caller's own, and replaces all other options here but `sni`. It is
+    used unchanged, and decides whether the server is verified. It must not allow versions older than TLS 1.2, and
+    ``OP_NO_RENEGOTIATION`` is added to its options.
+    """
+
+    cacert: FilePath | None = field(
+        default=None, metadata={"help": "Trust the CAs in this file (PEM) instead of the system's."}
+    )
+    cert: FilePath | None = field(
+        default=None, metadata={"help": "Client certificate to present to the server (PEM)."}
+    )
+    key: FilePath | None = field(
+        default=None, metadata={"help": "The certificate's key, unless it is in the same file (PEM)."}
+    )
+    sni: str | None = field(
+        default=None, metadata={"help": "Server name to request (SNI) and verify, instead of the host."}
+    )
+    alpn: tuple[str, ...] = field(
+        default=(), metadata={"help": "ALPN protocol to offer to the server; repeatable.", "negative": ()}
+    )
+    insecure: bool = field(
+        default=False,
+        metadata={"help": "Do not verify the server's certificate.", "name": ("--insecure", "-k"), "negative": ()},
+    )
+    context: ssl.SSLContext | None = None
+
+    def __post_init__(self) -> None:
+        _check(self, ("cacert", "cert", "key"), besides=("sni",))
+        if self.key and not self.cert:
+            raise UsageError("key needs cert", options=("key", "cert"))
+        if self.sni is not None and not is_host_name(self.sni):
+            raise UsageError(f"sni is not a host name: {self.sni!r}", options=("sni",))
+
+
+def _check(
+    options: TLSServerOptions | TLSClientOptions, paths: Collection[str], *, besides: Collection[str] = ()
+) -> None:
+    """Raise `UsageError` for a wrong type, an empty path, or an unsuitable context."""
+    check_types(options)
+    for name in paths:
+        if (path := getattr(options, name)) is not None and not os.fspath(path):
+            raise UsageError(f"{name} is empty: it must name a file", options=(name,))
+    if options.context is None:
+        return
+
+    others = [name for name in given_options(options) if name not in ("context", *besides)]
+    if others:
+        raise UsageError(f"context and {others[0]} exclude each other", options=("context", others[0]))
+    side = "SERVER" if isinstance(options, TLSServerOptions) else "CLIENT"
+    if options.context.protocol not in (getattr(ssl, f"PROTOCOL_TLS_{side}"), ssl.PROTOCOL_TLS):
+        raise UsageError(
+            f"context is not for this side: make it with ssl.PROTOCOL_TLS_{side}", options=("context",)
+        )
+    if options.context.minimum_version < ssl.TLSVersion.TLSv1_2:
+        text = "context allows versions older than TLS 1.2: set its minimum_version to ssl.TLSVersion.TLSv1_2"
+        raise UsageError(text, options=("context",))
+
+
+def client_context(options: TLSClientOptions) -> ssl.SSLContext:
+    """Return a context to connect with: that of `options` or a new one. Raises `CertificateError`."""
+    if options.context is not None:
+        options.context.options |= ssl.OP_NO_RENEGOTIATION
+        return options.context
+
+    with _certificate_errors(options.cacert):
+        context = _default_context(options.cacert)
+    _restrict(context, options.alpn)
+    if options.insecure:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    if options.cert:
+        load_chain(context, options.cert, options.key, key_option="key")
+
+    return context
+
+
+def _default_context(cafile: FilePath | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=cafile)
+    except OSError as exc:
+        # create_default_context() opens the key log too. Only an error for that file has a filename.
+        if exc.filename is not None and exc.filename == (path := os.environ.get("SSLKEYLOGFILE")):
+            text = f"cannot write TLS keys to {path} (set by SSLKEYLOGFILE): {explain(exc)}"
+            raise CertificateError(text) from exc
+        raise
+
+
+class Certificates:
+    """The context of a server's TLS listeners, from files that can be reloaded.
+
+    A self-signed certificate is valid for the hosts of `addresses`. Raises `CertificateError` for a file that
+    cannot be used, and `UsageError` if `options` name no certificate.
+    """
+
+    def __init__(self, options: TLSServerOptions, addresses: Sequence[Address]) -> None:
+        self._options = options
+        #: For new handshakes. `reload` replaces it.
+        self.context: ssl.SSLContext
+        #: The file of the generated CA, for clients to trust. It belongs to the process `_owner`.
+        self.cacert: Path | None = None
+        self._owner = os.getpid()
+        if options.context is not None:
+            self.context = options.context
+            self.context.options |= ssl.OP_NO_RENEGOTIATION
+        elif options.ssl_self_signed:
+            self.context = self._self_signed(addresses)
+        elif options.ssl_certfile:
+            self.context = self._load(options.ssl_certfile)
+        else:
+            text = f"{addresses[0]} needs a certificate: give ssl_certfile or ssl_self_signed"
+            raise UsageError(text, options=("ssl_certfile", "ssl_self_signed"))
+
+    def reload(self) -> None:
+        """Read the files again, for new handshakes.
+
+        Raises `CertificateError` if they cannot be used, and keeps the certificate of before.
+        """
+        if self._options.ssl_certfile:
+            self.context = self._load(self._options.ssl_certfile)
+
+    def close(self) -> None:
+        """Remove the file of a generated CA, unless this is a forked child of the process that made it."""
+        if self.cacert is not None and os.getpid() == self._owner:
+            self.cacert.unlink(missing_ok=True)
+
+    def _load(self, certfile: FilePath) -> ssl.SSLContext:
+        context = self._new_context()
+        load_chain(
+            context,
+            certfile,
+            self._options.ssl_keyfile,
+            self._options.ssl_keyfile_password_file,
+            key_option="ssl_keyfile",
+            password_option="ssl_keyfile_password_file",
+        )
+        return context
+
+    def _self_signed(self, addresses: Sequence[Address]) -> ssl.SSLContext:
+        try:
+            import trustme  # an optional extra
+        except ImportError as exc:
+            raise CertificateError("trustme is not installed: pip install 'anyecho[trustme]'") from exc
+
+        names = {"localhost", "127.0.0.1", "::1"}
+        for address in addresses:
+            if isinstance(address, TCPAddress):
+                names.add(host_name(address.host.partition("%")[0]) or socket.gethostname())
+        ca = trustme.CA()
+        context = self._new_context()
+        try:
+            ca.issue_cert(*sorted(names)).configure_cert(context)
+            descriptor, path = tempfile.mkstemp(prefix="anyecho-ca-", suffix=".pem")
+            self.cacert = Path(path)
+            with open(descriptor, "wb") as file:
+                file.write(ca.cert_pem.bytes())
+        except (OSError, ValueError) as exc:
+            self.close()
+            raise CertificateError(f"cannot generate a certificate for {', '.join(sorted(names))}: {exc}") from exc
+
+        return context
+
+    def _new_context(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        _restrict(context, self._options.ssl_alpn)
+        context.verify_mode = _VERIFY[self._options.ssl_cert_reqs]
+        if self._options.ssl_ca_certs:
+            with _certificate_errors(self._options.ssl_ca_certs):
+                context.load_verify_locations(self._options.ssl_ca_certs)
+
+        return context
+
+
+def _restrict(context: ssl.SSLContext, alpn: Sequence[str]) -> None:
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    if alpn:
+        try:
+            context.set_alpn_protocols(alpn)
+        except (ssl.SSLError, UnicodeError) as exc:
+            raise UsageError(f"{', '.join(alpn)!r} are no ALPN protocols: 1 to 255 ASCII characters each") from exc
+
+
+@contextmanager
+def _certificate_errors(path: FilePath | None) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as exc:
+        raise CertificateError(f"cannot use {os.fspath(path or '')}: {explain(exc)}") from exc

@@ -1,0 +1,131 @@
+"""Load a certificate and its key from PEM files into a context. An error names the file and what is wrong with it.
+
+OpenSSL reports most faults of both files with the same message. The files are therefore examined after a failure,
+never before: a pipe (``<(command)`` of a shell) can be read only once.
+"""
+
+from __future__ import annotations
+
+__all__ = ("load_chain",)
+
+import os
+import ssl
+from contextlib import suppress
+from pathlib import Path
+
+from anyecho.errors import CertificateError
+from anyecho.net.tls.errors import explain
+from anyecho.validation import FilePath
+
+#: OpenSSL's message for a file without the item it needs, whatever the cause.
+_NOT_PEM = "PEM lib"
+
+
+class _PasswordMissing(Exception):
+    """OpenSSL needs a password for the key, and none is configured."""
+
+
+def load_chain(
+    context: ssl.SSLContext,
+    cert: FilePath,
+    key: FilePath | None,
+    password_file: FilePath | None = None,
+    *,
+    key_option: str,
+    password_option: str | None = None,
+) -> None:
+    """Load `cert`, and its key from `key` or else from `cert`, into `context`.
+
+    Raises `CertificateError`, which names the option to set: `key_option`, or `password_option` if there is one.
+    """
+    try:
+        password = None if password_file is None else _first_line(password_file)
+    except (OSError, ValueError) as exc:
+        raise CertificateError(f"cannot use {os.fspath(password_file or '')}: {explain(exc)}") from exc
+    try:
+        context.load_cert_chain(cert, key, password=_no_password if password is None else password)
+    except _PasswordMissing:
+        secret = os.fspath(key or cert)
+        if password_option is None:
+            raise CertificateError(
+                f"cannot use {secret}: the key is encrypted (openssl pkey decrypts it)"
+            ) from None
+        text = f"{password_option} is missing: the key in {secret} is encrypted"
+        raise CertificateError(text, options=(password_option,)) from None
+    except (OSError, ValueError) as exc:
+        raise _diagnose(exc, cert, key, password_file, key_option) from exc
+
+
+def _first_line(path: FilePath) -> bytes:
+    with open(path, "rb") as file:
+        return file.readline().rstrip(b"\r\n")
+
+
+def _no_password() -> str:
+    # Without a callback, OpenSSL prompts on the terminal, which blocks the event loop.
+    raise _PasswordMissing
+
+
+def _diagnose(
+    exc: Exception, cert: FilePath, key: FilePath | None, password_file: FilePath | None, key_option: str
+) -> CertificateError:
+    for path in (cert, key or cert):
+        if (reason := _unreadable(path)) is not None:
+            return CertificateError(f"cannot use {os.fspath(path)}: {reason}")
+
+    if key is None and Path(cert).is_fifo():
+        text = f"{key_option} is missing: {os.fspath(cert)} is a pipe, which is read once, for the certificate"
+        return CertificateError(text, options=(key_option,))
+
+    secret = os.fspath(key or cert)
+    if isinstance(exc, ssl.SSLError) and exc.reason == "KEY_VALUES_MISMATCH":
+        return CertificateError(
+            f"cannot use {secret}: it is not the key of {os.fspath(cert)} (key values mismatch)"
+        )
+    if not isinstance(exc, ssl.SSLError) or not all(map(os.path.isfile, (cert, secret))):
+        names = " or ".join(dict.fromkeys([os.fspath(cert), secret]))
+        return CertificateError(f"cannot use {names}: {explain(exc)}")
+    if not _holds_certificate(cert):
+        return CertificateError(f"cannot use {os.fspath(cert)}: it holds no certificate in PEM format")
+
+    return _diagnose_key(exc, secret, key is None, password_file, key_option)
+
+
+def _diagnose_key(
+    exc: ssl.SSLError, path: str, in_certfile: bool, password_file: FilePath | None, key_option: str
+) -> CertificateError:
+    text = b""
+    with suppress(OSError), open(path, "rb") as file:
+        text = file.read()
+    if b"PRIVATE KEY-----" not in text:
+        if in_certfile:
+            message = f"{key_option} is missing: {path} holds no private key in PEM format"
+            return CertificateError(message, options=(key_option,))
+        return CertificateError(f"cannot use {path}: it holds no private key in PEM format")
+    if password_file is not None and b"ENCRYPTED" in text:
+        return CertificateError(f"cannot use {path}: the password in {os.fspath(password_file)} is wrong")
+    if _NOT_PEM in str(exc):
+        return CertificateError(f"cannot use {path}: its private key is damaged")
+
+    return CertificateError(f"cannot use {path}: {explain(exc)}")
+
+
+def _unreadable(path: FilePath) -> str | None:
+    """Why `path` cannot be opened for reading; None if it can be."""
+    if os.path.isdir(path):
+        return "Is a directory"
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    except (OSError, ValueError) as exc:
+        return explain(exc)
+
+    return None
+
+
+def _holds_certificate(path: FilePath) -> bool:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except (OSError, ValueError):
+        return False
+
+    return True

@@ -1,0 +1,1 @@
+"""Datagrams: echoed by the server, sent and received by the client."""

@@ -1,0 +1,110 @@
+"""UDP echo on one bound socket (RFC 862; empty datagrams included).
+
+`mmsg` and `recvfrom` make the system calls, a `Guard` decides which datagrams get a reply. A socket error is
+counted by its errno name and does not end the echo.
+"""
+
+from __future__ import annotations
+
+__all__ = ("Reflector",)
+
+import logging
+import socket
+from typing import TYPE_CHECKING
+
+from anyio import sleep
+
+from anyecho.net import tuning
+from anyecho.net.poller import Fallback, Poller, call_while_readable
+from anyecho.net.udp.counts import DatagramCounts, Guard, Source
+from anyecho.net.udp.pktinfo import enable_pktinfo
+from anyecho.net.udp.recvfrom import SingleEcho
+
+if TYPE_CHECKING:
+    from anyecho.net.udp.mmsg import BatchEcho
+
+logger = logging.getLogger("anyecho.server")
+
+#: SO_RCVBUF, which the kernel caps at net.core.rmem_max. The default holds 256 small datagrams.
+_QUEUE_SIZE = 4 << 20
+#: Seconds before a socket that returned only errors is read again.
+_RETRY_DELAY = 0.1
+#: Batches that `finish` echoes at most: more than a full receive buffer of small datagrams.
+_DRAIN_BATCHES = 256
+
+_ANY = ("0.0.0.0", "::")
+
+
+class Reflector:
+    """Echoes the datagrams that `guard` admits. `sock` is bound and non-blocking; its owner closes it."""
+
+    def __init__(self, sock: socket.socket, guard: Guard, counts: DatagramCounts, *, tune: bool = True) -> None:
+        self.sock = sock
+        self._guard = _UnmappingGuard(guard) if _is_dual(sock) else guard
+        self._counts = counts
+        self._stopped = False
+        if tune:
+            tuning.tune(sock, socket.SOL_SOCKET, "SO_RCVBUF", _QUEUE_SIZE)
+        # On a wildcard address, the source that the kernel selects by route may differ from the destination asked.
+        reply_from_dst = _unmapped(sock.getsockname()[0]) in _ANY and enable_pktinfo(sock)
+        self._echo: BatchEcho | SingleEcho = _echo_class()(sock, reply_from_dst=reply_from_dst)
+
+    async def run(self, poller: Poller | Fallback) -> None:
+        """Echo until cancelled or stopped."""
+        while not self._stopped:
+            await call_while_readable(poller, self.sock, self.echo_batch)
+            await sleep(_RETRY_DELAY)
+
+    def finish(self) -> None:
+        """Echo the datagrams that are queued already."""
+        for _ in range(_DRAIN_BATCHES):
+            before = self._counts.received
+            if not self.echo_batch() or self._counts.received == before:
+                return
+
+    def stop(self) -> None:
+        """Echo nothing from now on. `run` ends at its next wake-up."""
+        self._stopped = True
+
+    def echo_batch(self) -> bool:
+        """Echo queued datagrams, at most 64. Return false if the caller has to pause. Never raises."""
+        try:
+            self._guard.begin_batch()
+            return self._echo.echo_batch(self._guard, self._counts)
+        except Exception:
+            logger.exception("error while echoing datagrams")
+            return False
+
+
+def _echo_class() -> type[BatchEcho] | type[SingleEcho]:
+    """Return `BatchEcho` where recvmmsg(2) and sendmmsg(2) are usable, else `SingleEcho`."""
+    try:
+        # Imported late: it needs ctypes, which is missing in a Python built without libffi.
+        from anyecho.net.udp import mmsg
+    except ImportError:
+        return SingleEcho
+
+    return mmsg.BatchEcho if mmsg.HAVE_MMSG else SingleEcho
+
+
+class _UnmappingGuard:
+    """Passes IPv4-mapped IPv6 sources to `guard` as IPv4: ``::ffff:192.0.2.1`` as 192.0.2.1 (RFC 4291)."""
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+        self.begin_batch = guard.begin_batch
+
+    def admit(self, source: Source) -> bool:
+        return self._guard.admit((_unmapped(source[0]), source[1]))
+
+    def refuse(self, source: Source) -> None:
+        self._guard.refuse((_unmapped(source[0]), source[1]))
+
+
+def _unmapped(host: str) -> str:
+    return host.removeprefix("::ffff:") if "." in host else host
+
+
+def _is_dual(sock: socket.socket) -> bool:
+    """Return whether IPv6 `sock` receives IPv4 too. Only one that a service manager has bound may."""
+    return sock.family == socket.AF_INET6 and not sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)

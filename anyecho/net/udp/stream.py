@@ -1,0 +1,234 @@
+"""A connected UDP socket as an anyio stream of datagrams, for clients.
+
+Nothing is awaited between the system call and the return, so that a cancelled call loses no datagram. Matching
+replies to requests is not done here.
+"""
+
+from __future__ import annotations
+
+__all__ = ("DATAGRAM_MAX", "DatagramStream", "connect_datagrams")
+
+import errno
+import logging
+import os
+import socket
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, Literal
+
+from anyio import BrokenResourceError, BusyResourceError, ClosedResourceError
+from anyio.abc import SocketAttribute, UnreliableObjectStream
+from anyio.lowlevel import checkpoint
+
+from anyecho.address import UDPAddress
+from anyecho.errors import ConnectError
+from anyecho.net.poller import Fallback, Poller
+from anyecho.net.readiness import Registration
+from anyecho.net.resolve import Endpoint, most_telling, resolve
+from anyecho.net.sockets import SocketOptions
+
+logger = logging.getLogger("anyecho.client")
+
+#: The largest datagram there is, headers included.
+_BUFFER_SIZE = 65536
+#: The largest payload over IPv4. (Over IPv6 it is 65527, and the kernel accepts that.)
+DATAGRAM_MAX = 65507
+#: send(2) fails once with EMSGSIZE for each earlier datagram that exceeded the path MTU.
+_SEND_TRIES = 4
+_FAMILIES = {None: socket.AF_UNSPEC, 4: socket.AF_INET, 6: socket.AF_INET6}
+
+
+async def connect_datagrams(
+    address: UDPAddress,
+    *,
+    family: Literal[4, 6] | None = None,
+    options: SocketOptions,
+    poller: Poller | Fallback | None = None,
+) -> DatagramStream:
+    """Return a stream to the first endpoint of `address` that has a route, IPv4 before IPv6.
+
+    Connecting does not show whether a server is there; `DatagramStream.reconnect` goes on to the next endpoint.
+    Raises `ConnectError` when the name does not resolve or no endpoint has a route.
+    """
+    try:
+        found = await resolve(address.host or "localhost", address.port, family=_FAMILIES[family])
+        # IPv4 first: a server is most often bound to 127.0.0.1 rather than to ::1.
+        endpoints = deque(sorted(found, key=lambda endpoint: endpoint[0]))
+        failures: list[OSError] = []
+        while endpoints:
+            try:
+                connect = partial(_connect, options=options, poller=poller or Fallback())
+                sock, registration = connect(endpoints.popleft())
+            except OSError as exc:
+                failures.append(exc)
+            else:
+                return DatagramStream(sock, registration, address=address, endpoints=endpoints, connect=connect)
+        raise most_telling(failures)
+    except socket.gaierror as exc:
+        raise ConnectError(f"cannot connect to {address}: no such host ({exc.strerror})") from exc
+    except (OSError, UnicodeError) as exc:
+        raise ConnectError(f"cannot connect to {address}: {getattr(exc, 'strerror', exc)}") from exc
+
+
+def _connect(
+    endpoint: Endpoint, *, options: SocketOptions, poller: Poller | Fallback
+) -> tuple[socket.socket, Registration]:
+    family, sockaddr = endpoint
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    try:
+        sock.setblocking(False)
+        options.apply(sock)
+        sock.connect(sockaddr)
+        # If `sockaddr` is a free ephemeral port, the kernel may bind the socket to it. The socket would then
+        # receive its own datagrams.
+        if sock.getsockname() == sock.getpeername():
+            raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+        return sock, poller.register(sock)
+    except BaseException:
+        sock.close()
+        raise
+
+
+class DatagramStream(UnreliableObjectStream[bytes]):
+    """A stream of datagrams on `sock`, which is connected and non-blocking. The stream owns it.
+
+    An `OSError` is raised as `BrokenResourceError` with that as its cause. It may be about a datagram sent before
+    (ECONNREFUSED); the stream stays usable. EMSGSIZE is raised only for an item larger than any datagram. Otherwise
+    it is about the path MTU, and the datagram that exceeds it counts as lost.
+
+    `address` is the one the caller gave; `connect` makes a socket for each of its other `endpoints`.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        registration: Registration,
+        *,
+        address: UDPAddress | None = None,
+        endpoints: deque[Endpoint] | None = None,
+        connect: Callable[[Endpoint], tuple[socket.socket, Registration]] | None = None,
+    ) -> None:
+        self._sock = sock
+        self._registration = registration
+        self._endpoints = endpoints or deque()
+        self._connect = connect
+        self._closed = False
+        self._sending = False
+        self.address = address
+
+    def receive_nowait(self) -> bytes | None:
+        """Return the next datagram, or None if none is queued."""
+        if self._closed:
+            raise ClosedResourceError
+        while True:
+            try:
+                datagram = self._sock.recv(_BUFFER_SIZE)
+            except BlockingIOError:
+                self._registration.may_read = False
+                return None
+            except OSError as exc:
+                # A router has reported the path MTU: a datagram sent before exceeded it, and is lost.
+                if exc.errno != errno.EMSGSIZE:
+                    raise BrokenResourceError from exc
+            else:
+                self._endpoints.clear()  # a server is there
+                return datagram
+
+    async def readable(self) -> None:
+        """Return once the socket is readable."""
+        await self._ready(self._registration, self._registration.readable)
+
+    async def _ready(self, registration: Registration, wait: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await wait()
+        except ClosedResourceError:
+            if self._closed or registration is self._registration:
+                raise  # otherwise `reconnect` has replaced the socket
+
+    async def reconnect(self, unanswered: Iterable[bytes]) -> bool:
+        """Connect to the next endpoint of the address and send `unanswered` there. Return false if none is left.
+
+        None is left once a datagram has been received. Pending calls of other tasks go on with the new socket. A
+        datagram of `unanswered` for which the send buffer has no room is lost.
+        """
+        items = list(unanswered)
+        while self._endpoints and self._connect is not None and not self._closed:
+            try:
+                sock, registration = self._connect(self._endpoints.popleft())
+            except OSError:
+                continue  # no route for this family: the error of the first endpoint says more
+
+            sock, self._sock = self._sock, sock
+            registration, self._registration = self._registration, registration
+            try:
+                # Nothing is awaited before this, so no other task has sent on the new socket.
+                for item in items:
+                    self._try_to_send(item)
+                return True
+            except BrokenResourceError:
+                continue
+            finally:
+                try:
+                    await registration.aclose()
+                finally:
+                    sock.close()
+
+        return False
+
+    async def receive(self) -> bytes:
+        await checkpoint()
+        while (datagram := self.receive_nowait()) is None:
+            await self.readable()
+
+        return datagram
+
+    async def send(self, item: bytes) -> None:
+        if self._sending:
+            raise BusyResourceError("sending to")
+
+        self._sending = True
+        try:
+            await checkpoint()
+            while not self._try_to_send(item):
+                await self._ready(self._registration, self._registration.writable)
+        finally:
+            self._sending = False
+
+    def _try_to_send(self, item: bytes) -> bool:
+        if self._closed:
+            raise ClosedResourceError
+        for tries_left in reversed(range(_SEND_TRIES)):
+            try:
+                self._sock.send(item)
+            except BlockingIOError:
+                self._registration.may_write = False
+                return False
+            except OSError as exc:
+                if exc.errno != errno.EMSGSIZE or (len(item) > DATAGRAM_MAX and not tries_left):
+                    raise BrokenResourceError from exc
+            else:
+                return True
+
+        logger.debug("a datagram of %d bytes was not sent, and is lost: it is too long for the path", len(item))
+        return True
+
+    async def aclose(self) -> None:
+        if not self._closed:
+            self._closed = True
+            await self._registration.aclose()
+            self._sock.close()
+
+        await checkpoint()
+
+    @property
+    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        sock = self._sock
+        return {
+            SocketAttribute.family: lambda: sock.family,
+            SocketAttribute.raw_socket: lambda: sock,
+            SocketAttribute.local_address: lambda: sock.getsockname()[:2],
+            SocketAttribute.local_port: lambda: sock.getsockname()[1],
+            SocketAttribute.remote_address: lambda: sock.getpeername()[:2],
+            SocketAttribute.remote_port: lambda: sock.getpeername()[1],
+        }

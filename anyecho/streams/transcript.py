@@ -1,0 +1,37 @@
+"""A stream wrapper that reports each chunk received or sent, and a short form of chunks for logs."""
+
+from __future__ import annotations
+
+__all__ = ("Transcript", "shorten")
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from anyecho.streams.passthrough import Passthrough
+
+#: Bytes of a chunk that a log line shows.
+_SHOWN = 64
+
+
+def shorten(chunk: bytes) -> str:
+    """Return the repr of `chunk`, cut after 64 bytes and then followed by its full size."""
+    if len(chunk) <= _SHOWN:
+        return repr(bytes(chunk))
+
+    return f"{bytes(chunk[:_SHOWN])!r}... ({len(chunk)} bytes)"
+
+
+@dataclass(eq=False)
+class Transcript(Passthrough):
+    """Calls `report("received" or "sent", chunk)` after each receive and each send."""
+
+    report: Callable[[str, bytes], None]
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        chunk = await self.stream.receive(max_bytes)
+        self.report("received", chunk)
+        return chunk
+
+    async def send(self, item: bytes) -> None:
+        await self.stream.send(item)
+        self.report("sent", item)

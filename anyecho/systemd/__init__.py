@@ -1,0 +1,1 @@
+"""Socket activation and sd_notify(3). Only the command line uses them."""

@@ -1,0 +1,87 @@
+"""UDP peers made of plain sockets, forged datagrams, and injected socket errors."""
+
+from __future__ import annotations
+
+__all__ = ("fail", "forge", "forger", "udp_client")
+
+import ctypes
+import errno
+import os
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from anyecho.address import Address, UDPAddress
+from anyecho.net.udp import mmsg
+
+
+@contextmanager
+def udp_client(address: Address | str, *, source: str = "", connected: bool = True) -> Iterator[socket.socket]:
+    """Yield a blocking client socket. If `connected`, it receives from `address` only."""
+    if isinstance(address, str):
+        host, _, port = address.removeprefix("udp://").rpartition(":")
+        address = UDPAddress(host=host.strip("[]"), port=int(port))
+    assert isinstance(address, UDPAddress)
+    with socket.socket(socket.AF_INET6 if ":" in address.host else socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(10)
+        if source:
+            sock.bind((source, 0))
+        if connected:
+            sock.connect((address.host, address.port))
+        yield sock
+
+
+@contextmanager
+def forger() -> Iterator[socket.socket]:
+    """Yield a raw socket for `forge`."""
+    try:
+        raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+    except PermissionError:
+        pytest.skip("only root may forge a source")
+    with raw:
+        yield raw
+
+
+def forge(raw: socket.socket, source: tuple[str, int], address: Address, payload: bytes = b"forged") -> None:
+    """Send `payload` to `address` as if it came from `source` (RFC 791, RFC 768; no checksum)."""
+    assert isinstance(address, UDPAddress)
+    datagram = struct.pack("!4H", source[1], address.port, 8 + len(payload), 0) + payload
+    sender, receiver = (socket.inet_aton(host) for host in (source[0], address.host))
+    header = struct.pack(
+        *("!BBHHHBBH4s4s", 0x45, 0, 20 + len(datagram), 0, 0, 64, socket.IPPROTO_UDP, 0),
+        *(sender, receiver),
+    )
+    raw.sendto(header + datagram, (address.host, 0))
+
+
+def fail(monkeypatch: pytest.MonkeyPatch, direction: str, *names: str) -> None:
+    """Let system calls that send or receive datagrams fail once with each errno of `names`, then work again."""
+    failures = [getattr(errno, name) for name in names]
+
+    def one_by_one(work: Callable[..., Any]) -> Callable[..., Any]:
+        def failing(*arguments: Any) -> Any:
+            if failures:
+                code = failures.pop(0)
+                raise OSError(code, os.strerror(code))
+            return work(*arguments)
+
+        return failing
+
+    def in_batches(work: Callable[..., Any]) -> Callable[..., Any]:
+        def failing(*arguments: Any) -> Any:
+            if failures:
+                ctypes.set_errno(failures.pop(0))
+                return -1
+            return work(*arguments)
+
+        return failing
+
+    for method in {"send": ("sendto", "sendmsg"), "recv": ("recvfrom_into", "recvmsg_into")}[direction]:
+        monkeypatch.setattr(socket.socket, method, one_by_one(getattr(socket.socket, method)))
+    if mmsg.HAVE_MMSG:
+        call = f"_{direction}mmsg"
+        monkeypatch.setattr(mmsg, call, in_batches(getattr(mmsg, call)))

@@ -1,0 +1,306 @@
+"""Real ``anyecho`` processes: start them, connect to them, and measure them."""
+
+from __future__ import annotations
+
+__all__ = (
+    "TIMEOUT",
+    "Process",
+    "Processes",
+    "accepts",
+    "connect",
+    "descriptors",
+    "echo",
+    "exchange",
+    "peer",
+    "port_of",
+    "processor_seconds",
+    "read_all",
+    "resident",
+    "round_trip",
+    "terminal",
+    "unread",
+    "unwritable",
+    "wait_until",
+)
+
+import fcntl
+import os
+import resource
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import termios
+import time
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from threading import Thread
+from typing import IO, Any
+
+from anyecho.address import TCPAddress, UnixAddress, parse_address
+from tests.support.machine import needs_descriptors
+from tests.support.without_epoll import PRELUDE
+
+#: Seconds for anything that should happen at once; generous, because the suite loads all cores.
+TIMEOUT = 20.0
+
+_MAIN = "import sys; from anyecho.__main__ import main; sys.argv[0] = 'anyecho'; main()"
+
+
+class Process:
+    """A process. After `Processes.serve`, it has printed its `addresses`."""
+
+    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
+        self.popen = popen
+        self.pid = popen.pid
+        self.addresses: list[str] = []
+
+    def read_lines(self, count: int) -> list[str]:
+        """Wait for `count` lines of standard output; return them."""
+        return self._read(self.popen.stdout, lambda text: text.count(b"\n") >= count).decode().splitlines()
+
+    def read_bytes(self, count: int) -> bytes:
+        """Wait for at least `count` bytes of standard output; return them."""
+        return self._read(self.popen.stdout, lambda text: len(text) >= count)
+
+    def read_errors(self, *, until: str) -> str:
+        """Read standard error until it contains `until`; return it."""
+        text = self._read(self.popen.stderr, lambda text: until.encode() in text)
+        return text.decode(errors="replace")
+
+    def _read(self, pipe: IO[bytes] | None, is_enough: Callable[[bytes], bool]) -> bytes:
+        assert pipe is not None
+        descriptor = pipe.fileno()
+        text = b""
+        deadline = time.monotonic() + TIMEOUT
+        with selectors.DefaultSelector() as selector:
+            selector.register(descriptor, selectors.EVENT_READ)
+            while not is_enough(text):
+                assert selector.select(deadline - time.monotonic()), f"only {text!r} within {TIMEOUT} s"
+                chunk = os.read(descriptor, 65536)
+                assert chunk, f"it ended after {text!r}: {self.errors()}"
+                text += chunk
+
+        return text
+
+    def errors(self) -> str:
+        """Wait for the end of the process; return all of standard error."""
+        assert self.popen.stderr is not None
+        return self.popen.stderr.read().decode(errors="replace")
+
+    def signal(self, signum: int = signal.SIGTERM) -> None:
+        self.popen.send_signal(signum)
+
+    def wait(self, timeout: float = TIMEOUT) -> int:
+        return self.popen.wait(timeout)
+
+
+class Processes:
+    def __init__(self, *, fallback: bool) -> None:
+        self._prelude = PRELUDE if fallback else ""
+        self._started: list[Process] = []
+
+    def start(
+        self,
+        *arguments: str,
+        before: str = "",
+        descriptors: int | None = None,
+        closed: Iterable[int] = (),
+        **popen: Any,
+    ) -> Process:
+        """Start ``anyecho *arguments``; run the code `before` first; `descriptors` is the hard descriptor limit.
+
+        Descriptors in `closed` are closed at the start, as by ``>&-`` of a shell.
+        """
+
+        if descriptors is not None:
+            needs_descriptors(descriptors)
+
+        def prepare() -> None:
+            # Signals that the parent of the suite ignores or blocks (nohup, `cmd &` in a script) would stay so.
+            for signum in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGTSTP):
+                signal.signal(signum, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+            if descriptors is not None:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
+            for descriptor in closed:
+                os.close(descriptor)
+
+        code = self._prelude + before + _MAIN
+        pipes: dict[str, Any] = {
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+        }
+        process = Process(
+            subprocess.Popen([sys.executable, "-c", code, *arguments], preexec_fn=prepare, **(pipes | popen))
+        )
+        self.adopt(process)
+        return process
+
+    def adopt(self, process: Process) -> None:
+        """End `process`, which the caller has started, with the test."""
+        self._started.append(process)
+
+    def serve(self, *arguments: str, listeners: int = 1, **options: Any) -> Process:
+        """Start ``anyecho serve *arguments``; return once it has reported as many addresses as `listeners`."""
+        process = self.start("serve", *arguments, **options)
+        process.addresses = process.read_lines(listeners)
+        return process
+
+    def run(self, *arguments: str, stdin: bytes = b"", **popen: Any) -> tuple[int, bytes, str]:
+        """Run ``anyecho *arguments`` to its end; return exit status, standard output and standard error."""
+        process = self.start(*arguments, stdin=subprocess.PIPE, **popen)
+        output, errors = process.popen.communicate(stdin, timeout=TIMEOUT)
+        return process.popen.returncode, output, errors.decode(errors="replace")
+
+    def close(self) -> None:
+        for process in self._started:
+            if process.popen.poll() is None:
+                process.popen.kill()
+            process.popen.wait()
+            for pipe in (process.popen.stdin, process.popen.stdout, process.popen.stderr):
+                if pipe is not None:
+                    pipe.close()
+
+
+def resident(pid: int | str = "self", *, peak: bool = False) -> int:
+    """Return the resident memory of process `pid` in bytes, current or peak."""
+    field = "VmHWM:" if peak else "VmRSS:"
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def descriptors(pid: int | str = "self") -> int:
+    """Return the number of open descriptors of process `pid`."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def wait_until(condition: Callable[[], bool], timeout: float = TIMEOUT) -> None:
+    """Poll for a state of another process; fail after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "the condition is still false"
+        time.sleep(0.005)
+
+
+def processor_seconds(pid: int) -> float:
+    """Return the user and system time of process `pid`."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    ticks = int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def port_of(address: str) -> int:
+    return int(address.rpartition(":")[2])
+
+
+def connect(address: str) -> socket.socket:
+    """Return a blocking socket, connected to an address that a server has printed."""
+    parsed = parse_address(address)
+    if isinstance(parsed, UnixAddress):
+        with ExitStack() as opened:
+            sock = opened.enter_context(socket.socket(socket.AF_UNIX))
+            # Without a timeout yet: with one, a full backlog would be an error.
+            sock.connect(os.fsencode(parsed.path))
+            sock.settimeout(TIMEOUT)
+            opened.pop_all()
+
+        return sock
+
+    assert isinstance(parsed, TCPAddress)
+    return socket.create_connection((parsed.host, parsed.port), TIMEOUT)
+
+
+def round_trip(address: str, payload: bytes) -> bytes:
+    """Send `payload` and half-close; return the echo up to EOF."""
+    with connect(address) as sock:
+
+        def send() -> None:
+            sock.sendall(payload)
+            sock.shutdown(socket.SHUT_WR)
+
+        sending = Thread(target=send)
+        sending.start()
+        try:
+            return read_all(sock)
+        finally:
+            sending.join()
+
+
+def accepts(address: str) -> bool:
+    """Return whether `address` accepts a connection; makes one."""
+    try:
+        connect(address).close()
+    except OSError:
+        return False
+
+    return True
+
+
+def exchange(sock: socket.socket, payload: bytes) -> bytes:
+    """Send `payload`, receive as many bytes, return them. It must fit the kernels' buffers."""
+    sock.sendall(payload)
+    return sock.recv(len(payload), socket.MSG_WAITALL)
+
+
+def read_all(sock: socket.socket) -> bytes:
+    """Read `sock` until EOF."""
+    return b"".join(iter(lambda: sock.recv(65536), b""))
+
+
+@contextmanager
+def terminal() -> Iterator[tuple[int, int]]:
+    """Yield both ends of a terminal: the keyboard, and the standard input of a process."""
+    keyboard, screen = os.openpty()
+    try:
+        yield keyboard, screen
+    finally:
+        os.close(keyboard)
+        os.close(screen)
+
+
+def unread(descriptor: int) -> int:
+    """Return the number of unread bytes in a pipe."""
+    count = array("i", [0])
+    fcntl.ioctl(descriptor, termios.FIONREAD, count)
+    return count[0]
+
+
+@contextmanager
+def peer(script: Callable[[socket.socket], None]) -> Iterator[str]:
+    """Yield the address of a server in a thread, which runs `script` on its single connection."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            listener.settimeout(TIMEOUT)
+            with listener.accept()[0] as sock:
+                sock.settimeout(TIMEOUT)
+                with suppress(ConnectionError):  # the client may give up first
+                    script(sock)
+
+        serving = Thread(target=serve)
+        serving.start()
+        try:
+            yield f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            serving.join(TIMEOUT)
+
+
+def echo(sock: socket.socket) -> None:
+    """Echo until EOF; a script for `peer`."""
+    while chunk := sock.recv(65536):
+        sock.sendall(chunk)
+
+
+def unwritable(kind: str) -> int:
+    """Return a descriptor of a full disk, or of a pipe without a reader."""
+    if kind == "full":
+        return os.open("/dev/full", os.O_WRONLY)
+
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    return write_end
