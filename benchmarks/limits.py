@@ -17,10 +17,9 @@ from collections.abc import Sequence
 from time import monotonic
 
 from anyio import BrokenResourceError, create_task_group, move_on_after, sleep
-from anyio.abc import ByteStream
 
 from anyecho.backends import Backend, run
-from anyecho.client.client import connect
+from anyecho.client.client import Client, connect
 from anyecho.client.options import ConnectOptions, LoadOptions
 from anyecho.errors import AnyechoError
 from anyecho.measure.load import open_load
@@ -49,14 +48,14 @@ def serve(backend: Backend, *arguments: str) -> Sequence[str]:
 def measure_rate_limit(backend: Backend, rate: int, seconds: float, core: int) -> float:
     """Return the bytes per second echoed to a flood."""
 
-    async def flood(stream: ByteStream) -> None:
+    async def flood(client: Client) -> None:
         while True:
-            await stream.send(bytes(65536))
+            await client.stream.send(bytes(65536))
 
     async def measure() -> float:
         received = 0
         async with await connect(server.address) as client, create_task_group() as tasks:
-            tasks.start_soon(flood, client.stream)
+            tasks.start_soon(flood, client)
             start = monotonic()
             with move_on_after(seconds):
                 while True:

@@ -162,7 +162,7 @@ def commands(folder: Path) -> dict[str, tuple[str, ...]]:
     """Return the commands of the servers, by name."""
     certificate = str(folder / "certificate.pem")
     serve = ("-P", "-m", "anyecho", "serve", "-b", "tls://127.0.0.1:0", "--ssl-certfile", certificate)
-    found = {
+    found: dict[str, tuple[str, ...]] = {
         f"anyecho-{engine}-{backend}": (sys.executable, *serve, "--engine", engine, "--backend", backend)
         for engine in ("events", "tasks")
         for backend in BACKENDS

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ("draw",)
 
 import statistics
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -22,8 +23,9 @@ OURS, THEIRS = "#1f6f8b", "#b8b8b8"
 
 def draw(results: Results, path: Path) -> str:
     """Save the chart at `path`; if it cannot be drawn, return why."""
+    # By name, because the types of an optional package are missing where it is not installed.
     try:
-        import matplotlib
+        matplotlib = import_module("matplotlib")
     except ImportError:
         return "no plot: matplotlib is not installed (pip install --group bench)"
 
@@ -34,7 +36,7 @@ def draw(results: Results, path: Path) -> str:
     matplotlib.use("svg")
     # Reproducible output, with text as text.
     matplotlib.rcParams.update({"svg.hashsalt": "anyecho", "svg.fonttype": "none", "font.size": 9})
-    from matplotlib import pyplot
+    pyplot = import_module("matplotlib.pyplot")
 
     names = [server.name for server in results.servers if not server.absent][::-1]
     figure, axes = pyplot.subplots(
