@@ -1,4 +1,4 @@
-"""The three words, and what runs when one of them is said."""
+"""`run` on each backend, and errors for missing or unknown backends."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from anyecho.errors import BackendError, StartError, UsageError
 from tests import conftest
 
 
-async def whose_loop() -> str:
-    """The package that the running event loop comes from."""
+async def loop_package() -> str:
+    """Return the package of the running event loop."""
     try:
         loop: object = asyncio.get_running_loop()
     except RuntimeError:
@@ -30,24 +30,24 @@ async def never() -> None:
 
 
 def without(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
-    """Take the package `missing` away."""
+    """Make the package `missing` look not installed."""
     monkeypatch.setattr(backends, "find_spec", lambda name: None if name == missing else object())
 
 
-def test_there_are_three_words_and_the_suite_knows_them_all() -> None:
+def test_the_suite_runs_on_all_backends() -> None:
     assert BACKENDS == ("asyncio", "uvloop", "trio")
     assert tuple(conftest.BACKENDS) == BACKENDS
 
 
-def test_the_loop_is_what_the_word_says(backend: Backend) -> None:
-    assert run(whose_loop, backend=backend) == backend
+def test_run_uses_the_event_loop_of_the_backend(backend: Backend) -> None:
+    assert run(loop_package, backend=backend) == backend
 
 
-def test_the_word_is_asyncio_unless_another_is_said() -> None:
-    assert run(whose_loop) == "asyncio"
+def test_the_default_backend_is_asyncio() -> None:
+    assert run(loop_package) == "asyncio"
 
 
-def test_what_main_returns_is_returned(backend: Backend) -> None:
+def test_run_returns_the_result_of_main(backend: Backend) -> None:
     async def add(augend: int, addend: int) -> int:
         await checkpoint()
         return augend + addend
@@ -55,7 +55,7 @@ def test_what_main_returns_is_returned(backend: Backend) -> None:
     assert run(add, 40, 2, backend=backend) == 42
 
 
-def test_what_main_raises_is_raised_bare(backend: Backend) -> None:
+def test_run_raises_the_error_of_main_without_a_group(backend: Backend) -> None:
     error = LookupError("main's own")
 
     async def fail() -> None:
@@ -68,7 +68,7 @@ def test_what_main_raises_is_raised_bare(backend: Backend) -> None:
 
 
 def test_a_run_can_follow_another(backend: Backend) -> None:
-    assert [run(whose_loop, backend=backend) for _ in range(2)] == [backend, backend]
+    assert [run(loop_package, backend=backend) for _ in range(2)] == [backend, backend]
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_a_run_can_follow_another(backend: Backend) -> None:
         ("trio", "trio is not installed: pip install trio"),
     ],
 )
-def test_what_is_not_installed_is_an_error_with_the_command_that_installs_it(
+def test_a_missing_backend_is_an_error_with_the_command_to_install_it(
     backend: Backend, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without(monkeypatch, backend)
@@ -90,16 +90,16 @@ def test_what_is_not_installed_is_an_error_with_the_command_that_installs_it(
 
 
 @pytest.mark.parametrize(("backend", "missing"), [("asyncio", "uvloop"), ("asyncio", "trio"), ("trio", "uvloop")])
-def test_nothing_is_missed_that_is_not_asked_for(
+def test_a_missing_backend_does_not_affect_another(
     backend: Backend, missing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without(monkeypatch, missing)
 
-    assert run(whose_loop, backend=backend) == backend
+    assert run(loop_package, backend=backend) == backend
 
 
 @pytest.mark.parametrize("word", ["twisted", "", "Trio", "asyncio "])
-def test_an_unknown_word_is_the_callers_fault(word: str) -> None:
+def test_an_unknown_backend_is_a_usage_error(word: str) -> None:
     with pytest.raises(UsageError) as caught:
         run(never, backend=cast("Backend", word))
 

@@ -1,4 +1,4 @@
-"""The heart, on streams that are nothing but memory."""
+"""`echo` on memory object streams."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from anyecho.echo import echo
 
 
 class Pair:
-    """A stream to echo, `far`, and the two ends of its peer; each holds `room` items that nobody takes."""
+    """A stream to echo, `far`, and the two ends of its peer, which buffer `room` items."""
 
     def __init__(self, room: float = 0) -> None:
         self.send: MemoryObjectSendStream[object]
@@ -57,7 +57,7 @@ async def test_items_sent_ahead_come_back_in_order() -> None:
         assert [pair.receive.receive_nowait() for _ in range(100)] == list(range(100))
 
 
-async def test_an_item_comes_back_as_the_object_that_it_is() -> None:
+async def test_an_item_comes_back_as_the_same_object() -> None:
     items = [b"bytes", ("a datagram", ("::1", 7)), None]
     async with Pair(room=len(items)) as pair:
         for item in items:
@@ -68,7 +68,7 @@ async def test_an_item_comes_back_as_the_object_that_it_is() -> None:
         assert all(pair.receive.receive_nowait() is item for item in items)
 
 
-async def test_an_echo_of_nothing_sends_nothing() -> None:
+async def test_eof_without_items_sends_nothing() -> None:
     async with Pair(room=1) as pair:
         pair.send.close()
         await echo(pair.far)
@@ -81,12 +81,12 @@ async def test_an_echo_runs_until_eof() -> None:
     async with Pair(room=1) as pair, create_task_group() as tasks:
         ended = False
 
-        async def note_the_end() -> None:
+        async def run() -> None:
             nonlocal ended
             await echo(pair.far)
             ended = True
 
-        tasks.start_soon(note_the_end)
+        tasks.start_soon(run)
         await pair.send.send(b"x")
         await wait_all_tasks_blocked()
         assert not ended
@@ -96,19 +96,19 @@ async def test_an_echo_runs_until_eof() -> None:
         assert ended
 
 
-async def test_the_stream_is_left_open() -> None:
+async def test_echo_leaves_the_stream_open() -> None:
     async with Pair(room=1) as pair:
         pair.send.close()
         await echo(pair.far)
 
         await pair.far.send(b"still open")
         assert await pair.receive.receive() == b"still open"
-        # EndOfStream, where a stream that it had closed would say ClosedResourceError.
+        # A closed stream would raise ClosedResourceError.
         with pytest.raises(EndOfStream):
             await pair.far.receive()
 
 
-async def test_a_cancelled_echo_leaves_the_stream_open_too() -> None:
+async def test_a_cancelled_echo_leaves_the_stream_open() -> None:
     async with Pair(room=1) as pair:
         with CancelScope() as scope:
             async with create_task_group() as tasks:
@@ -120,7 +120,7 @@ async def test_a_cancelled_echo_leaves_the_stream_open_too() -> None:
         assert await pair.receive.receive() == b"still open"
 
 
-async def test_nothing_more_is_read_while_the_peer_takes_nothing() -> None:
+async def test_echo_reads_no_more_while_the_peer_does_not_receive() -> None:
     async with Pair() as pair, create_task_group() as tasks:
         tasks.start_soon(echo, pair.far)
         await pair.send.send(b"one")
@@ -134,7 +134,7 @@ async def test_nothing_more_is_read_while_the_peer_takes_nothing() -> None:
         pair.send.close()
 
 
-async def test_a_peer_that_leaves_without_its_echo_is_an_error() -> None:
+async def test_a_peer_that_closes_before_its_echo_is_an_error() -> None:
     async with Pair(room=1) as pair:
         pair.send.send_nowait(b"x")
         pair.receive.close()

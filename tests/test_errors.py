@@ -1,4 +1,4 @@
-"""Errors: whose fault they are, and how they come out of a task group."""
+"""Error classes, and `unwrap_single` on errors of task groups."""
 
 from __future__ import annotations
 
@@ -59,13 +59,11 @@ async def fail_when_cancelled(error: BaseException) -> None:
         (EchoError, AnyechoError),
     ],
 )
-def test_an_error_is_caught_by_the_name_of_whose_fault_it_is(
-    error: type[Exception], fault: type[Exception]
-) -> None:
+def test_an_error_is_a_subclass_of_its_kind_of_fault(error: type[Exception], fault: type[Exception]) -> None:
     assert issubclass(error, fault)
 
 
-def test_every_error_has_the_one_root() -> None:
+def test_every_error_is_an_anyecho_error() -> None:
     classes = [getattr(errors, name) for name in errors.__all__ if name != "unwrap_single"]
 
     assert AnyechoError in classes
@@ -73,21 +71,21 @@ def test_every_error_has_the_one_root() -> None:
 
 
 @pytest.mark.parametrize("error", [EchoMismatch, EchoTruncated, EchoStalled])
-def test_an_error_of_an_echo_knows_the_first_byte_that_is_wrong(error: type[EchoError]) -> None:
+def test_an_echo_error_has_the_offset_of_the_first_wrong_byte(error: type[EchoError]) -> None:
     raised = error("byte 3 is wrong", offset=3)
 
     assert raised.offset == 3
     assert str(raised) == "byte 3 is wrong"
 
 
-def test_nothing_happens_where_nothing_is_wrong() -> None:
+def test_unwrap_single_does_nothing_without_an_error() -> None:
     with unwrap_single():
         reached = True
 
     assert reached
 
 
-def test_an_error_that_is_bare_already_passes() -> None:
+def test_an_error_without_a_group_is_raised_unchanged() -> None:
     error = LookupError()
     with pytest.raises(LookupError) as caught, unwrap_single():
         raise error
@@ -97,7 +95,7 @@ def test_an_error_that_is_bare_already_passes() -> None:
 
 @pytest.mark.parametrize("error", [ConnectError("refused"), OSError("broken"), KeyboardInterrupt()], ids=repr)
 @pytest.mark.parametrize("depth", [1, 2, 5])
-def test_the_one_error_in_a_group_comes_out_bare(error: BaseException, depth: int) -> None:
+def test_the_single_error_of_a_group_is_raised_alone(error: BaseException, depth: int) -> None:
     raised = error
     for _ in range(depth):
         raised = BaseExceptionGroup("", [raised])
@@ -108,7 +106,7 @@ def test_the_one_error_in_a_group_comes_out_bare(error: BaseException, depth: in
     assert caught.value is error
 
 
-def test_of_several_of_our_own_the_first_comes_out() -> None:
+def test_of_several_anyecho_errors_the_first_is_raised() -> None:
     first, second, third = EchoMismatch("1", offset=1), ConnectError("2"), EchoStalled("3", offset=3)
     with pytest.raises(AnyechoError) as caught, unwrap_single():
         raise ExceptionGroup("", [ExceptionGroup("", [first, second]), third])
@@ -116,7 +114,7 @@ def test_of_several_of_our_own_the_first_comes_out() -> None:
     assert caught.value is first
 
 
-def test_of_several_interrupts_the_first_comes_out() -> None:
+def test_of_several_interrupts_the_first_is_raised() -> None:
     first, second = KeyboardInterrupt(), KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt) as caught, unwrap_single():
         raise BaseExceptionGroup("", [BaseExceptionGroup("", [first]), second])
@@ -132,16 +130,16 @@ def test_of_several_interrupts_the_first_comes_out() -> None:
         ExceptionGroup("", [OSError(), ExceptionGroup("", [ConnectError()])]),
         BaseExceptionGroup("", [ConnectError(), KeyboardInterrupt()]),
     ],
-    ids=["ours first", "none of ours", "ours nested", "an interrupt beside ours"],
+    ids=["AnyechoError first", "no AnyechoError", "AnyechoError nested", "with an interrupt"],
 )
-def test_a_group_that_says_more_than_one_error_could_stays(group: BaseExceptionGroup[BaseException]) -> None:
+def test_a_group_of_different_errors_is_raised_unchanged(group: BaseExceptionGroup[BaseException]) -> None:
     with pytest.raises(BaseExceptionGroup) as caught, unwrap_single():
         raise group
 
     assert caught.value is group
 
 
-def test_an_error_that_comes_out_keeps_its_cause() -> None:
+def test_an_unwrapped_error_keeps_its_cause() -> None:
     cause = OSError("the reason")
     error = ConnectError("refused")
     error.__cause__ = cause
@@ -151,7 +149,7 @@ def test_an_error_that_comes_out_keeps_its_cause() -> None:
     assert caught.value.__cause__ is cause
 
 
-def test_the_traceback_of_a_bare_error_shows_no_group() -> None:
+def test_the_traceback_of_an_unwrapped_error_shows_no_group() -> None:
     with pytest.raises(ConnectError) as caught, unwrap_single():
         raise ExceptionGroup("", [ConnectError("refused")])
 
@@ -160,7 +158,7 @@ def test_the_traceback_of_a_bare_error_shows_no_group() -> None:
     assert "ExceptionGroup" not in text
 
 
-async def test_the_error_of_one_task_comes_out_of_its_task_group_bare() -> None:
+async def test_the_error_of_a_task_is_raised_without_its_group() -> None:
     error = ConnectError("refused")
     with pytest.raises(ConnectError) as caught, unwrap_single():
         async with create_task_group() as tasks:
@@ -170,7 +168,7 @@ async def test_the_error_of_one_task_comes_out_of_its_task_group_bare() -> None:
     assert caught.value is error
 
 
-async def test_the_error_of_a_task_groups_body_comes_out_bare() -> None:
+async def test_the_error_of_a_task_group_body_is_raised_without_its_group() -> None:
     error = ConnectError("refused")
     with pytest.raises(ConnectError) as caught, unwrap_single():
         async with create_task_group() as tasks:
@@ -180,7 +178,7 @@ async def test_the_error_of_a_task_groups_body_comes_out_bare() -> None:
     assert caught.value is error
 
 
-async def test_an_error_comes_out_of_nested_task_groups_bare() -> None:
+async def test_an_error_in_nested_task_groups_is_raised_without_them() -> None:
     error = ConnectError("refused")
     with pytest.raises(ConnectError) as caught, unwrap_single():
         async with create_task_group() as outer, create_task_group() as inner:
@@ -190,7 +188,7 @@ async def test_an_error_comes_out_of_nested_task_groups_bare() -> None:
     assert caught.value is error
 
 
-async def test_of_several_of_our_own_in_a_task_group_one_comes_out() -> None:
+async def test_of_several_anyecho_errors_in_a_task_group_only_one_is_raised() -> None:
     errors = (ConnectError("one"), EchoStalled("two", offset=2))
     with pytest.raises(AnyechoError) as caught, unwrap_single():
         async with create_task_group() as tasks:
@@ -202,7 +200,7 @@ async def test_of_several_of_our_own_in_a_task_group_one_comes_out() -> None:
     assert caught.value in errors
 
 
-async def test_an_error_of_another_kind_is_not_hidden_by_ours() -> None:
+async def test_an_anyecho_error_does_not_hide_another_error() -> None:
     ours, other = ConnectError("refused"), LookupError("a bug")
     with pytest.raises(ExceptionGroup) as caught, unwrap_single():
         async with create_task_group() as tasks:
@@ -213,7 +211,7 @@ async def test_an_error_of_another_kind_is_not_hidden_by_ours() -> None:
     assert set(caught.value.exceptions) == {ours, other}
 
 
-async def test_a_cancellation_from_outside_passes() -> None:
+async def test_an_outer_cancellation_propagates() -> None:
     with CancelScope() as scope, unwrap_single():
         async with create_task_group() as tasks:
             tasks.start_soon(sleep_forever)

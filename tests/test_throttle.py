@@ -8,7 +8,7 @@ from anyecho import throttle
 from anyecho.throttle import ThrottledLog
 
 
-def test_a_line_in_ten_seconds_says_how_often_it_was(
+def test_a_throttled_log_writes_a_line_with_the_count_every_ten_seconds(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     now = 0.0

@@ -1,4 +1,4 @@
-"""Options at run time: a value of the wrong type, or a wrong word, is refused in one line that shows it."""
+"""Options with a value of a wrong type or an unknown choice: one line that shows the value."""
 
 from __future__ import annotations
 
@@ -85,12 +85,12 @@ def test_a_wrong_value_in_an_address_is_refused(address: type, wrong: dict[str, 
 
 
 @pytest.mark.parametrize("value", [7000, None, b"tcp://localhost:1", ("localhost", 7000), Path("/run/echo")])
-def test_what_is_no_address_is_refused(value: Any) -> None:
+def test_an_address_of_a_wrong_type_is_refused(value: Any) -> None:
     with pytest.raises(AddressError, match="an address is a str or an Address, not "):
         parse_address(value)
 
 
-def test_an_address_stays_what_it_is() -> None:
+def test_parse_address_returns_an_address_unchanged() -> None:
     address = TCPAddress(host="localhost", port=7)
 
     assert parse_address(address) is address
@@ -100,7 +100,7 @@ class Engine(StrEnum):
     EVENTS = "events"
 
 
-def test_values_that_are_as_good_are_taken() -> None:
+def test_compatible_types_are_accepted() -> None:
     assert ServeOptions(idle_timeout=5).idle_timeout == 5
     engine: Any = Engine.EVENTS
     assert ServeOptions(engine=engine).engine == "events"
@@ -121,7 +121,7 @@ async def test_options_of_another_class_are_refused(wrong: Any) -> None:
         await connect("tcp://127.0.0.1:1", options=given)
 
 
-def test_given_is_what_differs_from_its_default() -> None:
+def test_given_options_are_those_that_differ_from_their_defaults() -> None:
     assert list(given_options(ServeOptions())) == []
     nested = ServeOptions(linger=1, idle_timeout=600, socket=SocketOptions(sndbuf=7, rcvbuf=0))
     assert list(given_options(nested)) == ["linger", "sndbuf"]

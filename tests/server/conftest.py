@@ -1,4 +1,4 @@
-"""The server's suite runs against both engines: a user must not be able to tell them apart, except by speed."""
+"""Fixtures of the server tests: each test runs on both engines, which must behave the same."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def ca_options(files: Files) -> ConnectOptions:
 
 @pytest.fixture(autouse=True, params=ENGINES)
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The engine of every server in these tests that does not ask for one itself, real processes included."""
+    """The default engine of every server in these tests, server processes included."""
     name: str = request.param
     if name == "events" and not poller.has_epoll():
         pytest.skip("there is no events engine without epoll")

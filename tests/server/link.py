@@ -1,6 +1,6 @@
-"""Run by a test, alone in a network namespace: what a server on every interface does on a link of its own.
+"""Program of a test in its own network namespace: a UDP server on all interfaces, with a client on a link.
 
-Prints what came back from the link-local address, and what was dropped.
+Prints the reply from the link-local address, its source, and the counters of dropped datagrams.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from anyecho.net.udp import mmsg
 from anyecho.server.server import open_server
 from tests.support.peers import until
 
-#: What ip(8) prepares the namespace with.
+#: Commands for ip(8) that prepare the namespace.
 LINK = """
 link set lo up
 link add link0 type veth peer name link1
@@ -37,15 +37,15 @@ async def main() -> None:
         index = socket.if_nametoindex("link0")
         with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
             sock.settimeout(5)
-            # Its address says nothing of a link, so that the answer to it has to.
+            # This address has no scope id, so the reply must name the interface.
             sock.bind(("2001:db8::1", 0))
             sock.sendto(b"neighbour", ("fe80::1", address.port, 0, index))
-            answer: tuple[bytes, Any] = await to_thread.run_sync(sock.recvfrom, 100)
-            sock.sendto(b"anybody?", ("ff02::1", address.port, 0, index))
-            # The link has two ends, and both are in the group.
+            reply: tuple[bytes, Any] = await to_thread.run_sync(sock.recvfrom, 100)
+            sock.sendto(b"multicast", ("ff02::1", address.port, 0, index))
+            # Both ends of the link are in the multicast group.
             await until(lambda: server.stats.datagrams.received == 3)
 
-        print(answer[0], answer[1][0], dict(server.stats.datagrams.dropped))
+        print(reply[0], reply[1][0], dict(server.stats.datagrams.dropped))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One peer cannot hurt another, nor the machine: limits, resets, floods, and thousands that say nothing."""
+"""Hostile or numerous peers: too few descriptors, resets, floods, thousands of idle connections."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def listening_address(process: Process) -> Address:
 
 @pytest.fixture
 def bind(carrier: Address) -> str:
-    """What a real process is told to listen on."""
+    """The listening address of a server process."""
     return str(carrier)
 
 
@@ -51,7 +51,7 @@ def opened() -> Iterator[ExitStack]:
 
 
 def echoes(sock: socket.socket, seconds: float = 5.0) -> bool:
-    """Whether `sock` echoes within so many seconds; False also if it was closed."""
+    """Whether `sock` echoes a byte within `seconds`; false also if it is closed."""
     sock.settimeout(seconds)
     try:
         sock.sendall(b"?")
@@ -61,7 +61,7 @@ def echoes(sock: socket.socket, seconds: float = 5.0) -> bool:
 
 
 def answered(clients: list[socket.socket]) -> list[socket.socket]:
-    """Send a byte on each of `clients`; return those that it comes back to, once no more do for a second."""
+    """Send a byte on each of `clients`; return those that get it back, with at most a second between two."""
     waiting, got = set(clients), set()
     for client in clients:
         with suppress(ConnectionError):  # closed already
@@ -77,10 +77,10 @@ def answered(clients: list[socket.socket]) -> list[socket.socket]:
 
 
 @pytest.mark.slow
-def test_a_limit_of_descriptors_is_respected_from_the_start(
+def test_connections_over_the_descriptor_limit_wait_in_the_backlog(
     bind: str, backend: str, processes: Processes, opened: ExitStack
 ) -> None:
-    """60 connections, 40 descriptors: some are held, the others wait, and the server has nothing to do."""
+    """60 connections, 40 descriptors. Meanwhile the server does not spin."""
     server = processes.serve("-b", bind, "--backend", backend, descriptors=40)
     clients = [opened.enter_context(dial(listening_address(server))) for _ in range(60)]
     held = answered(clients)
@@ -94,10 +94,10 @@ def test_a_limit_of_descriptors_is_respected_from_the_start(
 
     waiting = next(client for client in clients if client not in held)
     held[0].close()
-    assert waiting.recv(1) == b"?"  # what it sent while it waited
+    assert waiting.recv(1) == b"?"  # sent in the backlog
 
 
-def test_running_out_of_descriptors_later_costs_only_those_who_come_then(
+def test_running_out_of_descriptors_does_not_affect_open_connections(
     bind: str, backend: str, processes: Processes, opened: ExitStack
 ) -> None:
 
@@ -125,7 +125,7 @@ def test_running_out_of_descriptors_later_costs_only_those_who_come_then(
 
 @pytest.mark.parametrize("name", ["EMFILE", "ENOBUFS", "ECONNABORTED", "EPERM", "EPROTO", "EINTR"])
 @pytest.mark.by_turns("anyio_backend")
-async def test_a_failing_accept_costs_nobody_anything(
+async def test_a_failing_accept_affects_no_connection(
     name: str, server: Server, monkeypatch: pytest.MonkeyPatch, opened: ExitStack
 ) -> None:
     async with await connect(server.addresses[0]) as older:
@@ -148,14 +148,14 @@ async def test_a_failing_accept_costs_nobody_anything(
                 await newer.exchange(b"new")
 
 
-class Watched:
-    """A stream whose handler has a bug, for those who know the word."""
+class Buggy:
+    """A stream that fails on input that begins with ``bug``."""
 
     def __init__(self, stream: ByteStream) -> None:
         self._stream = stream
         self.send = stream.send
 
-    def __aiter__(self) -> Watched:
+    def __aiter__(self) -> Buggy:
         return self
 
     async def __anext__(self) -> bytes:
@@ -166,15 +166,15 @@ class Watched:
 
 
 @pytest.mark.slow
-async def test_resets_and_bugs_leave_the_neighbours_alone(
+async def test_resets_and_bugs_do_not_affect_other_connections(
     engine: str, carrier: Address, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """500 connections reset at random moments, 50 bugs, and 200 neighbours with a numbered mebibyte each."""
+    """500 resets at random moments, 50 bugs, and 200 connections that each echo a numbered mebibyte."""
 
     sequence = b"".join(b"%08x" % i for i in range(MIB // 8))
 
     async def sometimes_buggy(stream: ByteStream) -> None:
-        await echo(Watched(stream))
+        await echo(Buggy(stream))
 
     monkeypatch.setattr(task_engine, "echo", sometimes_buggy)
     monkeypatch.setattr(task_engine.logger, "disabled", True)
@@ -188,7 +188,7 @@ async def test_resets_and_bugs_leave_the_neighbours_alone(
             async with await connect(address) as client, client.send([numbered]) as back:
                 assert sum([len(chunk) async for chunk in back]) == MIB
 
-        async def troublemaker(seed: int) -> None:
+        async def faulty(seed: int) -> None:
             dice = random.Random(seed)
             client = await connect(address)
             sock: socket.socket = client.stream.extra(anyio.abc.SocketAttribute.raw_socket)
@@ -196,9 +196,9 @@ async def test_resets_and_bugs_leave_the_neighbours_alone(
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             async with client:
                 await anyio.sleep(dice.random())
-                # A reset before the server has read would be no bug: those wait for its answer.
-                patience = math.inf if seed < 50 else dice.random() * 0.05
-                with suppress(anyio.EndOfStream), anyio.move_on_after(patience):
+                # A reset before the server reads would prevent the bug, so buggy connections wait for the close.
+                timeout = math.inf if seed < 50 else dice.random() * 0.05
+                with suppress(anyio.EndOfStream), anyio.move_on_after(timeout):
                     await client.stream.send(b"bug" if seed < 50 else bytes(dice.randrange(1, 200_000)))
                     await client.stream.receive()
 
@@ -206,11 +206,11 @@ async def test_resets_and_bugs_leave_the_neighbours_alone(
             for number in range(200):
                 tasks.start_soon(neighbour, number)
             for seed in range(550):
-                tasks.start_soon(troublemaker, seed)
+                tasks.start_soon(faulty, seed)
 
         await until(lambda: server.stats.active == 0)
         assert server.stats.closed.total() == server.stats.accepted == 750
-        # Only a task runs what has the bug; for the events engine it is a word like any other.
+        # Only the tasks engine calls `echo`, which has the bug.
         assert server.stats.closed["error"] == (50 if engine == "tasks" else 0)
 
     gc.collect()
@@ -222,17 +222,17 @@ async def test_resets_and_bugs_leave_the_neighbours_alone(
 def test_a_flooding_peer_that_never_reads_costs_no_memory(
     moment: str, bind: str, backend: str, processes: Processes
 ) -> None:
-    """A transport that is paused too late grows by 700 MiB in 2.5 s; and not at all if it got to read first."""
+    """A transport that pauses reading too late grows by 700 MiB in 2.5 s, unless its first read came early."""
     server = processes.serve("-b", bind, "--backend", backend)
     address = listening_address(server)
-    with dial(address) as warm:  # what the first connection costs is not the flood's
+    with dial(address) as warm:  # the memory of a first connection does not count
         warm.sendall(bytes(256 * 1024))
         received = 0
         while received < 256 * 1024:
             received += len(warm.recv(65536))
     before = resident(server.pid)
     if moment == "before accept":
-        server.signal(signal.SIGSTOP)  # it accepts only when the client has sent all it can
+        server.signal(signal.SIGSTOP)  # accept only after the client has filled the buffers
     with dial(address) as flooder:
         if moment == "after accept":
             assert echoes(flooder)
@@ -253,7 +253,7 @@ def test_a_flooding_peer_that_never_reads_costs_no_memory(
 
 
 @pytest.mark.slow
-def test_nine_thousand_that_say_nothing_are_held_and_then_echoed(
+def test_nine_thousand_idle_connections_are_held_and_then_echoed(
     engine: str, backend: str, processes: Processes, opened: ExitStack, capsys: pytest.CaptureFixture[str]
 ) -> None:
     count = 9_000
@@ -274,18 +274,18 @@ def test_nine_thousand_that_say_nothing_are_held_and_then_echoed(
 
 @pytest.mark.slow
 async def test_a_flooding_peer_that_reads_does_not_starve_other_peers() -> None:
-    """99 ping-pong peers keep a quarter of their messages beside one that floods and reads."""
+    """99 ping-pong peers get a quarter of their messages echoed beside a peer that floods and reads."""
     async with open_server("tcp://127.0.0.1:0") as server:
         address = server.addresses[0]
         alone = await messages_made(address, flooding=False)
         beside = await messages_made(address, flooding=True)
 
-    # The figure itself is a benchmark's; a server without turns makes next to none.
+    # A benchmark measures the figure itself. Without fairness, almost no messages are echoed.
     assert beside > alone * 0.25 / 3
 
 
 async def messages_made(address: Address, *, flooding: bool, seconds: float = 0.5) -> int:
-    """How many messages 99 peers, in a process of their own, get echoed."""
+    """Return the number of messages echoed to 99 peers in another process."""
 
     assert isinstance(address, TCPAddress)
     command = [sys.executable, "-c", _PING_PONG, str(address.port), str(seconds), str(int(flooding))]

@@ -1,4 +1,4 @@
-"""Stopping: everybody who was connected gets what he is owed, and nobody keeps the server for ever."""
+"""Drain and abort: pending echo is sent, and the server closes within a time limit."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from anyecho.server.server import Server, open_server, serve
 from tests.support.peers import SOON, dial, flood, receive_all, until
 
 
-async def owe_echo(server: Server, sock: socket.socket) -> None:
-    """Send on `sock`, which is not read, until the server owes it echo that the kernels do not take."""
+async def make_echo_pending(server: Server, sock: socket.socket) -> None:
+    """Send on `sock`, without reading, until the kernel accepts no more echo and some is pending."""
     sock.setblocking(False)
     async with create_task_group() as tasks:
         tasks.start_soon(flood, sock)
@@ -37,13 +37,13 @@ async def test_draining_an_idle_server_takes_no_time(server: Server) -> None:
         await server.wait_closed()
 
 
-async def test_draining_twice_is_draining(server: Server) -> None:
+async def test_two_drains_at_once_both_return(server: Server) -> None:
     async with create_task_group() as tasks:
         tasks.start_soon(server.drain, 10)
         tasks.start_soon(server.drain, 10)
 
 
-async def test_a_draining_server_goes_on_echoing_and_accepts_nobody(server: Server) -> None:
+async def test_a_draining_server_echoes_and_accepts_no_new_connection(server: Server) -> None:
     async with await connect(server.addresses[0]) as client:
         await client.exchange(b"before")
         async with create_task_group() as tasks:
@@ -59,13 +59,13 @@ async def test_a_draining_server_goes_on_echoing_and_accepts_nobody(server: Serv
 
 
 async def test_a_connection_in_the_backlog_is_served_before_the_listener_closes(server: Server) -> None:
-    """The kernel has told these that they are connected; they must not be reset."""
+    """The kernel has completed these connections: they must not be reset."""
     socks = [dial(server.addresses[0]) for _ in range(20)]  # all in one turn: none is accepted yet
     assert server.stats.accepted == 0
 
     def converse(sock: socket.socket) -> bytes:
         with sock:
-            sock.sendall(b"patience")
+            sock.sendall(b"waiting")
             sock.shutdown(socket.SHUT_WR)
             return receive_all(sock)
 
@@ -73,10 +73,10 @@ async def test_a_connection_in_the_backlog_is_served_before_the_listener_closes(
         tasks.start_soon(server.drain, 10)
         echoes = [await to_thread.run_sync(converse, sock) for sock in socks]
 
-    assert echoes == [b"patience"] * 20
+    assert echoes == [b"waiting"] * 20
 
 
-async def test_a_megabyte_half_before_and_half_after_is_echoed_whole(server: Server) -> None:
+async def test_a_megabyte_sent_half_before_and_half_during_a_drain_is_echoed(server: Server) -> None:
     payload = os.urandom(1 << 20)
 
     async def halves() -> AsyncGenerator[bytes, None]:
@@ -93,8 +93,8 @@ async def test_a_megabyte_half_before_and_half_after_is_echoed_whole(server: Ser
 
 async def test_a_peer_that_does_not_read_is_cut_after_grace_and_linger(carrier: Address) -> None:
     async with open_server(carrier, options=ServeOptions(linger=0.3)) as server:
-        with dial(server.addresses[0]) as deaf:
-            await owe_echo(server, deaf)
+        with dial(server.addresses[0]) as sock:
+            await make_echo_pending(server, sock)
             start = time.monotonic()
             await server.drain(0.2)
             assert 0.49 <= time.monotonic() - start < 0.5 + SOON
@@ -104,22 +104,22 @@ async def test_a_peer_that_does_not_read_is_cut_after_grace_and_linger(carrier: 
 
 async def test_a_drain_ends_at_once_when_the_peer_closes_after_the_half_close(carrier: Address) -> None:
     async with open_server(carrier, options=ServeOptions(linger=10)) as server:
-        polite = await connect(server.addresses[0])
-        async with polite, create_task_group() as tasks:
-            await polite.exchange(b"x")
+        client = await connect(server.addresses[0])
+        async with client, create_task_group() as tasks:
+            await client.exchange(b"x")
             tasks.start_soon(server.drain, 0)
             with fail_after(SOON):
                 with pytest.raises(anyio.EndOfStream):
-                    await polite.stream.receive()
-                await polite.aclose()
+                    await client.stream.receive()
+                await client.aclose()
                 await server.wait_closed()
 
 
 @pytest.mark.parametrize("grace", [10, 0], ids=["while it waits", "while it lingers"])
 async def test_aborting_ends_a_drain(grace: float, carrier: Address) -> None:
     async with open_server(carrier, options=ServeOptions(linger=10)) as server:
-        with dial(server.addresses[0]) as deaf:
-            await owe_echo(server, deaf)
+        with dial(server.addresses[0]) as sock:
+            await make_echo_pending(server, sock)
             async with create_task_group() as tasks:
                 tasks.start_soon(server.drain, grace)
                 await wait_all_tasks_blocked()
@@ -128,10 +128,10 @@ async def test_aborting_ends_a_drain(grace: float, carrier: Address) -> None:
                     await server.wait_closed()
 
 
-async def test_serve_cancelled_from_outside_does_not_linger_for_a_polite_peer(
+async def test_a_cancelled_serve_does_not_linger_after_the_peer_closes(
     carrier: Address,
 ) -> None:
-    """Its poller must outlive the cancellation, or the lingering close waits for the dead until its limit."""
+    """The poller must outlive the cancellation: without it, the lingering close would last until its limit."""
     async with create_task_group() as tasks:
         with CancelScope() as outside:
             async with create_task_group() as serving:
@@ -139,12 +139,12 @@ async def test_serve_cancelled_from_outside_does_not_linger_for_a_polite_peer(
                 client = await connect(address)
                 await client.exchange(b"x")
 
-                async def be_polite() -> None:
+                async def close_at_eof() -> None:
                     with pytest.raises(anyio.EndOfStream):
                         await client.stream.receive()
                     await client.aclose()
 
-                tasks.start_soon(be_polite)
+                tasks.start_soon(close_at_eof)
                 await wait_all_tasks_blocked()
                 start = time.monotonic()
                 outside.cancel()
@@ -154,16 +154,16 @@ async def test_serve_cancelled_from_outside_does_not_linger_for_a_polite_peer(
 
 async def test_leaving_the_block_cuts_a_peer_that_does_not_read_after_the_linger(carrier: Address) -> None:
     async with open_server(carrier, options=ServeOptions(linger=0.3)) as server:
-        deaf = dial(server.addresses[0])
-        await owe_echo(server, deaf)
+        sock = dial(server.addresses[0])
+        await make_echo_pending(server, sock)
         start = time.monotonic()
 
     assert 0.29 <= time.monotonic() - start < 0.3 + SOON
-    deaf.close()
+    sock.close()
 
 
-async def test_aborting_a_drain_that_is_just_beginning_forces_it(carrier: Address) -> None:
-    """Also those who are still in the backlog then: they are not given a grace of their own."""
+async def test_aborting_a_drain_that_has_just_begun_ends_it(carrier: Address) -> None:
+    """Connections in the accept backlog get no grace period of their own."""
     async with open_server(carrier, options=ServeOptions(linger=10)) as server:
         waiting = [dial(server.addresses[0]) for _ in range(3)]
         async with create_task_group() as tasks:
@@ -188,18 +188,18 @@ async def test_an_aborted_server_is_closed(server: Server) -> None:
     assert server.stats.closed == {"cancelled": 1}
 
 
-async def test_a_server_that_is_left_listens_no_more_while_it_lingers(carrier: Address) -> None:
-    async def leave_when_nobody_listens(address: Address) -> None:
+async def test_a_server_stops_listening_before_it_lingers(carrier: Address) -> None:
+    async def close_when_refused(address: Address) -> None:
         try:
-            # Who dials while the listener closes is reset; who comes later is refused, or finds no path.
+            # During the close of the listener a connection is reset; later it is refused, or the path is missing.
             with fail_after(SOON), suppress(ConnectionError, FileNotFoundError):
                 while True:
                     (await to_thread.run_sync(dial, address)).close()
                     await anyio.sleep(0.01)
         finally:
-            deaf.close()
+            sock.close()
 
     async with create_task_group() as tasks, open_server(carrier, options=ServeOptions(linger=30)) as server:
-        deaf = dial(server.addresses[0])
-        await owe_echo(server, deaf)
-        tasks.start_soon(leave_when_nobody_listens, server.addresses[0])
+        sock = dial(server.addresses[0])
+        await make_echo_pending(server, sock)
+        tasks.start_soon(close_when_refused, server.addresses[0])

@@ -1,4 +1,4 @@
-"""A real HAProxy in front: what it says of its clients is understood, and believed only where it is trusted."""
+"""A server behind HAProxy: its PROXY headers are understood, and accepted only if it is trusted."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from tests.support.machine import LOOPBACK_HOSTS
 from tests.support.peers import dial, receive_all, until
 from tests.support.process import TIMEOUT
 
-#: It is given a socket that listens already: nobody has to wait for it, nor guess a port.
+#: HAProxy inherits a listening socket: no test waits for it or guesses a port.
 CONFIG = """
 global
     maxconn 100
 defaults
     mode tcp
     retries 0
-    timeout connect {patience}s
-    timeout client {patience}s
-    timeout server {patience}s
+    timeout connect {timeout}s
+    timeout client {timeout}s
+    timeout server {timeout}s
 listen echo
     bind fd@{descriptor}
     server echo {server} {option}
 """
 
-#: Starts one in front of an address, with an option of its `server` line; returns where it listens.
+#: Starts HAProxy in front of an address, with an option of its `server` line; returns its address.
 Starter = Callable[[Address, str], Address]
 
 
@@ -53,7 +53,7 @@ def haproxy(request: pytest.FixtureRequest, short_path: Path) -> Iterator[Starte
             config = short_path / "haproxy.cfg"
             config.write_text(
                 CONFIG.format(
-                    patience=int(TIMEOUT),
+                    timeout=int(TIMEOUT),
                     descriptor=listener.fileno(),
                     server=f"unix@{address.path}" if isinstance(address, UnixAddress) else str(address)[6:],
                     option=option,

@@ -1,4 +1,4 @@
-"""Ctrl-C at a program that has a server of its own, and no handler for signals."""
+"""Ctrl-C in a program that runs a server and handles no signals."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_second_interrupt_while_a_connection_lingers_is_one_keyboard_interrupt
         with socket.create_connection(("127.0.0.1", int(program.stdout.readline()))) as sock:
             sock.settimeout(0.2)
             with suppress(TimeoutError):
-                while True:  # and read nothing: the server owes echo, and lingers
+                while True:  # echo that is not read stays pending, so the server lingers
                     sock.send(bytes(65536))
             program.send_signal(signal.SIGINT)
             assert program.stdout.readline() == "lingering\n"

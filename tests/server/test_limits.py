@@ -1,4 +1,4 @@
-"""Each limit is reached: what it counts the peer as, and that the neighbour does not notice."""
+"""Each limit of a connection: its close reason, and no effect on other connections."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.net.proxy.headers import v2
 from tests.support.machine import needs_ipv6
 from tests.support.peers import SOON, dial, flood, receive_all, until
 
-#: How small the limits are, and how late on a busy machine: an eighth is promised.
+#: A small limit, and its maximum delay: an eighth of it, and SOON for a busy machine.
 LIMIT = 0.24
 LATE = LIMIT / 8 + SOON
 
@@ -47,21 +47,21 @@ async def chat(client: Client) -> None:
 
 
 @asynccontextmanager
-async def untouched(server: Server) -> AsyncIterator[Client]:
-    """A neighbour that is busy all the while, and is served as well in the end."""
+async def busy_neighbour(server: Server) -> AsyncIterator[Client]:
+    """A connection that exchanges messages inside the block and must not be closed."""
     async with await connect(server.addresses[0]) as client, create_task_group() as tasks:
         await client.exchange(b"before")
         tasks.start_soon(chat, client)
         yield client
-        # Not after it has left: who leaves in the middle of an exchange may do so by a reset.
+        # Checked before it closes: a close in the middle of an exchange may be a reset.
         assert not [reason for reason in server.stats.closed if reason in ("broken", "error")]
         tasks.cancel_scope.cancel()
 
 
 async def test_a_peer_that_takes_none_of_its_echo_is_closed(carrier: Address) -> None:
-    """Long before it is idle."""
+    """Earlier than after the idle timeout."""
     options = ServeOptions(write_timeout=LIMIT, linger=0.1)
-    async with open_server(carrier, options=options) as server, untouched(server):
+    async with open_server(carrier, options=options) as server, busy_neighbour(server):
         with dial(server.addresses[0]) as sock:
             sock.setblocking(False)
             start = time.monotonic()
@@ -95,12 +95,12 @@ async def test_a_write_timeout_in_the_kernel_is_counted_as_write(monkeypatch: py
             ours = [connection.sock for connection in server._connections]
             send = socket.socket.send
 
-            def give_up(sock: socket.socket, data: bytes) -> int:
+            def time_out(sock: socket.socket, data: bytes) -> int:
                 if sock in ours:
-                    raise TimeoutError(errno.ETIMEDOUT, "given up")
+                    raise TimeoutError(errno.ETIMEDOUT, "timed out")
                 return send(sock, data)
 
-            monkeypatch.setattr(socket.socket, "send", give_up)
+            monkeypatch.setattr(socket.socket, "send", time_out)
             await to_thread.run_sync(make_room, sock)
             await until(lambda: server.stats.closed == {"write": 1})
 
@@ -115,8 +115,8 @@ def make_room(sock: socket.socket) -> None:
             pass
 
 
-async def test_the_write_timeout_is_the_kernels_too(carrier: Address) -> None:
-    """Given up by TCP_USER_TIMEOUT alone, when the reaper may not."""
+async def test_tcp_user_timeout_is_counted_as_write(carrier: Address) -> None:
+    """The kernel detects it, where the reaper has no limit."""
     if not isinstance(carrier, TCPAddress):
         pytest.skip("the kernel has no such limit for Unix sockets")
     options = ServeOptions(write_timeout=math.inf, linger=0.1)
@@ -130,7 +130,7 @@ async def test_the_write_timeout_is_the_kernels_too(carrier: Address) -> None:
                 tasks.cancel_scope.cancel()
 
 
-async def test_a_connection_ends_after_its_time_whatever_moves(carrier: Address) -> None:
+async def test_an_active_connection_is_closed_after_max_duration(carrier: Address) -> None:
     options = ServeOptions(max_duration=LIMIT, linger=0.1)
     async with open_server(carrier, options=options) as server:
         start = time.monotonic()
@@ -151,7 +151,7 @@ async def test_a_connection_ends_after_its_time_whatever_moves(carrier: Address)
 @pytest.mark.parametrize("slow", ["silent", "dripping", "hardly reading"])
 async def test_a_connection_below_the_minimum_rate_is_closed(slow: str, carrier: Address) -> None:
     options = ServeOptions(min_rate=1000, min_rate_window=LIMIT, linger=0.1)
-    async with open_server(carrier, options=options) as server, untouched(server):
+    async with open_server(carrier, options=options) as server, busy_neighbour(server):
         with dial(server.addresses[0]) as sock:
             sock.setblocking(False)
             async with create_task_group() as tasks:
@@ -160,7 +160,7 @@ async def test_a_connection_below_the_minimum_rate_is_closed(slow: str, carrier:
                     tasks.start_soon(flood if slow == "hardly reading" else drip, sock)
                 await until(lambda: server.stats.closed["rate"] == 1)
                 tasks.cancel_scope.cancel()
-            # It had the first window, of which it may have been there for a part only of its first eighth.
+            # The first window is whole: it begins with the first check of the connection.
             assert time.monotonic() - start >= LIMIT - 0.01
 
         assert server.stats.closed == {"rate": 1}
@@ -174,7 +174,7 @@ async def drip(sock: socket.socket) -> None:
 
 
 async def test_a_flooding_peer_does_not_prolong_the_linger(carrier: Address) -> None:
-    """On asyncio, who is always just being woken cannot be cancelled."""
+    """On asyncio, a task that is woken in every pass of the loop is not cancelled."""
     linger = 0.1
     async with open_server(
         carrier, options=ServeOptions(min_rate=1000, min_rate_window=0.08, linger=linger)
@@ -195,7 +195,7 @@ async def test_a_flooding_peer_does_not_prolong_the_linger(carrier: Address) -> 
 
 @pytest.mark.parametrize("size", [1, 1000, 300_000, 600_000])
 async def test_no_more_bytes_are_echoed_than_the_limit(size: int, carrier: Address) -> None:
-    """To the byte; and who sends just as many is not over it."""
+    """To the byte; a peer that sends exactly as many is not over the limit."""
     options = ServeOptions(max_bytes=size, linger=0.5)
     async with open_server(carrier, options=options) as server:
         payload = os.urandom(size)
@@ -213,7 +213,7 @@ async def test_no_more_bytes_are_echoed_than_the_limit(size: int, carrier: Addre
         assert server.stats.closed == {"bytes": 1, "eof": 1}
 
 
-async def test_after_the_last_byte_there_may_be_a_silence(carrier: Address) -> None:
+async def test_a_connection_at_max_bytes_stays_open_until_the_next_byte(carrier: Address) -> None:
     async with open_server(carrier, options=ServeOptions(max_bytes=3, linger=0.1)) as server:
         with dial(server.addresses[0]) as sock:
             for byte in (b"a", b"b", b"c"):
@@ -227,7 +227,7 @@ async def test_after_the_last_byte_there_may_be_a_silence(carrier: Address) -> N
 
 
 async def test_a_flooding_peer_is_echoed_no_faster_than_the_rate(carrier: Address) -> None:
-    """And its neighbour, in no haste, as fast as it likes. How exactly, a benchmark says."""
+    """A slow neighbour is not delayed. A benchmark measures how exact the rate is."""
     rate, seconds = 1_000_000, 0.5
     options = ServeOptions(rate_limit=rate, engine="auto", linger=0.1)
     async with open_server(carrier, options=options) as server:
@@ -255,7 +255,7 @@ async def test_a_flooding_peer_is_echoed_no_faster_than_the_rate(carrier: Addres
             tasks.cancel_scope.cancel()
 
 
-async def test_a_rate_below_a_byte_a_turn_is_a_rate(carrier: Address) -> None:
+async def test_a_rate_below_one_byte_per_turn_is_kept(carrier: Address) -> None:
     options = ServeOptions(rate_limit=20, engine="auto", linger=0.1)
     async with open_server(carrier, options=options) as server:
         with dial(server.addresses[0]) as sock:
@@ -266,16 +266,16 @@ async def test_a_rate_below_a_byte_a_turn_is_a_rate(carrier: Address) -> None:
             assert 0.2 <= time.monotonic() - start < 0.4 + SOON
 
 
-async def test_a_rate_needs_no_engine_that_cannot_keep_it() -> None:
+async def test_rate_limit_with_the_events_engine_is_an_error() -> None:
     with pytest.raises(UsageError, match="rate_limit needs a task"):
         ServeOptions(rate_limit=1, engine="events")
 
 
-async def test_over_the_limit_of_all_one_may_be_closed_instead_of_waiting(
+async def test_over_limit_close_closes_connections_over_max_connections(
     carrier: Address, opened: ExitStack
 ) -> None:
     options = ServeOptions(max_connections=3, over_limit="close", linger=0.1)
-    async with open_server(carrier, options=options) as server, untouched(server):
+    async with open_server(carrier, options=options) as server, busy_neighbour(server):
         held = [opened.enter_context(dial(server.addresses[0])) for _ in range(2)]
         await until(lambda: server.stats.active == 3)
         with dial(server.addresses[0]) as sock:
@@ -289,8 +289,8 @@ async def test_over_the_limit_of_all_one_may_be_closed_instead_of_waiting(
 
 
 @needs_ipv6
-async def test_no_more_of_one_address_are_held_than_the_limit(opened: ExitStack) -> None:
-    """Twice as many come, and those of another address are served."""
+async def test_connections_of_one_address_over_its_limit_are_closed(opened: ExitStack) -> None:
+    """Twice as many connect; a connection of another address is echoed."""
     options = ServeOptions(max_connections_per_ip=5, linger=0.1)
     async with open_server("tcp://127.0.0.1:0", "tcp://[::1]:0", options=options) as server:
         one, other = server.addresses
@@ -309,7 +309,7 @@ async def test_no_more_of_one_address_are_held_than_the_limit(opened: ExitStack)
             await client.exchange(b"there is room again")
 
 
-async def test_peers_on_unix_sockets_have_no_address_to_be_limited(short_path: object, opened: ExitStack) -> None:
+async def test_unix_peers_are_exempt_from_the_limit_per_ip(short_path: object, opened: ExitStack) -> None:
     options = ServeOptions(max_connections_per_ip=1, linger=0.1)
     async with open_server(f"unix:{short_path}/echo", options=options) as server:
         for _ in range(3):
@@ -317,7 +317,7 @@ async def test_peers_on_unix_sockets_have_no_address_to_be_limited(short_path: o
         await until(lambda: server.stats.active == 3)
 
 
-async def test_behind_a_proxy_it_is_whom_it_speaks_for_that_is_limited(carrier: Address, opened: ExitStack) -> None:
+async def test_behind_a_proxy_the_asserted_source_is_limited(carrier: Address, opened: ExitStack) -> None:
     options = ServeOptions(
         max_connections_per_ip=2, proxy_protocol="require", proxy_trusted=("127.0.0.1", "unix:"), linger=0.1
     )
@@ -334,7 +334,7 @@ async def test_behind_a_proxy_it_is_whom_it_speaks_for_that_is_limited(carrier: 
         assert server.stats.closed == {"per_ip": 1}
         call("192.0.2.3")
         await until(lambda: len(server.peers()) == 3)
-        # Half a header has no name yet, and takes nobody's place.
+        # An incomplete header has no source yet, and does not count for one.
         opened.enter_context(dial(server.addresses[0])).sendall(b"PROXY TCP4 192.0.2.1")
         first[0].close()
         await until(lambda: server.stats.closed["eof"] == 1)
@@ -342,7 +342,7 @@ async def test_behind_a_proxy_it_is_whom_it_speaks_for_that_is_limited(carrier: 
         await until(lambda: len(server.peers()) == 3)
 
 
-async def test_the_limit_of_all_counts_those_who_have_not_said_for_whom_they_are(opened: ExitStack) -> None:
+async def test_max_connections_counts_connections_with_an_incomplete_proxy_header(opened: ExitStack) -> None:
     options = ServeOptions(max_connections=2, over_limit="close", proxy_protocol="v2", proxy_trusted=("127.0.0.1",))
     async with open_server("tcp://127.0.0.1:0", options=options) as server:
         for _ in range(2):
@@ -370,7 +370,7 @@ async def test_the_limit_of_all_counts_those_who_have_not_said_for_whom_they_are
     ],
 )
 @pytest.mark.by_turns("engine")
-def test_whom_a_limit_takes_for_one(sockaddr: object, other: object, same: bool) -> None:
+def test_addresses_of_one_source_share_a_limit(sockaddr: object, other: object, same: bool) -> None:
     limit = SourceLimit(1)
     first, second = object(), object()
     assert limit.acquire(first, sockaddr)
@@ -380,7 +380,7 @@ def test_whom_a_limit_takes_for_one(sockaddr: object, other: object, same: bool)
     assert limit.acquire(second, sockaddr)
 
 
-async def test_a_limit_within_another_is_closed_while_that_is() -> None:
+async def test_a_connection_limit_waits_for_its_parent() -> None:
     outer = ConnectionLimit(2)
     inner = ConnectionLimit(1, parent=outer)
     for _ in range(2):
@@ -396,7 +396,7 @@ async def test_a_limit_within_another_is_closed_while_that_is() -> None:
             await inner.wait_may_accept()
 
 
-def test_a_limit_of_addresses_forgets_those_who_are_gone() -> None:
+def test_a_source_limit_keeps_nothing_of_closed_connections() -> None:
     limit = SourceLimit(3)
     for number in range(1000):
         assert limit.acquire(number, (f"192.0.2.{number % 250}", 1)) is (number < 750)
@@ -407,8 +407,8 @@ def test_a_limit_of_addresses_forgets_those_who_are_gone() -> None:
     assert not limit._holders
 
 
-class Fake:
-    """A connection whose totals a test says."""
+class FakeConnection:
+    """A connection with totals that the test sets."""
 
     def __init__(self) -> None:
         self.reason = ""
@@ -420,9 +420,9 @@ class Fake:
         self.reason = reason
 
 
-def looks_until_ended(options: ServeOptions, totals: list[tuple[int, int]]) -> tuple[int, str]:
-    """After how many looks a connection that has moved so much at each is ended, and why."""
-    fake = Fake()
+def check_until_closed(options: ServeOptions, totals: list[tuple[int, int]]) -> tuple[int, str]:
+    """Return the number of the check that closes a connection with these totals, and the reason."""
+    fake = FakeConnection()
     reaper = Reaper([fake], options)
     for number, each in enumerate(totals):
         fake.totals = each
@@ -436,9 +436,9 @@ NONE = ServeOptions(idle_timeout=math.inf, write_timeout=math.inf)
 
 
 @pytest.mark.parametrize(
-    ("options", "totals", "ended"),
+    ("options", "totals", "closed"),
     [
-        # Movement is noticed up to one look late: nobody is ended early, nor later than an eighth.
+        # A check may notice bytes an interval late: no close is early, and none is more than an eighth late.
         (replace(NONE, idle_timeout=80), [(5, 5)] * 20, (8, "idle")),
         (replace(NONE, idle_timeout=80), [(5, 5)] * 8 + [(6, 6)] * 20, (16, "idle")),
         (replace(NONE, write_timeout=80), [(5, 4)] * 20, (8, "write")),
@@ -454,10 +454,10 @@ NONE = ServeOptions(idle_timeout=math.inf, write_timeout=math.inf)
     ],
 )
 @pytest.mark.by_turns("engine")
-def test_when_a_connection_is_ended(
-    options: ServeOptions, totals: list[tuple[int, int]], ended: tuple[int, str]
+def test_the_reaper_closes_at_the_right_check_with_the_right_reason(
+    options: ServeOptions, totals: list[tuple[int, int]], closed: tuple[int, str]
 ) -> None:
-    assert looks_until_ended(options, totals) == ended
+    assert check_until_closed(options, totals) == closed
 
 
 @pytest.mark.parametrize(
@@ -474,17 +474,17 @@ def test_when_a_connection_is_ended(
     ],
 )
 @pytest.mark.by_turns("engine")
-def test_what_makes_no_sense_as_a_limit_is_a_mistake(name: str, value: Any) -> None:
+def test_an_invalid_limit_is_a_usage_error(name: str, value: Any) -> None:
     with pytest.raises(UsageError, match=f"^{name} must be "):
         replace(NONE, **{name: value})
 
 
-def test_what_is_no_network_is_found_before_anything_is_opened() -> None:
+def test_an_invalid_trusted_network_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match=r"^bad network 'localhost'"):
         ServeOptions(proxy_trusted=("localhost",))
 
 
-async def test_a_limited_connection_behind_a_proxy_is_turned_by_the_events_engine() -> None:
+async def test_a_limited_connection_behind_a_proxy_uses_the_events_engine() -> None:
     if not poller_module.has_epoll():
         pytest.skip("there is no events engine without epoll")
     options = ServeOptions(

@@ -1,4 +1,4 @@
-"""How long a connection that the server ends is waited for: not at all where nothing is owed."""
+"""The lingering close: its duration, and when the server closes without one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.peers import SOON, dial, receive_all, until
 LONG = 60.0
 
 on_linux = pytest.mark.skipif(
-    linger._OUTPUT_QUEUE is None, reason="the kernel does not tell what is unacknowledged"
+    linger._OUTPUT_QUEUE is None, reason="the kernel does not report unacknowledged bytes"
 )
 
 
@@ -54,13 +54,13 @@ async def test_leaving_the_block_does_not_wait_for_an_idle_client_over_tls(
 
     assert server.stats.closed == {"drained": 1}
     assert isinstance(client.stream, ByteStream)
-    assert await drain(client.stream) == b""  # the end is a close_notify
+    assert await drain(client.stream) == b""  # EOF is a close_notify
     await client.aclose()
 
 
 @on_linux
 async def test_an_idle_client_is_closed_at_once(carrier: Address) -> None:
-    """Whatever limit it is that ends it; leaving the block is not special."""
+    """Also if a limit closes it, not only when the block is left."""
     async with open_server(carrier, options=ServeOptions(linger=LONG, idle_timeout=0.1)) as server:
         with dial(server.addresses[0]) as sock:
             await until(lambda: server.stats.closed == {"idle": 1})
@@ -75,22 +75,22 @@ async def test_a_byte_after_an_immediate_close_is_answered_by_a_reset(carrier: A
 
     with sock, pytest.raises((ConnectionResetError, BrokenPipeError)):
         assert sock.recv(1) == b""
-        for _ in range(100):  # the first one provokes it
+        for _ in range(100):  # the first one causes the reset
             sock.sendall(b"late")
 
 
-@pytest.mark.parametrize("who", ["sends", "does not tell"])
-async def test_a_peer_that_may_be_owed_something_is_waited_for(
-    who: str, carrier: Address, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("why", ["unread input", "no report"])
+async def test_the_server_lingers_if_echo_may_be_unread(
+    why: str, carrier: Address, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that has sent something unread; or any peer, where the kernel does not tell what is unacknowledged."""
-    if who == "does not tell":
+    """The server has left input unread; or the kernel does not report unacknowledged bytes."""
+    if why == "no report":
         monkeypatch.setattr(linger, "_OUTPUT_QUEUE", None)
     async with open_server(carrier, options=ServeOptions(linger=LONG)) as server:
         with dial(server.addresses[0]) as sock:
             await until(lambda: server.stats.active == 1)
             await wait_all_tasks_blocked()
-            if who == "sends":
+            if why == "unread input":
                 sock.sendall(b"unread")
             [connection] = server._connections
             connection.request_close("drained")
@@ -105,8 +105,8 @@ async def test_a_peer_that_may_be_owed_something_is_waited_for(
     assert server.stats.closed == {"drained": 1}
 
 
-async def test_echo_that_a_unix_peer_has_not_read_is_waited_for(short_path: object) -> None:
-    """There, the kernel has delivered what it took; only a reset for what is unread could destroy it."""
+async def test_the_server_lingers_until_a_unix_peer_has_read_its_echo(short_path: object) -> None:
+    """The echo is in the receive buffer of the peer, where only a reset could destroy it."""
     address = UnixAddress(path=f"{short_path}/echo")
     async with open_server(address, options=ServeOptions(linger=LONG)) as server:
         with dial(server.addresses[0]) as sock:

@@ -1,4 +1,4 @@
-"""Whatever its peers do, in any order: what came back is a prefix of what went out, and all of it at the end."""
+"""Random actions of peers: each echo is a prefix of the bytes sent, and complete after a half-close."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.peers import dial
 
 
 class Peer:
-    """A plain socket, and what it owes and is owed."""
+    """A plain socket, with the bytes sent on it and returned."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -47,7 +47,7 @@ class Peer:
 
 
 class Machine(RuleBasedStateMachine):
-    """Peers that connect, talk, pause, half-close and reset, while the server runs in a thread of its own."""
+    """Peers that connect, send, receive, half-close and reset, while the server runs in another thread."""
 
     backend: Any
     peers = Bundle("peers")
@@ -113,7 +113,7 @@ class Machine(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_whatever_peers_do_the_echo_is_a_prefix(name: str) -> None:
+def test_every_echo_is_a_prefix_of_the_bytes_sent(name: str) -> None:
     class OnBackend(Machine):
         backend = BACKENDS[name]
 

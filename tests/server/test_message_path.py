@@ -1,4 +1,4 @@
-"""What a message costs on its way through an engine: what is called for it, and what is left of it."""
+"""The cost of a message in an engine: the functions it calls, and the memory it leaves allocated."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from anyecho.server.server import Server, open_server
 from tests.support.peers import dial, until
 
 MESSAGE = bytes(range(64))
-#: Whose code would tell of a message, time it, or make something anew for it.
+#: Functions that would log a message, time it or allocate an object for it.
 NEVER = ("CancelScope.", "Event.", "Logger.", "LoggerAdapter.", "Handler.", "Formatter.")
 
 
@@ -35,50 +35,50 @@ def converse(sock: socket.socket, messages: int) -> None:
 
 
 @contextmanager
-def profiled(look: Callable[[FrameType, str, Any], None]) -> Iterator[None]:
-    """Have `look` see every call that this thread makes."""
-    sys.setprofile(look)
+def profiled(callback: Callable[[FrameType, str, Any], None]) -> Iterator[None]:
+    """Call `callback` for every call and return in this thread."""
+    sys.setprofile(callback)
     try:
         yield
     finally:
         sys.setprofile(None)
 
 
-async def test_ten_thousand_echoes_leave_nothing_behind(server: Server) -> None:
+async def test_ten_thousand_echoes_leave_no_memory_allocated(server: Server) -> None:
     with dial(server.addresses[0]) as sock:
         tracemalloc.start()
         try:
-            await to_thread.run_sync(converse, sock, 500)  # what is made once is made now
+            await to_thread.run_sync(converse, sock, 500)  # with all one-time allocations
             before = await blocks()
             await to_thread.run_sync(converse, sock, 10_000)
             after = await blocks()
         finally:
             tracemalloc.stop()
 
-    # Free lists keep a few for the next who asks. One block in a hundred echoes would be a hundred.
+    # Free lists keep a few blocks. A leak of one block in a hundred echoes would be a hundred.
     assert abs(after - before) < 60
 
 
 async def blocks() -> int:
-    """How many blocks of memory Python holds while all tasks wait; the snapshot's own do not count."""
+    """Return the number of memory blocks that Python holds while all tasks wait, without those of the snapshot."""
     await wait_all_tasks_blocked()
     gc.collect()
     snapshot = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(False, tracemalloc.__file__)])
     return len(snapshot.traces)
 
 
-async def test_a_message_is_not_told_of_or_timed(server: Server) -> None:
+async def test_a_message_is_neither_logged_nor_timed(server: Server) -> None:
     if not poller.has_epoll():
         pytest.skip("without epoll, every wait has an Event of its own")
     called: Counter[str] = Counter()
 
-    def look(frame: FrameType, event: str, _: Any) -> None:
+    def record(frame: FrameType, event: str, _: Any) -> None:
         if event == "call":
             called[frame.f_code.co_qualname] += 1
 
     with dial(server.addresses[0]) as sock:
         await to_thread.run_sync(converse, sock, 10)
-        with profiled(look):
+        with profiled(record):
             await to_thread.run_sync(converse, sock, 100)
 
     assert any(count >= 100 for count in called.values())
@@ -90,10 +90,10 @@ async def test_a_turn_is_two_system_calls_and_nothing_else(server: Server) -> No
     called: Counter[str] = Counter()
     inside = 0
 
-    def look(frame: FrameType, event: str, function: Any) -> None:
+    def record(frame: FrameType, event: str, function: Any) -> None:
         nonlocal inside
-        turning = frame.f_code.co_qualname == "EventConnection.dispatch"
-        if event == "call" and (turning or inside):
+        in_dispatch = frame.f_code.co_qualname == "EventConnection.dispatch"
+        if event == "call" and (in_dispatch or inside):
             inside += 1
             called[frame.f_code.co_name] += 1
         elif event == "return" and inside:
@@ -103,17 +103,15 @@ async def test_a_turn_is_two_system_calls_and_nothing_else(server: Server) -> No
 
     with dial(server.addresses[0]) as sock:
         await to_thread.run_sync(converse, sock, 10)
-        with profiled(look):
+        with profiled(record):
             await to_thread.run_sync(converse, sock, 100)
 
     assert called == {"dispatch": 100, "_turn": 100, "recv_into": 100, "send": 100}
 
 
 @pytest.mark.parametrize("engine", ["events"], indirect=True)
-async def test_a_peer_that_did_not_read_for_a_while_costs_no_more_afterwards(
-    carrier: Address, reports: list[int]
-) -> None:
-    """Having waited for room once does not mean that the kernel is asked twice for every message from then on."""
+async def test_reading_is_edge_triggered_again_after_back_pressure(carrier: Address, reports: list[int]) -> None:
+    """A level-triggered registration would make the kernel check readiness twice per message."""
     async with open_server(carrier) as server:
         with dial(server.addresses[0]) as sock:
             await to_thread.run_sync(converse, sock, 1)
@@ -132,16 +130,16 @@ async def test_a_peer_that_did_not_read_for_a_while_costs_no_more_afterwards(
 
 @pytest.fixture
 def reports(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """What a Poller is asked to report of connections, from the first of them on."""
+    """The event masks that connections pass to the Poller, in order."""
     reports: list[int] = []
     report = poller.Poller.report
 
-    def note(self: poller.Poller, descriptor: int, mask: int, pollable: Pollable) -> None:
+    def record(self: poller.Poller, descriptor: int, mask: int, pollable: Pollable) -> None:
         if isinstance(pollable, EventConnection):
             reports.append(mask)
         report(self, descriptor, mask, pollable)
 
-    monkeypatch.setattr(poller.Poller, "report", note)
+    monkeypatch.setattr(poller.Poller, "report", record)
     return reports
 
 

@@ -1,4 +1,4 @@
-"""Multipath TCP (RFC 8684): sockets that refuse some options of TCP, passed, or made so by mptcpize."""
+"""Multipath TCP (RFC 8684), by passed sockets and by mptcpize: its sockets refuse some options of TCP."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def mptcp_socket() -> socket.socket:
 
 
 @pytest.fixture
-def given() -> Iterator[socket.socket]:
+def passed() -> Iterator[socket.socket]:
     with mptcp_socket() as sock:
         sock.bind(("127.0.0.1", 0))
         sock.listen()
@@ -45,7 +45,7 @@ def given() -> Iterator[socket.socket]:
 
 
 def converse(sock: socket.socket, target: tuple[str, int]) -> bytes:
-    """The echo of `PAYLOAD` on `sock`, in slices that fit the kernel's buffers."""
+    """Return the echo of `PAYLOAD` on `sock`, sent in slices that fit the kernel's buffers."""
     with sock:
         sock.settimeout(10)
         sock.connect(target)
@@ -54,15 +54,15 @@ def converse(sock: socket.socket, target: tuple[str, int]) -> bytes:
 
 
 @pytest.mark.parametrize("proto", [IPPROTO_MPTCP, socket.IPPROTO_TCP], ids=["mptcp", "tcp"])
-async def test_a_passed_mptcp_socket_echoes(proto: int, given: socket.socket) -> None:
-    async with open_server(FDAddress(fd=given.fileno())):
+async def test_a_passed_mptcp_socket_echoes(proto: int, passed: socket.socket) -> None:
+    async with open_server(FDAddress(fd=passed.fileno())):
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, proto)
-        assert await to_thread.run_sync(converse, sock, given.getsockname()) == PAYLOAD
+        assert await to_thread.run_sync(converse, sock, passed.getsockname()) == PAYLOAD
 
 
-async def test_a_plain_tcp_peer_of_an_mptcp_socket_has_the_options_of_tcp(given: socket.socket) -> None:
-    async with open_server(FDAddress(fd=given.fileno())) as server:
-        with socket.create_connection(given.getsockname()) as peer:
+async def test_a_plain_tcp_peer_of_an_mptcp_socket_has_the_options_of_tcp(passed: socket.socket) -> None:
+    async with open_server(FDAddress(fd=passed.fileno())) as server:
+        with socket.create_connection(passed.getsockname()) as peer:
             await until(lambda: server.stats.active == 1)
             sock = accepted_by(server)
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 60_000
@@ -76,7 +76,7 @@ def accepted_by(server: Server) -> Any:
     return connection.sock
 
 
-async def test_the_client_connects_by_mptcp(given: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_client_connects_by_mptcp(passed: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     make: Any = socket.socket.__init__
 
     def mptcpized(

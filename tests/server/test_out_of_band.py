@@ -1,4 +1,4 @@
-"""Out-of-band bytes (MSG_OOB): a peer sent them, so they are echoed in their place, on TCP and on Unix sockets."""
+"""Out-of-band bytes (MSG_OOB) are echoed in their place, on TCP and on Unix sockets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
 from tests.support.peers import SOON, dial, receive_all
 
-#: Parts, of which those in brackets go out of band.
+#: Parts to send; those in brackets are sent out of band.
 SCRIPTS = (
     ("a", "[!]", "b"),
     ("[!]",),
@@ -37,8 +37,8 @@ def unix_has_out_of_band_bytes(request: pytest.FixtureRequest) -> None:
                 pytest.skip(f"no out-of-band bytes on Unix sockets of this kernel: {exc}")
 
 
-def play(sock: socket.socket, script: tuple[str, ...]) -> bytes:
-    """Send the parts of `script`; return what all of them are."""
+def send_script(sock: socket.socket, script: tuple[str, ...]) -> bytes:
+    """Send the parts of `script`; return all bytes sent."""
     for part in script:
         sock.send(part.strip("[]").encode(), socket.MSG_OOB if part.startswith("[") else 0)
 
@@ -50,7 +50,7 @@ def play(sock: socket.socket, script: tuple[str, ...]) -> bytes:
 async def test_an_out_of_band_byte_is_echoed_in_its_place(script: tuple[str, ...], server: Server) -> None:
     def converse() -> tuple[bytes, bytes]:
         with dial(server.addresses[0]) as sock:
-            sent = play(sock, script)
+            sent = send_script(sock, script)
             sock.shutdown(socket.SHUT_WR)
             return sent, receive_all(sock)
 
@@ -80,7 +80,7 @@ async def test_a_limit_of_bytes_counts_out_of_band_bytes(carrier: Address) -> No
 
         def converse() -> bytes:
             with dial(server.addresses[0]) as sock:
-                play(sock, ("ab", "[!]", "cd", "[?]"))
+                send_script(sock, ("ab", "[!]", "cd", "[?]"))
                 sock.shutdown(socket.SHUT_WR)
                 return receive_all(sock)
 
@@ -94,7 +94,7 @@ async def test_an_out_of_band_byte_in_a_proxy_header_is_part_of_it(carrier: Addr
 
         def converse() -> bytes:
             with dial(server.addresses[0]) as sock:
-                play(sock, ("PROXY TCP4 192.0.2.1 ", "[1]", "92.0.2.2 1000 2000\r\n", "a", "[!]", "b"))
+                send_script(sock, ("PROXY TCP4 192.0.2.1 ", "[1]", "92.0.2.2 1000 2000\r\n", "a", "[!]", "b"))
                 sock.shutdown(socket.SHUT_WR)
                 return receive_all(sock)
 
@@ -103,14 +103,14 @@ async def test_an_out_of_band_byte_in_a_proxy_header_is_part_of_it(carrier: Addr
 
 
 async def test_the_client_takes_an_echo_with_an_out_of_band_byte(carrier: Address) -> None:
-    """A relay may send any byte of an echo so."""
+    """A relay may send any byte of an echo out of band."""
 
     def relay(listener: socket.socket) -> None:
         listener.settimeout(SOON)
         with listener.accept()[0] as sock:
             sock.settimeout(SOON)
             assert sock.recv(100) == b"a!b"
-            play(sock, ("a", "[!]", "b"))
+            send_script(sock, ("a", "[!]", "b"))
             sock.recv(100)
 
     [bound] = await open_listeners([carrier], backlog=1, options=SocketOptions())

@@ -1,4 +1,4 @@
-"""Echo that the kernel has not taken when the server ends a connection: it is sent within the linger."""
+"""Echo that is pending when the server closes a connection is sent within the linger."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from anyecho.address import Address
 from anyecho.server.connection import Connection
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
-from tests.server.test_stopped import LIMIT, stick_while
+from tests.server.test_stopped import LIMIT, block_loop_while
 from tests.server.test_tls import TLS, options, shake_hands
 from tests.support.certificates import Files
 from tests.support.conformance import drain as drain_stream
@@ -26,12 +26,12 @@ LONG = 60.0
 
 
 def stream_of_bytes(start: int, count: int) -> bytes:
-    """A part of an endless sequence, in which each position differs from its neighbours."""
+    """Return `count` bytes from position `start` of a sequence in which neighbours differ."""
     return bytes((start + i) % 251 for i in range(count))
 
 
-async def owe(server: Server, sock: socket.socket) -> Connection:
-    """Send on `sock`, which is not read, until the server owes it echo and reads no more."""
+async def make_echo_pending(server: Server, sock: socket.socket) -> Connection:
+    """Send on `sock`, without reading, until echo is pending and the server reads no more."""
     sock.setblocking(False)
     offset = 0
     while True:
@@ -48,14 +48,14 @@ async def owe(server: Server, sock: socket.socket) -> Connection:
 
 
 def read(sock: socket.socket, count: int) -> bytes:
-    """The next `count` bytes, or fewer if the end comes first; then an end of the peer's own."""
+    """Return the next `count` bytes, or fewer at EOF, and shut the socket down."""
     got = bytearray()
     try:
         while len(got) < count and (chunk := sock.recv(min(65536, count - len(got)))):
             got += chunk
         sock.shutdown(socket.SHUT_RDWR)
     except OSError:
-        pass  # a reset: then the length tells
+        pass  # a reset: the caller checks the length
 
     return bytes(got)
 
@@ -68,18 +68,18 @@ async def drain(server: Server) -> None:
     await server.drain(0)
 
 
-async def end(server: Server, reason: str) -> None:
+async def close(server: Server, reason: str) -> None:
     [connection] = server._connections
     connection.request_close(reason)
     server.close()
     await server.wait_closed()
 
 
-@pytest.mark.parametrize("how", [drain, partial(end, reason="duration")], ids=["drain", "limit"])
-async def test_all_that_was_read_of_a_peer_is_echoed(how: Verb, carrier: Address) -> None:
+@pytest.mark.parametrize("how", [drain, partial(close, reason="duration")], ids=["drain", "limit"])
+async def test_all_bytes_read_before_a_close_are_echoed(how: Verb, carrier: Address) -> None:
     async with open_server(carrier, options=ServeOptions(linger=LONG)) as server:
         with dial(server.addresses[0]) as sock:
-            connection = await owe(server, sock)
+            connection = await make_echo_pending(server, sock)
             received, _ = connection.totals
             async with create_task_group() as tasks:
                 tasks.start_soon(how, server)
@@ -90,24 +90,24 @@ async def test_all_that_was_read_of_a_peer_is_echoed(how: Verb, carrier: Address
     assert is_whole(echo, received)
 
 
-async def test_a_linger_that_ends_in_a_stuck_loop_still_sends_what_the_kernel_takes(
+async def test_a_linger_that_ends_in_a_blocked_loop_still_sends_pending_echo(
     carrier: Address,
 ) -> None:
     async with open_server(carrier, options=ServeOptions(linger=LIMIT)) as server:
         with dial(server.addresses[0]) as sock:
-            connection = await owe(server, sock)
+            connection = await make_echo_pending(server, sock)
             received, _ = connection.totals
             async with create_task_group() as tasks:
                 tasks.start_soon(server.drain, 0)
                 await wait_all_tasks_blocked()
-                echo = await stick_while(partial(read, sock, received))
+                echo = await block_loop_while(partial(read, sock, received))
 
     assert len(echo) == received
     assert is_whole(echo, received)
 
 
-async def test_a_linger_that_ends_in_a_stuck_loop_still_reads_what_has_come(carrier: Address) -> None:
-    """Closed with it unread, the kernel would answer it by a reset, which destroys echo that is not read yet."""
+async def test_a_linger_that_ends_in_a_blocked_loop_still_reads_input(carrier: Address) -> None:
+    """If input stayed unread, the kernel would send a reset, which destroys echo that the peer has not read."""
 
     def send_more_and_end() -> None:
         sock.sendall(b"more")
@@ -121,14 +121,14 @@ async def test_a_linger_that_ends_in_a_stuck_loop_still_reads_what_has_come(carr
             [connection] = server._connections
             connection.request_close("duration")
             assert await to_thread.run_sync(sock.recv, 1) == b""
-            await stick_while(send_more_and_end)
+            await block_loop_while(send_more_and_end)
             await until(lambda: server.stats.active == 0)
             error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
     assert error == 0
 
 
-async def test_a_linger_over_tls_that_ends_in_a_stuck_loop_still_reads_what_has_come(files: Files) -> None:
+async def test_a_linger_over_tls_that_ends_in_a_blocked_loop_still_reads_input(files: Files) -> None:
     async with open_server(TLS, options=options(files, linger=LIMIT)) as server:
         stream = await shake_hands(server.addresses[0])
         await until(lambda: server.peers() != [])
@@ -143,7 +143,7 @@ async def test_a_linger_over_tls_that_ends_in_a_stuck_loop_still_reads_what_has_
             stream.records.flush(stream._sock.send)
 
         assert await drain_stream(stream) == b""
-        await stick_while(send_more_and_end)
+        await block_loop_while(send_more_and_end)
         await until(lambda: server.stats.active == 0)
         error = stream._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         await stream.aclose()

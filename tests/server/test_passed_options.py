@@ -1,4 +1,4 @@
-"""Options that the giver of a passed listener has set: what changes an echo is reset, on waiting peers too."""
+"""Options of a passed listener: those that change an echo are reset, also on connections in its backlog."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from tests.support.peers import SOON, receive_all, until
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the numbers are those of Linux")
 
 SOL, IP, IPV6, TCP = socket.SOL_SOCKET, socket.IPPROTO_IP, socket.IPPROTO_IPV6, socket.IPPROTO_TCP
-#: SOF_TIMESTAMPING: when software sends, and when it is acknowledged.
+#: SOF_TIMESTAMPING: software timestamps of transmission and of acknowledgement.
 SENT_AND_ACKNOWLEDGED = 1 << 1 | 1 << 4 | 1 << 9
-#: Level, number, value of the giver, value that an echo needs.
+#: Level, number, value of the passed listener, value that an echo needs.
 RESET: dict[str, tuple[int, int, int | bytes, int | bytes]] = {
     "SO_LINGER 0 s": (SOL, 13, struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)),
     "SO_LINGER 1 s": (SOL, 13, struct.pack("ii", 1, 1), struct.pack("ii", 0, 1)),
@@ -38,7 +38,7 @@ RESET: dict[str, tuple[int, int, int | bytes, int | bytes]] = {
     "TCP_NODELAY": (TCP, 1, 0, 1),
     "IP_RECVERR": (IP, 11, 1, 0),
 }
-#: What stays as it is.
+#: Options that keep their value: level, number, value.
 KEPT: dict[str, tuple[int, int, int]] = {
     "SO_PRIORITY": (SOL, 12, 3),
     "SO_BUSY_POLL": (SOL, 46, 50),
@@ -51,7 +51,7 @@ KEPT: dict[str, tuple[int, int, int]] = {
 
 
 @pytest.fixture
-def given() -> Iterator[socket.socket]:
+def passed() -> Iterator[socket.socket]:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         yield sock
 
@@ -64,7 +64,7 @@ def set_option(sock: socket.socket, level: int, option: int, value: int | bytes)
 
 
 def converse(sock: socket.socket) -> list[bytes]:
-    """What comes back for a few bytes, then for many more and a half-close, read late."""
+    """Return the echo of three bytes, and that of many bytes and a half-close, read late."""
     sock.settimeout(SOON)
     sock.sendall(b"few")
     few = sock.recv(3, socket.MSG_WAITALL)
@@ -78,17 +78,17 @@ def accepted_by(server: Server) -> Any:
     return connection.sock
 
 
-@pytest.mark.parametrize("waiting", [True, False], ids=["waits", "comes later"])
+@pytest.mark.parametrize("waiting", [True, False], ids=["in the backlog", "later"])
 @pytest.mark.parametrize("name", RESET)
 @pytest.mark.by_turns("anyio_backend")
-async def test_a_stream_echoes_whatever_its_listener_was_set_to(
-    name: str, waiting: bool, given: socket.socket
+async def test_an_option_of_the_listener_that_changes_an_echo_is_reset(
+    name: str, waiting: bool, passed: socket.socket
 ) -> None:
     level, option, value, needed = RESET[name]
-    set_option(given, level, option, value)
-    peer = socket.create_connection(given.getsockname()) if waiting else None
-    async with open_server(FDAddress(fd=given.fileno())) as server:
-        with peer or socket.create_connection(given.getsockname()) as sock:
+    set_option(passed, level, option, value)
+    peer = socket.create_connection(passed.getsockname()) if waiting else None
+    async with open_server(FDAddress(fd=passed.fileno())) as server:
+        with peer or socket.create_connection(passed.getsockname()) as sock:
             await until(lambda: server.stats.active == 1)
             length = len(needed) if isinstance(needed, bytes) else 0
             got = accepted_by(server).getsockopt(level, option, *([length] if length else []))
@@ -101,32 +101,32 @@ async def test_a_stream_echoes_whatever_its_listener_was_set_to(
 
 @pytest.mark.parametrize("name", KEPT)
 @pytest.mark.by_turns("anyio_backend", "engine")
-async def test_what_does_not_change_an_echo_stays(name: str, given: socket.socket) -> None:
+async def test_an_option_that_does_not_change_an_echo_is_kept(name: str, passed: socket.socket) -> None:
     level, option, value = KEPT[name]
-    set_option(given, level, option, value)
-    before = given.getsockopt(level, option)
-    async with open_server(FDAddress(fd=given.fileno())):
-        assert given.getsockopt(level, option) == before
-        with socket.create_connection(given.getsockname()) as sock:
+    set_option(passed, level, option, value)
+    before = passed.getsockopt(level, option)
+    async with open_server(FDAddress(fd=passed.fileno())):
+        assert passed.getsockopt(level, option) == before
+        with socket.create_connection(passed.getsockname()) as sock:
             assert await to_thread.run_sync(converse, sock) == [b"few", bytes(50_000)]
 
 
-async def test_an_echo_that_is_read_late_is_not_destroyed_by_a_reset(given: socket.socket) -> None:
-    set_option(given, *RESET["SO_LINGER 0 s"][:3])
-    with socket.create_connection(given.getsockname()) as sock:
-        async with open_server(FDAddress(fd=given.fileno())) as server:
+async def test_an_echo_that_is_read_late_is_not_destroyed_by_a_reset(passed: socket.socket) -> None:
+    set_option(passed, *RESET["SO_LINGER 0 s"][:3])
+    with socket.create_connection(passed.getsockname()) as sock:
+        async with open_server(FDAddress(fd=passed.fileno())) as server:
             sock.sendall(b"read late")
             sock.shutdown(socket.SHUT_WR)
             await until(lambda: server.stats.closed["eof"] == 1)
             assert await to_thread.run_sync(receive_all, sock) == b"read late"
 
 
-async def test_the_options_given_on_the_command_line_act_on_passed_sockets_too(given: socket.socket) -> None:
-    given.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    given.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 5000)
+async def test_socket_options_of_the_server_apply_to_passed_sockets(passed: socket.socket) -> None:
+    passed.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    passed.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 5000)
     options = ServeOptions(socket=SocketOptions(keepalive=False, tcp_user_timeout=0))
-    async with open_server(FDAddress(fd=given.fileno()), options=options) as server:
-        with socket.create_connection(given.getsockname()):
+    async with open_server(FDAddress(fd=passed.fileno()), options=options) as server:
+        with socket.create_connection(passed.getsockname()):
             await until(lambda: server.stats.active == 1)
             sock = accepted_by(server)
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 0
@@ -134,8 +134,8 @@ async def test_the_options_given_on_the_command_line_act_on_passed_sockets_too(g
 
 
 @pytest.mark.parametrize("engine", ["events"], indirect=True)
-async def test_timestamps_of_what_was_sent_keep_no_loop_busy(
-    given: socket.socket, monkeypatch: pytest.MonkeyPatch
+async def test_transmit_timestamps_do_not_make_the_loop_spin(
+    passed: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     turns = 0
 
@@ -146,10 +146,10 @@ async def test_timestamps_of_what_was_sent_keep_no_loop_busy(
 
     dispatch_once: Any = EventConnection.dispatch
     monkeypatch.setattr(EventConnection, "dispatch", dispatch)
-    async with open_server(FDAddress(fd=given.fileno())) as server:
-        with socket.create_connection(given.getsockname()) as sock:
+    async with open_server(FDAddress(fd=passed.fileno())) as server:
+        with socket.create_connection(passed.getsockname()) as sock:
             await until(lambda: server.stats.active == 1)
-            # Its giver has no way to, but what else reports to the error queue is reported as this is.
+            # A parent process cannot set it here, but other entries of the error queue are reported like this.
             set_option(accepted_by(server), *RESET["SO_TIMESTAMPING"][:3])
             sock.sendall(b"hello")
             assert await to_thread.run_sync(sock.recv, 5) == b"hello"
@@ -158,11 +158,11 @@ async def test_timestamps_of_what_was_sent_keep_no_loop_busy(
 
 
 @needs_ipv6
-async def test_errors_of_the_network_are_not_queued_for_ipv6_either() -> None:
-    with socket.create_server(("::1", 0), family=socket.AF_INET6) as given:
-        set_option(given, IPV6, 25, 1)
-        with socket.create_connection(given.getsockname()[:2]) as sock:
-            async with open_server(FDAddress(fd=given.fileno())) as server:
+async def test_ipv6_recverr_is_reset() -> None:
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as passed:
+        set_option(passed, IPV6, 25, 1)
+        with socket.create_connection(passed.getsockname()[:2]) as sock:
+            async with open_server(FDAddress(fd=passed.fileno())) as server:
                 await until(lambda: server.stats.active == 1)
                 assert accepted_by(server).getsockopt(IPV6, 25) == 0
                 assert await to_thread.run_sync(converse, sock) == [b"few", bytes(50_000)]
@@ -178,27 +178,27 @@ UNIX: dict[str, tuple[int, int, int | bytes]] = {
 
 @pytest.mark.parametrize("name", UNIX)
 @pytest.mark.by_turns("anyio_backend")
-async def test_a_unix_socket_echoes_whatever_its_listener_was_set_to(name: str) -> None:
-    with socket.socket(socket.AF_UNIX) as given:
-        given.bind("")  # an abstract name that is free
-        set_option(given, *UNIX[name])
-        given.listen()
+async def test_a_unix_socket_echoes_with_any_option_of_its_listener(name: str) -> None:
+    with socket.socket(socket.AF_UNIX) as passed:
+        passed.bind("")  # an abstract name that is free
+        set_option(passed, *UNIX[name])
+        passed.listen()
 
         def converse_late() -> list[bytes]:
             with socket.socket(socket.AF_UNIX) as sock:
-                sock.connect(given.getsockname())
+                sock.connect(passed.getsockname())
                 return converse(sock)
 
-        async with open_server(FDAddress(fd=given.fileno())):
+        async with open_server(FDAddress(fd=passed.fileno())):
             assert await to_thread.run_sync(converse_late) == [b"few", bytes(50_000)]
 
 
 @pytest.mark.parametrize("waiting", [1, 3])
-async def test_every_connection_that_waits_is_set_right(waiting: int, given: socket.socket) -> None:
-    set_option(given, *RESET["SO_RCVLOWAT"][:3])
+async def test_options_of_every_connection_in_the_backlog_are_reset(waiting: int, passed: socket.socket) -> None:
+    set_option(passed, *RESET["SO_RCVLOWAT"][:3])
     with ExitStack() as opened:
-        peers = [opened.enter_context(socket.create_connection(given.getsockname())) for _ in range(waiting)]
-        async with open_server(FDAddress(fd=given.fileno())):
-            peers.append(opened.enter_context(socket.create_connection(given.getsockname())))
+        peers = [opened.enter_context(socket.create_connection(passed.getsockname())) for _ in range(waiting)]
+        async with open_server(FDAddress(fd=passed.fileno())):
+            peers.append(opened.enter_context(socket.create_connection(passed.getsockname())))
             for peer in peers:
                 assert await to_thread.run_sync(converse, peer) == [b"few", bytes(50_000)]

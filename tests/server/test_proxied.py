@@ -1,4 +1,4 @@
-"""A server behind a proxy: whom it believes, what it makes of what it is told, and who pays for a wrong word."""
+"""A server behind a proxy: trusted proxies, asserted sources, and invalid, late or missing PROXY headers."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
 from tests.net.pairs import reset
 from tests.net.proxy.headers import IPV4, IPV6, SOURCE, SOURCE6, UNIX, tlv, v2
-from tests.server.test_server import held, until_closed
+from tests.server.test_server import live_connections, until_closed
 from tests.support.machine import needs_descriptors
 from tests.support.peers import SOON, dial, receive_all, until
 
 LINE = b"PROXY TCP4 192.0.2.1 192.0.2.2 56324 443\r\n"
-ODD = b"/run/\x1b[31m a\nb\xff".ljust(108, b"\0") + bytes(108)
-#: What a header says; whom it names, nobody where the socket's own peer holds; and what logs call that one.
+UNPRINTABLE = b"/run/\x1b[31m a\nb\xff".ljust(108, b"\0") + bytes(108)
+#: Header; asserted source, None if the address of the socket counts; its name in logs.
 HEADERS = {
     "v1": (LINE, SOURCE, "192.0.2.1_56324"),
     "v1, IPv6": (b"PROXY TCP6 2001:db8::1 2001:db8::2 56324 443\r\n", SOURCE6, "2001:db8::1_56324"),
@@ -40,8 +40,8 @@ HEADERS = {
     "v2, IPv6": (v2(IPV6, kind=0x21), SOURCE6, "2001:db8::1_56324"),
     "v2, Unix": (v2(UNIX, kind=0x31), "/run/a", "unix_/run/a"),
     "v2, abstract": (v2(b"\0name".ljust(108, b"\0") + bytes(108), kind=0x31), "\0name", "unix_@name"),
-    "v2, odd": (
-        v2(ODD, kind=0x31),
+    "v2, unprintable": (
+        v2(UNPRINTABLE, kind=0x31),
         os.fsdecode(b"/run/\x1b[31m a\nb\xff"),
         "unix_/run/%1B%5B31m%20a%0Ab%FF",
     ),
@@ -51,7 +51,7 @@ HEADERS = {
 
 
 def behind(**changes: Any) -> ServeOptions:
-    """Options of a server that stands behind a proxy on this machine."""
+    """Options of a server behind a proxy on this machine."""
     trusted = ("127.0.0.1", "unix:")
     options = ServeOptions(proxy_protocol="require", proxy_trusted=trusted, linger=0.5)
     return replace(options, **changes)
@@ -70,7 +70,7 @@ def opened() -> Iterator[ExitStack]:
 
 
 def converse(sock: socket.socket, *parts: bytes) -> bytes:
-    """Send the parts, each as a segment of its own, and the end; return all that comes."""
+    """Send each part in its own segment, then half-close; return all bytes received."""
     for part in parts:
         sock.sendall(part)
     sock.shutdown(socket.SHUT_WR)
@@ -79,8 +79,10 @@ def converse(sock: socket.socket, *parts: bytes) -> bytes:
 
 @pytest.mark.parametrize("name", HEADERS)
 @pytest.mark.by_turns("anyio_backend", "engine")
-async def test_whom_a_header_names_is_the_peer(name: str, server: Server, caplog: pytest.LogCaptureFixture) -> None:
-    header, source, called = HEADERS[name]
+async def test_the_source_of_a_header_is_the_peer(
+    name: str, server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    header, source, log_name = HEADERS[name]
     caplog.set_level(logging.INFO, "anyecho.access")
     with dial(server.addresses[0]) as sock:
         sock.sendall(header + b"hello")
@@ -97,24 +99,24 @@ async def test_whom_a_header_names_is_the_peer(name: str, server: Server, caplog
     assert server.peers() == []
     [record] = [record for record in caplog.records if record.name == "anyecho.access"]
     proxy = f"unix_{os.getpid()}" if sock.family == socket.AF_UNIX else f"127.0.0.1_{own[1]}"
-    assert vars(record)["peer"] == (called or proxy)
+    assert vars(record)["peer"] == (log_name or proxy)
     assert vars(record).get("via", "") == (proxy if source is not None else "")
 
 
 @pytest.mark.parametrize("name", ["v1", "v2"])
-async def test_what_comes_glued_to_a_header_is_echoed_whole(name: str, server: Server) -> None:
+async def test_data_in_one_segment_with_the_header_is_echoed(name: str, server: Server) -> None:
     payload = os.urandom(100_000)
     with dial(server.addresses[0]) as sock:
         assert await to_thread.run_sync(converse, sock, HEADERS[name][0] + payload) == payload
 
 
-async def test_what_looks_like_a_second_header_is_echoed(server: Server) -> None:
+async def test_a_second_header_is_data(server: Server) -> None:
     with dial(server.addresses[0]) as sock:
         assert await to_thread.run_sync(converse, sock, LINE + LINE) == LINE
 
 
 @pytest.mark.parametrize("name", ["v1", "v2"])
-async def test_a_header_may_come_byte_by_byte(name: str, server: Server) -> None:
+async def test_a_header_sent_byte_by_byte_is_read(name: str, server: Server) -> None:
     header = HEADERS[name][0]
     with dial(server.addresses[0]) as sock:
         for at in range(len(header)):
@@ -125,14 +127,14 @@ async def test_a_header_may_come_byte_by_byte(name: str, server: Server) -> None
         assert await to_thread.run_sync(converse, sock, b"hello") == b"hello"
 
 
-async def test_a_header_and_no_more_is_an_echo_of_nothing(server: Server) -> None:
+async def test_a_header_without_data_counts_as_eof(server: Server) -> None:
     with dial(server.addresses[0]) as sock:
         assert await to_thread.run_sync(converse, sock, LINE) == b""
     await until(lambda: server.stats.closed == {"eof": 1})
 
 
 @pytest.mark.parametrize(
-    ("said", "why"),
+    ("sent", "why"),
     [
         (b"GET / HTTP/1.0\r\n\r\n", "no PROXY v1 or v2 header"),
         (b"PROXY TCP4 192.0.2.1\r\nhello", "two addresses"),
@@ -144,16 +146,16 @@ async def test_a_header_and_no_more_is_an_echo_of_nothing(server: Server) -> Non
     ],
 )
 @pytest.mark.by_turns("anyio_backend", "engine")
-async def test_what_is_no_header_is_closed_before_a_byte_is_echoed(
-    said: bytes, why: str, server: Server, caplog: pytest.LogCaptureFixture
+async def test_an_invalid_header_closes_the_connection_without_an_echo(
+    sent: bytes, why: str, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with await connect(server.addresses[0], options=ConnectOptions(proxy_header="v1")) as neighbour:
         await neighbour.exchange(b"x")
         with dial(server.addresses[0]) as sock:
-            sock.sendall(said)
+            sock.sendall(sent)
             if "EOF" in why:
                 sock.shutdown(socket.SHUT_WR)
-            # A reset where it had more to say than was read.
+            # A reset if the server has left input unread.
             with suppress(ConnectionResetError):
                 assert await to_thread.run_sync(receive_all, sock) == b""
 
@@ -166,7 +168,7 @@ async def test_what_is_no_header_is_closed_before_a_byte_is_echoed(
     assert line.isprintable()
 
 
-async def test_a_reset_before_the_header_is_counted_and_logged_nowhere(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_reset_before_the_header_is_counted_and_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     async with open_server("tcp://127.0.0.1:0", options=behind()) as server:
         sock = dial(server.addresses[0])
         sock.sendall(LINE[:20])
@@ -178,15 +180,15 @@ async def test_a_reset_before_the_header_is_counted_and_logged_nowhere(caplog: p
     assert not [record for record in caplog.records if record.levelno > logging.INFO]
 
 
-@pytest.mark.parametrize("said", [b"", LINE[:20], v2(IPV4)[:20]])
+@pytest.mark.parametrize("sent", [b"", LINE[:20], v2(IPV4)[:20]])
 @pytest.mark.by_turns("anyio_backend")
-async def test_a_part_of_a_header_is_closed_at_the_time_limit(said: bytes, carrier: Address) -> None:
+async def test_an_incomplete_header_is_closed_at_the_time_limit(sent: bytes, carrier: Address) -> None:
     async with open_server(carrier, options=behind(proxy_timeout=0.2)) as server:
         options = ConnectOptions(proxy_header="v2")
         async with await connect(server.addresses[0], options=options) as neighbour:
             start = time.monotonic()
             with dial(server.addresses[0]) as sock:
-                sock.sendall(said)
+                sock.sendall(sent)
                 assert await to_thread.run_sync(receive_all, sock) == b""
             assert time.monotonic() - start >= 0.19
             await neighbour.exchange(b"x")
@@ -195,7 +197,7 @@ async def test_a_part_of_a_header_is_closed_at_the_time_limit(said: bytes, carri
         assert server.stats.closed == {"proxy_timeout": 1, "eof": 1}
 
 
-async def test_the_time_limit_ends_with_the_header(carrier: Address) -> None:
+async def test_the_time_limit_of_a_header_ends_with_it(carrier: Address) -> None:
     async with open_server(carrier, options=behind(proxy_timeout=0.1)) as server:
         options = ConnectOptions(proxy_header="v1")
         async with await connect(server.addresses[0], options=options) as client:
@@ -206,7 +208,7 @@ async def test_the_time_limit_ends_with_the_header(carrier: Address) -> None:
 
 
 async def test_an_untrusted_proxy_is_closed_unread(carrier: Address, caplog: pytest.LogCaptureFixture) -> None:
-    """Its header is an open door for any name: nobody is called by it."""
+    """Its header could assert any source: it is not read."""
     caplog.set_level(logging.INFO)
     async with open_server(carrier, options=behind(proxy_trusted=("192.0.2.0/24",))) as server:
         for _ in range(20):
@@ -255,8 +257,8 @@ async def test_an_address_may_have_a_mode_of_its_own(
             await until(lambda: server.stats.closed == {"eof" if taken else "proxy": 1})
 
 
-async def test_where_no_header_is_expected_it_is_data() -> None:
-    """Guessing would let anybody be anybody."""
+async def test_an_unexpected_header_is_data() -> None:
+    """If headers were detected, any peer could assert any source."""
     async with open_server("tcp://127.0.0.1:0?proxy=off", "tcp://127.0.0.1:0", options=behind()) as server:
         with dial(server.addresses[0]) as sock:
             assert await to_thread.run_sync(converse, sock, LINE) == LINE
@@ -266,7 +268,7 @@ async def test_where_no_header_is_expected_it_is_data() -> None:
 @pytest.mark.parametrize(
     ("address", "mode"), [("tcp://127.0.0.1:0?proxy=v2", "off"), ("tcp://127.0.0.1:0", "require")]
 )
-async def test_a_header_that_would_be_taken_from_nobody_is_a_mistake(address: str, mode: ProxyMode) -> None:
+async def test_proxy_headers_without_a_trusted_proxy_are_a_usage_error(address: str, mode: ProxyMode) -> None:
     with pytest.raises(UsageError, match="proxy_trusted is missing"):
         async with open_server(address, options=ServeOptions(proxy_protocol=mode)):
             pytest.fail("it opened")
@@ -275,7 +277,7 @@ async def test_a_header_that_would_be_taken_from_nobody_is_a_mistake(address: st
         pass
 
 
-async def test_a_thousand_half_headers_do_not_keep_a_good_client_waiting(opened: ExitStack) -> None:
+async def test_a_thousand_incomplete_headers_do_not_delay_another_client(opened: ExitStack) -> None:
     needs_descriptors(2500)  # both ends of a thousand
     async with open_server("tcp://127.0.0.1:0", options=behind(proxy_timeout=600)) as server:
         address = server.addresses[0]
@@ -288,7 +290,7 @@ async def test_a_thousand_half_headers_do_not_keep_a_good_client_waiting(opened:
                 assert (server.stats.active, server.stats.closed) == (1001, {})
 
 
-async def test_a_drain_waits_for_a_header_no_longer_than_its_grace(carrier: Address) -> None:
+async def test_a_drain_waits_for_a_header_for_at_most_its_grace_period(carrier: Address) -> None:
     async with open_server(carrier, options=behind()) as server:
         with dial(server.addresses[0]) as half, dial(server.addresses[0]) as whole:
             half.sendall(LINE[:20])
@@ -304,7 +306,7 @@ async def test_a_drain_waits_for_a_header_no_longer_than_its_grace(carrier: Addr
         assert server.stats.closed == {"eof": 1, "drained": 1}
 
 
-async def test_leaving_the_block_ends_one_that_has_not_said_for_whom_it_is(carrier: Address) -> None:
+async def test_leaving_the_block_closes_a_connection_with_an_incomplete_header(carrier: Address) -> None:
     before = len(os.listdir("/proc/self/fd"))
     with ExitStack() as opened:
         async with open_server(carrier, options=behind(proxy_timeout=4 * SOON)) as server:
@@ -329,17 +331,17 @@ async def test_aborting_in_a_proxy_header_closes_at_once(server: Server) -> None
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
-async def test_a_client_says_for_whom_it_is(version: str, server: Server) -> None:
+async def test_a_client_sends_a_proxy_header(version: str, server: Server) -> None:
     options = ConnectOptions(proxy_header="v1" if version == "v1" else "v2")
     async with await connect(server.addresses[0], options=options) as client:
         await client.exchange(b"hello")
         [peer] = server.peers()
         assert peer.bytes_received == 5
-        # Over a Unix socket v1 has no word for it, and v2 names a client that is bound to no path.
+        # v1 cannot express a Unix socket; v2 asserts a client that is bound to no path.
         assert bool(peer.via) is (version == "v2" or not isinstance(server.addresses[0], UnixAddress))
 
 
-async def test_a_client_whose_header_is_refused_is_told_so(carrier: Address) -> None:
+async def test_a_client_gets_an_error_if_its_header_is_rejected(carrier: Address) -> None:
     async with open_server(carrier, options=behind(proxy_protocol="v1")) as server:
         async with await connect(server.addresses[0], options=ConnectOptions(proxy_header="v2")) as client:
             with pytest.raises((EchoTruncated, BrokenResourceError)):
@@ -347,30 +349,30 @@ async def test_a_client_whose_header_is_refused_is_told_so(carrier: Address) -> 
         await until(lambda: server.stats.closed == {"proxy": 1})
 
 
-@pytest.mark.parametrize("how", ["ended", "refused", "late", "one too many", "aborted"])
-async def test_a_connection_that_never_echoed_leaves_nothing_behind(carrier: Address, how: str) -> None:
-    """Neither its connection, without the garbage collector, nor who waits for events of its descriptor."""
+@pytest.mark.parametrize("how", ["eof", "invalid", "late", "per IP", "aborted"])
+async def test_a_connection_closed_before_its_first_echo_leaves_nothing_behind(carrier: Address, how: str) -> None:
+    """No connection object, even without the garbage collector, and no registration of its descriptor."""
     options = behind(proxy_timeout=0.1 if how == "late" else 60.0, max_connections_per_ip=1)
-    said = {"refused": b"nonsense", "one too many": LINE}.get(how, LINE[:20])
+    sent = {"invalid": b"nonsense", "per IP": LINE}.get(how, LINE[:20])
     async with open_server(carrier, options=options) as server:
         with dial(server.addresses[0]) as first:
             first.sendall(LINE + b"x")
             assert await to_thread.run_sync(first.recv, 1) == b"x"
-            [there] = server._connections
+            [first_connection] = server._connections
             registered = registered_with(server)
             gc.collect()
             gc.disable()
             try:
                 for number in range(3):
                     with dial(server.addresses[0]) as sock:
-                        sock.sendall(said)
+                        sock.sendall(sent)
                         if how == "aborted":
                             await until(lambda: server.stats.active == 2)
-                            (server._connections - {there}).pop().abort()
-                        if how != "ended":
+                            (server._connections - {first_connection}).pop().abort()
+                        if how != "eof":
                             await until_closed(server, number + 1)
                     await until_closed(server, number + 1)
-                await until(lambda: held() == 1)
+                await until(lambda: live_connections() == 1)
                 assert registered_with(server) == registered
             finally:
                 gc.enable()

@@ -1,4 +1,4 @@
-"""What a server does for its peers, whoever they are and however they end."""
+"""A running server: echo, close reasons, limits, bugs and clean-up."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ LARGE = os.urandom(5000)
 
 
 async def until_closed(server: Server, count: int) -> None:
-    """Until the server has closed so many connections."""
+    """Wait until the server has closed `count` connections."""
     await until(lambda: server.stats.closed.total() >= count)
 
 
@@ -50,10 +50,10 @@ async def test_what_is_sent_comes_back(server: Server) -> None:
 
 
 @pytest.mark.parametrize("engine", ["events"], indirect=True)
-async def test_more_than_a_turn_takes_is_taken_in_more_turns(
+async def test_input_larger_than_a_turn_is_read_in_several_turns(
     carrier: Address, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing comes after it that would report it again."""
+    """No later input causes another event."""
     monkeypatch.setattr(events, "_BUFFER_SIZE", 1000)
     async with open_server(carrier) as server:
         with dial(server.addresses[0]) as sock:
@@ -62,8 +62,8 @@ async def test_more_than_a_turn_takes_is_taken_in_more_turns(
                 assert await to_thread.run_sync(receive, sock, 5000) == LARGE[:5000]
 
 
-async def test_what_cuts_a_read_short_hides_nothing_behind_it(carrier: Address) -> None:
-    """An urgent mark, or a descriptor that is passed along, amidst what is there when the server looks."""
+async def test_data_after_a_short_read_is_echoed(carrier: Address) -> None:
+    """An urgent byte or a passed descriptor in the middle of unread input ends a read early."""
     async with open_server(carrier, options=ServeOptions(max_connections=1)) as server:
         with dial(server.addresses[0]) as first:
             await until(lambda: server.stats.active == 1)
@@ -86,7 +86,7 @@ def receive(sock: socket.socket, count: int) -> bytes:
     return data
 
 
-async def test_a_peer_that_is_done_gets_the_rest_and_the_end(server: Server) -> None:
+async def test_a_half_close_is_answered_by_the_rest_and_eof(server: Server) -> None:
     def converse() -> bytes:
         with dial(server.addresses[0]) as sock:
             sock.sendall(b"the end")
@@ -123,20 +123,20 @@ async def test_serve_reports_its_addresses_and_ends_when_cancelled(carrier: Addr
         tasks.cancel_scope.cancel()
 
 
-async def test_an_address_that_cannot_be_had_is_an_error_before_the_block(carrier: Address) -> None:
+async def test_an_address_in_use_is_an_error_before_the_block(carrier: Address) -> None:
     async with open_server(carrier) as server:
         with pytest.raises(BindError):
             async with open_server("tcp://127.0.0.1:0", server.addresses[0]):
                 pytest.fail("it opened")
 
 
-async def test_what_the_block_raises_comes_out_as_it_is(carrier: Address) -> None:
+async def test_an_exception_in_the_block_propagates_unchanged(carrier: Address) -> None:
     with pytest.raises(ZeroDivisionError):
         async with open_server(carrier):
             raise ZeroDivisionError
 
 
-async def test_a_server_leaves_nothing_behind(carrier: Address) -> None:
+async def test_a_server_leaves_no_descriptor_or_task_behind(carrier: Address) -> None:
     gc.collect()
     before = len(os.listdir("/proc/self/fd")), len(get_running_tasks())
     async with open_server(carrier) as server, await connect(server.addresses[0]) as client:
@@ -145,7 +145,7 @@ async def test_a_server_leaves_nothing_behind(carrier: Address) -> None:
     assert (len(os.listdir("/proc/self/fd")), len(get_running_tasks())) == before
 
 
-async def test_a_reset_is_counted_and_logged_nowhere(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_reset_is_counted_and_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     async with open_server("tcp://127.0.0.1:0") as server:
         sock = dial(server.addresses[0])
         sock.sendall(b"x")
@@ -159,18 +159,18 @@ async def test_a_reset_is_counted_and_logged_nowhere(caplog: pytest.LogCaptureFi
 
 
 class Bug(Exception):
-    """Raised on purpose, in what only a task runs."""
+    """Raised on purpose."""
 
 
 @pytest.fixture
 def only_tasks(engine: str) -> None:
     if engine != "tasks":
-        pytest.skip("in the events engine no code of anybody else's runs")
+        pytest.skip("the events engine does not call echo()")
 
 
 @pytest.mark.parametrize("wrapped", [False, True], ids=["bare", "in a group"])
 @pytest.mark.usefixtures("only_tasks")
-async def test_a_bug_costs_one_connection_and_is_logged(
+async def test_a_bug_closes_one_connection_and_is_logged(
     wrapped: bool, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def buggy(stream: Any) -> None:
@@ -194,8 +194,8 @@ async def test_a_bug_costs_one_connection_and_is_logged(
     assert [record.getMessage() for record in caplog.records if record.exc_info] == ["connection failed"]
 
 
-async def messy(stream: ByteStream) -> None:
-    """Cancelled, it fails while it cleans up: on trio that is a group of both, past any `except Exception`."""
+async def fail_in_cleanup(stream: ByteStream) -> None:
+    """Fail in the cleanup after a cancellation: on trio a group of both, which is no `Exception`."""
     async with create_task_group() as tasks:
         tasks.start_soon(stream.receive)
         try:
@@ -205,8 +205,8 @@ async def messy(stream: ByteStream) -> None:
 
 
 @pytest.mark.usefixtures("only_tasks")
-async def test_a_bug_in_cleaning_up_does_not_stop_a_drain(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(task_engine, "echo", messy)
+async def test_a_bug_in_cleanup_does_not_stop_a_drain(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task_engine, "echo", fail_in_cleanup)
     async with await connect(server.addresses[0]):
         await until(lambda: server.stats.active == 1)
         await wait_all_tasks_blocked()
@@ -217,10 +217,10 @@ async def test_a_bug_in_cleaning_up_does_not_stop_a_drain(server: Server, monkey
 
 
 @pytest.mark.usefixtures("only_tasks")
-async def test_a_bug_in_cleaning_up_does_not_propagate_from_a_cancelled_server(
+async def test_a_bug_in_cleanup_does_not_propagate_from_a_cancelled_server(
     carrier: Address, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(task_engine, "echo", messy)
+    monkeypatch.setattr(task_engine, "echo", fail_in_cleanup)
     with CancelScope() as outside:
         async with open_server(carrier, options=ServeOptions(linger=0.1)) as server:
             client = await connect(server.addresses[0])
@@ -234,7 +234,7 @@ async def test_a_bug_in_cleaning_up_does_not_propagate_from_a_cancelled_server(
         await client.aclose()
 
 
-async def test_no_more_than_the_limit_are_held_and_the_next_waits(carrier: Address) -> None:
+async def test_connections_over_max_connections_wait_in_the_backlog(carrier: Address) -> None:
     async with open_server(carrier, options=ServeOptions(max_connections=2)) as server:
         async with await connect(server.addresses[0]) as first, await connect(server.addresses[0]) as second:
             for client in (first, second):
@@ -244,7 +244,7 @@ async def test_no_more_than_the_limit_are_held_and_the_next_waits(carrier: Addre
                 tasks.start_soon(third.exchange, b"waiting")
                 await wait_all_tasks_blocked()
                 assert (server.stats.active, server.stats.accepted) == (2, 2)
-                await first.aclose()  # and the third has its turn
+                await first.aclose()  # frees a slot for the third
 
         await until_closed(server, 3)
         assert server.stats.accepted == 3
@@ -299,7 +299,7 @@ async def test_a_peer_that_never_reads_is_idle(carrier: Address) -> None:
 
 
 async def test_an_echo_is_not_destroyed_when_the_server_closes_first(carrier: Address) -> None:
-    """Without lingering, what the peer still sends provokes a reset that wipes out what it has not read."""
+    """Without lingering, further input causes a reset, which destroys echo that the peer has not read."""
     async with open_server(carrier, options=ServeOptions(linger=2.0)) as server:
         payload = os.urandom(200_000)
         drained = threading.Event()
@@ -329,15 +329,15 @@ async def test_an_echo_is_not_destroyed_when_the_server_closes_first(carrier: Ad
         assert server.stats.closed == {"drained": 1}
 
 
-async def test_data_that_came_while_the_process_was_stuck_is_echoed_first(carrier: Address) -> None:
-    """Then the connection was silent for longer than it may be, but not by its own fault."""
+async def test_data_that_arrived_while_the_loop_was_blocked_is_echoed(carrier: Address) -> None:
+    """The server was late, not the peer: the connection is not idle."""
     async with open_server(carrier, options=ServeOptions(idle_timeout=0.3, linger=0.1)) as server:
         with dial(server.addresses[0]) as sock:
             await until(lambda: server.stats.active == 1)
-            await anyio.sleep(0.15)  # half of what it is allowed
-            sock.sendall(b"patience")
-            time.sleep(0.7)  # noqa: ASYNC251 - a loop that is stuck
-            assert await to_thread.run_sync(sock.recv, 8) == b"patience"
+            await anyio.sleep(0.15)  # half of the idle timeout
+            sock.sendall(b"in time!")
+            time.sleep(0.7)  # noqa: ASYNC251 - block the loop
+            assert await to_thread.run_sync(sock.recv, 8) == b"in time!"
 
 
 async def test_a_busy_address_does_not_starve_another_at_the_limit() -> None:
@@ -360,17 +360,17 @@ async def test_a_busy_address_does_not_starve_another_at_the_limit() -> None:
             tasks.cancel_scope.cancel()
 
 
-async def test_a_group_that_the_block_raises_comes_out_whole(carrier: Address) -> None:
+async def test_an_exception_group_in_the_block_propagates_unchanged(carrier: Address) -> None:
     with pytest.raises(ExceptionGroup, match="mine"):
         async with open_server(carrier):
             raise ExceptionGroup("mine", [ZeroDivisionError()])
 
 
-async def test_a_bug_in_a_turn_costs_one_connection_and_is_logged(
+async def test_a_bug_in_a_turn_closes_one_connection_and_is_logged(
     server: Server, engine: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     if engine != "events":
-        pytest.skip("a task has a guard of its own")
+        pytest.skip("the tasks engine has no turns")
     recv_into = socket.socket.recv_into
 
     def buggy(sock: socket.socket, buffer: memoryview) -> int:
@@ -392,7 +392,7 @@ async def test_a_bug_in_a_turn_costs_one_connection_and_is_logged(
 
 @pytest.mark.parametrize("turn", range(5))
 async def test_a_connection_accepted_while_the_server_closes_is_closed(turn: int, carrier: Address) -> None:
-    """Accepted by a callback after the last look at who has to be closed: nobody would ever close it."""
+    """A callback may accept it after the server has listed the connections to close."""
     before = len(os.listdir("/proc/self/fd"))
     left = threading.Event()
 
@@ -414,7 +414,7 @@ async def test_a_connection_accepted_while_the_server_closes_is_closed(turn: int
 
 @pytest.mark.parametrize("how", ["eof", "idle", "drained", "aborted"])
 async def test_a_connection_that_ended_is_freed_without_the_garbage_collector(carrier: Address, how: str) -> None:
-    """However it ended: an exception that keeps the frames of who cancelled it keeps the connection too."""
+    """An exception that keeps the frames of the cancelling task would keep the connection too."""
     idle = 0.1 if how == "idle" else 600.0
     async with open_server(carrier, options=ServeOptions(idle_timeout=idle, linger=0.1)) as server:
         gc.collect()
@@ -424,19 +424,19 @@ async def test_a_connection_that_ended_is_freed_without_the_garbage_collector(ca
                 with dial(server.addresses[0]):
                     await until(lambda: server.stats.active == 1)
                     if how == "drained":
-                        end_all(server, "drained")
+                        close_all(server, "drained")
                     elif how == "aborted":
                         abort_all(server)
                     elif how == "idle":
                         await until_closed(server, number + 1)
                 await until_closed(server, number + 1)
-            # One more look of the reaper, or turn of the loop, may still hold the last one.
-            await until(lambda: held() == 0)
+            # The reaper or the event loop may hold the last one a little longer.
+            await until(lambda: live_connections() == 0)
         finally:
             gc.enable()
 
 
-def end_all(server: Server, reason: str) -> None:
+def close_all(server: Server, reason: str) -> None:
     for connection in list(server._connections):
         connection.request_close(reason)
 
@@ -446,5 +446,5 @@ def abort_all(server: Server) -> None:
         connection.abort()
 
 
-def held() -> int:
+def live_connections() -> int:
     return sum(isinstance(each, Connection) for each in gc.get_objects())

@@ -1,6 +1,6 @@
-"""Limits of time, when the process was stopped or its loop stuck: what came meanwhile is read before they judge.
+"""Time limits after a stop of the process or a blocked event loop: input that arrived meanwhile is read first.
 
-A loop that is stuck stands for both. What the peer sends lies in the receive buffer then, as after SIGCONT.
+The tests block the loop. The input is then in the receive buffer, as after SIGSTOP and SIGCONT.
 """
 
 from __future__ import annotations
@@ -28,51 +28,51 @@ from tests.support.peers import SOON, dial, until
 T = TypeVar("T")
 
 LIMIT = 0.4
-#: Stuck for longer than any limit here.
-STUCK = 2 * LIMIT
+#: Seconds for which the loop is blocked: longer than any limit here.
+BLOCKED = 2 * LIMIT
 
 
-async def stick(sock: socket.socket, data: bytes, *, after: float) -> None:
-    """Let the loop run for a part of the limit, then block it for longer than the rest; `data` comes meanwhile."""
+async def block_loop(sock: socket.socket, data: bytes, *, after: float) -> None:
+    """Run the loop for the part `after` of the limit, then block it beyond the limit; `data` arrives meanwhile."""
     await anyio.sleep(after * LIMIT)
     timer = threading.Timer(0.1, sock.sendall, [data])
     timer.start()
-    time.sleep(STUCK)  # noqa: ASYNC251 - what the test is about
+    time.sleep(BLOCKED)  # noqa: ASYNC251 - what the test is about
     timer.join()
 
 
-async def stick_while(call: Callable[[], T]) -> T:
-    """Block the loop for longer than the limit while a thread runs `call`; return what it returns later."""
+async def block_loop_while(call: Callable[[], T]) -> T:
+    """Block the loop beyond the limit while a thread runs `call`; return its result."""
     with ThreadPoolExecutor(1) as executor:
         result = executor.submit(call)
-        time.sleep(STUCK)  # noqa: ASYNC251 - what the test is about
+        time.sleep(BLOCKED)  # noqa: ASYNC251 - what the test is about
         return await to_thread.run_sync(result.result)
 
 
 @pytest.mark.parametrize("after", [0.0, 0.5, 0.95])
-async def test_a_silent_connection_is_not_idle_if_data_has_come(after: float, carrier: Address) -> None:
+async def test_a_silent_connection_is_not_idle_if_data_has_arrived(after: float, carrier: Address) -> None:
     async with open_server(carrier, options=ServeOptions(idle_timeout=LIMIT)) as server:
         with dial(server.addresses[0]) as sock:
             await until(lambda: server.stats.active == 1)
-            await stick(sock, b"hello", after=after)
+            await block_loop(sock, b"hello", after=after)
             assert await to_thread.run_sync(sock.recv, 5) == b"hello"
 
 
 @pytest.mark.parametrize("after", [0.0, 0.5, 0.95])
-async def test_a_drain_echoes_what_has_come_before_its_grace_is_over(after: float, carrier: Address) -> None:
+async def test_a_drain_echoes_data_that_arrived_in_its_grace_period(after: float, carrier: Address) -> None:
     async with open_server(carrier, options=ServeOptions(linger=0.1)) as server:
         with dial(server.addresses[0]) as sock:
             await until(lambda: server.stats.active == 1)
             async with create_task_group() as tasks:
                 tasks.start_soon(server.drain, LIMIT)
-                await stick(sock, b"hello", after=after)
+                await block_loop(sock, b"hello", after=after)
                 with fail_after(SOON):
                     assert await to_thread.run_sync(sock.recv, 5) == b"hello"
                     assert await to_thread.run_sync(sock.recv, 5) == b""
 
 
 @pytest.mark.parametrize("after", [0.0, 0.5, 0.95])
-async def test_a_header_of_a_proxy_that_has_come_is_not_late(after: float, carrier: Address) -> None:
+async def test_a_proxy_header_that_has_arrived_does_not_time_out(after: float, carrier: Address) -> None:
     trusting = ServeOptions(
         proxy_protocol="v2", proxy_trusted=("127.0.0.1", "unix:"), proxy_timeout=LIMIT, linger=0.1
     )
@@ -81,29 +81,29 @@ async def test_a_header_of_a_proxy_that_has_come_is_not_late(after: float, carri
         with dial(server.addresses[0]) as sock:
             sock.sendall(header[:10])
             await until(lambda: server.stats.active == 1)
-            await stick(sock, header[10:] + b"hello", after=after)
+            await block_loop(sock, header[10:] + b"hello", after=after)
             assert await to_thread.run_sync(sock.recv, 5) == b"hello"
 
 
-async def test_a_part_of_a_header_is_late_all_the_same(carrier: Address) -> None:
+async def test_an_incomplete_proxy_header_times_out(carrier: Address) -> None:
     trusting = ServeOptions(
         proxy_protocol="v2", proxy_trusted=("127.0.0.1", "unix:"), proxy_timeout=LIMIT, linger=0.1
     )
     async with open_server(carrier, options=trusting) as server:
         with dial(server.addresses[0]) as sock:
             await until(lambda: server.stats.active == 1)
-            await stick(sock, v2(IPV4)[:10], after=0.5)
+            await block_loop(sock, v2(IPV4)[:10], after=0.5)
             assert await to_thread.run_sync(sock.recv, 5) == b""
         await until(lambda: server.stats.closed == {"proxy_timeout": 1})
 
 
 @pytest.mark.parametrize("after", [0.0, 0.5, 0.95])
-async def test_a_handshake_whose_next_part_has_come_goes_on(after: float, files: Files) -> None:
+async def test_a_handshake_continues_if_its_next_bytes_have_arrived(after: float, files: Files) -> None:
     async with open_server(TLS, options=options(files, handshake_timeout=LIMIT)) as server:
         stream = client_over(dial(server.addresses[0]), Fallback())
         await until(lambda: server.stats.active == 1)
         stream.records.handshake()
-        await stick(stream._sock, stream.records.take(), after=after)
+        await block_loop(stream._sock, stream.records.take(), after=after)
         async with stream:
             with fail_after(SOON):
                 await stream.handshake()

@@ -344,7 +344,7 @@ async def test_a_drain_echoes_queued_datagrams_and_frees_the_port() -> None:
             assert await is_alive(successor)
 
 
-async def test_a_server_leaves_nothing_behind() -> None:
+async def test_a_server_leaves_no_descriptor_or_task_behind() -> None:
     with ExitStack() as opened:
         opened.enter_context(socket.socket())  # the event loop opens some at first
         async with open_server("udp://:0"):

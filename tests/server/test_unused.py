@@ -1,4 +1,4 @@
-"""Options that cannot act on the addresses of a server: an error where they protect, else one line of the log."""
+"""Options without effect on the addresses of a server: an error if they protect, else one warning."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ TCP, UDP = "tcp://127.0.0.1:0", "udp://127.0.0.1:0"
 TRUST = ("10.0.0.0/8",)
 
 
-def tls(**others: Any) -> TLSServerOptions:
-    return TLSServerOptions(**({"ssl_certfile": "/absent"} | others))
+def tls(**changes: Any) -> TLSServerOptions:
+    return TLSServerOptions(**({"ssl_certfile": "/absent"} | changes))
 
 
 @pytest.fixture
 def defaults(engine: str) -> ServeOptions:
-    """An engine that was not asked for: the tests of this folder have one of their own for a default."""
+    """Options with the real default engine, which the `engine` fixture replaces."""
     return ServeOptions(engine="auto")
 
 
@@ -49,7 +49,7 @@ def defaults(engine: str) -> ServeOptions:
     ],
 )
 @pytest.mark.by_turns("anyio_backend", "engine")
-async def test_protection_that_cannot_act_is_an_error_that_names_the_option(
+async def test_a_protective_option_without_effect_is_an_error_that_names_it(
     address: str, given: dict[str, Any], named: tuple[str, ...], defaults: ServeOptions
 ) -> None:
     with pytest.raises(UsageError, match=" no effect: ") as caught:
@@ -63,7 +63,7 @@ async def test_protection_that_cannot_act_is_an_error_that_names_the_option(
 @pytest.mark.parametrize(
     ("address", "instead"), [(TCP, "tls://127.0.0.1:0"), ("unix:/run/x?mode=660", "tls+unix:/run/x?mode=660")]
 )
-async def test_the_address_over_tls_is_told(address: str, instead: str) -> None:
+async def test_the_error_suggests_the_address_over_tls(address: str, instead: str) -> None:
     with pytest.raises(UsageError, match="no address is for TLS: write ") as caught:
         async with open_server(address, UDP, options=ServeOptions(tls=tls())):
             pytest.fail("it opened")
@@ -71,7 +71,7 @@ async def test_the_address_over_tls_is_told(address: str, instead: str) -> None:
     assert str(caught.value).endswith(f"write {instead}")
 
 
-async def test_addresses_that_switch_the_header_off_are_the_reason_why_trust_has_no_effect() -> None:
+async def test_proxy_off_on_each_address_is_the_reason_for_unused_trust() -> None:
     options = ServeOptions(proxy_protocol="v2", proxy_trusted=TRUST)
     with pytest.raises(UsageError, match=r"^proxy_trusted has no effect: .*: each address has \?proxy=off$"):
         async with open_server(f"{TCP}?proxy=off", options=options):
@@ -89,7 +89,7 @@ async def test_a_header_without_trust_is_an_error_that_names_the_address() -> No
     [{"proxy_protocol": "v1"}, {"proxy_timeout": 3.0}, {"max_connections_per_ip": 7}, {"proxy_protocol": "off"}],
 )
 @pytest.mark.by_turns("anyio_backend", "engine")
-async def test_a_header_that_one_address_expects_lets_trust_act(
+async def test_proxy_options_have_effect_if_one_address_expects_a_header(
     given: dict[str, Any], caplog: pytest.LogCaptureFixture, short_path: Path
 ) -> None:
     options = ServeOptions(proxy_trusted=TRUST, **given)
@@ -99,7 +99,7 @@ async def test_a_header_that_one_address_expects_lets_trust_act(
     assert "without effect" not in caplog.text
 
 
-#: Each option, a value for it, an address on which it cannot act, and one on which it does.
+#: An option with a value, an address on which it has no effect, and one on which it has.
 TUNING: list[tuple[dict[str, Any], str, str]] = [
     ({"max_connections": 7}, UDP, TCP),
     ({"over_limit": "close"}, UDP, TCP),
@@ -135,7 +135,7 @@ def warnings_in(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
 
 @pytest.mark.parametrize(("given", "where_not", "where"), TUNING)
 @pytest.mark.by_turns("anyio_backend", "engine")
-async def test_tuning_that_cannot_act_is_one_warning(
+async def test_a_tuning_option_without_effect_is_one_warning(
     given: dict[str, Any], where_not: str, where: str, caplog: pytest.LogCaptureFixture, defaults: ServeOptions
 ) -> None:
     options = replace(defaults, **given)
@@ -147,7 +147,7 @@ async def test_tuning_that_cannot_act_is_one_warning(
     assert len(warnings_in(caplog)) == bool(where_not)
 
 
-def test_no_option_is_left_out() -> None:
+def test_every_option_is_covered_here() -> None:
     flat = {each.name for each in fields(SocketOptions)}
     for each in fields(ServeOptions):
         if not is_dataclass(getattr(ServeOptions(), each.name)):
@@ -157,7 +157,7 @@ def test_no_option_is_left_out() -> None:
     assert flat - tried - {"socket"} == {"proxy_protocol", "proxy_trusted", "from_environment"}
 
 
-async def test_several_that_cannot_act_are_one_warning(
+async def test_several_options_without_effect_are_one_warning(
     caplog: pytest.LogCaptureFixture, defaults: ServeOptions
 ) -> None:
     options = replace(defaults, udp_rate=7, unsafe_udp=True, handshake_timeout=3, min_rate_window=3)
@@ -171,7 +171,7 @@ async def test_several_that_cannot_act_are_one_warning(
     )
 
 
-async def test_defaults_and_options_that_act_are_not_mentioned(
+async def test_defaults_and_options_with_effect_are_not_mentioned(
     caplog: pytest.LogCaptureFixture, files: Files, defaults: ServeOptions
 ) -> None:
     own = TLSServerOptions(ssl_certfile=files.cert, ssl_keyfile=files.key)
@@ -182,14 +182,16 @@ async def test_defaults_and_options_that_act_are_not_mentioned(
     assert not warnings_in(caplog)
 
 
-async def test_a_burst_without_a_rate_cannot_act(caplog: pytest.LogCaptureFixture, defaults: ServeOptions) -> None:
+async def test_a_udp_burst_without_a_rate_has_no_effect(
+    caplog: pytest.LogCaptureFixture, defaults: ServeOptions
+) -> None:
     async with open_server(UDP, options=replace(defaults, udp_rate=math.inf, udp_burst=3)):
         pass
 
     assert warnings_in(caplog)[0].getMessage() == "without effect: udp_burst (udp_rate is off)"
 
 
-async def test_what_the_environment_has_set_is_a_warning(
+async def test_a_protective_option_from_the_environment_is_a_warning(
     caplog: pytest.LogCaptureFixture, defaults: ServeOptions
 ) -> None:
     options = replace(defaults, tls=tls(), proxy_trusted=TRUST, from_environment=("ssl_certfile", "proxy_trusted"))
@@ -201,7 +203,7 @@ async def test_what_the_environment_has_set_is_a_warning(
     assert "ssl_certfile (no address is for TLS: write tls://127.0.0.1:0)" in record.getMessage()
 
 
-async def test_an_inherited_socket_is_judged_by_what_it_is(
+async def test_options_of_a_passed_socket_are_checked_by_its_type(
     caplog: pytest.LogCaptureFixture, defaults: ServeOptions
 ) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
@@ -213,7 +215,7 @@ async def test_an_inherited_socket_is_judged_by_what_it_is(
             assert warnings_in(caplog)[0].getMessage() == "without effect: idle_timeout (every address is for UDP)"
 
 
-async def test_after_the_error_nothing_stays_bound(short_path: Path, defaults: ServeOptions) -> None:
+async def test_an_error_about_options_leaves_nothing_bound(short_path: Path, defaults: ServeOptions) -> None:
     path = short_path / "echo"
     with socket.create_server(("127.0.0.1", 0)) as listener:
         # Whether the descriptor is for streams is known only when the path is bound.

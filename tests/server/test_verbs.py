@@ -1,4 +1,4 @@
-"""The verbs of a server: what `close`, `drain`, `abort` and `wait_closed` have done when they return."""
+"""The state of a server when `close`, `drain`, `abort` or `wait_closed` returns."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.server.test_tls import TLS, options, shake_hands
 from tests.support.certificates import Files
 from tests.support.peers import SOON, dial, receive_all, until
 
-VERBS = ("close", "drain", "abort", "wait_closed")
+METHODS = ("close", "drain", "abort", "wait_closed")
 
 
 def converse(sock: socket.socket) -> bytes:
@@ -49,7 +49,7 @@ async def test_a_server_closed_before_it_has_run_accepts_nothing(server: Server)
     assert server.stats.accepted == 0
 
 
-async def test_a_connection_goes_on_after_close(server: Server) -> None:
+async def test_a_connection_continues_after_close(server: Server) -> None:
     async with await connect(server.addresses[0]) as client:
         await client.exchange(b"before")
         server.close()
@@ -109,7 +109,7 @@ async def test_a_connection_in_the_backlog_is_served_after_close(server: Server)
     assert server.stats.closed == {"eof": 20}
 
 
-async def test_close_resets_no_more_than_what_is_beyond_the_limit(carrier: Address) -> None:
+async def test_close_resets_only_connections_over_max_connections(carrier: Address) -> None:
     async with open_server(carrier, options=ServeOptions(max_connections=2, linger=0.5)) as server:
         socks = [dial(server.addresses[0]) for _ in range(3)]
         server.close()
@@ -121,7 +121,7 @@ async def test_close_resets_no_more_than_what_is_beyond_the_limit(carrier: Addre
             raise ConnectionError
 
 
-async def test_close_answers_the_datagrams_that_came_and_frees_the_port() -> None:
+async def test_close_answers_datagrams_that_have_arrived_and_frees_the_port() -> None:
     async with open_server("udp://127.0.0.1:0") as server:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
             client.settimeout(SOON)
@@ -134,37 +134,37 @@ async def test_close_answers_the_datagrams_that_came_and_frees_the_port() -> Non
             successor.bind(("127.0.0.1", server.port))
 
 
-def call(server: Server, verb: str, caught: list[BaseException]) -> None:
+def call(server: Server, method: str, caught: list[BaseException]) -> None:
     async def awaited(coroutine: Awaitable[None]) -> None:
         await coroutine
 
     try:
-        result: Any = getattr(server, verb)()
+        result: Any = getattr(server, method)()
         if result is not None:
             anyio.run(awaited, result)
     except BaseException as exc:
         caught.append(exc)
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.by_turns("engine", "carrier")
-async def test_in_another_thread_a_verb_raises_and_changes_nothing(verb: str, server: Server) -> None:
+async def test_a_method_called_in_another_thread_raises_and_changes_nothing(method: str, server: Server) -> None:
     async with await connect(server.addresses[0]) as client:
         await client.exchange(b"before")
         caught: list[BaseException] = []
-        thread = threading.Thread(target=call, args=(server, verb, caught))
+        thread = threading.Thread(target=call, args=(server, method, caught))
         thread.start()
         await to_thread.run_sync(thread.join)
 
         [error] = caught
         assert isinstance(error, RuntimeError)
-        assert str(error).startswith(f"server.{verb}() was called in another thread")
+        assert str(error).startswith(f"server.{method}() was called in another thread")
         assert "\n" not in str(error)
         assert await client.exchange(b"after") == b"after"
         assert await to_thread.run_sync(converse, dial(server.addresses[0])) == b"hello"
 
 
-async def test_another_thread_calls_a_verb_through_the_event_loop(server: Server) -> None:
+async def test_another_thread_can_call_a_method_through_the_event_loop(server: Server) -> None:
     def close_and_wait() -> None:
         anyio.from_thread.run_sync(server.close)
         anyio.from_thread.run(server.wait_closed)
@@ -174,17 +174,17 @@ async def test_another_thread_calls_a_verb_through_the_event_loop(server: Server
 
 
 @pytest.mark.parametrize("thread", [False, True], ids=["same thread", "other thread"])
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.by_turns("engine", "carrier")
-async def test_a_verb_does_nothing_after_the_block(verb: str, thread: bool, carrier: Address) -> None:
+async def test_a_method_does_nothing_after_the_block(method: str, thread: bool, carrier: Address) -> None:
     async with open_server(carrier) as server, await connect(server.addresses[0]) as client:
         await client.exchange(b"x")
     closed = dict(server.stats.closed)
     caught: list[BaseException] = []
     for _ in range(2):
         if thread:
-            await to_thread.run_sync(call, server, verb, caught)
-        elif (result := getattr(server, verb)()) is not None:
+            await to_thread.run_sync(call, server, method, caught)
+        elif (result := getattr(server, method)()) is not None:
             with fail_after(SOON):
                 await result
 
@@ -192,13 +192,15 @@ async def test_a_verb_does_nothing_after_the_block(verb: str, thread: bool, carr
     assert server.stats.closed == closed
 
 
-@pytest.mark.parametrize("verbs", [("close", "drain"), ("drain", "abort"), ("abort", "drain"), ("abort", "close")])
-async def test_verbs_follow_each_other(verbs: tuple[str, ...], server: Server) -> None:
+@pytest.mark.parametrize(
+    "methods", [("close", "drain"), ("drain", "abort"), ("abort", "drain"), ("abort", "close")]
+)
+async def test_methods_can_be_called_one_after_another(methods: tuple[str, ...], server: Server) -> None:
     with dial(server.addresses[0]):
         await until(lambda: server.stats.active == 1)
-        for verb in verbs:
-            arguments = (0,) if verb == "drain" else ()
-            if (result := getattr(server, verb)(*arguments)) is not None:
+        for method in methods:
+            arguments = (0,) if method == "drain" else ()
+            if (result := getattr(server, method)(*arguments)) is not None:
                 with fail_after(SOON):
                     await result
         with fail_after(SOON):
@@ -234,7 +236,7 @@ ENDS: dict[str, Callable[[Server], Awaitable[None]]] = {"leave": leave, "drain":
 
 
 @pytest.mark.parametrize("end", ENDS)
-async def test_a_peer_whose_end_has_come_counts_as_eof(end: str, carrier: Address) -> None:
+async def test_a_peer_whose_fin_has_arrived_counts_as_eof(end: str, carrier: Address) -> None:
     with fail_after(SOON):
         async with open_server(carrier, options=ServeOptions(linger=60)) as server:
             with dial(server.addresses[0]) as sock:
@@ -249,7 +251,7 @@ async def test_a_peer_whose_end_has_come_counts_as_eof(end: str, carrier: Addres
 
 
 @pytest.mark.parametrize("end", ENDS)
-async def test_a_peer_whose_close_notify_has_come_counts_as_eof(end: str, files: Files) -> None:
+async def test_a_peer_whose_close_notify_has_arrived_counts_as_eof(end: str, files: Files) -> None:
     with fail_after(SOON):
         async with open_server(TLS, options=options(files, linger=60)) as server:
             stream = await shake_hands(server.addresses[0])
@@ -280,14 +282,14 @@ async def test_a_peer_whose_last_bytes_were_not_echoed_does_not_count_as_eof(end
     assert server.stats.closed == {"cancelled" if end == "abort" else "drained": 1}
 
 
-async def test_a_server_that_an_exception_leaves_cancels_its_connections(carrier: Address) -> None:
+async def test_an_exception_in_the_block_cancels_the_connections(carrier: Address) -> None:
     with pytest.raises(ZeroDivisionError):
         async with open_server(carrier) as server:
             with dial(server.addresses[0]):
                 await until(lambda: server.stats.active == 1)
                 raise ZeroDivisionError
 
-    # The peer had gone as well by then.
+    # The peer has closed too.
     assert server.stats.closed in ({"cancelled": 1}, {"eof": 1})
 
 
@@ -306,7 +308,7 @@ async def test_a_port_that_addresses_share_is_the_port_of_the_server(short_path:
         assert {each.port for each in server.addresses if isinstance(each, TCPAddress)} == {server.port}
 
 
-async def test_a_server_without_one_port_names_its_addresses(short_path: Path) -> None:
+async def test_port_without_a_single_port_is_an_error_that_names_the_addresses(short_path: Path) -> None:
     async with open_server("tcp://127.0.0.1:0", "tcp://127.0.0.1:0") as server:
         first, second = server.addresses
         with pytest.raises(UsageError, match=r"^the server has more than one port: it listens on ") as caught:

@@ -1,6 +1,6 @@
-"""What the machine that runs the suite has, found out by trying: address families, programs, namespaces.
+"""Features of this machine, found by trying: address families, programs, network namespaces.
 
-A test that needs what is absent is skipped, and the reason says what it needs.
+A test that needs an absent feature is skipped, with the feature as the reason.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _binds_ipv6(kind: socket.SocketKind = socket.SOCK_STREAM, host: str = "::1",
 needs_ipv6 = pytest.mark.skipif(not _binds_ipv6(), reason="::1 cannot be bound here")
 needs_dual_sockets = pytest.mark.skipif(
     not (_binds_ipv6() and _binds_ipv6(socket.SOCK_DGRAM, "::", dual=True)),
-    reason="no socket here is for IPv4 and IPv6",
+    reason="no dual-stack socket can be bound here",
 )
 
 #: A host of each family, for `pytest.mark.parametrize`.
@@ -52,7 +52,7 @@ LOOPBACK_HOSTS = ["127.0.0.1", pytest.param("::1", marks=needs_ipv6)]
 
 
 def needs_descriptors(count: int) -> None:
-    """Let this process have at least `count` descriptors from now on; skip where it may not (``ulimit -Hn``)."""
+    """Raise the descriptor limit to at least `count`; skip if the hard limit is lower (``ulimit -Hn``)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < count:
         pytest.skip(f"{count} descriptors are needed, and the hard limit is {hard}")
@@ -63,11 +63,11 @@ def needs_descriptors(count: int) -> None:
 def short_directory() -> tempfile.TemporaryDirectory[str]:
     """Return a new directory whose path leaves room for a name in the 107 bytes of a Unix socket's address.
 
-    Neither pytest's directories do, nor any in a TMPDIR that is long itself.
+    The directories of pytest are too long, and so are those in a long TMPDIR.
     """
     place = "/tmp" if len(os.fsencode(tempfile.gettempdir())) > 60 else None
     directory = tempfile.TemporaryDirectory(prefix="ae", dir=place, ignore_cleanup_errors=True)
-    os.chmod(directory.name, 0o700)  # whatever the umask is: root alone needs no permission
+    os.chmod(directory.name, 0o700)  # the umask may forbid access to all but root
     return directory
 
 
@@ -75,22 +75,22 @@ def short_directory() -> tempfile.TemporaryDirectory[str]:
 def netcat() -> str:
     """Return which program the command ``nc`` is: OpenBSD's, Ncat or the traditional one; skip for any other.
 
-    They share the name and little else: each half-closes at the end of its input by a flag of its own.
+    Each needs another flag to half-close at the end of its input.
     """
     if shutil.which("nc") is None:
         pytest.skip("nc is not installed")
-    ended = subprocess.run(["nc", "-h"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20)
-    text = ended.stdout + ended.stderr
+    finished = subprocess.run(["nc", "-h"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20)
+    text = finished.stdout + finished.stderr
     for program, sign in {"OpenBSD": "-N\t", "Ncat": "Ncat ", "traditional": "[v1.10"}.items():
         if sign in text:
             return program
 
-    return pytest.skip(f"which nc this is, its help does not say: {text.partition(chr(10))[0]!r}")
+    return pytest.skip(f"unknown kind of nc, by its help: {text.partition(chr(10))[0]!r}")
 
 
 @cache
 def network_namespace(setup: str) -> list[str]:
-    """Return the command that runs another in a network namespace of its own; skip where none can be made.
+    """Return a command prefix that runs a program in a new network namespace; skip if none can be made.
 
     `setup` is a batch for ip(8), which prepares the namespace.
     """

@@ -1,8 +1,8 @@
-"""Each case of a test on one value of an axis, the next case on the next value.
+"""Run each case of a test on one value of an axis only, the next case on the next value.
 
-``@pytest.mark.by_turns(*axes)`` names the axes that do not matter to what is tested: the options of the kernel are
-the same on every backend, and so are the bytes that a parser refuses. Every value of an axis still has its turn.
-``--by-turns`` does the same with every axis of every test, for a run beside the one of the whole suite.
+``@pytest.mark.by_turns(*axes)`` names axes that do not affect the tested behaviour: socket options are the same on
+every backend, and so are the bytes that a parser refuses. Every value of an axis still has its turn.
+``--by-turns`` does this with every axis of every test, for secondary runs of the suite.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import pytest
 
 from anyecho.net.poller import has_epoll
 
-#: Parameters that multiply a test without changing what it says.
+#: Parameters that multiply a test without changing the behaviour it tests.
 AXES = ("anyio_backend", "backend", "word", "engine", "carrier", "kind", "system_calls", "readiness")
 
-#: A case: which object each parameter is that is no axis. All tests of a case have the same objects.
+#: A case: the parameters that are no axis, with the identity of each value. All tests of a case share the values.
 Case = frozenset[tuple[str, int]]
 
 
@@ -36,7 +36,7 @@ def out_of_turn(items: list[pytest.Item], *, all_axes: bool) -> set[pytest.Item]
     for cases in functions.values():
         for number, tests in enumerate(cases.values()):
             able = [item for item in tests if _can_run(item)] or tests
-            # A step aside after each round: else a parameter of three values would always meet the same backend.
+            # Shift by one after each round: else a parameter of three values would always meet the same backend.
             turn = (number + number // len(able)) % len(able)
             dropped.update(item for item in tests if item is not able[turn])
 
