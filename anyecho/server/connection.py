@@ -115,7 +115,7 @@ class Connection(ABC):
     def request_close(self, reason: str) -> None:
         """Stop echoing and close, with a lingering close of at most `linger` seconds from now.
 
-        No effect if a close has a reason already.
+        No effect if the connection has a close reason already.
         """
         if not self.reason:
             self.reason = reason

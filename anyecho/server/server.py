@@ -126,7 +126,7 @@ class Server:
         self._reaper = Reaper(self._connections, options)
         self._listening = Listening(listeners, self._admission, options, self.stats, poller, certificates)
         self._thread = get_ident()
-        #: Whether the block has been left: then all methods are no-ops, in any thread.
+        #: Whether the block has been left. Then the methods do nothing, in any thread.
         self._exited = False
 
     def start(self) -> None:
@@ -198,11 +198,11 @@ class Server:
         await self._listening.closed.wait()
         await self._admission.wait_empty()
 
-    def _check_thread(self, verb: str) -> None:
+    def _check_thread(self, method: str) -> None:
         if get_ident() != self._thread and not self._exited:
             raise RuntimeError(
-                f"server.{verb}() was called in another thread than its event loop's: "
-                f"use anyio.from_thread.run{'_sync' if verb in ('close', 'abort') else ''}(server.{verb})"
+                f"server.{method}() was called in another thread than its event loop's: "
+                f"use anyio.from_thread.run{'_sync' if method in ('close', 'abort') else ''}(server.{method})"
             )
 
     async def _wait_empty(self, seconds: float) -> None:

@@ -44,7 +44,7 @@ async def until_closed(server: Server, count: int) -> None:
     await until(lambda: server.stats.closed.total() >= count)
 
 
-async def test_what_is_sent_comes_back(server: Server) -> None:
+async def test_a_client_gets_back_its_bytes(server: Server) -> None:
     async with await connect(server.addresses[0]) as client:
         assert await client.exchange(b"hello") == b"hello"
 
