@@ -52,7 +52,9 @@ def flattened(command: Callable[..., T], environment: Environment | None = None)
         return command(*args, **given, **options, **injected)
 
     wrapper.__name__ = command.__name__
-    wrapper.__doc__ = command.__doc__
+    # A help page has line breaks between paragraphs only; the terminal decides on the others.
+    paragraphs = (inspect.getdoc(command) or "").split("\n\n")
+    wrapper.__doc__ = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
     wrapper.__dict__["__signature__"] = inspect.Signature(parameters)
     return wrapper
 
@@ -95,7 +97,7 @@ def _annotate(field: Field[Any], hint: Any) -> Any:
         return Annotated[int, Parameter(converter=whole_number, **field.metadata)]
     if unit is None:
         # A flag of several values is repeated for each; a negative flag that clears the list is not needed.
-        given: dict[str, Any] = {"negative": ()} if get_origin(hint) is tuple else {}
+        given: dict[str, Any] = {"negative": (), "show_default": False} if get_origin(hint) is tuple else {}
         return Annotated[hint, Parameter(**given | field.metadata)]
 
     def convert(_: type, tokens: Sequence[Token]) -> float:

@@ -41,6 +41,19 @@ def width(page: str) -> int:
     return max(map(len, page.splitlines()))
 
 
+@pytest.mark.parametrize("verb", ["serve", "send"])
+def test_the_text_of_a_help_page_breaks_at_the_width_of_the_terminal_only(
+    verb: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("COLUMNS", "1000")
+        assert main([verb, "--help"]) == 0
+
+    text = capfd.readouterr().out.partition("\u256d")[0]
+    # The lines are the usage and the paragraphs, with an empty line after each.
+    assert not [line for line in text.rstrip().split("\n")[1::2] if line.strip()]
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "columns"),
     [("COLUMNS", value, columns) for value, columns in WIDTHS.items()]
