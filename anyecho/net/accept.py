@@ -92,7 +92,7 @@ class Acceptor:
             self._close_spare()
 
     def stop(self) -> None:
-        """Accept no more connections. `run` returns when it is woken."""
+        """Accept no more connections. The listening socket stays open. `run` returns once it is woken."""
         self._stopped = True
         self._close_spare()
 

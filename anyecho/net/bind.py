@@ -47,7 +47,11 @@ async def bind_hosts(address: TCPAddress | UDPAddress, bind_socket: BindSocket) 
 
 
 def _bind_each(endpoints: Sequence[Endpoint], bind_socket: BindSocket) -> list[socket.socket]:
-    """Return one socket per endpoint, in their order, all on the port of the first."""
+    """Return one bound socket per endpoint, in their order. Port 0 becomes the port of the socket before.
+
+    If one cannot be bound, all are closed and its `OSError` is raised, with the host as its file name. An endpoint
+    of an address family that this machine lacks is left out, unless no other remains.
+    """
     with ExitStack() as opened:
         sockets: list[socket.socket] = []
         absent: OSError | None = None

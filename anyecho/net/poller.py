@@ -40,7 +40,7 @@ class Poller:
         self._has_undispatched = False
 
     def register(self, sock: socket.socket) -> PolledRegistration:
-        """Report the readiness of `sock` to waiting tasks, until the registration is closed."""
+        """Return a registration, on which tasks wait until non-blocking `sock` is readable or writable."""
         return PolledRegistration(self, sock)
 
     def watch(self, sock: socket.socket, callback: Callable[[], None]) -> Watch:

@@ -55,7 +55,10 @@ class Registration(ABC):
 
     @abstractmethod
     async def aclose(self) -> None:
-        """Unregister the socket, which is still open, and wake waiting tasks. It may be closed afterwards."""
+        """Unregister the socket; waiting tasks raise `ClosedResourceError`. Idempotent.
+
+        The caller closes the socket after this has returned, not before.
+        """
 
 
 class Pollable(Protocol):

@@ -199,7 +199,10 @@ def _lock_mode(directory: os.stat_result, lock: os.stat_result) -> int:
 
 
 def _flock(descriptor: int, lock: bytes) -> bool:
-    """Lock `descriptor` and return whether `lock` still names its file. Raise EBUSY if another process holds it."""
+    """Take an exclusive lock on an open lock file, and return whether the path `lock` still leads to this file.
+
+    Raises EBUSY at once if another process holds the lock. After false, the caller closes the file and tries again.
+    """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as exc:

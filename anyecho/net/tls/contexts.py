@@ -143,7 +143,10 @@ def _check(
 
 
 def client_context(options: TLSClientOptions) -> ssl.SSLContext:
-    """Return a context to connect with: that of `options` or a new one. Raises `CertificateError`."""
+    """Return the context of `options`, or else a new one that verifies the server, unless `insecure` is set.
+
+    Raises `CertificateError` if a file of `options` cannot be used.
+    """
     if options.context is not None:
         options.context.options |= ssl.OP_NO_RENEGOTIATION
         return options.context

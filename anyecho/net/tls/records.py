@@ -225,7 +225,10 @@ class Records(Outgoing):
         self.resumed = True
 
     def _resume_after(self, data: bytes | None) -> None:
-        """Like `resume`; but with `data` to return first, the next call raises its failure."""
+        """`resume`, by a caller that is about to return `data`.
+
+        An error of it waits for the caller's next call if there is data, which would be lost otherwise.
+        """
         with suppress(TLSError) if data else nullcontext():
             self.resume()
 

@@ -56,7 +56,7 @@ class Reflector:
             await sleep(_RETRY_DELAY)
 
     def finish(self) -> None:
-        """Echo the datagrams that are queued already."""
+        """Echo datagrams in the receive buffer of the socket, a bounded number. The socket stays open."""
         for _ in range(_DRAIN_BATCHES):
             before = self._counts.received
             if not self.echo_batch() or self._counts.received == before:

@@ -88,7 +88,10 @@ class SingleEcho:
         return size, source
 
     def _reply_control_for(self, info: bytes) -> list[tuple[int, int, bytes]]:
-        """Return the control message of the reply to a datagram with this pktinfo; empty if it was not unicast."""
+        """Return the control messages that send a reply from the address to which the datagram was sent.
+
+        `info` is the pktinfo of the datagram. The list is empty if its destination was broadcast or multicast.
+        """
         level, kind = self._pktinfo
         if level == socket.IPPROTO_IP:
             # struct in_pktinfo: ipi_ifindex, ipi_spec_dst, ipi_addr. The route of the reply may be through another
