@@ -1,0 +1,226 @@
+"""The examples of README and docs/ work as written, except for ports and paths; links lead somewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from anyecho.address import parse_address
+from anyecho.cli.main import app
+from tests.support.machine import needs_ipv6
+from tests.support.process import TIMEOUT, Process, Processes, wait_until
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md"]
+#: For users: each flag in them is a flag of anyecho.
+CHAPTERS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("[a-z]*.md"))]
+
+SERVER, CLIENT = "await anyecho.serve(", 'anyecho.connect("tcp://localhost:10000")'
+
+
+class Block(NamedTuple):
+    where: str
+    language: str
+    text: str
+
+
+def blocks(*languages: str, of: list[Path] = CHAPTERS) -> list[Block]:
+    found = []
+    for path in of:
+        for match in re.finditer(r"^```(\w*)\n(.*?)^```$", path.read_text(), re.DOTALL | re.MULTILINE):
+            if match[1] in languages or not languages:
+                found.append(
+                    Block(f"{path.name}:{path.read_text()[: match.start()].count(chr(10)) + 1}", *match.groups())
+                )
+
+    return found
+
+
+def where(block: object) -> str:
+    assert isinstance(block, Block)
+    return block.where
+
+
+PROGRAMS = blocks("python")
+TEST_SUITES = [each for each in PROGRAMS if "def test_" in each.text]
+PAIR = [each for each in PROGRAMS if SERVER in each.text or CLIENT in each.text]
+ALONE = [each for each in PROGRAMS if each not in (*TEST_SUITES, *PAIR)]
+
+
+def run(code: str) -> str:
+    command = [sys.executable, "-W", "error", "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+
+
+def printed(block: Block) -> str:
+    """Return the output that the comments after the calls of `print` state."""
+    return "".join(f"{text}\n" for text in re.findall(r"print\(.*\)  # (.*)", block.text))
+
+
+def commands(block: Block) -> list[list[str]]:
+    """Return the arguments of each ``anyecho`` command."""
+    found = []
+    for line in block.text.splitlines():
+        lexer = shlex.shlex(line.removeprefix("$ "), posix=True, punctuation_chars=True)
+        lexer.whitespace_split = True
+        command: list[str] = []
+        for token in [*lexer, ";"]:
+            if token and token[0] in "|&;<>":
+                if command[:1] == ["anyecho"]:
+                    found.append(command[1:])
+                command = []
+            else:
+                command.append(token)
+
+    return found
+
+
+def test_every_block_is_of_a_kind_that_is_tested() -> None:
+    assert {each.language for each in blocks()} == {"console", "ini", "python", "sh"}
+    assert len(PAIR) == 2
+    assert len(TEST_SUITES) == 2
+    assert {each.language for each in blocks(of=[ROOT / "docs" / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md"])} <= {
+        "sh",
+        "text",
+    }
+
+
+@pytest.mark.parametrize("block", ALONE, ids=where)
+def test_a_program_prints_what_its_comments_state(block: Block) -> None:
+    assert run(block.text) == printed(block) != ""
+
+
+def test_the_server_and_the_client_talk_to_each_other(short_path: Path, processes: Processes) -> None:
+    [client], [server] = ([each for each in PAIR if marker in each.text] for marker in (CLIENT, SERVER))
+    path = short_path / "echo.sock"
+    moved = [each.text.replace("tcp://localhost:10000", f"unix:{path}") for each in (client, server)]
+    serving = subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", moved[1].replace("/tmp/echo.sock", f"{short_path}/other")]
+    )
+    with serving:
+        try:
+            wait_until((short_path / "other").exists)
+            assert run(moved[0]) == printed(client)
+        finally:
+            serving.terminate()
+
+
+@pytest.mark.parametrize("block", TEST_SUITES, ids=where)
+def test_the_examples_of_a_test_suite_pass(block: Block, tmp_path: Path) -> None:
+    (tmp_path / "test_example.py").write_text(block.text)
+    command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", "--rootdir", "."]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stdout
+    assert re.search(r"\d passed", result.stdout)
+
+
+def test_an_error_of_a_server_in_its_own_task_propagates() -> None:
+    [unittest] = [each.text for each in TEST_SUITES if "unittest" in each.text]
+    code = unittest.replace("tcp://127.0.0.1:0", "unix:/nonexistent/echo")
+    command = [sys.executable, "-c", f"{code}\nimport unittest\nunittest.main(argv=['example'])"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.stderr.splitlines()[-1] == "FAILED (errors=1)"
+    assert "BindError: cannot listen on unix:/nonexistent/echo" in result.stderr
+
+
+@needs_ipv6
+def test_the_terminals_of_the_readme_show_what_is_printed(processes: Processes, short_path: Path) -> None:
+    if shutil.which("socat") is None:
+        pytest.skip("socat is not installed")
+    (serve, *printed_by_server), typed = (block.text.splitlines() for block in blocks("console"))
+    server = processes.serve(*serve.split()[3:], "localhost:0", listeners=2)
+    program = short_path / "anyecho"
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m anyecho "$@"\n')
+    program.chmod(0o755)
+
+    def here(text: str) -> str:
+        return text.replace(":10000", f":{server.addresses[0].rpartition(':')[2]}").replace("/tmp", str(short_path))
+
+    output = ""
+    for line in typed:
+        if not line.startswith("$ "):
+            assert output.startswith(line)
+            output = output.removeprefix(line).removeprefix("\n")
+            continue
+
+        assert output == ""
+        command = here(line[2:]).replace(" 1G ", " 1M ").removesuffix(" &")
+        path = os.environ | {"PATH": f"{short_path}:{os.environ['PATH']}"}
+        shell = subprocess.Popen(["sh", "-c", command], env=path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        processes.adopt(Process(shell))
+        if line.endswith(" &"):
+            wait_until((short_path / "changed.sock").exists)
+        else:
+            output = shell.communicate(timeout=TIMEOUT)[0].decode()
+
+    def same(lines: list[str]) -> list[str]:
+        return [re.sub(r"_\d+ |seconds=.*", "", here(line)) for line in lines]
+
+    assert output == ""
+    log = server.read_errors(until="seconds=").splitlines()[0]
+    assert same([*server.addresses, log]) == same(printed_by_server)
+
+
+@pytest.mark.parametrize("block", blocks("sh", "console"), ids=where)
+def test_commands_are_accepted(block: Block) -> None:
+    for verb, *words in commands(block):
+        _, bound, _ = app.parse_args([verb, *words], print_error=False, exit_on_error=False)
+        named = [*bound.arguments.get("addresses", ()), *bound.arguments.get("bind", ())]
+        for address in [*named, *filter(None, [bound.arguments.get("address")])]:
+            parse_address(address)
+
+
+@pytest.mark.parametrize("name", ["proxy.md", "udp.md"])
+def test_the_commands_of_a_chapter_work_together(name: str, processes: Processes, short_path: Path) -> None:
+    [block] = blocks("sh", of=[ROOT / "docs" / name])
+    here = re.sub(r"(localhost)?:(7000|10000)", "127.0.0.1:0", block.text).replace("/run", str(short_path))
+    serve = [words for words in commands(block._replace(text=here)) if words[0] == "serve"][-1]
+    server = processes.serve(*serve[1:], listeners=len(re.findall(r"-b ", shlex.join(serve))))
+    for send in commands(block._replace(text=here)):
+        if send[0] == "send":
+            words = [server.addresses[0] if word.endswith(":0") else word for word in send]
+            status, echo, errors = processes.run(*words, stdin=b"a\nb\n")
+            assert (status, errors) == (0, "")
+            assert echo in (b"hello", b"onetwofour", b"a\nb\n")
+
+
+def test_every_flag_in_the_chapters_exists(processes: Processes) -> None:
+    helps = "".join(processes.run(*verb, "--help")[1].decode() for verb in (["serve"], ["send"], []))
+    for path in CHAPTERS:
+        spans = re.findall(r"`(-[^`]+|anyecho[^`]+)`", re.sub(r"(?s)^```.*?^```", "", path.read_text(), flags=re.M))
+        for flag in re.findall(r"(?<!\S)--?[a-z][a-z-]*", " ".join(spans)):
+            assert re.search(rf"{flag}\b", helps), f"{path.name}: {flag}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(path: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", path.read_text()):
+        linked = path.parent / target if target else path
+        assert linked.exists(), target
+        if anchor:
+            titles = re.findall(r"^#+ (.*)", linked.read_text(), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_the_systemd_units_are_valid(tmp_path: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed")
+    units = [re.fullmatch(r"# /etc/systemd/system/(\S+)\n(.*)", block.text, re.DOTALL) for block in blocks("ini")]
+    paths = [tmp_path / unit[1] for unit in units if unit]
+    assert [path.name for path in paths] == ["anyecho.socket", "anyecho.service"]
+    for path, unit in zip(paths, units, strict=True):
+        assert unit
+        path.write_text(re.sub(r"(?m)^ExecStart=\S+", f"ExecStart={sys.executable}", unit[2]))
+    command = ["systemd-analyze", "verify", *map(str, paths)]
+    verified = subprocess.run(command, capture_output=True, text=True, timeout=30)
+
+    # An unknown key is a line of output, not a failure.
+    assert (verified.returncode, verified.stdout, verified.stderr) == (0, "", "")
