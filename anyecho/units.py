@@ -7,6 +7,7 @@ float seconds, sizes int bytes, rates float per second. ``k M G`` are powers of 
 from __future__ import annotations
 
 __all__ = (
+    "OFF",
     "Rate",
     "Seconds",
     "Size",
@@ -14,6 +15,7 @@ __all__ = (
     "format_duration",
     "format_rate",
     "format_size",
+    "or_infinite",
     "parse_duration",
     "parse_rate",
     "parse_size",
@@ -47,12 +49,12 @@ _SIZES = _THOUSANDS | {"KiB": Fraction(2**10), "MiB": Fraction(2**20), "GiB": Fr
 _SIZE_ALIASES = {"b": "", "kb": "k", "mb": "m", "gb": "g", "ki": "kib", "mi": "mib", "gi": "gib"}
 
 #: The text for "no limit".
-_OFF = "off"
+OFF = "off"
 
 
 def parse_duration(text: str) -> float:
     """Return the seconds of ``1.5``, ``250ms``, ``2m``, ``1h``, ``1d``; ``off`` is infinite. Raises `UnitError`."""
-    if text == _OFF:
+    if text == OFF:
         return math.inf
 
     return _to_float(
@@ -63,7 +65,7 @@ def parse_duration(text: str) -> float:
 
 def format_duration(seconds: float) -> str:
     """Return the shortest text that `parse_duration` reads as exactly `seconds` (>= 0)."""
-    return _OFF if seconds == math.inf else _shortest(seconds, _DURATIONS, parse_duration)
+    return OFF if seconds == math.inf else _shortest(seconds, _DURATIONS, parse_duration)
 
 
 def parse_size(text: str) -> int:
@@ -87,7 +89,7 @@ def format_size(size: int) -> str:
 
 def parse_rate(text: str) -> float:
     """Return the events/s of ``50``, ``10k``, ``50/s``, ``3k/1m``; ``off`` is infinite. Raises `UnitError`."""
-    if text == _OFF:
+    if text == OFF:
         return math.inf
 
     count, slash, period = text.partition("/")
@@ -107,7 +109,12 @@ def parse_rate(text: str) -> float:
 
 def format_rate(rate: float) -> str:
     """Return the shortest text that `parse_rate` reads as exactly `rate` (>= 0)."""
-    return _OFF if rate == math.inf else _shortest(rate, _THOUSANDS, parse_rate)
+    return OFF if rate == math.inf else _shortest(rate, _THOUSANDS, parse_rate)
+
+
+def or_infinite(limit: float | None) -> float:
+    """Return `limit`, the value of an option; infinite if it is None, which is no limit."""
+    return math.inf if limit is None else limit
 
 
 @dataclass(frozen=True)

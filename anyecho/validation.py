@@ -5,10 +5,11 @@ Not every caller uses a type checker, and a misspelt choice must not pass silent
 
 from __future__ import annotations
 
-__all__ = ("FilePath", "check_kind", "check_types", "given_options", "quoted")
+__all__ = ("FilePath", "check_kind", "check_types", "given_options", "quoted", "require_positive")
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
@@ -24,11 +25,11 @@ _SHOWN = 60
 _UNITS = {"DURATION": "float (seconds)", "SIZE": "int (bytes)", "RATE": "float (per second)"}
 
 
-def check_types(options: Any, *, error: type[UsageError] = UsageError) -> None:
+def check_types(options: Any, *, error: type[UsageError] = UsageError, zero_is_none: Collection[str] = ()) -> None:
     """Raise `error` for the first field of the dataclass instance `options` with a value of the wrong type.
 
     A list is replaced by a tuple. An int is accepted as a float. A bool is not accepted as an int or a float, and
-    NaN is not accepted.
+    NaN is not accepted. Where None is allowed, infinity is replaced by it; so is 0 in the fields `zero_is_none`.
     """
     kind: Any = type(options)
     for name, hint in _hints(kind).items():
@@ -36,8 +37,24 @@ def check_types(options: Any, *, error: type[UsageError] = UsageError) -> None:
         if isinstance(value, list) and get_origin(hint) is tuple:
             value = tuple(value)
             object.__setattr__(options, name, value)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if (
+            NoneType in get_args(hint)
+            and is_number
+            and (value == math.inf or (value == 0 and name in zero_is_none))
+        ):
+            value = None
+            object.__setattr__(options, name, value)
         if not _fits(value, hint):
             raise error(f"{name} must be {_describe(hint)}, not {quoted(value)}", options=(name,))
+
+
+def require_positive(options: object, names: Collection[str]) -> None:
+    """Raise `UsageError` for the first of the options `names` that is neither None nor more than 0."""
+    for name in names:
+        if (value := getattr(options, name)) is not None and not value > 0:
+            text = f"{name} must be more than 0, not {value} (no limit: off, in Python None)"
+            raise UsageError(text, options=(name,))
 
 
 def check_kind(options: object, kind: type) -> None:

@@ -25,6 +25,7 @@ LAYERS = {
     "streams": 1,
     "clock": 1,
     "host": 1,
+    "options": 1,
     "units": 1,
     "unused": 1,
     "validation": 1,

@@ -14,13 +14,14 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from cyclopts import Parameter, Token
 
 from anyecho.backends import Backend
 from anyecho.cli.environment import Environment
-from anyecho.units import Unit
+from anyecho.units import OFF, Unit
 
 T = TypeVar("T")
 
@@ -83,28 +84,40 @@ def file_name(_: type, tokens: Sequence[Token]) -> Path:
 
 def whole_number(_: type, tokens: Sequence[Token]) -> int:
     """Convert to an integer. (cyclopts would round 1.5 to 2.)"""
-    if not re.fullmatch("[+-]?[0-9]{1,20}", tokens[0].value, re.A):
-        raise ValueError(f"{tokens[0].value!r} is not a whole number")
+    return _parse_int(tokens[0].value)
 
-    return int(tokens[0].value)
+
+def _parse_int(text: str) -> int:
+    if not re.fullmatch("[+-]?[0-9]{1,20}", text, re.A):
+        raise ValueError(f"{text!r} is not a whole number")
+
+    return int(text)
+
+
+_INT = Unit("INT", _parse_int, str)
 
 
 def _annotate(field: Field[Any], hint: Any) -> Any:
-    unit = next((extra for extra in get_args(hint)[1:] if isinstance(extra, Unit)), None)
+    # `None` is no limit; its text is "off".
+    is_limit = NoneType in get_args(hint)
+    kind = get_args(hint)[0] if is_limit else hint
+    unit = next((extra for extra in get_args(kind)[1:] if isinstance(extra, Unit)), _INT if kind is int else None)
     if any(get_origin(each) is os.PathLike for each in get_args(hint)):
         return Annotated[Path | None, Parameter(converter=file_name, **field.metadata)]
-    if hint is int:
-        return Annotated[int, Parameter(converter=whole_number, **field.metadata)]
     if unit is None:
         # A flag of several values is repeated for each; a negative flag that clears the list is not needed.
         given: dict[str, Any] = {"negative": (), "show_default": False} if get_origin(hint) is tuple else {}
         return Annotated[hint, Parameter(**given | field.metadata)]
 
-    def convert(_: type, tokens: Sequence[Token]) -> float:
-        return unit.parse(tokens[0].value)
+    def convert(_: type, tokens: Sequence[Token]) -> float | None:
+        text = tokens[0].value
+        return None if is_limit and text == OFF else unit.parse(text)
 
-    flag = Parameter(help=field.metadata["help"], converter=convert, show_default=unit.format, metavar=unit.name)
-    return Annotated[hint, flag]
+    def show(value: float | None) -> str:
+        return OFF if value is None else unit.format(value)
+
+    flag = Parameter(help=field.metadata["help"], converter=convert, show_default=show, metavar=unit.name)
+    return Annotated[float | None, flag]
 
 
 def _build(options: Any, given: dict[str, Any], from_environment: tuple[str, ...]) -> Any:

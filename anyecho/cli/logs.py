@@ -13,7 +13,7 @@ import logging
 import queue
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from logging.handlers import QueueHandler
 from math import inf
@@ -22,6 +22,7 @@ from time import monotonic
 from typing import Literal
 
 from anyecho.net.descriptors import write_all, write_some
+from anyecho.options import option
 
 #: Lines kept while standard error is not read fast enough; further lines are dropped and counted.
 _QUEUE_SIZE = 10_000
@@ -38,11 +39,10 @@ _FIELDS = ("peer", "via", "reason", "bytes_received", "bytes_sent", "seconds")
 class LogOptions:
     """Level and format of the log."""
 
-    log_level: Literal["debug", "info", "warning", "error"] = field(
-        default="warning",
-        metadata={"help": "Lowest level logged; info has a line per connection, debug per chunk."},
+    log_level: Literal["debug", "info", "warning", "error"] = option(
+        "warning", "Lowest level logged; info has a line per connection, debug per chunk."
     )
-    log_format: Literal["text", "json"] = field(default="text", metadata={"help": "Format of the log lines."})
+    log_format: Literal["text", "json"] = option("text", "Format of the log lines.")
 
 
 class TextFormatter(logging.Formatter):

@@ -30,6 +30,7 @@ from anyecho.clock import run_within, running_clock
 from anyecho.errors import LocalError, UsageError, unwrap_single
 from anyecho.net.descriptors import read_some, write_all
 from anyecho.net.threads import NoThreadError, run_in_thread
+from anyecho.units import or_infinite
 
 logger = logging.getLogger("anyecho.client")
 
@@ -97,10 +98,11 @@ async def _send(
     address: str, messages: Sequence[str], file: Path | None, repeat: int, options: ConnectOptions
 ) -> None:
     async with AsyncExitStack() as opened:
-        clock = await opened.enter_async_context(running_clock(options.deadline))
+        deadline = or_infinite(options.deadline)
+        clock = await opened.enter_async_context(running_clock(deadline))
         source: Source = _encoded(messages, repeat)
         if not messages:
-            descriptor = _STDIN if file is None else await _open(file, options.deadline)
+            descriptor = _STDIN if file is None else await _open(file, deadline)
             if file is not None:
                 opened.callback(os.close, descriptor)
             read = _read_datagrams if isinstance(parse_address(address), UDPAddress) else _read
@@ -110,7 +112,7 @@ async def _send(
 
         client = await opened.enter_async_context(await connect(address, options=options))
         clock.tick()
-        left = max(options.deadline - clock.elapsed, 0.0)
+        left = max(deadline - clock.elapsed, 0.0)
         async for chunk in await opened.enter_async_context(client.send(source, deadline=left)):
             await _write(chunk)
 

@@ -24,7 +24,7 @@ from anyecho.clock import run_within
 from anyecho.errors import ConnectError
 from anyecho.net.connect import connect_stream
 from anyecho.net.udp.stream import DatagramStream, connect_datagrams
-from anyecho.units import format_duration
+from anyecho.units import format_duration, or_infinite
 from anyecho.validation import check_kind
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ async def connect_checked(
     if isinstance(address, TCPAddress | UDPAddress) and address.port == 0:
         raise ConnectError(f"cannot connect to {address}: port 0 is any free port, and only for servers")
 
-    limit = min(options.timeout, options.deadline)
+    limit = min(or_infinite(options.timeout), or_infinite(options.deadline))
     try:
         stream = await run_within(limit, _connect_stream, address, options, poller)
     except TimeoutError as exc:
@@ -122,7 +122,7 @@ class Client:
         """
         payload = to_bytes(payload, "a payload")
         exchange = self._exchange((payload,), total=len(payload))
-        async with self._exclusive(exchange, self._options.deadline) as echo:
+        async with self._exclusive(exchange) as echo:
             return b"".join([chunk async for chunk in echo])
 
     @asynccontextmanager
@@ -144,7 +144,7 @@ class Client:
         """
         check_source(source)
         exchange = self._exchange(source)
-        async with self._exclusive(exchange, self._options.deadline if deadline is None else deadline) as echo:
+        async with self._exclusive(exchange, deadline) as echo:
             yield echo
 
     def _exchange(self, source: Source, *, total: int | None = None) -> _AnyExchange:
@@ -154,7 +154,9 @@ class Client:
         return Exchange(self.stream, source, total=total, address=self._unconfirmed_address)
 
     @asynccontextmanager
-    async def _exclusive(self, exchange: _AnyExchange, deadline: float) -> AsyncIterator[AsyncIterator[bytes]]:
+    async def _exclusive(
+        self, exchange: _AnyExchange, deadline: float | None = None
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
         if self._closed:
             raise ClosedResourceError
         if self._busy:
@@ -164,7 +166,8 @@ class Client:
 
         self._busy = True
         try:
-            async with exchange.open(timeout=self._options.timeout, deadline=deadline) as echo:
+            deadline = or_infinite(self._options.deadline) if deadline is None else deadline
+            async with exchange.open(timeout=or_infinite(self._options.timeout), deadline=deadline) as echo:
                 yield echo
         finally:
             self._busy = False

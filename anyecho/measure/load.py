@@ -33,7 +33,7 @@ from anyecho.errors import EchoStalled, UsageError, unwrap_single
 from anyecho.measure.closed_loop import PolledLoop, WaitingLoop
 from anyecho.measure.load_run import LoadRun
 from anyecho.net.poller import Fallback, Poller, open_poller
-from anyecho.units import format_duration
+from anyecho.units import format_duration, or_infinite
 from anyecho.validation import check_kind
 
 #: Concurrent connection attempts; more would only wait in the server's accept backlog.
@@ -178,7 +178,7 @@ class Load:
                     loop.start_reading(tasks)
                 loop.start()
 
-            with move_on_after(seconds + self._options.connect.timeout):
+            with move_on_after(seconds + or_infinite(self._options.connect.timeout)):
                 await self._load_run.finished.wait()
 
         if self._load_run.failure is not None:
@@ -195,7 +195,7 @@ class Load:
 
     def _stalled(self) -> EchoStalled:
         late = next(loop for loop in self._loops if loop.returned < self._options.size)
-        timeout = format_duration(self._options.connect.timeout)
+        timeout = format_duration(or_infinite(self._options.connect.timeout))
         message = f"{late.name}: byte {late.returned} is missing {timeout} after the last message could be sent"
         return EchoStalled(message, offset=late.returned)
 

@@ -11,47 +11,51 @@ import logging
 import math
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from anyecho.errors import UsageError
 from anyecho.net.tuning import Option, tune_all
-from anyecho.units import Seconds, Size
+from anyecho.options import documented, option
+from anyecho.units import Seconds, Size, or_infinite
 from anyecho.validation import check_types
 
 logger = logging.getLogger("anyecho.net")
 
 
+_SIZES = ("tcp_notsent_lowat", "sndbuf", "rcvbuf")
+
+
+@documented
 @dataclass(frozen=True, kw_only=True)
 class SocketOptions:
     """Options of a socket. Those of a listener are inherited by accepted sockets, except by Unix sockets.
 
-    Options that the system lacks or refuses are left out.
+    Options that the system lacks or refuses are left out. Times are seconds, sizes bytes. None is no limit, or for
+    the buffers no fixed size (on the command line ``off``). Infinity is replaced by None, and 0 in sizes.
+
+    Raises:
+        UsageError: a value has the wrong type or is out of range.
     """
 
-    tcp_nodelay: bool = field(default=True, metadata={"help": "Send small messages at once (TCP_NODELAY)."})
-    tcp_notsent_lowat: Size = field(
-        # A peer that never reads holds 0.16 MiB of kernel memory; without this option, 4 MiB.
-        default=128 * 1024,
-        metadata={"help": "Maximum unsent bytes in the kernel per connection (TCP_NOTSENT_LOWAT); 0: unset."},
+    tcp_nodelay: bool = option(True, "Send small messages at once (TCP_NODELAY).")
+    # A peer that never reads holds 0.16 MiB of kernel memory; without this option, 4 MiB.
+    tcp_notsent_lowat: Size | None = option(
+        128 * 1024, "Maximum unsent bytes in the kernel per connection (TCP_NOTSENT_LOWAT)."
     )
-    tcp_user_timeout: Seconds = field(
-        default=60.0,
-        metadata={"help": "Close if the peer acknowledges nothing for this long (TCP_USER_TIMEOUT); 0: never."},
+    tcp_user_timeout: Seconds | None = option(
+        60.0, "Close if the peer acknowledges nothing for this long (TCP_USER_TIMEOUT); 0: kernel default."
     )
-    keepalive: bool = field(
-        default=True,
-        metadata={"help": "Detect vanished peers: 6 probes, every 10 s, after 60 s idle (SO_KEEPALIVE)."},
-    )
-    sndbuf: Size = field(default=0, metadata={"help": "Fixed send buffer (SO_SNDBUF); 0: the kernel tunes it."})
-    rcvbuf: Size = field(default=0, metadata={"help": "Fixed receive buffer (SO_RCVBUF); 0: the kernel tunes it."})
+    keepalive: bool = option(True, "Detect vanished peers: 6 probes, every 10 s, after 60 s idle (SO_KEEPALIVE).")
+    sndbuf: Size | None = option(None, "Fixed send buffer (SO_SNDBUF); off: the kernel tunes it.")
+    rcvbuf: Size | None = option(None, "Fixed receive buffer (SO_RCVBUF); off: the kernel tunes it.")
 
     def __post_init__(self) -> None:
-        check_types(self)
-        for name in ("tcp_notsent_lowat", "sndbuf", "rcvbuf"):
-            if not 0 <= getattr(self, name) < 2**31:
-                text = f"{name} must be 0 to {2**31 - 1} bytes, not {getattr(self, name)}"
+        check_types(self, zero_is_none=_SIZES)
+        for name in _SIZES:
+            if not 0 <= (getattr(self, name) or 0) < 2**31:
+                text = f"{name} must be 1 to {2**31 - 1} bytes, not {getattr(self, name)} (off, in Python None)"
                 raise UsageError(text, options=(name,))
-        if not self.tcp_user_timeout >= 0:
+        if not or_infinite(self.tcp_user_timeout) >= 0:
             text = f"tcp_user_timeout must be 0 or more seconds, not {self.tcp_user_timeout}"
             raise UsageError(text, options=("tcp_user_timeout",))
 
@@ -88,9 +92,9 @@ class SocketOptions:
         options = {"TCP_NODELAY": int(self.tcp_nodelay)}
         if self.tcp_notsent_lowat:
             options["TCP_NOTSENT_LOWAT"] = self.tcp_notsent_lowat
-        # The maximum, an int of milliseconds, is 24 days; it stands for "off" (infinite) too. Zero is also set,
+        # The maximum, an int of milliseconds, is 24 days; it stands for no limit (None) too. Zero is also set,
         # because a passed socket may have another value.
-        options["TCP_USER_TIMEOUT"] = math.ceil(min(self.tcp_user_timeout * 1000, 2**31 - 1))
+        options["TCP_USER_TIMEOUT"] = math.ceil(min(or_infinite(self.tcp_user_timeout) * 1000, 2**31 - 1))
         if self.keepalive:
             # macOS calls it TCP_KEEPALIVE.
             idle = "TCP_KEEPIDLE" if hasattr(socket, "TCP_KEEPIDLE") else "TCP_KEEPALIVE"

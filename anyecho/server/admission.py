@@ -8,7 +8,6 @@ from __future__ import annotations
 __all__ = ("Admission",)
 
 import logging
-import math
 from typing import TYPE_CHECKING, Any
 
 from anyio import Event
@@ -29,6 +28,7 @@ from anyecho.server.proxied import ListenerPolicy, ProxiedConnection, ProxyEngin
 from anyecho.server.stats import Peer, Stats
 from anyecho.server.tasks import TaskConnection
 from anyecho.server.tls_events import CappedTLSEventConnection, TLSEventConnection
+from anyecho.units import or_infinite
 
 if TYPE_CHECKING:
     import socket
@@ -47,10 +47,10 @@ class Admission:
         poller: Poller | Fallback,
         tasks: TaskGroup,
     ) -> None:
-        self.handshakes = Handshakes(limit, options.handshake_timeout)
+        self.handshakes = Handshakes(limit, or_infinite(options.handshake_timeout))
         shared: dict[str, Any] = {
             **{"poller": poller, "tasks": tasks, "on_closed": self._on_closed, "handshakes": self.handshakes},
-            **{name: getattr(options, name) for name in ("linger", "max_bytes", "rate_limit")},
+            **{name: or_infinite(getattr(options, name)) for name in ("linger", "max_bytes", "rate_limit")},
         }
         self._options = options
         self._limit = limit
@@ -61,7 +61,8 @@ class Admission:
         self._events = EventsEngine(**shared) if isinstance(poller, Poller) else None
         if options.engine == "events" and self._events is None:
             raise StartError("the events engine needs epoll, which this system does not have")
-        self._proxy_engine = ProxyEngine(**shared, proxy_timeout=options.proxy_timeout, hand_over=self._hand_over)
+        proxy_timeout = or_infinite(options.proxy_timeout)
+        self._proxy_engine = ProxyEngine(**shared, proxy_timeout=proxy_timeout, hand_over=self._hand_over)
         self._empty = Event()
         #: All open connections, those without a complete PROXY header included.
         self.connections: set[Connection] = set()
@@ -126,7 +127,7 @@ class Admission:
         if self._events is None or self._needs_task():
             return TaskConnection(sock, self._engine, records)
 
-        capped = bool(self._options.max_bytes)
+        capped = self._options.max_bytes is not None
         if records is None:
             return (CappedEventConnection if capped else EventConnection)(sock, self._events)
 
@@ -135,7 +136,7 @@ class Admission:
     def _needs_task(self) -> bool:
         """Whether a wrapped stream is needed, for a rate limit or a debug log."""
         if self._options.engine == "auto":
-            return not math.isinf(self._options.rate_limit) or logger.isEnabledFor(logging.DEBUG)
+            return self._options.rate_limit is not None or logger.isEnabledFor(logging.DEBUG)
 
         return self._options.engine == "tasks"
 

@@ -20,6 +20,7 @@ from anyio.lowlevel import checkpoint
 from anyecho.clock import INTERVALS, sleep_running
 from anyecho.net.names import source_key
 from anyecho.server.options import ServeOptions
+from anyecho.units import or_infinite
 
 #: Descriptors reserved for all other uses: listeners, the event loop, log files, a resolver.
 _RESERVED_DESCRIPTORS = 64
@@ -89,17 +90,17 @@ class ConnectionLimit:
 class SourceLimit:
     """At most `limit` concurrent connections per source: an IPv4 address or an IPv6 /64.
 
-    0: no limit. Peers on Unix sockets have no IP address and are not limited.
+    None: no limit. Peers on Unix sockets have no IP address and are not limited.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int | None) -> None:
         self._limit = limit
         self._held: Counter[str | bytes] = Counter()
         self._holders: dict[object, str | bytes] = {}
 
     def acquire(self, holder: object, sockaddr: Any) -> bool:
         """Count `holder`, connected from `sockaddr`, until `release`; return false if the limit is reached."""
-        if not self._limit or not isinstance(sockaddr, tuple):
+        if self._limit is None or not isinstance(sockaddr, tuple):
             return True
 
         address = source_key(sockaddr[0])
@@ -142,12 +143,13 @@ class Reaper:
 
     def __init__(self, connections: Collection[Reapable], options: ServeOptions) -> None:
         self._connections = connections
-        window = options.min_rate_window if options.min_rate else math.inf
-        times = (options.idle_timeout, options.write_timeout, options.max_duration, window)
+        window = or_infinite(options.min_rate_window if options.min_rate else None)
+        limits = (options.idle_timeout, options.write_timeout, options.max_duration, window)
+        times = [*map(or_infinite, limits)]
         self._interval = max(min(times) / INTERVALS, _MIN_INTERVAL)
         #: Each limit as a number of checks.
         self._idle, self._write, self._duration, self._window = map(self._checks_in, times)
-        self._min_bytes_per_window = 0.0 if math.isinf(window) else options.min_rate * window
+        self._min_bytes_per_window = 0.0 if math.isinf(window) else (options.min_rate or 0.0) * window
 
     def _checks_in(self, seconds: float) -> float:
         return seconds if math.isinf(seconds) else math.ceil(seconds / self._interval - 1e-6)

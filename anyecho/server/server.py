@@ -27,6 +27,7 @@ from anyecho.server.listening import Listening
 from anyecho.server.options import ServeOptions
 from anyecho.server.stats import Peer, Stats
 from anyecho.server.unused import check_options
+from anyecho.units import or_infinite
 from anyecho.validation import check_kind
 
 logger = logging.getLogger("anyecho.server")
@@ -176,7 +177,7 @@ class Server:
             return
 
         self.close()
-        await self._wait_empty(self.options.graceful_timeout if grace is None else grace)
+        await self._wait_empty(or_infinite(self.options.graceful_timeout) if grace is None else grace)
         self._close_all("drained")
         await self._admission.wait_empty()
 

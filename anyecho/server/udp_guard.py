@@ -18,16 +18,12 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection
 from time import monotonic
-from typing import TYPE_CHECKING
 
 from anyecho.net.names import source_key
 from anyecho.net.udp.counts import Source
 from anyecho.server.options import ServeOptions
 from anyecho.throttle import TokenBucket
-from anyecho.units import format_rate
-
-if TYPE_CHECKING:
-    pass
+from anyecho.units import format_rate, or_infinite
 
 logger = logging.getLogger("anyecho.server")
 
@@ -69,7 +65,7 @@ class SourceGuard:
         *,
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        self._options = options
+        self._rate = rate = or_infinite(options.udp_rate)
         self._own_ports = frozenset(own_ports)
         self._dropped = dropped
         self._clock = clock
@@ -77,10 +73,10 @@ class SourceGuard:
         self._min_port = 1 if options.unsafe_udp else _MIN_CLIENT_PORT
         # The token bucket of a source is one number: the time at which it is full again (GCRA, ITU-T I.371). A
         # thousandth of a token allows for rounding errors of the sum of floats.
-        self._period = min(1 / options.udp_rate, _MAX_PERIOD)
+        self._period = min(1 / rate, _MAX_PERIOD)
         self._tolerance = (options.udp_burst - 0.999) * self._period
-        total_factor = math.inf if options.unsafe_udp or math.isinf(options.udp_rate) else _TOTAL_RATE_FACTOR
-        self._total_bucket = TokenBucket(options.udp_rate * total_factor, options.udp_burst * total_factor)
+        total_factor = math.inf if options.unsafe_udp or math.isinf(rate) else _TOTAL_RATE_FACTOR
+        self._total_bucket = TokenBucket(rate * total_factor, options.udp_burst * total_factor)
         #: By source network, the time at which its token bucket is full again.
         self._newer: dict[str | bytes, float] = {}
         self._older: dict[str | bytes, float] = {}
@@ -156,8 +152,8 @@ class SourceGuard:
             return
 
         self._log_bucket.tokens -= 1
-        rate = self._options.udp_rate
-        why = _REASON_TEXTS[reason].format(each=_per_second(rate), all=_per_second(rate * _TOTAL_RATE_FACTOR))
+        each, total = _per_second(self._rate), _per_second(self._rate * _TOTAL_RATE_FACTOR)
+        why = _REASON_TEXTS[reason].format(each=each, all=total)
         more = f"; also from {self._suppressed} other sources, not logged" if self._suppressed else ""
         logger.warning("dropping datagrams from %s port %d: %s%s", source[0], source[1], why, more)
         self._suppressed = 0

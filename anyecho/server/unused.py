@@ -5,7 +5,6 @@ from __future__ import annotations
 __all__ = ("check_options", "expected_header")
 
 import logging
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from typing import TypeAlias
@@ -93,7 +92,7 @@ def _reasons(options: ServeOptions, addresses: Sequence[Bound]) -> Iterator[tupl
     if len(streams) == len(addresses):
         yield "udp", no_datagram
         yield "udp_burst", no_datagram
-    elif math.isinf(options.udp_rate):
+    elif options.udp_rate is None:
         yield "udp_burst", "udp_rate is off"
     if not has_header:
         off = "proxy_protocol is off" if options.proxy_protocol == "off" else "each address has ?proxy=off"
@@ -105,7 +104,7 @@ def _reasons(options: ServeOptions, addresses: Sequence[Bound]) -> Iterator[tupl
     if not any(getattr(requested, "proxy", None) is None for requested, _ in streams):
         yield "proxy_protocol", "each address has its own ?proxy=" if streams else no_stream
     if not (streams and options.min_rate):
-        yield "min_rate_window", "min_rate is 0" if streams else no_stream
+        yield "min_rate_window", "min_rate is off" if streams else no_stream
 
 
 def _over_tls(streams: Sequence[Bound]) -> str:

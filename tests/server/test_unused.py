@@ -166,7 +166,7 @@ async def test_several_options_without_effect_are_one_warning(
 
     [record] = warnings_in(caplog)
     assert record.getMessage() == (
-        "without effect: min_rate_window (min_rate is 0), handshake_timeout (no address is for TLS), "
+        "without effect: min_rate_window (min_rate is off), handshake_timeout (no address is for TLS), "
         "udp_rate, unsafe_udp (no address is for UDP)"
     )
 

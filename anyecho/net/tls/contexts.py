@@ -14,7 +14,7 @@ import ssl
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -23,11 +23,13 @@ from anyecho.errors import CertificateError, UsageError
 from anyecho.net.names import host_name, is_host_name
 from anyecho.net.tls.errors import explain
 from anyecho.net.tls.files import load_chain
+from anyecho.options import documented, option
 from anyecho.validation import FilePath, check_types, given_options
 
 _VERIFY = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class TLSServerOptions:
     """The certificate of a server, and whether it requests certificates from clients.
@@ -36,32 +38,27 @@ class TLSServerOptions:
     ciphers, client certificates, ALPN and callbacks are used unchanged. It must not allow versions older than
     TLS 1.2, and ``OP_NO_RENEGOTIATION`` is added to its options. `Certificates.reload` does not change it. The
     caller may call its ``load_cert_chain`` again at any time, for later handshakes.
+
+    Raises:
+        UsageError: a value has the wrong type, an option lacks another one, or two exclude each other.
     """
 
-    ssl_certfile: FilePath | None = field(
-        default=None, metadata={"help": "Server certificate and its chain (PEM)."}
+    ssl_certfile: FilePath | None = option(None, "Server certificate and its chain (PEM).")
+    ssl_keyfile: FilePath | None = option(None, "The certificate's key, unless it is in the same file (PEM).")
+    ssl_keyfile_password_file: FilePath | None = option(
+        None, "File with the password of the key on its first line."
     )
-    ssl_keyfile: FilePath | None = field(
-        default=None, metadata={"help": "The certificate's key, unless it is in the same file (PEM)."}
+    ssl_ca_certs: FilePath | None = option(None, "CAs that client certificates are verified against (PEM).")
+    ssl_cert_reqs: Literal["none", "optional", "required"] = option(
+        "none", "Whether clients may or must present a certificate."
     )
-    ssl_keyfile_password_file: FilePath | None = field(
-        default=None, metadata={"help": "File with the password of the key on its first line."}
+    ssl_alpn: tuple[str, ...] = option((), "ALPN protocol that the server supports; repeatable.", negative=())
+    ssl_self_signed: bool = option(
+        False, "Generate a CA and a certificate for this run only (needs trustme).", negative=()
     )
-    ssl_ca_certs: FilePath | None = field(
-        default=None, metadata={"help": "CAs that client certificates are verified against (PEM)."}
+    context: ssl.SSLContext | None = option(
+        None, "A context of the caller's own, in place of the files.", flag=False
     )
-    ssl_cert_reqs: Literal["none", "optional", "required"] = field(
-        default="none", metadata={"help": "Whether clients may or must present a certificate."}
-    )
-    ssl_alpn: tuple[str, ...] = field(
-        default=(),
-        metadata={"help": "ALPN protocol that the server supports; repeatable.", "negative": ()},
-    )
-    ssl_self_signed: bool = field(
-        default=False,
-        metadata={"help": "Generate a CA and a certificate for this run only (needs trustme).", "negative": ()},
-    )
-    context: ssl.SSLContext | None = None
 
     def __post_init__(self) -> None:
         _check(self, ("ssl_certfile", "ssl_keyfile", "ssl_keyfile_password_file", "ssl_ca_certs"))
@@ -80,6 +77,7 @@ class TLSServerOptions:
             raise UsageError(text, options=("ssl_cert_reqs", "ssl_ca_certs"))
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class TLSClientOptions:
     """How a client verifies the server, and the client's certificate.
@@ -87,28 +85,22 @@ class TLSClientOptions:
     `context` is a client-side context of the caller's own, and replaces all other options here but `sni`. It is
     used unchanged, and decides whether the server is verified. It must not allow versions older than TLS 1.2, and
     ``OP_NO_RENEGOTIATION`` is added to its options.
+
+    Raises:
+        UsageError: a value has the wrong type, an option lacks another one, or two exclude each other.
     """
 
-    cacert: FilePath | None = field(
-        default=None, metadata={"help": "Trust the CAs in this file (PEM) instead of the system's."}
+    cacert: FilePath | None = option(None, "Trust the CAs in this file (PEM) instead of the system's.")
+    cert: FilePath | None = option(None, "Client certificate to present to the server (PEM).")
+    key: FilePath | None = option(None, "The certificate's key, unless it is in the same file (PEM).")
+    sni: str | None = option(None, "Server name to request (SNI) and verify, instead of the host.")
+    alpn: tuple[str, ...] = option((), "ALPN protocol to offer to the server; repeatable.", negative=())
+    insecure: bool = option(
+        False, "Do not verify the server's certificate.", name=("--insecure", "-k"), negative=()
     )
-    cert: FilePath | None = field(
-        default=None, metadata={"help": "Client certificate to present to the server (PEM)."}
+    context: ssl.SSLContext | None = option(
+        None, "A context of the caller's own, in place of the files.", flag=False
     )
-    key: FilePath | None = field(
-        default=None, metadata={"help": "The certificate's key, unless it is in the same file (PEM)."}
-    )
-    sni: str | None = field(
-        default=None, metadata={"help": "Server name to request (SNI) and verify, instead of the host."}
-    )
-    alpn: tuple[str, ...] = field(
-        default=(), metadata={"help": "ALPN protocol to offer to the server; repeatable.", "negative": ()}
-    )
-    insecure: bool = field(
-        default=False,
-        metadata={"help": "Do not verify the server's certificate.", "name": ("--insecure", "-k"), "negative": ()},
-    )
-    context: ssl.SSLContext | None = None
 
     def __post_init__(self) -> None:
         _check(self, ("cacert", "cert", "key"), besides=("sni",))
