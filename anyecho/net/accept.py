@@ -152,13 +152,12 @@ class Acceptor:
             sock, peer = self.sock.accept()
         except BlockingIOError:
             # accept(2) allocates a descriptor before it checks the backlog, which may be empty.
-            self._spare = _open_spare()
             raise
         except OSError:
-            self._spare = _open_spare()
             return False
+        finally:
+            self._spare = _open_spare()
 
-        self._spare = _open_spare()
         if self._spare >= 0:
             self._deliver(sock, peer)
         else:

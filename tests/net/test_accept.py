@@ -14,10 +14,20 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
-from anyio import CancelScope, Event, create_task_group, fail_after, move_on_after, wait_all_tasks_blocked
+from anyio import (
+    CancelScope,
+    Event,
+    create_task_group,
+    current_time,
+    fail_after,
+    move_on_after,
+    wait_all_tasks_blocked,
+)
+from anyio.lowlevel import checkpoint
 
 from anyecho.net.accept import Acceptor
 from anyecho.net.poller import Fallback, Poller, open_poller
+from tests.support.peers import until
 
 CAPACITY = ("EMFILE", "ENFILE", "ENOBUFS", "ENOMEM")
 IGNORABLE = (
@@ -43,11 +53,13 @@ class ManualLimit:
     def __init__(self) -> None:
         self.allowed = True
         self.changed = Event()
+        self.awaited = Event()
 
     def may_accept(self) -> bool:
         return self.allowed
 
     async def wait_may_accept(self) -> None:
+        self.awaited.set()
         while not self.allowed:
             await self.changed.wait()
 
@@ -187,19 +199,35 @@ async def test_emfile_with_an_empty_backlog_causes_no_retry(poller: Poller | Fal
             tasks.start_soon(server.acceptor.run, poller)
             await wait_all_tasks_blocked()
             with descriptors_left(0):
-                assert server.acceptor.accept_some()
-                assert server.acceptor.errors["EMFILE"] == 1
+                for count in (1, 2):  # the first attempt must not lose the spare descriptor
+                    assert server.acceptor.accept_some()
+                    assert server.acceptor.errors["EMFILE"] == count
             clients.enter_context(server.connect())
             await server.wait_accepted(1)
             tasks.cancel_scope.cancel()
 
 
+async def test_a_spare_descriptor_is_opened_once_one_is_free(poller: Poller | Fallback, server: Server) -> None:
+    with socket.socket() as client:
+        async with create_task_group() as tasks:
+            with descriptors_left(0):
+                tasks.start_soon(server.acceptor.run, poller)
+                client.connect(server.sock.getsockname())
+                await until(lambda: server.acceptor.errors["EMFILE"] > 0)
+            await server.wait_accepted(1)
+            with descriptors_left(0):
+                assert server.acceptor.accept_some(), "no spare descriptor"
+            tasks.cancel_scope.cancel()
+
+
 async def test_a_reached_limit_leaves_connections_in_the_backlog(poller: Poller | Fallback, server: Server) -> None:
+    """The acceptor waits for the limit. It does not poll the backlog, as it does after an error."""
     server.limit.allowed = False
     async with create_task_group() as tasks:
         tasks.start_soon(server.acceptor.run, poller)
         server.connect()
-        await wait_all_tasks_blocked()
+        with fail_after(5):
+            await server.limit.awaited.wait()
         assert server.accepted == []
         server.limit.lift()
         await server.wait_accepted(1)
@@ -219,7 +247,9 @@ async def test_cancelling_an_acceptor_loses_no_connection(poller: Poller | Fallb
         assert len(server.accepted) == round_ + 1
 
 
-async def test_a_cancelled_acceptor_leaves_no_descriptor_open(poller: Poller | Fallback, server: Server) -> None:
+async def test_a_cancelled_acceptor_leaves_no_descriptor_open_and_accepts_no_more(
+    poller: Poller | Fallback, server: Server
+) -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
         async with create_task_group() as tasks:
@@ -228,6 +258,10 @@ async def test_a_cancelled_acceptor_leaves_no_descriptor_open(poller: Poller | F
             tasks.cancel_scope.cancel()
 
     assert len(os.listdir("/proc/self/fd")) == before
+    server.connect()
+    for _ in range(50):
+        await checkpoint()
+    assert server.accepted == []
 
 
 async def test_a_persistent_accept_error_is_retried_after_pauses(
@@ -245,8 +279,8 @@ async def test_a_persistent_accept_error_is_retried_after_pauses(
 async def test_accepting_retries_if_the_kernel_cannot_watch_another_socket(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """fs.epoll.max_user_watches is reached during a pause."""
-    refusals = 2
+    """fs.epoll.max_user_watches is reached during a pause. Each attempt follows a pause of 0.1 s."""
+    refusals, began = 2, current_time()
 
     def register(self: Any, descriptor: int, mask: int, pollable: Any) -> None:
         nonlocal refusals
@@ -264,3 +298,4 @@ async def test_accepting_retries_if_the_kernel_cannot_watch_another_socket(
         tasks.cancel_scope.cancel()
 
     assert server.acceptor.errors["ENOSPC"] == 2
+    assert current_time() - began > 0.15
