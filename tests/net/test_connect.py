@@ -14,12 +14,14 @@ import pytest
 from anyio import (
     BrokenResourceError,
     CancelScope,
+    Event,
     create_task_group,
     fail_after,
     move_on_after,
     wait_all_tasks_blocked,
 )
 from anyio.abc import SocketAttribute
+from anyio.lowlevel import checkpoint
 
 from anyecho.address import Address, FDAddress, TCPAddress, UnixAddress, parse_address
 from anyecho.errors import ConnectError
@@ -92,6 +94,24 @@ async def test_a_server_that_closes_on_the_proxy_header_is_a_connect_error(
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+async def test_a_connection_cancelled_while_its_proxy_header_is_sent_is_closed(
+    opened: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listener = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
+    address = TCPAddress(host="127.0.0.1", port=listener.getsockname()[1])
+    before = len(os.listdir("/proc/self/fd"))
+    with CancelScope() as scope:
+
+        async def cancel(*_: object) -> None:
+            scope.cancel()
+            await checkpoint()
+
+        monkeypatch.setattr(PolledStream, "send", cancel)
+        await connect_stream(address, options=OPTIONS, proxy_header="v1")
+    assert scope.cancelled_caught
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 @needs_ipv6
 async def test_localhost_finds_a_server_on_either_family(opened: ExitStack) -> None:
     for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
@@ -109,6 +129,14 @@ async def test_only_the_requested_family_is_tried(opened: ExitStack) -> None:
         pass
 
     assert "Connection refused" in await refused(address, family=6)
+
+
+async def test_a_refused_attempt_is_not_registered_any_more(poller: Poller | Fallback) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as dead:
+        address = TCPAddress(host="127.0.0.1", port=dead.getsockname()[1])
+    with pytest.raises(ConnectError):
+        await connect_stream(address, options=OPTIONS, poller=poller)
+    assert isinstance(poller, Fallback) or not poller.registered
 
 
 async def test_without_ipv6_a_dead_port_of_localhost_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,6 +177,34 @@ async def test_an_unresponsive_address_does_not_delay_the_next(
     with fail_after(SOON):
         async with await connect_stream(TCPAddress(host="two", port=1), options=OPTIONS) as stream:
             assert stream.extra(SocketAttribute.remote_address) == good.getsockname()
+
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_a_second_attempt_that_succeeds_in_the_same_turn_is_closed(
+    opened: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listener = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
+    made, connected, both = connect._connect, list[PolledStream](), Event()
+
+    async def twice(host: str, port: int, *, family: int) -> list[Any]:
+        return [(socket.AF_INET, listener.getsockname())] * 2
+
+    async def together(*args: Any) -> PolledStream:
+        stream = await made(*args)
+        connected.append(stream)
+        if len(connected) == 2:
+            both.set()
+        with CancelScope(shield=True):
+            await both.wait()
+        return stream
+
+    monkeypatch.setattr(connect, "resolve", twice)
+    monkeypatch.setattr(connect, "_connect", together)
+    before = len(os.listdir("/proc/self/fd"))
+    with fail_after(SOON):
+        async with await connect_stream(TCPAddress(host="two", port=1), options=OPTIONS):
+            assert len(connected) == 2
 
     assert len(os.listdir("/proc/self/fd")) == before
 
