@@ -24,7 +24,7 @@ from anyio.lowlevel import checkpoint
 from anyecho.net.poller import Fallback, Poller
 from anyecho.net.stream import PolledStream
 from tests.net.pairs import KINDS, raw_pair, reset, stream_over
-from tests.support.conformance import drain
+from tests.support.conformance import MUCH, drain, expect_error
 
 
 @pytest.fixture
@@ -155,6 +155,19 @@ async def test_receive_raises_the_error_of_a_failed_send(
     assert isinstance(caught.value.__cause__, BrokenPipeError)
 
 
+async def test_a_waiting_send_is_broken_by_a_peer_that_shuts_down_and_reads_nothing(
+    poller: Poller | Fallback, opened: ExitStack
+) -> None:
+    """The send buffer stays full, so the kernel reports a hang-up only (EPOLLHUP without EPOLLOUT)."""
+    peer, ours = (opened.enter_context(sock) for sock in raw_pair("unix"))
+    stream = stream_over(ours, poller)
+    with fail_after(5):
+        async with create_task_group() as tasks:
+            tasks.start_soon(expect_error, lambda: stream.send(MUCH), BrokenResourceError)
+            await wait_all_tasks_blocked()
+            peer.shutdown(socket.SHUT_RDWR)
+
+
 @pytest.mark.parametrize("budget", [1, 4])
 async def test_a_flooding_peer_lets_tasks_run(budget: int, poller: Poller | Fallback, opened: ExitStack) -> None:
     """No call has to wait, but every `budget` calls another task runs."""
@@ -199,6 +212,11 @@ async def test_a_stream_yields_after_each_mebibyte_however_few_the_calls(
         await stream.receive()
 
     assert 2 <= yields <= 3
+
+    # A reader so fast that the kernel takes all of one large send without a wait.
+    monkeypatch.setattr(socket.socket, "send", lambda _, data: min(len(data), 65536))
+    await stream.send(bytes(40 * 65536))
+    assert 4 <= yields <= 6
 
 
 async def test_totals_count_bytes_received_and_sent(poller: Poller | Fallback, opened: ExitStack) -> None:

@@ -6,7 +6,7 @@ checks, to parametrize a test with.
 
 from __future__ import annotations
 
-__all__ = ("CHECKS", "Check", "drain", "expect_error", "fill", "run_check")
+__all__ = ("CHECKS", "MUCH", "Check", "drain", "expect_error", "fill", "run_check")
 
 import random
 from array import array
@@ -171,6 +171,14 @@ async def closing_wakes_a_waiting_send(left: ByteStream, right: ByteStream) -> N
         await left.aclose()
 
 
+async def closing_while_calls_yield_is_reported_as_closed(left: ByteStream, right: ByteStream) -> None:
+    """They find the descriptor closed (EBADF) after their checkpoint, which is no failure of the connection."""
+    async with create_task_group() as tasks:
+        tasks.start_soon(expect_error, left.receive, ClosedResourceError)
+        tasks.start_soon(expect_error, lambda: left.send(b"x"), ClosedResourceError)
+        tasks.start_soon(left.aclose)
+
+
 async def a_second_reader_is_refused(left: ByteStream, right: ByteStream) -> None:
     async with create_task_group() as tasks:
         tasks.start_soon(left.receive)
@@ -286,6 +294,7 @@ CHECKS: tuple[Check, ...] = (
     closing_in_a_cancelled_scope_still_closes,
     closing_wakes_a_waiting_receive,
     closing_wakes_a_waiting_send,
+    closing_while_calls_yield_is_reported_as_closed,
     a_second_reader_is_refused,
     a_second_sender_is_refused,
     a_cancelled_call_lets_the_next_call_run,
