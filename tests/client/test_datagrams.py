@@ -123,11 +123,28 @@ async def test_lost_datagrams_are_counted_after_the_last_reply() -> None:
                 await client.exchange(b"again")
 
 
-async def test_a_datagram_without_reply_is_lost() -> None:
+@pytest.mark.parametrize("count", [1, 100])
+async def test_datagrams_without_reply_are_lost_and_make_room_for_others(count: int) -> None:
     with peer(lambda *_: []) as address:
-        async with await connect(address, options=SHORT) as client:
-            with fail_after(5), pytest.raises(EchoLost, match=r"^1 of 1 datagrams were lost"):
-                await client.exchange(b"hello")
+        async with await connect(address, options=ConnectOptions(timeout=0.2)) as client:
+            with fail_after(5), pytest.raises(EchoLost, match=rf"^{count} of {count} datagrams were lost"):
+                await send(client, numbered(count))
+
+
+@pytest.mark.parametrize(("size", "outstanding"), [(0, 64), (1, 64), (1 << 12, 16), (40_000, 1)])
+async def test_64_datagrams_or_64_kib_are_outstanding_at_most(size: int, outstanding: int) -> None:
+    taken: list[bytes] = []
+
+    def endless() -> Iterator[bytes]:
+        while True:
+            taken.append(bytes(size))
+            yield taken[-1]
+
+    with peer(lambda *_: []) as address:
+        async with await connect(address) as client, client.send(endless()):
+            await wait_all_tasks_blocked()
+
+    assert len(taken) == outstanding + 1  # the last one waits
 
 
 async def test_a_late_reply_still_counts_as_lost() -> None:
@@ -153,22 +170,26 @@ async def test_a_late_reply_still_counts_as_lost() -> None:
                     assert [reply async for reply in replies] == [b"1"]
 
 
-async def test_duplicates_and_reordering_are_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    held: list[bytes] = []
-
-    def reorder(number: int, datagram: bytes) -> list[bytes]:
-        if number == 1:
-            held.append(datagram)
-            return []
-        return [datagram, *held, datagram] if number == 2 else [datagram]
-
-    with peer(reorder) as address:
+@pytest.mark.parametrize(
+    ("script", "order", "warnings"),
+    [
+        (["a", "", "cbc", "d", "e"], "acbd", ["1 came twice, 1 out of order"]),
+        (["aa", "b", "c", "d", "e"], "abcd", ["1 came twice"]),
+        (["a", "", "cb", "d", "e"], "acbd", ["1 out of order"]),
+        # A duplicate of an earlier exchange is recognised too.
+        (["a", "b", "c", "d", "de"], "abcd", ["1 came twice"]),
+        (["a", "b", "c", "d", "e"], "abcd", []),
+    ],
+)
+async def test_duplicates_and_reordering_are_a_warning(
+    script: list[str], order: str, warnings: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with peer(lambda number, _: [letter.encode() for letter in script[number]]) as address:
         async with await connect(address) as client:
-            assert await send(client, [b"a", b"b", b"c", b"d"]) == [b"a", b"c", b"b", b"d"]
-            # The second c is a duplicate, recognised in any later exchange.
+            assert await send(client, [b"a", b"b", b"c", b"d"]) == [letter.encode() for letter in order]
             assert await client.exchange(b"e") == b"e"
 
-    assert "0 of 4 datagrams were lost; 1 came twice, 1 out of order" in caplog.text
+    assert [record.getMessage().partition(" were lost; ")[2] for record in caplog.records] == warnings
 
 
 async def test_a_corrupted_datagram_names_the_wrong_byte() -> None:

@@ -253,6 +253,22 @@ async def test_echo_from_before_a_failed_send_is_returned(poller: Poller | Fallb
         assert got in (bytes(3), b"")  # the reset may have discarded the echo in the kernel
 
 
+async def test_a_failed_send_takes_no_more_of_the_source() -> None:
+    taken: list[bytes] = []
+
+    def recorded() -> Iterator[bytes]:
+        for item in (b"one", b"two"):
+            taken.append(item)
+            yield item
+
+    async with Client(Scripted(broken=True)) as client:
+        with pytest.raises(EchoTruncated):
+            async with client.send(recorded()) as back:
+                await wait_all_tasks_blocked()
+                assert taken == [b"one"]
+                await anext(back)
+
+
 async def test_a_silent_server_is_a_stall_after_the_timeout(poller: Poller | Fallback) -> None:
     async def silent(stream: ByteStream) -> None:
         await anyio.sleep_forever()
