@@ -115,6 +115,7 @@ def test_any_text_is_an_address_or_a_one_line_error(text: str) -> None:
         ("127.0.0.1:0", TCPAddress(host="127.0.0.1", port=0)),
         ("tcp://:7", TCPAddress(host="", port=7)),
         (":7", TCPAddress(host="", port=7)),
+        (":65535", TCPAddress(host="", port=65535)),
         ("tcp://m%C3%BCller:7", TCPAddress(host="müller", port=7)),
         ("tcp://müller:7", TCPAddress(host="müller", port=7)),
         ("tcp://[::1]:7", TCPAddress(host="::1", port=7)),
