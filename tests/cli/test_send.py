@@ -18,9 +18,12 @@ from threading import Thread
 from time import monotonic
 from typing import IO, Any, TypeAlias
 
+import anyio
 import pytest
 
 from anyecho.cli.main import main
+from anyecho.client.client import Client, connect
+from anyecho.client.source import Source
 from anyecho.units import format_duration
 from tests.support.machine import needs_ipv6
 from tests.support.process import (
@@ -463,6 +466,27 @@ def test_the_deadline_includes_connecting(processes: Processes) -> None:
         status, _, errors = processes.run("send", address, "hello", "--deadline", "300ms")
 
     assert (status, errors) == (3, f"anyecho: cannot connect to tcp://{address}: no answer within 300ms\n")
+
+
+def test_the_time_to_connect_is_taken_from_the_deadline(
+    send: Send, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deadlines: list[float] = []
+    client_send = Client.send
+
+    async def connect_slowly(*args: Any, **options: Any) -> Client:
+        await anyio.sleep(0.3)
+        return await connect(*args, **options)
+
+    def record(client: Client, source: Source, *, deadline: float) -> Any:
+        deadlines.append(deadline)
+        return client_send(client, source, deadline=deadline)
+
+    monkeypatch.setattr("anyecho.cli.send.connect", connect_slowly)
+    monkeypatch.setattr(Client, "send", record)
+
+    assert send(serve(echo), "hello", "--deadline", "100s") == (0, b"hello", b"")
+    assert 0 < deadlines[0] < 99.8
 
 
 def test_a_fifo_without_a_writer_is_waited_for_until_the_deadline(processes: Processes, tmp_path: Path) -> None:

@@ -126,6 +126,16 @@ def test_an_inherited_socket_is_served_and_its_address_reported(processes: Proce
         assert round_trip(process.addresses[0], b"hello") == b"hello"
 
 
+def test_a_server_whose_listener_fails_is_exit_1(processes: Processes, backend: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"fd://{listener.fileno()}"
+        process = processes.serve("-b", address, "--backend", backend, pass_fds=[listener.fileno()])
+        listener.shutdown(socket.SHUT_RDWR)  # accept(2) fails, in the server too
+
+        assert process.wait() == 1
+        assert process.errors() == "anyecho: [Errno 22] Invalid argument\n"
+
+
 def test_a_socket_file_is_removed_at_exit(processes: Processes, short_path: Path) -> None:
     path = short_path / "echo"
     process = processes.serve("-b", f"unix:{path}")

@@ -16,11 +16,13 @@ from time import monotonic
 
 import pytest
 
+from anyecho.cli.signals import caught_signals
 from tests.support.process import (
     TIMEOUT,
     Processes,
     accepts,
     connect,
+    descriptors,
     echo,
     exchange,
     peer,
@@ -294,6 +296,22 @@ def test_a_second_signal_ends_a_send_that_is_stuck(
     process.signal(signum)
 
     assert process.wait(END) == -signum
+
+
+def test_handlers_mask_and_descriptors_are_restored() -> None:
+    def state() -> list[object]:
+        handlers = [signal.getsignal(each) for each in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)]
+        return [signal.pthread_sigmask(signal.SIG_BLOCK, ()), descriptors(), *handlers]
+
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    before = state()
+    with caught_signals(handled=2, hangup=True):
+        inside = state()
+    after = state()
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    assert after == before
+    assert [at for at in (0, 2, 4) if inside[at] == before[at]] == []  # the mask, SIGHUP, SIGTERM
 
 
 def test_signals_pending_together_are_all_counted(signum: signal.Signals) -> None:
