@@ -17,6 +17,7 @@ from anyecho.address import parse_address
 from anyecho.cli.main import app
 from tests.support.machine import needs_ipv6
 from tests.support.process import TIMEOUT, Process, Processes, wait_until
+from tests.test_layering import LAYERS, modules
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md"]
@@ -85,9 +86,8 @@ def commands(block: Block) -> list[list[str]]:
 
 def test_every_block_is_of_a_kind_that_is_tested() -> None:
     assert {each.language for each in blocks()} == {"console", "ini", "python", "sh"}
-    assert len(PAIR) == 2
-    assert len(TEST_SUITES) == 2
-    assert {each.language for each in blocks(of=[ROOT / "docs" / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md"])} <= {
+    assert (len(PAIR), len(TEST_SUITES)) == (2, 2)
+    assert {each.language for each in blocks(of=[*(ROOT / "docs").glob("[A-Z]*.md"), *ROOT.glob("C*.md")])} == {
         "sh",
         "text",
     }
@@ -101,16 +101,11 @@ def test_a_program_prints_what_its_comments_state(block: Block) -> None:
 def test_the_server_and_the_client_talk_to_each_other(short_path: Path, processes: Processes) -> None:
     [client], [server] = ([each for each in PAIR if marker in each.text] for marker in (CLIENT, SERVER))
     path = short_path / "echo.sock"
-    moved = [each.text.replace("tcp://localhost:10000", f"unix:{path}") for each in (client, server)]
-    serving = subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", moved[1].replace("/tmp/echo.sock", f"{short_path}/other")]
-    )
-    with serving:
-        try:
-            wait_until((short_path / "other").exists)
-            assert run(moved[0]) == printed(client)
-        finally:
-            serving.terminate()
+    code, serving = (each.text.replace("tcp://localhost:10000", f"unix:{path}") for each in (client, server))
+    command = [sys.executable, "-W", "error", "-c", serving.replace("/tmp/echo.sock", f"{short_path}/other")]
+    processes.adopt(Process(subprocess.Popen(command)))
+    wait_until((short_path / "other").exists)
+    assert run(code) == printed(client)
 
 
 @pytest.mark.parametrize("block", TEST_SUITES, ids=where)
@@ -208,6 +203,12 @@ def test_links_lead_somewhere(path: Path) -> None:
         if anchor:
             titles = re.findall(r"^#+ (.*)", linked.read_text(), re.MULTILINE)
             assert anchor in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_the_architecture_has_every_layer() -> None:
+    rows = re.findall(r"^\| (\d) \| (.*?) \|", (ROOT / "docs" / "ARCHITECTURE.md").read_text(), re.MULTILINE)
+    listed = {name: int(layer) for layer, names in rows for name in re.findall(r"`(\w+)/?`", names)}
+    assert listed == {name: LAYERS[name] for name in {each.partition(".")[0] for each in modules()} - {""}}
 
 
 def test_the_systemd_units_are_valid(tmp_path: Path) -> None:
