@@ -23,7 +23,6 @@ import re
 import socket
 import struct
 from functools import lru_cache
-from ipaddress import IPv6Address
 from itertools import count
 from typing import Any, TypeAlias
 from urllib.parse import quote_from_bytes
@@ -34,7 +33,8 @@ from anyecho.address import Address, TCPAddress, UDPAddress, UnixAddress
 SockAddr: TypeAlias = tuple[str, int] | str
 
 #: Prefixes followed by an IPv4 address: IPv4-mapped (RFC 4291) and the well-known prefix of NAT64 (RFC 6052).
-_EMBEDDED_IPV4 = (bytes(10) + b"\xff\xff", b"\x00\x64\xff\x9b" + bytes(8))
+_MAPPED = bytes(10) + b"\xff\xff"
+_EMBEDDED_IPV4 = (_MAPPED, b"\x00\x64\xff\x9b" + bytes(8))
 #: The local-use NAT64 prefix 64:ff9b:1::/48 (RFC 8215).
 _LOCAL_NAT64 = b"\x00\x64\xff\x9b\x00\x01"
 
@@ -62,16 +62,17 @@ def is_host_name(text: str) -> bool:
     )
 
 
+@lru_cache(maxsize=16384)
 def unmapped(host: str) -> str:
     """Return the IPv4 address of an IPv4-mapped IPv6 address (RFC 4291, section 2.5.5.2), else `host`."""
     if ":" not in host:
         return host
     try:
-        mapped = IPv6Address(host.partition("%")[0]).ipv4_mapped
-    except ValueError:
+        packed = socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
+    except (OSError, ValueError):
         return host
 
-    return host if mapped is None else str(mapped)
+    return socket.inet_ntop(socket.AF_INET, packed[12:]) if packed.startswith(_MAPPED) else host
 
 
 @lru_cache(maxsize=16384)

@@ -7,6 +7,7 @@ import math
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import replace
@@ -24,6 +25,7 @@ from anyecho.net import poller as poller_module
 from anyecho.server.limits import ConnectionLimit, Reaper, SourceLimit
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
+from anyecho.server.udp_guard import SourceGuard
 from tests.net.proxy.headers import v2
 from tests.support.machine import needs_ipv6
 from tests.support.peers import SOON, dial, flood, receive_all, until
@@ -356,21 +358,22 @@ async def test_max_connections_counts_connections_with_an_incomplete_proxy_heade
 @pytest.mark.parametrize(
     ("sockaddr", "other", "same"),
     [
-        (("192.0.2.1", 1), ("192.0.2.1", 2), True),
-        (("192.0.2.1", 1), ("192.0.2.2", 1), False),
-        (("2001:db8::1", 1, 0, 0), ("2001:db8::ffff:1", 1, 0, 0), True),
-        (("2001:db8::1", 1, 0, 0), ("2001:db8:0:1::1", 1, 0, 0), False),
-        (("::ffff:192.0.2.1", 1, 0, 0), ("192.0.2.1", 1), True),
-        (("::ffff:192.0.2.1", 1, 0, 0), ("::ffff:192.0.2.2", 1, 0, 0), False),
-        (("fe80::1%eth0", 1, 0, 2), ("fe80::2%eth1", 1, 0, 3), True),
-        (("64:ff9b::c000:201", 1, 0, 0), ("64:ff9b::c000:202", 1, 0, 0), False),
-        (("64:ff9b::c000:201", 1, 0, 0), ("192.0.2.1", 1), True),
+        (("192.0.2.1", 5000), ("192.0.2.1", 5001), True),
+        (("192.0.2.1", 5000), ("192.0.2.2", 5000), False),
+        (("2001:db8::1", 5000, 0, 0), ("2001:db8::ffff:1", 5000, 0, 0), True),
+        (("2001:db8::1", 5000, 0, 0), ("2001:db8:0:1::1", 5000, 0, 0), False),
+        (("::ffff:192.0.2.1", 5000, 0, 0), ("192.0.2.1", 5000), True),
+        (("::ffff:192.0.2.1", 5000, 0, 0), ("::ffff:192.0.2.2", 5000, 0, 0), False),
+        (("fe80::1%eth0", 5000, 0, 2), ("fe80::2%eth1", 5000, 0, 3), True),
+        (("64:ff9b::c000:201", 5000, 0, 0), ("64:ff9b::c000:202", 5000, 0, 0), False),
+        (("64:ff9b::c000:201", 5000, 0, 0), ("192.0.2.1", 5000), True),
+        (("::1", 5000, 0, 0), ("::ffff:192.0.2.1", 5000, 0, 0), False),
         ("", "", False),
         ("/run/a", "/run/a", False),
     ],
 )
 @pytest.mark.by_turns("engine")
-def test_addresses_of_one_source_share_a_limit(sockaddr: object, other: object, same: bool) -> None:
+def test_addresses_of_one_source_share_a_limit_over_tcp_and_over_udp(sockaddr: Any, other: Any, same: bool) -> None:
     limit = SourceLimit(1)
     first, second = object(), object()
     assert limit.acquire(first, sockaddr)
@@ -378,6 +381,9 @@ def test_addresses_of_one_source_share_a_limit(sockaddr: object, other: object, 
     limit.release(first)
     limit.release(second)
     assert limit.acquire(second, sockaddr)
+    if isinstance(sockaddr, tuple):
+        guard = SourceGuard(ServeOptions(udp_rate=1, udp_burst=1), [], Counter(), clock=lambda: 1e6)
+        assert (guard.admit(sockaddr), guard.admit(other)) == (True, not same)
 
 
 async def test_a_connection_limit_waits_for_its_parent() -> None:

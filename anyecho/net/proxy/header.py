@@ -18,7 +18,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, Literal, TypeAlias
 
 from anyecho.errors import AnyechoError, UsageError
-from anyecho.net.names import SockAddr
+from anyecho.net.names import SockAddr, unmapped
 
 #: The versions that a listener accepts; ``require`` is either of them.
 Versions: TypeAlias = Literal["v1", "v2", "require"]
@@ -98,7 +98,7 @@ def encode_header(version: Literal["v1", "v2"], source: Any, destination: Any) -
 
 def _encode_inet(version: Literal["v1", "v2"], source: tuple[Any, ...], destination: tuple[Any, ...]) -> bytes:
     # A zone has no meaning on another machine.
-    first, second = (_unmapped(ip_address(host.partition("%")[0])) for host, *_ in (source, destination))
+    first, second = (ip_address(unmapped(host.partition("%")[0])) for host, *_ in (source, destination))
     if first.version != second.version:
         first, second = (IPv6Address(f"::ffff:{each}") if each.version == 4 else each for each in (first, second))
 
@@ -156,7 +156,7 @@ def _parse_host(word: bytes, protocol: bytes) -> str:
     try:
         if b"%" in word:
             raise ValueError
-        return str(_unmapped((IPv4Address if protocol == b"TCP4" else IPv6Address)(word.decode())))
+        return unmapped(str((IPv4Address if protocol == b"TCP4" else IPv6Address)(word.decode())))
     except ValueError:
         raise ProxyProtocolError(f"{word!r} is no address of {protocol.decode()}") from None
 
@@ -207,11 +207,7 @@ def _parse_addresses(block: struct.Struct, data: bytes) -> tuple[SockAddr, SockA
     if block is _UNIX:
         return _parse_path(source), _parse_path(destination)
 
-    return (str(_unmapped(ip_address(source))), ports[0]), (str(_unmapped(ip_address(destination))), ports[1])
-
-
-def _unmapped(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
-    return (address.ipv4_mapped if isinstance(address, IPv6Address) else None) or address
+    return (unmapped(str(ip_address(source))), ports[0]), (unmapped(str(ip_address(destination))), ports[1])
 
 
 def _parse_path(field: bytes) -> str:

@@ -11,6 +11,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any, Self
 
 from anyecho.errors import UsageError
+from anyecho.net.names import unmapped
 
 #: Excludes netmasks and hostmasks (10.0.0.0/255.0.0.0), which ipaddress accepts, and zones.
 _CIDR = re.compile(r"[0-9A-Fa-f:.]+(/[0-9]+)?", re.A)
@@ -41,10 +42,7 @@ class TrustedNetworks:
         if not isinstance(sockaddr, tuple):
             return self.unix
 
-        address = ip_address(sockaddr[0])
-        if address.version == 6:
-            address = address.ipv4_mapped or address
-
+        address = ip_address(unmapped(sockaddr[0]))
         return any(address in network for network in self.networks)
 
 

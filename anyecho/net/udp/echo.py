@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from anyio import sleep
 
 from anyecho.net import tuning
+from anyecho.net.names import unmapped
 from anyecho.net.poller import Fallback, Poller, call_while_readable
 from anyecho.net.udp.counts import DatagramCounts, Guard, Source
 from anyecho.net.udp.pktinfo import enable_pktinfo
@@ -46,7 +47,7 @@ class Reflector:
         if tune:
             tuning.tune(sock, socket.SOL_SOCKET, "SO_RCVBUF", _QUEUE_SIZE)
         # On a wildcard address, the source that the kernel selects by route may differ from the destination asked.
-        reply_from_dst = _unmapped(sock.getsockname()[0]) in _ANY and enable_pktinfo(sock)
+        reply_from_dst = unmapped(sock.getsockname()[0]) in _ANY and enable_pktinfo(sock)
         self._echo: BatchEcho | SingleEcho = _echo_class()(sock, reply_from_dst=reply_from_dst)
 
     async def run(self, poller: Poller | Fallback) -> None:
@@ -95,14 +96,10 @@ class _UnmappingGuard:
         self.begin_batch = guard.begin_batch
 
     def admit(self, source: Source) -> bool:
-        return self._guard.admit((_unmapped(source[0]), source[1]))
+        return self._guard.admit((unmapped(source[0]), source[1]))
 
     def refuse(self, source: Source) -> None:
-        self._guard.refuse((_unmapped(source[0]), source[1]))
-
-
-def _unmapped(host: str) -> str:
-    return host.removeprefix("::ffff:") if "." in host else host
+        self._guard.refuse((unmapped(source[0]), source[1]))
 
 
 def _is_dual(sock: socket.socket) -> bool:
