@@ -35,12 +35,7 @@ _AnyExchange: TypeAlias = Exchange | DatagramExchange
 logger = logging.getLogger("anyecho.client")
 
 
-async def connect(
-    address: str | Address,
-    *,
-    options: ConnectOptions | None = None,
-    poller: Poller | Fallback | None = None,
-) -> Client:
+async def connect(address: str | Address, *, options: ConnectOptions | None = None) -> Client:
     """Connect to the echo server at `address`. The caller closes the returned client.
 
     Raises `ConnectError` if no endpoint of `address` answers within `options.timeout`, or if verification of its
@@ -50,13 +45,13 @@ async def connect(
     check_kind(options, ConnectOptions)
     address = parse_address(address)
     check_options(options, address)
-    return await connect_checked(address, options, poller)
+    return await connect_checked(address, options)
 
 
 async def connect_checked(
     address: Address, options: ConnectOptions, poller: Poller | Fallback | None = None
 ) -> Client:
-    """Like `connect`, without checking `options` against `address`."""
+    """Like `connect`, without checking `options` against `address`. `poller` reports readiness (None: the loop)."""
     logger.debug("connecting to %s", _describe(address))
     if isinstance(address, TCPAddress | UDPAddress) and address.port == 0:
         raise ConnectError(f"cannot connect to {address}: port 0 is any free port, and only for servers")

@@ -13,6 +13,7 @@ from anyio import fail_after
 
 import anyecho
 from anyecho import Client, connect, open_server
+from anyecho.client.client import connect_checked
 from anyecho.errors import ConnectError, EchoLost
 from anyecho.net.poller import Fallback, Poller
 from tests.support.machine import needs_ipv6
@@ -38,7 +39,8 @@ async def client_of(host: str, poller: Poller | Fallback | None = None) -> Async
     async with open_server(f"udp://{host}:0") as server:
         address = server.addresses[0]
         assert isinstance(address, anyecho.UDPAddress)
-        async with await connect(f"udp://localhost:{address.port}", poller=poller) as client:
+        local = anyecho.UDPAddress(host="localhost", port=address.port)
+        async with await connect_checked(local, anyecho.ConnectOptions(), poller) as client:
             yield client
 
 

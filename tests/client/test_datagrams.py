@@ -21,7 +21,8 @@ from anyio import (
 )
 from anyio.lowlevel import checkpoint
 
-from anyecho.client.client import Client, connect
+from anyecho.address import parse_address
+from anyecho.client.client import Client, connect, connect_checked
 from anyecho.client.options import ConnectOptions
 from anyecho.echo import echo
 from anyecho.errors import ConnectError, EchoLost, EchoMismatch, EchoStalled, UsageError, unwrap_single
@@ -83,7 +84,8 @@ async def test_each_item_is_a_datagram_and_comes_back(polled: bool, poller: Poll
 
     items = [b"a", b"", bytes(65507), b"a", b"end"]
     with peer(record) as address:
-        async with await connect(address, poller=poller if polled else None) as client:
+        reporting = poller if polled else None
+        async with await connect_checked(parse_address(address), ConnectOptions(), reporting) as client:
             assert await send(client, items) == items
             assert await client.exchange(b"one more") == b"one more"
             assert await client.exchange(b"") == b""

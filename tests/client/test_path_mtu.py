@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from anyecho.client.client import connect
+from anyecho.client.client import connect, connect_checked
 from anyecho.client.options import ConnectOptions
 from anyecho.errors import EchoLost, UsageError
 from anyecho.net.poller import Fallback, Poller
@@ -46,7 +46,7 @@ async def test_emsgsize_for_an_earlier_datagram_loses_no_later_one(
 ) -> None:
     async with (
         open_server("udp://127.0.0.1:0") as server,
-        await connect(server.addresses[0], poller=poller if polled else None) as client,
+        await connect_checked(server.addresses[0], ConnectOptions(), poller if polled else None) as client,
     ):
         fail_with_emsgsize(monkeypatch, method, count)
         for payload in (b"first", b"", bytes(65507)):
