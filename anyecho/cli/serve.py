@@ -6,8 +6,10 @@ __all__ = ("serve",)
 
 import logging
 import os
+import resource
 import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from threading import Thread
 from typing import Annotated
 
@@ -58,6 +60,7 @@ def serve(
     closes them, the third ends a stuck process. SIGHUP reloads the certificate files. Without such files it is
     ignored, unless the controlling terminal is gone: then it acts like SIGTERM, except under nohup.
     """
+    _raise_descriptor_limit()
     activation = take_activation(os.environ)
     if addresses and "bind" in environment.used:
         bind = ()  # the command line overrides the environment
@@ -74,6 +77,16 @@ def serve(
         run(_serve, resolved, activation, options, signals, notifier, backend=backend)
 
     return 0
+
+
+def _raise_descriptor_limit() -> None:
+    """Raise the soft descriptor limit to the hard limit.
+
+    The library does not: in a program with other parts, or in its children, select(2) fails above 1023.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # macOS: the hard limit may be more than its kernel allows
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _serve(

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-__all__ = ("ConnectionLimit", "Reaper", "SourceLimit", "cap_by_fd_limit", "raise_descriptor_limit")
+__all__ = ("ConnectionLimit", "Reaper", "SourceLimit", "cap_by_fd_limit", "descriptor_limit")
 
 import math
 import resource
@@ -30,16 +30,9 @@ _MIN_INTERVAL = 0.01
 _YIELD_EVERY = 256
 
 
-def raise_descriptor_limit() -> int:
-    """Raise the soft descriptor limit of this process to its hard limit; return the new soft limit."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        except (OSError, ValueError):  # macOS: the hard limit may be more than its kernel allows
-            return soft
-
-    return hard
+def descriptor_limit() -> int:
+    """Return the soft descriptor limit of this process."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def cap_by_fd_limit(max_connections: int, descriptors: int) -> int:

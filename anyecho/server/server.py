@@ -22,7 +22,7 @@ from anyecho.net.listen import Listener, open_listeners
 from anyecho.net.poller import Fallback, Poller, open_poller
 from anyecho.net.tls.contexts import Certificates
 from anyecho.server.admission import Admission
-from anyecho.server.limits import ConnectionLimit, Reaper, cap_by_fd_limit, raise_descriptor_limit
+from anyecho.server.limits import ConnectionLimit, Reaper, cap_by_fd_limit, descriptor_limit
 from anyecho.server.listening import Listening
 from anyecho.server.options import ServeOptions
 from anyecho.server.stats import Peer, Stats
@@ -66,7 +66,7 @@ async def open_server(*addresses: str | Address, options: ServeOptions | None = 
     inherits = any(isinstance(address, FDAddress) for address in wanted)
     if not inherits:
         check_options(options, [(address, address) for address in wanted])
-    limit = cap_by_fd_limit(options.max_connections, raise_descriptor_limit())
+    limit = cap_by_fd_limit(options.max_connections, descriptor_limit())
     with ExitStack() as opened, unwrap_single() as kept:
         certificates: Certificates | None = None
         if over_tls := [address for address in wanted if address.tls]:
@@ -82,7 +82,7 @@ async def open_server(*addresses: str | Address, options: ServeOptions | None = 
             connection_limit = ConnectionLimit(limit, wait=options.over_limit == "wait")
             server = Server(listeners, connection_limit, options, poller, tasks, certificates)
             opened.callback(server._set_exited)
-            server.start()
+            server._start()
             try:
                 yield server
                 server.close()
@@ -130,7 +130,7 @@ class Server:
         #: Whether the block has been left. Then the methods do nothing, in any thread.
         self._exited = False
 
-    def start(self) -> None:
+    def _start(self) -> None:
         for requested, listener in {listener.requested: listener for listener in self._listeners}.items():
             logger.info("starting up on %s", _describe(requested, listener.address))
 

@@ -1,11 +1,13 @@
-"""A descriptor limit too low for an event loop is an error of one line."""
+"""The descriptor limit: `serve` raises it, and one too low for an event loop is an error of one line."""
 
 from __future__ import annotations
 
 import re
+import resource
 
 import pytest
 
+import anyecho
 from tests.support.process import Processes
 
 
@@ -16,3 +18,19 @@ def test_too_few_descriptors_for_an_event_loop_are_one_line(verb: str, backend: 
     assert process.wait() == 3
     line = rf"anyecho: an event loop of {backend} needs \d+ descriptors: Too many open files \(ulimit -n\)\n"
     assert re.fullmatch(line, process.errors())
+
+
+async def test_serve_raises_the_soft_descriptor_limit_and_the_library_does_not(processes: Processes) -> None:
+    lower = "import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (256, r.getrlimit(r.RLIMIT_NOFILE)[1]))\n"
+    soft, hard = resource.prlimit(
+        processes.serve("-b", "tcp://127.0.0.1:0", before=lower).pid, resource.RLIMIT_NOFILE
+    )
+    assert soft == hard > 256
+
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[0] - 1, before[1]))
+    try:
+        async with anyecho.open_server("tcp://127.0.0.1:0"):
+            assert resource.getrlimit(resource.RLIMIT_NOFILE) == (before[0] - 1, before[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
