@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import math
 import os
@@ -12,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 from anyio import fail_after, move_on_after, to_thread
@@ -101,6 +103,31 @@ async def test_a_reply_comes_from_the_destination_address(host: str) -> None:
             answer, source = await to_thread.run_sync(sock.recvfrom, 100)
 
         assert (answer, source[:2]) == (b"who", (host, address.port))
+
+
+@pytest.mark.parametrize("host", LOOPBACK_HOSTS)
+async def test_a_reply_is_not_bound_to_an_interface(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its route may be through another interface than the one by which the datagram arrived."""
+    infos: list[bytes] = []
+    sendmsg, sendmmsg = socket.socket.sendmsg, mmsg._sendmmsg
+
+    def send_one(sock: socket.socket, buffers: Any, control: Any, *rest: Any) -> int:
+        infos.extend(info for _, _, info in control)
+        return sendmsg(sock, buffers, control, *rest)
+
+    def send_batch(descriptor: int, at: int, *rest: int) -> Any:
+        _, _, _, _, control, size, *_ = mmsg._MESSAGE.unpack(ctypes.string_at(at, mmsg._MESSAGE.size))
+        infos.append(ctypes.string_at(control, size)[mmsg._HEADER.size :])
+        return sendmmsg(descriptor, at, *rest)
+
+    monkeypatch.setattr(socket.socket, "sendmsg", send_one)
+    monkeypatch.setattr(mmsg, "_sendmmsg", send_batch)
+    async with open_server("udp://:0") as server:
+        with udp_client(UDPAddress(host=host, port=port_of(server))) as sock:
+            assert await exchange(sock, b"hello") == b"hello"
+
+    [info] = infos
+    assert (info[16:20] if ":" in host else info[:4]) == bytes(4)  # ipi6_ifindex, ipi_ifindex
 
 
 async def test_tcp_and_udp_may_share_a_port() -> None:
@@ -279,17 +306,25 @@ ERRORS = ("EAGAIN", "ECONNREFUSED", "EHOSTUNREACH", "EINVAL", "EMSGSIZE", "ENETU
 
 
 @pytest.mark.parametrize("bind", ["udp://127.0.0.1:0", "udp://:0"])
-async def test_a_reply_that_cannot_be_sent_is_counted(bind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    fail(monkeypatch, "send", *ERRORS)
+async def test_a_reply_that_cannot_be_sent_is_counted(
+    bind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All datagrams are one batch. Of it, the first sendmmsg(2) sends only one reply."""
+    fail(monkeypatch, "send", "", *ERRORS, "EACCES")
     async with open_server(bind) as server:
-        with udp_client(server.addresses[0]) as sock:
-            for _ in ERRORS:
-                sock.send(b"lost")
-            assert await exchange(sock, b"kept") == b"kept"
+        [address, *_] = server.addresses
+        with udp_client(address) as sock, udp_client(address, source="127.0.0.2") as other:
+            for datagram in (b"first", *[b"lost"] * len(ERRORS)):
+                sock.send(datagram)
+            other.send(b"refused")
+            assert await exchange(sock, b"kept") == b"first"
+            assert await to_thread.run_sync(sock.recv, 100) == b"kept"
 
         counts = server.stats.datagrams
         assert counts.errors == dict.fromkeys(ERRORS, 1)
-        assert (counts.received, counts.echoed) == (len(ERRORS) + 1, 1)
+        assert (counts.received, counts.echoed, counts.bytes_echoed) == (len(ERRORS) + 3, 2, 9)
+        assert counts.dropped == {"broadcast": 1}
+        assert "dropping datagrams from 127.0.0.2 port" in caplog.text
 
 
 @pytest.mark.parametrize("bind", ["udp://127.0.0.1:0", "udp://:0"])

@@ -59,24 +59,28 @@ def forge(raw: socket.socket, source: tuple[str, int], address: Address, payload
 
 
 def fail(monkeypatch: pytest.MonkeyPatch, direction: str, *names: str) -> None:
-    """Let system calls that send or receive datagrams fail once with each errno of `names`, then work again."""
-    failures = [getattr(errno, name) for name in names]
+    """Let system calls that send or receive datagrams fail once with each errno of `names`, then work again.
+
+    An empty name is a call that works, for one datagram only.
+    """
+    failures = [getattr(errno, name) if name else 0 for name in names]
 
     def one_by_one(work: Callable[..., Any]) -> Callable[..., Any]:
         def failing(*arguments: Any) -> Any:
-            if failures:
-                code = failures.pop(0)
+            if failures and (code := failures.pop(0)):
                 raise OSError(code, os.strerror(code))
             return work(*arguments)
 
         return failing
 
     def in_batches(work: Callable[..., Any]) -> Callable[..., Any]:
-        def failing(*arguments: Any) -> Any:
-            if failures:
-                ctypes.set_errno(failures.pop(0))
-                return -1
-            return work(*arguments)
+        def failing(descriptor: int, at: int, count: int, *rest: Any) -> Any:
+            if not failures:
+                return work(descriptor, at, count, *rest)
+            if not (code := failures.pop(0)):
+                return work(descriptor, at, 1, *rest)
+            ctypes.set_errno(code)
+            return -1
 
         return failing
 
