@@ -1,4 +1,4 @@
-"""A TLS close that reaches its time limit while the event loop is stuck still sends what the kernel takes."""
+"""The time limit of a TLS close, and the last send of a close whose limit ends while the event loop is stuck."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 
 import pytest
+import trio
 from anyio import create_task_group, to_thread, wait_all_tasks_blocked
+from trio.testing import MockClock
 
-from anyecho.net.poller import Fallback, Poller
+from anyecho.net.poller import Fallback, Poller, open_poller
 from anyecho.net.tls import stream as tls_stream
 from tests.support.certificates import tls_pair
 from tests.support.conformance import fill
@@ -48,3 +50,23 @@ async def test_a_close_whose_limit_ends_in_a_stuck_loop_sends_close_notify(
         decrypted += len(data or b"")
     assert decrypted == client.records.plaintext_queued
     await server.aclose()
+
+
+@pytest.mark.parametrize(("stuck", "lasts"), [(0.0, 2.0), (5.0, 5.25)], ids=["running loop", "stuck loop"])
+def test_a_close_to_a_peer_that_reads_nothing_takes_two_seconds(stuck: float, lasts: float) -> None:
+    """In the time of a clock that jumps to the next deadline. After a gap, an eighth of the limit is added."""
+    clock = MockClock(autojump_threshold=0)
+
+    async def main() -> None:
+        async with open_poller() as poller:
+            client, server = await tls_pair("unix", poller)
+            await fill(client)
+            began = trio.current_time()
+            async with create_task_group() as tasks:
+                tasks.start_soon(client.aclose)
+                await wait_all_tasks_blocked()
+                clock.jump(stuck)
+            assert trio.current_time() - began == pytest.approx(lasts)
+            await server.aclose()
+
+    trio.run(main, clock=clock)

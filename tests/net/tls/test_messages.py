@@ -21,6 +21,7 @@ from anyio import (
     create_task_group,
     wait_all_tasks_blocked,
 )
+from anyio.lowlevel import checkpoint
 
 from anyecho.net.poller import Fallback, Poller
 from anyecho.net.tls import stream as tls_stream
@@ -149,6 +150,27 @@ async def test_a_sender_waits_for_the_rest_of_a_message(reading: bool, ends: End
     assert echo == LARGE
     peer.send(peer.seal(DATA, b"and on"))
     assert await ours.receive() == b"and on"
+
+
+@pytest.mark.by_turns("anyio_backend")
+async def test_a_flood_of_messages_without_data_lets_tasks_run(ends: Ends) -> None:
+    """640 KeyUpdates are processed 64 at a time."""
+    ours, peer = ends.ours, ends.peer
+    ends.complete()
+    peer.send(b"".join(peer.update_keys() for _ in range(640)) + peer.seal(DATA, b"data"))
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            await checkpoint()
+            turns += 1
+
+    async with create_task_group() as tasks:
+        tasks.start_soon(take_turns)
+        assert await ours.receive() == b"data"
+        assert turns >= 8
+        tasks.cancel_scope.cancel()
 
 
 async def test_a_receiver_waits_while_a_sender_reads(ends: Ends) -> None:

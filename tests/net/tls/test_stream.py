@@ -7,6 +7,7 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import pytest
@@ -268,6 +269,44 @@ async def test_garbage_instead_of_a_handshake_is_answered_by_an_alert(poller: Po
 
         # A record of type alert (21).
         assert peer.recv(100)[0] == 21
+
+
+@pytest.mark.parametrize("polled", [True, False], ids=["poller", "fallback"])
+@pytest.mark.parametrize("call", ["receive", "aclose"])
+async def test_alerts_and_close_notify_are_sent_though_the_last_write_was_refused(
+    call: str, polled: bool, poller: Poller | Fallback
+) -> None:
+    """The send buffer has room again, but no task has waited for it. A cancelled close cannot wait."""
+    left, right = await tls_pair("unix", poller if polled else Fallback())
+    await fill(left)
+    wire = read_now(right._sock)
+    if call == "receive":
+        right.records.send(b"bad")
+        record = bytearray(right.records.take())
+        record[-1] ^= 1
+        right._sock.send(record)
+        with pytest.raises(BrokenResourceError):
+            await left.receive()
+    else:
+        with CancelScope() as scope:
+            scope.cancel()
+            await left.aclose()
+
+    right.records.feed(wire + read_now(right._sock))
+    with pytest.raises(ssl.SSLError, match="alert bad record mac") if call == "receive" else nullcontext():
+        while (data := right.records.receive(1 << 20)) != b"":  # empty at the close_notify
+            assert data is not None or right.records.process_more(), "neither alert nor close_notify"
+    await left.aclose()
+    await right.aclose()
+
+
+def read_now(sock: socket.socket) -> bytes:
+    """Read all that has arrived."""
+    data = bytearray()
+    with suppress(BlockingIOError):
+        while chunk := sock.recv(1 << 20):
+            data += chunk
+    return bytes(data)
 
 
 async def test_a_client_that_does_not_trust_the_server_sends_an_alert(poller: Poller | Fallback) -> None:
