@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,13 @@ def carrier(request: pytest.FixtureRequest, short_path: Path) -> Address:
         return UnixAddress(path=str(short_path / "echo"))
 
     return TCPAddress(host="127.0.0.1", port=0)
+
+
+@pytest.fixture
+def opened() -> Iterator[ExitStack]:
+    """Closes what a test enters, at its end."""
+    with ExitStack() as opened:
+        yield opened
 
 
 @pytest.fixture

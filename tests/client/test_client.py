@@ -17,9 +17,7 @@ from anyecho.client.client import connect
 from anyecho.client.options import ConnectOptions
 from anyecho.errors import AddressError, ConnectError, UsageError
 from anyecho.server.server import Server
-from tests.net.test_connect import fill, opened
-
-__all__ = ("opened",)  # a fixture
+from tests.net.test_connect import fill
 
 
 async def test_connect_takes_an_address_as_text_or_value(server: Server) -> None:

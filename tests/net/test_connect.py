@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
@@ -35,12 +34,6 @@ from tests.support.machine import LOOPBACK_HOSTS, needs_ipv6
 from tests.support.peers import SOON
 
 OPTIONS = SocketOptions()
-
-
-@pytest.fixture
-def opened() -> Iterator[ExitStack]:
-    with ExitStack() as opened:
-        yield opened
 
 
 async def refused(address: Address, family: Literal[4, 6] | None = None) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import array
 import os
 import socket
-from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
@@ -25,12 +24,6 @@ from anyecho.net.poller import Fallback, Poller
 from anyecho.net.stream import PolledStream
 from tests.net.pairs import KINDS, raw_pair, reset, stream_over
 from tests.support.conformance import MUCH, drain, expect_error
-
-
-@pytest.fixture
-def opened() -> Iterator[ExitStack]:
-    with ExitStack() as opened:
-        yield opened
 
 
 async def test_data_and_eof_in_one_event_are_both_received(poller: Poller | Fallback, opened: ExitStack) -> None:

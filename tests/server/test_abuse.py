@@ -13,7 +13,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -42,12 +41,6 @@ def listening_address(process: Process) -> Address:
 def bind(carrier: Address) -> str:
     """The listening address of a server process."""
     return str(carrier)
-
-
-@pytest.fixture
-def opened() -> Iterator[ExitStack]:
-    with ExitStack() as opened:
-        yield opened
 
 
 def echoes(sock: socket.socket, seconds: float = 5.0) -> bool:

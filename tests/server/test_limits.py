@@ -8,7 +8,7 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any
@@ -33,12 +33,6 @@ from tests.support.peers import SOON, dial, flood, receive_all, until
 #: A small limit, and its maximum delay: an eighth of it, and SOON for a busy machine.
 LIMIT = 0.24
 LATE = LIMIT / 8 + SOON
-
-
-@pytest.fixture
-def opened() -> Iterator[ExitStack]:
-    with ExitStack() as opened:
-        yield opened
 
 
 async def chat(client: Client) -> None:

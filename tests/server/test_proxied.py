@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -61,12 +61,6 @@ def behind(**changes: Any) -> ServeOptions:
 async def server(carrier: Address) -> AsyncIterator[Server]:
     async with open_server(carrier, options=behind()) as server:
         yield server
-
-
-@pytest.fixture
-def opened() -> Iterator[ExitStack]:
-    with ExitStack() as opened:
-        yield opened
 
 
 def converse(sock: socket.socket, *parts: bytes) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -71,12 +70,6 @@ class Pair:
         with fail_after(5):
             while self.sock.taken < size:
                 await checkpoint()
-
-
-@pytest.fixture
-def opened() -> Iterator[ExitStack]:
-    with ExitStack() as opened:
-        yield opened
 
 
 @pytest.fixture(params=["poller", "fallback"])
