@@ -8,6 +8,7 @@
   more than Python checks for it first (`support.machine`), and is skipped with the reason.
 * The mark ``by_turns`` runs each case on a single backend, if the backend makes no difference (`support.turns`).
 * ``--fallback`` runs everything without epoll, real processes included.
+* The mark ``fault`` puts a test into the fault table, which ``--fault-table`` prints (`support.fault_table`).
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from tests.support.machine import short_directory
 from tests.support.process import Processes
 from tests.support.turns import out_of_turn
 from tests.support.without_epoll import remove_epoll
+
+pytest_plugins = ("tests.support.fault_table",)
 
 BACKENDS = {
     "asyncio": ("asyncio", {}),

@@ -118,6 +118,7 @@ def end(process: Process) -> str:
     return process.errors()
 
 
+@pytest.mark.fault(row=23, injected="a TCP, a Unix and a UDP socket are passed")
 def test_every_passed_socket_is_served(manager: Manager, backend: str) -> None:
     process = manager.serve("--backend", backend)
 
@@ -126,6 +127,7 @@ def test_every_passed_socket_is_served(manager: Manager, backend: str) -> None:
     assert end(process) == ""
 
 
+@pytest.mark.fault(row=23, injected="three sockets are passed as web, local, web; the server asks for web")
 def test_an_fd_name_serves_all_its_sockets_and_the_rest_is_a_warning(manager: Manager, backend: str) -> None:
     process = manager.serve("-b", "fd://web", "--backend", backend, listeners=2)
 
@@ -142,6 +144,7 @@ def test_bind_addresses_override_passed_sockets(manager: Manager) -> None:
     assert end(process) == "main: passed, but not served: fd://3 (web), fd://5 (web)\n"
 
 
+@pytest.mark.fault(row=23, injected="LISTEN_PID is another process")
 def test_sockets_passed_to_another_pid_are_not_served(processes: Processes) -> None:
     environ = os.environ | {"LISTEN_PID": "1", "LISTEN_FDS": "1", "LISTEN_FDNAMES": "web"}
     process = processes.serve("-b", TCP, env=environ)
@@ -152,6 +155,7 @@ def test_sockets_passed_to_another_pid_are_not_served(processes: Processes) -> N
     assert (status, errors) == (3, "anyecho: cannot listen on fd://web: no service manager passed anything\n")
 
 
+@pytest.mark.fault(row=23, injected="LISTEN_FDS is one too many or no number; LISTEN_FDNAMES too few")
 @pytest.mark.parametrize(
     ("arguments", "options", "line"),
     [
@@ -180,6 +184,7 @@ def test_invalid_activation_is_one_line_and_exit_3(
     assert manager.refusal(*arguments, **options) == line
 
 
+@pytest.mark.fault(row=23, injected="a connection is passed")
 def test_a_connection_instead_of_a_listener_is_one_line(manager: Manager) -> None:
     with connect(manager.addresses[0]), manager.sockets[0].accept()[0] as accepted:
         manager.sockets[0] = accepted
@@ -214,6 +219,7 @@ def notify_socket(short_path: Path) -> Iterator[Notified]:
         yield place, next_message
 
 
+@pytest.mark.fault(row=23, injected="a watchdog of 0.2 s: a server starts, has a connection, drains")
 def test_the_manager_is_notified_of_ready_watchdog_and_stopping(
     manager: Manager, backend: str, notify_socket: Notified
 ) -> None:
@@ -249,6 +255,7 @@ def test_the_manager_is_notified_of_a_reload_and_its_end(
     assert next_message() == ready
 
 
+@pytest.mark.fault(row=23, injected="a watchdog of 0.2 s: the event loop is stuck")
 def test_a_stuck_loop_sends_no_watchdog_message(manager: Manager, backend: str, notify_socket: Notified) -> None:
     place, next_message = notify_socket
     variables = {"NOTIFY_SOCKET": place, "WATCHDOG_USEC": str(WATCHDOG)}

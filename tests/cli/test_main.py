@@ -124,6 +124,8 @@ def test_an_invalid_environment_variable_is_named(
     assert status == 2
 
 
+@pytest.mark.fault(row=26, injected="an address of another machine")
+@pytest.mark.fault(row=22, injected="a path in /proc, in a missing directory, below a file, or of a device")
 @pytest.mark.parametrize(
     ("address", "why"),
     [
@@ -145,6 +147,7 @@ def test_a_bind_error_is_exit_3_and_names_address_and_reason(
     assert status == 3
 
 
+@pytest.mark.fault(row=26, injected="a port in use, beside a usable port or path")
 @pytest.mark.parametrize("first", ["tcp://127.0.0.1:0", "unix:{path}"])
 def test_a_port_in_use_leaves_nothing_half_bound(
     expect_error: ExpectError, taken: str, short_path: Path, first: str
@@ -173,6 +176,7 @@ def test_a_refused_connection_is_exit_3(expect_error: ExpectError, dead: str) ->
     assert status == 3
 
 
+@pytest.mark.fault(row=26, injected="an unknown host")
 @pytest.mark.usefixtures("nameless")
 @pytest.mark.parametrize(
     ("arguments", "what"),

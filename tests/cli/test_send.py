@@ -206,6 +206,7 @@ def test_a_stream_takes_constant_memory(processes: Processes, serve: Serve) -> N
     assert process.wait() == 0
 
 
+@pytest.mark.fault(row=10, injected="a client sends 100 MiB over TCP or a Unix socket")
 @pytest.mark.slow
 @pytest.mark.parametrize(("scheme", "engine"), [("tcp://127.0.0.1:0", "tasks"), ("unix:{path}/echo", "auto")])
 def test_a_hundred_mebibytes_are_echoed_equal_in_constant_memory(

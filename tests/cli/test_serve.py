@@ -155,6 +155,7 @@ def test_a_stale_socket_file_is_replaced(processes: Processes, short_path: Path)
     assert round_trip(processes.serve("-b", f"unix:{path}").addresses[0], b"hello") == b"hello"
 
 
+@pytest.mark.fault(row=22, injected="a second process listens on the path of a live server")
 def test_a_socket_file_of_a_running_server_is_not_replaced(processes: Processes, short_path: Path) -> None:
     address = f"unix:{short_path}/echo"
     processes.serve("-b", address)

@@ -49,6 +49,18 @@ def stuck(self, *args):
 Admission.admit = stuck
 """
 
+#: A resolver that never returns, and reports each call.
+DEAD_NAME_SERVER = """
+import os, socket, threading
+look_up = socket.getaddrinfo
+def stuck(host, *args, **named):
+    if host != "slow" or named.get("flags"):
+        return look_up(host, *args, **named)
+    os.write(2, b"resolving\\n")
+    threading.Event().wait()
+socket.getaddrinfo = stuck
+"""
+
 #: A client whose event loop blocks at the first echo and reports it.
 STUCK_SEND = """
 import os, time
@@ -93,6 +105,7 @@ def fill_buffers(sock: socket.socket) -> None:
             sock.send(bytes(65536))
 
 
+@pytest.mark.fault(row=13, injected="SIGTERM or SIGINT to an idle server")
 def test_the_first_signal_ends_an_idle_server_at_once(
     processes: Processes, backend: str, signum: signal.Signals
 ) -> None:
@@ -103,6 +116,7 @@ def test_the_first_signal_ends_an_idle_server_at_once(
     assert process.errors() == ""
 
 
+@pytest.mark.fault(row=13, injected="SIGTERM to a busy server with 0.3 s of grace period, whose peer keeps sending")
 def test_the_first_signal_drains_for_the_grace_period_then_lingers(processes: Processes, backend: str) -> None:
     grace, linger = 0.3, 0.2
     times = ("--graceful-timeout", f"{grace}s", "--linger", f"{linger}s")
@@ -171,6 +185,7 @@ def test_a_peer_that_does_not_read_extends_no_drain(processes: Processes) -> Non
         flooding.join(TIMEOUT)
 
 
+@pytest.mark.fault(row=13, injected="a second SIGTERM or SIGINT during a drain with an hour of grace period")
 def test_the_second_signal_closes_at_once(processes: Processes, backend: str, signum: signal.Signals) -> None:
     process = processes.serve("-b", TCP, "--backend", backend, "--graceful-timeout", LONG, "--linger", LONG)
     with connect(process.addresses[0]) as sock:
@@ -180,6 +195,21 @@ def test_the_second_signal_closes_at_once(processes: Processes, backend: str, si
         process.signal(signum)
 
         assert process.wait(END) == 0
+        assert sock.recv(1) == b""
+
+    assert process.errors() == ""
+
+
+@pytest.mark.fault(row=13, injected="300 SIGTERM and SIGINT in quick succession to a busy server")
+def test_a_storm_of_signals_ends_a_busy_server_without_a_traceback(processes: Processes, backend: str) -> None:
+    process = processes.serve("-b", TCP, "--backend", backend, "--graceful-timeout", LONG, "--linger", LONG)
+    with connect(process.addresses[0]) as sock:
+        assert exchange(sock, b"hello") == b"hello"
+        for number in range(300):
+            # The PID is not reused before the process has been waited for.
+            os.kill(process.pid, (signal.SIGTERM, signal.SIGINT)[number % 2])
+        # The third one restores the default action, for a stuck event loop.
+        assert process.wait(END) in (0, -signal.SIGTERM, -signal.SIGINT)
         assert sock.recv(1) == b""
 
     assert process.errors() == ""
@@ -211,21 +241,28 @@ def test_the_third_signal_ends_a_loop_that_is_stuck(
         assert process.wait(END) == -signum
 
 
-def test_a_signal_before_the_server_listens_ends_it(processes: Processes, backend: str) -> None:
-    slow_names = """
-import os, anyio
-import anyecho.net.bind as bind
-async def resolve(*args):
-    os.write(2, b"resolving\\n")
-    await anyio.sleep_forever()
-bind.resolve = resolve
-"""
-    process = processes.start("serve", "-b", TCP, "--backend", backend, before=slow_names)
+@pytest.mark.fault(row=26, injected="a name server never answers, and the server gets SIGTERM")
+def test_a_signal_before_the_server_listens_ends_it(processes: Processes, backend: str, short_path: Path) -> None:
+    """The thread that looks up the name cannot be ended."""
+    process = processes.start(
+        *("serve", "-b", f"unix:{short_path}/echo", "-b", "tcp://slow:0", "--backend", backend),
+        before=DEAD_NAME_SERVER,
+    )
     assert process.read_errors(until="\n") == "resolving\n"
     process.signal(signal.SIGTERM)
 
     assert process.wait(END) == 0
     assert process.errors() == ""
+    assert os.listdir(short_path) == []
+
+
+@pytest.mark.fault(row=26, injected="a name server never answers a client with a timeout of 0.2 s")
+def test_a_client_whose_name_server_never_answers_exits_after_its_timeout(
+    processes: Processes, backend: str
+) -> None:
+    arguments = ("send", "tcp://slow:7007", "--timeout", "200ms", "--backend", backend, "hello")
+    line = "anyecho: cannot connect to tcp://slow:7007: no answer within 200ms\n"
+    assert processes.run(*arguments, before=DEAD_NAME_SERVER) == (3, b"", f"resolving\n{line}")
 
 
 def test_a_signal_before_the_loop_runs_is_not_lost(processes: Processes, backend: str) -> None:

@@ -112,6 +112,7 @@ def test_openssls_client_gets_its_echo(version: str, processes: Processes, files
         assert "reason=eof bytes_received=6 bytes_sent=6" in process.read_errors(until="\n")
 
 
+@pytest.mark.fault(row=11, injected="openssl's client sends a KeyUpdate, then requests one too, between messages")
 def test_a_key_update_of_openssls_client_is_answered(processes: Processes, files: Files, engine: str) -> None:
     process = serve(processes, files, "--engine", engine)
     with s_client(process, files, "-tls1_3", "-msg") as client:
@@ -297,14 +298,22 @@ def certificate_of(process: Process) -> bytes:
         return found
 
 
+@pytest.mark.fault(row=13, injected="100 SIGHUP in quick succession to a server with a certificate; then SIGTERM")
+@pytest.mark.fault(
+    row=12, injected="SIGHUP with a new certificate; with an invalid key; without a key; with a valid one again"
+)
 def test_sighup_reads_the_certificate_again_and_keeps_it_if_the_new_one_is_broken(
     processes: Processes, files: Files, backend: str
 ) -> None:
     process = serve(processes, files, "--backend", backend, "--log-level", "info")
+
+    def reload() -> None:
+        files_in(files.cert.parent)
+        process.signal(signal.SIGHUP)
+        process.read_errors(until="certificates reloaded\n")
+
     old = certificate_of(process)
-    files_in(files.cert.parent)
-    process.signal(signal.SIGHUP)
-    process.read_errors(until="certificates reloaded\n")
+    reload()
     new = certificate_of(process)
     assert new != old
 
@@ -313,6 +322,16 @@ def test_sighup_reads_the_certificate_again_and_keeps_it_if_the_new_one_is_broke
         process.signal(signal.SIGHUP)
         text = process.read_errors(until="stays what it was\n")
         assert re.search(r"^main: cannot use .*key\.pem.*; the certificate stays what it was$", text, re.M)
+    files.key.unlink()
+    process.signal(signal.SIGHUP)
+    assert "key.pem: No such file" in process.read_errors(until="stays what it was\n")
     assert certificate_of(process) == new
+    reload()
+    newest = certificate_of(process)
+    assert newest not in (old, new)
+
+    for _ in range(100):
+        process.signal(signal.SIGHUP)
+    assert certificate_of(process) == newest
     process.signal()
     assert process.wait() == 0

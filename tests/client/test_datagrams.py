@@ -205,6 +205,7 @@ async def test_a_corrupted_datagram_names_the_wrong_byte() -> None:
     assert caught.value.offset == 7
 
 
+@pytest.mark.fault(row=19, injected="a client sends datagrams to a closed port")
 async def test_an_unreachable_udp_server_is_a_connect_error() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.bind(("127.0.0.1", 0))

@@ -18,6 +18,7 @@ from tests.net.pairs import KINDS, raw_pair, stream_over, stream_pair
 from tests.support.conformance import CHECKS, Check, run_check
 
 
+@pytest.mark.fault(row=28, injected="receives are cancelled just before, when, and just after their bytes arrive")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 async def test_a_polled_stream_conforms(check: Check, kind: str, poller: Poller | Fallback) -> None:

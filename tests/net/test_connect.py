@@ -234,6 +234,7 @@ def test_address_families_alternate_beginning_with_the_first() -> None:
     assert connect._interleave(found[3:] + found[:3]) == [(four, 4), (six, 1), (six, 2), (six, 3)]
 
 
+@pytest.mark.fault(row=25, injected="the kernel assigns a client the port that it connects to")
 async def test_a_connection_to_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """TCP self-connect: for a dead ephemeral port, the kernel chooses the same source port once in 28,000 times."""
     with socket.create_server(("127.0.0.1", 0)) as probe:

@@ -106,6 +106,7 @@ async def test_a_name_with_an_address_of_another_machine_is_not_half_bound(
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+@pytest.mark.fault(row=26, injected="a kernel without IPv6")
 @pytest.mark.parametrize("code", [errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT], ids=errno.errorcode.get)
 @pytest.mark.parametrize("address", ["tcp://localhost:0", "tcp://:0", "udp://localhost:0", "udp://:0"])
 async def test_a_kernel_without_a_family_serves_the_other(
@@ -174,6 +175,7 @@ async def test_an_address_that_cannot_be_bound_is_a_one_line_error(address: str,
     assert "\n" not in message
 
 
+@pytest.mark.fault(row=24, injected="nothing: the limits of accepted connections by default")
 async def test_accepted_sockets_have_the_options_of_the_listener() -> None:
     async with listening("tcp://127.0.0.1:0") as [listener]:
         with socket.create_connection(listener.sock.getsockname()):

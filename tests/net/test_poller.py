@@ -177,6 +177,9 @@ async def _closed(registration: Registration, way: str) -> None:
         await getattr(registration, way)()
 
 
+@pytest.mark.fault(
+    row=28, injected="the callback of one socket replaces another, which has an event in the same batch"
+)
 @needs_epoll
 async def test_events_of_a_closed_socket_do_not_reach_the_next_one_with_its_number(
     epoll: Poller, opened: ExitStack
@@ -216,6 +219,7 @@ async def test_events_of_a_closed_socket_do_not_reach_the_next_one_with_its_numb
     assert calls == []
 
 
+@pytest.mark.fault(row=28, injected="a descriptor number is reused between two turns that share a batch")
 @needs_epoll
 async def test_an_undispatched_event_does_not_reach_the_next_socket_with_its_number(
     epoll: Poller, opened: ExitStack

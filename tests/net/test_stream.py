@@ -243,6 +243,9 @@ async def test_a_unix_stream_has_no_ports(poller: Poller | Fallback, opened: Exi
         assert stream.extra(SocketAttribute.remote_address) == ""
 
 
+@pytest.mark.fault(
+    row=28, injected="a socket is closed while a task waits for it, and its number is reused at once"
+)
 @pytest.mark.parametrize("kind", KINDS)
 async def test_the_waiter_of_a_reused_descriptor_is_woken(
     kind: str, poller: Poller | Fallback, opened: ExitStack

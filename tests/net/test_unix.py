@@ -55,6 +55,7 @@ def refuse_fchmod(descriptor: int, mode: int) -> None:
     raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
 
+@pytest.mark.fault(row=22, injected="a umask of 0 permits every user; the mode is checked from bind(2) on")
 @pytest.mark.parametrize("mode", [0o600, 0o666, 0o660], ids=oct)
 def test_a_socket_file_is_never_open_to_more_than_its_mode(
     mode: int, umask: int, short_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -136,6 +137,7 @@ def test_no_mode_is_set_of_a_file_that_replaced_the_socket(
     assert mode_of(private) == 0o600
 
 
+@pytest.mark.fault(row=22, injected="the path of a live server")
 async def test_a_live_servers_path_is_not_taken_over(short_path: Path) -> None:
     path = short_path / "echo"
     async with listening(f"unix:{path}") as [listener]:
@@ -155,6 +157,7 @@ async def test_a_path_with_a_full_accept_backlog_is_in_use(short_path: Path) -> 
             assert "it is in use already" in await refused(f"unix:{path}")
 
 
+@pytest.mark.fault(row=22, injected="the path of a killed server")
 async def test_a_stale_path_is_taken_over(short_path: Path) -> None:
     path = short_path / "echo"
     with socket.socket(socket.AF_UNIX) as dead:
@@ -190,6 +193,7 @@ async def test_two_servers_cannot_take_over_one_stale_path_at_once(
         assert rivals == ["EBUSY"]
 
 
+@pytest.mark.fault(row=22, injected="another program replaces the socket file")
 async def test_a_file_that_replaced_the_socket_file_is_not_removed(short_path: Path) -> None:
     path = short_path / "echo"
     async with listening(f"unix:{path}"):
@@ -221,6 +225,7 @@ def test_an_absolute_path_is_bound_from_a_directory_that_was_removed(
     assert os.listdir(short_path) == []
 
 
+@pytest.mark.fault(row=22, injected="an abstract name is in use")
 async def test_an_abstract_name_needs_no_file(short_path: Path) -> None:
     name = f"anyecho-test-{short_path.name}"
     async with listening(f"unix:@{name}") as [listener]:

@@ -58,6 +58,7 @@ async def test_a_draining_server_echoes_and_accepts_no_new_connection(server: Se
     assert server.stats.closed == {"eof": 1}
 
 
+@pytest.mark.fault(row=28, injected="a drain begins in the turn in which 20 clients connect")
 async def test_a_connection_in_the_backlog_is_served_before_the_listener_closes(server: Server) -> None:
     """The kernel has completed these connections: they must not be reset."""
     socks = [dial(server.addresses[0]) for _ in range(20)]  # all in one turn: none is accepted yet

@@ -54,6 +54,7 @@ async def busy_neighbour(server: Server) -> AsyncIterator[Client]:
         tasks.cancel_scope.cancel()
 
 
+@pytest.mark.fault(row=4, injected="a peer floods and never reads, beside a good client; write_timeout=0.24 s")
 async def test_a_peer_that_takes_none_of_its_echo_is_closed(carrier: Address) -> None:
     """Earlier than after the idle timeout."""
     options = ServeOptions(write_timeout=LIMIT, linger=0.1)
@@ -144,6 +145,9 @@ async def test_an_active_connection_is_closed_after_max_duration(carrier: Addres
         assert server.stats.closed["duration"] == 1
 
 
+@pytest.mark.fault(
+    row=5, injected="a peer is silent, sends a byte every 10 ms, or floods and hardly reads, beside a good client"
+)
 @pytest.mark.parametrize("slow", ["silent", "dripping", "hardly reading"])
 async def test_a_connection_below_the_minimum_rate_is_closed(slow: str, carrier: Address) -> None:
     options = ServeOptions(min_rate=1000, min_rate_window=LIMIT, linger=0.1)
@@ -267,6 +271,7 @@ async def test_rate_limit_with_the_events_engine_is_an_error() -> None:
         ServeOptions(rate_limit=1, engine="events")
 
 
+@pytest.mark.fault(row=21, injected="a client connects beside 3 of 3 allowed, with over_limit=close")
 async def test_over_limit_close_closes_connections_over_max_connections(
     carrier: Address, opened: ExitStack
 ) -> None:
@@ -284,6 +289,7 @@ async def test_over_limit_close_closes_connections_over_max_connections(
             await client.exchange(b"there is room again")
 
 
+@pytest.mark.fault(row=21, injected="10 clients of an address connect where 5 are allowed")
 @needs_ipv6
 async def test_connections_of_one_address_over_its_limit_are_closed(opened: ExitStack) -> None:
     """Twice as many connect; a connection of another address is echoed."""

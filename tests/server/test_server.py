@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import gc
-import logging
 import os
 import socket
-import struct
 import threading
 import time
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import anyio
@@ -86,17 +84,25 @@ def receive(sock: socket.socket, count: int) -> bytes:
     return data
 
 
-async def test_a_half_close_is_answered_by_the_rest_and_eof(server: Server) -> None:
-    def converse() -> bytes:
-        with dial(server.addresses[0]) as sock:
-            sock.sendall(b"the end")
-            sock.shutdown(socket.SHUT_WR)
-            return b"".join(iter(lambda: sock.recv(100), b""))
+@pytest.mark.fault(row=8, injected="a peer half-closes after 0, 1, 300000 or 8 Mi bytes, before it reads any")
+@pytest.mark.parametrize("size", [0, 1, 300_000, 8 << 20])
+async def test_a_half_close_is_answered_by_the_rest_and_eof(size: int, server: Server) -> None:
+    payload = os.urandom(size)
 
-    assert await to_thread.run_sync(converse) == b"the end"
+    def send(sock: socket.socket) -> None:
+        sock.sendall(payload)
+        sock.shutdown(socket.SHUT_WR)
+
+    async with create_task_group() as tasks:
+        with dial(server.addresses[0]) as sock:
+            tasks.start_soon(to_thread.run_sync, send, sock)
+            if size:
+                await until(lambda: bool(server.stats.closed) or any(peer.bytes_sent for peer in server.peers()))
+            assert await to_thread.run_sync(receive_all, sock) == payload
+
     await until_closed(server, 1)
     assert server.stats.closed == {"eof": 1}
-    assert (server.stats.bytes_received, server.stats.bytes_sent) == (7, 7)
+    assert server.stats.bytes_received == server.stats.bytes_sent == size
 
 
 async def test_many_peers_are_served_side_by_side(server: Server) -> None:
@@ -145,31 +151,16 @@ async def test_a_server_leaves_no_descriptor_or_task_behind(carrier: Address) ->
     assert (len(os.listdir("/proc/self/fd")), len(get_running_tasks())) == before
 
 
-async def test_a_reset_is_counted_and_not_logged(caplog: pytest.LogCaptureFixture) -> None:
-    async with open_server("tcp://127.0.0.1:0") as server:
-        sock = dial(server.addresses[0])
-        sock.sendall(b"x")
-        await to_thread.run_sync(sock.recv, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        sock.close()
-        await until_closed(server, 1)
-        assert server.stats.closed == {"broken": 1}
-
-    assert not [record for record in caplog.records if record.levelno > logging.INFO]
-
-
 class Bug(Exception):
     """Raised on purpose."""
 
 
-@pytest.fixture
-def only_tasks(engine: str) -> None:
-    if engine != "tasks":
-        pytest.skip("the events engine does not call echo()")
+only_tasks = pytest.mark.parametrize("engine", ["tasks"], indirect=True)
 
 
+@pytest.mark.fault(row=3, injected="in the tasks engine, the echo raises, bare or in a group that has another task")
+@only_tasks
 @pytest.mark.parametrize("wrapped", [False, True], ids=["bare", "in a group"])
-@pytest.mark.usefixtures("only_tasks")
 async def test_a_bug_closes_one_connection_and_is_logged(
     wrapped: bool, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -177,7 +168,8 @@ async def test_a_bug_closes_one_connection_and_is_logged(
         if await stream.receive() == b"raise":
             if not wrapped:
                 raise Bug
-            async with create_task_group():
+            async with create_task_group() as tasks:
+                tasks.start_soon(anyio.sleep_forever)
                 raise Bug
         await stream.send(b"x")
         await echo(stream)
@@ -204,19 +196,24 @@ async def fail_in_cleanup(stream: ByteStream) -> None:
             raise Bug
 
 
-@pytest.mark.usefixtures("only_tasks")
+@pytest.mark.fault(row=3, injected="in the tasks engine, cleaning up raises in 3 connections that a drain cancels")
+@only_tasks
 async def test_a_bug_in_cleanup_does_not_stop_a_drain(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(task_engine, "echo", fail_in_cleanup)
-    async with await connect(server.addresses[0]):
-        await until(lambda: server.stats.active == 1)
+    async with AsyncExitStack() as clients:
+        good = await clients.enter_async_context(await connect(server.addresses[0]))
+        await good.exchange(b"before")
+        monkeypatch.setattr(task_engine, "echo", fail_in_cleanup)
+        for _ in range(3):
+            await clients.enter_async_context(await connect(server.addresses[0]))
+        await until(lambda: server.stats.active == 4)
         await wait_all_tasks_blocked()
         with fail_after(SOON):
             await server.drain(0)
 
-    assert server.stats.closed.total() == 1
+    assert server.stats.closed == {"error": 3, "drained": 1}
 
 
-@pytest.mark.usefixtures("only_tasks")
+@only_tasks
 async def test_a_bug_in_cleanup_does_not_propagate_from_a_cancelled_server(
     carrier: Address, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,6 +231,7 @@ async def test_a_bug_in_cleanup_does_not_propagate_from_a_cancelled_server(
         await client.aclose()
 
 
+@pytest.mark.fault(row=21, injected="3 clients connect where 2 are allowed; then one of the 2 closes")
 async def test_connections_over_max_connections_wait_in_the_backlog(carrier: Address) -> None:
     async with open_server(carrier, options=ServeOptions(max_connections=2)) as server:
         async with await connect(server.addresses[0]) as first, await connect(server.addresses[0]) as second:
@@ -261,6 +259,7 @@ async def test_max_connections_applies_to_all_addresses_together() -> None:
             assert scope.cancelled_caught
 
 
+@pytest.mark.fault(row=6, injected="a peer sends nothing, beside one that does; idle_timeout=0.4 s")
 async def test_a_silent_connection_is_closed_and_a_busy_one_is_not(carrier: Address) -> None:
     options = ServeOptions(idle_timeout=0.4, linger=0.1)
     async with open_server(carrier, options=options) as server, create_task_group() as tasks:
@@ -298,9 +297,13 @@ async def test_a_peer_that_never_reads_is_idle(carrier: Address) -> None:
         assert server.stats.closed == {"idle": 1}
 
 
-async def test_an_echo_is_not_destroyed_when_the_server_closes_first(carrier: Address) -> None:
+@pytest.mark.fault(row=9, injected="a drain or max_bytes closes on a peer that has read nothing, and keeps sending")
+@pytest.mark.parametrize(("limit", "reason"), [(0, "drained"), (200_000, "bytes")])
+async def test_an_echo_is_not_destroyed_when_the_server_closes_first(
+    limit: int, reason: str, carrier: Address
+) -> None:
     """Without lingering, further input causes a reset, which destroys echo that the peer has not read."""
-    async with open_server(carrier, options=ServeOptions(linger=2.0)) as server:
+    async with open_server(carrier, options=ServeOptions(linger=2.0, max_bytes=limit)) as server:
         payload = os.urandom(200_000)
         drained = threading.Event()
 
@@ -321,12 +324,13 @@ async def test_an_echo_is_not_destroyed_when_the_server_closes_first(carrier: Ad
         async with create_task_group() as tasks:
             tasks.start_soon(client)
             await until(lambda: any(sum(each.totals) == 2 * len(payload) for each in server._connections))
-            tasks.start_soon(server.drain, 0)
-            await wait_all_tasks_blocked()
+            if not limit:
+                tasks.start_soon(server.drain, 0)
+                await wait_all_tasks_blocked()
             drained.set()
 
         assert got == [payload]
-        assert server.stats.closed == {"drained": 1}
+        assert server.stats.closed == {reason: 1}
 
 
 async def test_data_that_arrived_while_the_loop_was_blocked_is_echoed(carrier: Address) -> None:
@@ -366,11 +370,11 @@ async def test_an_exception_group_in_the_block_propagates_unchanged(carrier: Add
             raise ExceptionGroup("mine", [ZeroDivisionError()])
 
 
+@pytest.mark.fault(row=3, injected="in the events engine, recv_into of a connection raises")
+@pytest.mark.parametrize("engine", ["events"], indirect=True)
 async def test_a_bug_in_a_turn_closes_one_connection_and_is_logged(
-    server: Server, engine: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    if engine != "events":
-        pytest.skip("the tasks engine has no turns")
     recv_into = socket.socket.recv_into
 
     def buggy(sock: socket.socket, buffer: memoryview) -> int:

@@ -53,6 +53,7 @@ def test_descriptors_without_names_are_called_unknown() -> None:
     assert take_activation({"LISTEN_PID": PID, "LISTEN_FDS": "1"}).names == {FIRST: "unknown"}
 
 
+@pytest.mark.fault(row=23, injected="passed descriptors are inheritable, and the variables are set")
 def test_child_processes_inherit_no_passed_descriptors() -> None:
     variables = {"LISTEN_PID": PID, "LISTEN_FDS": "2", "LISTEN_FDNAMES": "a:b", "LISTEN_PIDFDID": "7", "HOME": "/"}
     take_activation(variables)

@@ -62,6 +62,7 @@ def test_every_form_of_a_v1_line_is_parsed(
     assert header == Header(version=1, length=len(data), source=source, destination=destination)
 
 
+@pytest.mark.fault(row=20, injected="malformed v1 headers")
 @pytest.mark.parametrize(
     "line",
     [
@@ -178,6 +179,7 @@ def test_every_form_of_a_v2_header_is_parsed(data: bytes, header: Header) -> Non
     assert parse_header(data + b"\r\n\r\n and more") == header
 
 
+@pytest.mark.fault(row=20, injected="malformed v2 headers")
 @pytest.mark.parametrize(
     ("data", "message"),
     [
