@@ -330,6 +330,7 @@ async def test_an_echo_is_not_destroyed_when_the_server_closes_first(
             drained.set()
 
         assert got == [payload]
+        await until_closed(server, 1)
         assert server.stats.closed == {reason: 1}
 
 
