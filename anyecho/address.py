@@ -52,6 +52,9 @@ class TCPAddress(_HostPort):
     """A port and a host: a name, an IPv4 or IPv6 address (with ``%zone``), or ``""`` for every interface.
 
     `proxy` overrides the server's PROXY mode for this listener.
+
+    Raises:
+        AddressError: a value has the wrong type or is out of range.
     """
 
     tls: bool = False
@@ -63,7 +66,11 @@ class TCPAddress(_HostPort):
 
 @dataclass(frozen=True, kw_only=True)
 class UDPAddress(_HostPort):
-    """As `TCPAddress`, for datagrams; without TLS and PROXY headers."""
+    """As `TCPAddress`, for datagrams; without TLS and PROXY headers.
+
+    Raises:
+        AddressError: a value has the wrong type or is out of range.
+    """
 
     tls: ClassVar[bool] = False
 
@@ -76,6 +83,9 @@ class UnixAddress:
     """A path, or a NUL and an abstract name; undecodable bytes are surrogate-escaped (PEP 383).
 
     `mode` holds the permissions of a listener's socket file. `proxy` is as for TCP.
+
+    Raises:
+        AddressError: a value has the wrong type, is out of range, or does not fit the others.
     """
 
     path: str
@@ -124,6 +134,9 @@ class FDAddress:
 
     `fd` is its number, or the name that a service manager gave it (FileDescriptorName= of systemd). Several
     descriptors may have one name. `proxy` is as for TCP.
+
+    Raises:
+        AddressError: a value has the wrong type or is out of range.
     """
 
     fd: int | str
@@ -149,7 +162,11 @@ _SCHEMES = re.compile(r"(tcp|tls|udp|fd|tls\+fd)://|(unix|tls\+unix):", re.I)
 
 
 def parse_address(text: str | Address) -> Address:
-    """Parse `text`; return an `Address` unchanged. Raise `AddressError`, a line that names what is wrong."""
+    """Parse `text`; return an `Address` unchanged. No name is looked up.
+
+    Raises:
+        AddressError: `text` is not an address; the error is a line that names what is wrong.
+    """
     if isinstance(text, Address):
         return text
     if not isinstance(text, str):

@@ -24,10 +24,15 @@ _DESCRIPTORS: dict[Backend, int] = {"asyncio": 3, "uvloop": 10, "trio": 5}
 
 
 def run(main: Callable[[*Ts], Awaitable[T]], *args: *Ts, backend: Backend = "asyncio") -> T:
-    """Run `main(*args)` on `backend` and return its result.
+    """Run `main(*args)` in a new event loop of `backend` and return its result.
 
-    Raises `BackendError`, with the command to install the backend, if it is missing; `StartError` if too few
-    descriptors are free for an event loop; `UsageError` if `backend` is unknown.
+    Errors of `main` pass unchanged. Ctrl-C cancels `main`, and `KeyboardInterrupt` is raised once it has ended.
+
+    Raises:
+        UsageError: `backend` is unknown.
+        BackendError: `backend` is not installed; the text has the command to install it.
+        StartError: too few descriptors are free for an event loop.
+        RuntimeError: an event loop runs in this thread already.
     """
     name, options = _anyio_arguments(backend)
     _check_descriptors(backend)

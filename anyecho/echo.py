@@ -19,6 +19,15 @@ class Echoable(Protocol[T]):
 
 
 async def echo(stream: Echoable[T]) -> None:
-    """Send back every item of `stream`, until EOF. The stream stays open: the caller closes it."""
+    """Send back every item of `stream`, until EOF. The stream stays open: the caller closes it.
+
+    After an error or a cancellation, the item received last may have been sent in part or not at all. Other errors
+    of `stream` pass unchanged.
+
+    Raises:
+        BrokenResourceError: the peer reset the connection, or the network failed.
+        ClosedResourceError: this side has closed `stream`, or half-closed it.
+        BusyResourceError: another task is receiving from `stream`, or sending on it.
+    """
     async for item in stream:
         await stream.send(item)

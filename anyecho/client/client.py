@@ -38,8 +38,16 @@ logger = logging.getLogger("anyecho.client")
 async def connect(address: str | Address, *, options: ConnectOptions | None = None) -> Client:
     """Connect to the echo server at `address`. The caller closes the returned client.
 
-    Raises `ConnectError` if no endpoint of `address` answers within `options.timeout`, or if verification of its
-    certificate fails. Raises `UsageError` if a protective option (TLS, a PROXY header) has no effect on `address`.
+    Over UDP nothing is sent: only an exchange shows whether a server is there. An error or a cancellation closes
+    all sockets. A name look-up cannot be stopped: its thread, which opens no socket, ends later.
+
+    Raises:
+        AddressError: `address` is not an address.
+        UsageError: `options` are not `ConnectOptions`; a protective option (TLS, a PROXY header) has no effect on
+            `address`; or `address` is a descriptor.
+        CertificateError: a file of `options.tls` cannot be used.
+        ConnectError: no endpoint of `address` accepts within `timeout` and `deadline` seconds, or the PROXY header
+            or the TLS handshake fails.
     """
     options = ConnectOptions() if options is None else options
     check_kind(options, ConnectOptions)
@@ -87,7 +95,7 @@ class Client:
     Over UDP every item is a datagram, empty ones too, and an item without a reply within the timeout is lost.
 
     An exchange that fails or is cancelled makes the client unusable: bytes still in flight cannot be assigned to an
-    exchange any more.
+    exchange any more. The connection stays open until `aclose`, or the end of an ``async with`` block.
     """
 
     def __init__(
@@ -110,10 +118,17 @@ class Client:
     async def exchange(self, payload: Item) -> bytes:
         """Send `payload` and return its echo, which is equal. A payload other than `bytes` is copied.
 
-        Raises `EchoMismatch`, `EchoTruncated`, `EchoStalled` or `EchoLost` if the echo is not equal or not
-        complete. Raises `UsageError`, before anything is sent, if `payload` is not a buffer. Raises `ConnectError`
-        if the server refuses the client's certificate, or requires one: over TLS 1.3 this is not known after
-        `connect`.
+        Raises:
+            EchoMismatch: a byte of the echo differs, or was never sent.
+            EchoTruncated: the connection ended before all bytes were back (not over UDP).
+            EchoStalled: no byte moved for `timeout` seconds (not over UDP), or `deadline` seconds are over.
+            EchoLost: the datagram had no reply within `timeout` seconds.
+            UsageError: `payload` is not a buffer (nothing is sent then), or is too large for a datagram.
+            ConnectError: over TLS 1.3, the server refuses the client's certificate, or requires one; over UDP, it
+                is unreachable.
+            BrokenResourceError: an earlier exchange failed, was cancelled, or half-closed the connection.
+            BusyResourceError: another exchange is running.
+            ClosedResourceError: this side has closed the client.
         """
         payload = to_bytes(payload, "a payload")
         exchange = self._exchange((payload,), total=len(payload))
@@ -130,12 +145,23 @@ class Client:
                 async for chunk in echo:
                     ...
 
-        Memory is constant: sending pauses while 8 MiB are outstanding. `deadline` replaces that of the options. An
-        item other than `bytes` is copied when it is taken. The caller closes `source`. Only chunks that were
-        iterated over are verified: leaving the block early verifies nothing more.
+        Memory is constant: sending pauses while 8 MiB are outstanding. `deadline`, in seconds, replaces that of the
+        options. An item other than `bytes` is copied when it is taken. The caller closes `source`. Only chunks that
+        were iterated over are verified: leaving the block early verifies nothing more. Errors of `source` pass
+        unchanged.
 
-        Raises as `exchange` does, and whatever `source` raises. Raises `UsageError` if `source` is a single buffer
-        or not an iterable (before anything is sent), or if it gives an item that is not a buffer.
+        Raises:
+            EchoMismatch: a byte of the echo differs, or was never sent.
+            EchoTruncated: the connection ended before all bytes were back (not over UDP).
+            EchoStalled: no byte moved for `timeout` seconds (not over UDP), or `deadline` seconds are over.
+            EchoLost: a datagram had no reply within `timeout` seconds; raised after the last reply.
+            UsageError: `source` is not an iterable of buffers (nothing is sent then), or gives an item that is no
+                buffer or is too large for a datagram.
+            ConnectError: over TLS 1.3, the server refuses the client's certificate, or requires one; over UDP, it
+                is unreachable.
+            BrokenResourceError: an earlier exchange failed, was cancelled, or half-closed the connection.
+            BusyResourceError: another exchange is running.
+            ClosedResourceError: this side has closed the client.
         """
         check_source(source)
         exchange = self._exchange(source)
@@ -171,7 +197,10 @@ class Client:
                 self._unconfirmed_address = None
 
     async def aclose(self) -> None:
-        """Close the connection. Idempotent."""
+        """Close the connection; over TLS this takes at most 2 s. Idempotent.
+
+        A running exchange fails. The connection is closed even if the call is cancelled.
+        """
         if not self._closed:
             logger.debug("closing")
             self._closed = True

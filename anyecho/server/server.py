@@ -44,8 +44,16 @@ async def serve(
     """Echo on `addresses` (by default ``tcp://localhost:10000``) until cancelled.
 
     `task_status` gets the bound addresses once they accept connections; port 0 is replaced by the actual port.
-    Raises `BindError` if listening fails on any address; then no socket stays open. Raises `UsageError` if options
-    that protect (TLS, trusted proxies) have no effect on any of the addresses.
+    Side effects, ownership and the end by a cancellation are those of `open_server`.
+
+    Raises:
+        AddressError: one of `addresses` is not an address.
+        UsageError: `options` are not `ServeOptions`; lack what an address needs (a certificate, trusted proxies);
+            or protect (TLS, trusted proxies) and have no effect on any address.
+        CertificateError: a file of `options.tls` cannot be used, or no certificate can be generated.
+        BindError: listening fails on an address.
+        StartError: `options.engine` is ``events`` on a system without epoll.
+        OSError: a listener fails for good; every connection is closed.
     """
     async with open_server(*addresses, options=options) as server:
         task_status.started(server.addresses)
@@ -56,8 +64,22 @@ async def serve(
 async def open_server(*addresses: str | Address, options: ServeOptions | None = None) -> AsyncIterator[Server]:
     """Run a server inside the block. Leaving the block calls `drain(0)` and waits until the server is closed.
 
-    If an exception or a cancellation leaves the block, the connections are counted as ``cancelled``. Raises the
-    errors of `serve` before the block is entered. The task that enters the block must leave it.
+    If an exception or a cancellation leaves the block, the connections are counted as ``cancelled``. In each case
+    they get a lingering close of at most `linger` seconds, and exceptions pass unchanged. No socket stays open. The
+    task that enters the block must leave it.
+
+    The server owns its listeners and connections, also passed sockets (``fd://``), which become non-blocking. It
+    makes and removes the files of Unix sockets and of a generated CA. It changes neither signals nor a limit of
+    the process: the soft limit of RLIMIT_NOFILE, less 64, bounds `max_connections`.
+
+    Raises:
+        AddressError: one of `addresses` is not an address.
+        UsageError: `options` are not `ServeOptions`; lack what an address needs (a certificate, trusted proxies);
+            or protect (TLS, trusted proxies) and have no effect on any address.
+        CertificateError: a file of `options.tls` cannot be used, or no certificate can be generated.
+        BindError: listening fails on an address.
+        StartError: `options.engine` is ``events`` on a system without epoll.
+        OSError: a listener fails for good; the block is cancelled and every connection closed.
     """
     options = ServeOptions() if options is None else options
     check_kind(options, ServeOptions)
@@ -101,8 +123,13 @@ async def open_server(*addresses: str | Address, options: ServeOptions | None = 
 class Server:
     """A running server, as `open_server` yields it.
 
-    Call `close`, `drain`, `abort` and `wait_closed` in the thread of its event loop. In another thread each raises
-    `RuntimeError` and changes nothing. Each may be called repeatedly, in any order, and after the block.
+    `close`, `drain`, `abort` and `wait_closed` may be called repeatedly, in any order, and after the block, where
+    they do nothing.
+
+    * `addresses`: the bound addresses, one for each listener; `options`: those of `open_server`;
+    * `stats`: its counters;
+    * `certificates`: the TLS certificates, which can be reloaded, and the file of a generated CA; None without an
+      address over TLS.
     """
 
     def __init__(
@@ -117,7 +144,6 @@ class Server:
         self.addresses: tuple[Address, ...] = tuple(listener.address for listener in listeners)
         self.options = options
         self.stats = Stats()
-        #: The TLS certificates, which can be reloaded, and the self-signed CA; None without a TLS address.
         self.certificates = certificates
         self._listeners = listeners
         self._poller = poller
@@ -146,7 +172,11 @@ class Server:
 
     @property
     def port(self) -> int:
-        """The port of all TCP and UDP addresses. Raises `UsageError` if there is none, or more than one."""
+        """The port of all TCP and UDP addresses.
+
+        Raises:
+            UsageError: there is none, or more than one.
+        """
         ports = {each.port for each in self.addresses if isinstance(each, TCPAddress | UDPAddress)}
         if len(ports) != 1:
             found = "more than one port" if ports else "no port"
@@ -160,6 +190,9 @@ class Server:
 
         Connections in the accept backlog are accepted first, because the kernel has completed them; those over
         `max_connections` are reset. Datagrams that have arrived are answered.
+
+        Raises:
+            RuntimeError: called in another thread than that of the event loop; nothing is changed.
         """
         self._check_thread("close")
         self._listening.accept_backlog()
@@ -170,7 +203,10 @@ class Server:
         lingering close of at most `linger` seconds.
 
         Returns once no connection is left, at the latest after grace and linger. If it is cancelled, the server
-        accepts no more, and open connections continue.
+        accepts no more, and open connections continue. An infinite `grace` is no limit.
+
+        Raises:
+            RuntimeError: called in another thread than that of the event loop; nothing is changed.
         """
         self._check_thread("drain")
         if self._exited:
@@ -184,6 +220,9 @@ class Server:
     def abort(self) -> None:
         """Stop accepting, reset the accept backlog, and close each connection without its pending echo. A running
         `drain` returns.
+
+        Raises:
+            RuntimeError: called in another thread than that of the event loop; nothing is changed.
         """
         self._check_thread("abort")
         self._listening.stop()
@@ -191,7 +230,11 @@ class Server:
             connection.abort()
 
     async def wait_closed(self) -> None:
-        """Wait until the server accepts no more and no connection is left. Does not close anything itself."""
+        """Wait until the server accepts no more and no connection is left. Does not close anything itself.
+
+        Raises:
+            RuntimeError: called in another thread than that of the event loop.
+        """
         self._check_thread("wait_closed")
         if self._exited:
             return
@@ -219,7 +262,7 @@ class Server:
             connection.request_close(reason)
 
     def peers(self) -> list[Peer]:
-        """Return all connected peers, at most `max_connections`."""
+        """Return all connected peers, at most `max_connections`, without those whose handshake is incomplete."""
         return self._admission.peers()
 
 

@@ -43,11 +43,15 @@ class Stats:
 
 @dataclass(frozen=True, kw_only=True)
 class Peer:
-    """A connected peer."""
+    """A connected peer.
 
-    #: From getpeername(2), (host, port) or a path; behind a trusted proxy, the asserted source.
+    * `address`: from getpeername(2), (host, port) or a path; behind a trusted proxy, the asserted source;
+    * `via`: the name of the proxy in logs, if there is one;
+    * `bytes_received`, `bytes_sent`: payload so far, plaintext over TLS; headers, records and handshakes do not
+      count. Received is what was read, sent what the kernel has accepted.
+    """
+
     address: SockAddr
-    #: The name of the proxy in logs, if there is one.
     via: str = ""
     bytes_received: int
     bytes_sent: int

@@ -194,7 +194,8 @@ class Certificates:
     def reload(self) -> None:
         """Read the files again, for new handshakes.
 
-        Raises `CertificateError` if they cannot be used, and keeps the certificate of before.
+        Raises:
+            CertificateError: they cannot be used; the old certificate stays in use.
         """
         if self._options.ssl_certfile:
             self.context = self._load(self._options.ssl_certfile)
