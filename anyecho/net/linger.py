@@ -48,7 +48,8 @@ async def linger(stream: PolledStream, sock: socket.socket, records: Records | N
             # pass of the loop. Only a checkpoint, which waits for no event, can then be cancelled.
             await checkpoint()
         if scope.cancelled_caught:
-            if peek(sock, records) is not None:
+            # Infinite: the end of the pause was noticed at the checkpoint, after data.
+            if math.isinf(pause) or peek(sock, records) is not None:
                 pause = math.inf
             elif is_acknowledged(sock):
                 return
