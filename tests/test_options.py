@@ -56,6 +56,13 @@ def test_none_infinity_and_off_are_no_limit(group: Any, name: str, monkeypatch: 
 
 
 @pytest.mark.parametrize(("group", "name"), LIMITS)
+@pytest.mark.parametrize("value", [-1, math.nan])
+def test_a_negative_limit_is_a_usage_error(group: Any, name: str, value: float) -> None:
+    with pytest.raises(UsageError, match=f"^{name} must be "):
+        group(**{name: value})
+
+
+@pytest.mark.parametrize(("group", "name"), LIMITS)
 def test_zero_is_no_limit_where_it_was_before_and_never_silently_another_value(group: Any, name: str) -> None:
     if name in ZERO_IS_NONE | ZERO_IS_ZERO:
         assert getattr(group(**{name: 0}), name) == (None if name in ZERO_IS_NONE else 0)

@@ -59,6 +59,7 @@ def send(
 
     Each MESSAGE is one write; without messages and --file, standard input is sent. Every byte of the echo is
     compared. Over udp://, each MESSAGE is a datagram, or each line of standard input with its newline, or the file.
+    The value off is no limit, for each timeout and buffer size.
     Exit status: 0 if the echo is complete and equal, 1 if not, 3 if there was no connection.
     """
     if ipv4 and ipv6:

@@ -56,6 +56,8 @@ def serve(
     Addresses: tcp://host:port (or host:port; an empty host is every interface), unix:/path, unix:@abstract, fd://3,
     fd://NAME (from LISTEN_FDNAMES), udp://host:port; over TLS tls://host:port, tls+unix:, tls+fd://.
 
+    The value off is no limit, for each limit, timeout and buffer size but --max-connections.
+
     Each bound address is printed on a line once it accepts. The first signal lets connections finish, the second
     closes them, the third ends a stuck process. SIGHUP reloads the certificate files. Without such files it is
     ignored, unless the controlling terminal is gone: then it acts like SIGTERM, except under nohup.

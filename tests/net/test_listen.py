@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -198,20 +199,11 @@ _TCP = {
 }
 
 
-@pytest.mark.parametrize("size", [-1, 2**31])
-def test_a_buffer_size_out_of_range_is_a_usage_error(size: int) -> None:
-    with pytest.raises(UsageError, match="tcp_notsent_lowat"):
-        SocketOptions(tcp_notsent_lowat=size)
-    with pytest.raises(UsageError, match="sndbuf"):
-        SocketOptions(sndbuf=size)
-    with pytest.raises(UsageError, match="rcvbuf"):
-        SocketOptions(rcvbuf=size)
-
-
-@pytest.mark.parametrize("seconds", [-1.0, float("nan")])
-def test_an_invalid_user_timeout_is_a_usage_error(seconds: float) -> None:
-    with pytest.raises(UsageError, match="tcp_user_timeout"):
-        SocketOptions(tcp_user_timeout=seconds)
+@pytest.mark.parametrize("name", ["tcp_notsent_lowat", "sndbuf", "rcvbuf"])
+def test_a_buffer_size_out_of_range_is_a_usage_error(name: str) -> None:
+    options: dict[str, Any] = {name: 2**31}
+    with pytest.raises(UsageError, match=name):
+        SocketOptions(**options)
 
 
 def test_a_user_timeout_below_a_millisecond_is_not_disabled() -> None:

@@ -466,25 +466,6 @@ def test_the_reaper_closes_at_the_right_check_with_the_right_reason(
     assert check_until_closed(options, totals) == closed
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        *(
-            ("write_timeout", 0),
-            ("max_duration", 0),
-            ("min_rate_window", 0),
-            ("rate_limit", 0),
-            ("proxy_timeout", -1),
-        ),
-        *(("min_rate", -1), ("max_bytes", -1), ("max_connections_per_ip", -1)),
-    ],
-)
-@pytest.mark.by_turns("engine")
-def test_an_invalid_limit_is_a_usage_error(name: str, value: Any) -> None:
-    with pytest.raises(UsageError, match=f"^{name} must be "):
-        replace(NONE, **{name: value})
-
-
 def test_an_invalid_trusted_network_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match=r"^bad network 'localhost'"):
         ServeOptions(proxy_trusted=("localhost",))
