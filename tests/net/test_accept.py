@@ -260,6 +260,22 @@ async def test_a_cancelled_acceptor_leaves_no_descriptor_open_and_accepts_no_mor
     assert server.accepted == []
 
 
+async def test_a_stopped_acceptor_accepts_no_more_and_frees_its_spare_descriptor(
+    poller: Poller | Fallback, server: Server
+) -> None:
+    """`Listener.stop`, which comes next, needs a descriptor."""
+    with fail_after(5):
+        async with create_task_group() as tasks:
+            tasks.start_soon(server.acceptor.run, poller)
+            await wait_all_tasks_blocked()
+            with descriptors_left(0):
+                server.acceptor.stop()
+                os.close(os.open(os.devnull, os.O_RDONLY))
+            server.connect()  # wakes `run`, which returns
+
+    assert server.accepted == []
+
+
 @pytest.mark.fault(row=1, injected="accept(2) fails with each of 4 capacity errors, or EPERM, until an end")
 @pytest.mark.parametrize(("name", "calls"), [*((name, 1) for name in CAPACITY), ("EPERM", 64)])
 @pytest.mark.by_turns("anyio_backend")

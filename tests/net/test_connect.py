@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,37 +71,24 @@ async def test_a_proxy_header_with_the_socket_addresses_is_sent_first(
         assert received[header.length :] == b"hello"
 
 
-async def test_a_server_that_closes_on_the_proxy_header_is_a_connect_error(
-    opened: ExitStack, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("cancelled", [False, True], ids=["closed", "cancelled"])
+async def test_a_connection_that_fails_while_its_proxy_header_is_sent_is_closed(
+    cancelled: bool, opened: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listener = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
     address = TCPAddress(host="127.0.0.1", port=listener.getsockname()[1])
     before = len(os.listdir("/proc/self/fd"))
+    error = nullcontext() if cancelled else pytest.raises(ConnectError, match="it was closed on the PROXY header")
+    with CancelScope() as scope, error:
 
-    async def hang_up(*_: object) -> None:
-        raise BrokenResourceError
+        async def fail(*_: object) -> None:
+            if cancelled:
+                scope.cancel()
+                await checkpoint()
+            raise BrokenResourceError
 
-    monkeypatch.setattr(PolledStream, "send", hang_up)
-    with pytest.raises(ConnectError, match="it was closed on the PROXY header"):
+        monkeypatch.setattr(PolledStream, "send", fail)
         await connect_stream(address, options=OPTIONS, proxy_header="v1")
-    assert len(os.listdir("/proc/self/fd")) == before
-
-
-async def test_a_connection_cancelled_while_its_proxy_header_is_sent_is_closed(
-    opened: ExitStack, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    listener = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
-    address = TCPAddress(host="127.0.0.1", port=listener.getsockname()[1])
-    before = len(os.listdir("/proc/self/fd"))
-    with CancelScope() as scope:
-
-        async def cancel(*_: object) -> None:
-            scope.cancel()
-            await checkpoint()
-
-        monkeypatch.setattr(PolledStream, "send", cancel)
-        await connect_stream(address, options=OPTIONS, proxy_header="v1")
-    assert scope.cancelled_caught
     assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -174,31 +161,37 @@ async def test_an_unresponsive_address_does_not_delay_the_next(
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-async def test_a_second_attempt_that_succeeds_in_the_same_turn_is_closed(
-    opened: ExitStack, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("cancelled", [False, True], ids=["", "cancelled"])
+async def test_attempts_that_succeed_in_one_turn_are_closed_except_for_the_winner(
+    count: int, cancelled: bool, opened: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """All of them, if that turn also cancels the caller."""
     listener = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
-    made, connected, both = connect._connect, list[PolledStream](), Event()
+    made, connected, all_connected = connect._connect, list[PolledStream](), Event()
 
-    async def twice(host: str, port: int, *, family: int) -> list[Any]:
-        return [(socket.AF_INET, listener.getsockname())] * 2
+    async def some(host: str, port: int, *, family: int) -> list[Any]:
+        return [(socket.AF_INET, listener.getsockname())] * count
 
     async def together(*args: Any) -> PolledStream:
         stream = await made(*args)
         connected.append(stream)
-        if len(connected) == 2:
-            both.set()
+        if len(connected) == count:
+            all_connected.set()
         with CancelScope(shield=True):
-            await both.wait()
+            await all_connected.wait()
+        if cancelled:
+            scope.cancel()
         return stream
 
-    monkeypatch.setattr(connect, "resolve", twice)
+    monkeypatch.setattr(connect, "resolve", some)
     monkeypatch.setattr(connect, "_connect", together)
     before = len(os.listdir("/proc/self/fd"))
-    with fail_after(SOON):
-        async with await connect_stream(TCPAddress(host="two", port=1), options=OPTIONS):
-            assert len(connected) == 2
+    with fail_after(SOON) as scope:
+        stream = await connect_stream(TCPAddress(host="two", port=1), options=OPTIONS)
+        await stream.aclose()
 
+    assert (len(connected), scope.cancelled_caught) == (count, cancelled)
     assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -277,29 +270,6 @@ async def test_cancelling_an_attempt_leaves_nothing_open(opened: ExitStack) -> N
         await connect_stream(address, options=OPTIONS)
 
     assert scope.cancelled_caught
-    assert len(os.listdir("/proc/self/fd")) == before
-
-
-async def test_a_connection_of_a_cancelled_caller_is_closed(
-    opened: ExitStack, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The connection is made in the turn of the event loop that cancels its caller."""
-    listener = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
-    address = TCPAddress(host="127.0.0.1", port=listener.getsockname()[1])
-    before = len(os.listdir("/proc/self/fd"))
-    with CancelScope() as outside:
-        made = connect._connect
-
-        async def cancelling(*args: Any) -> Any:
-            stream = await made(*args)
-            outside.cancel()
-            return stream
-
-        monkeypatch.setattr(connect, "_connect", cancelling)
-        await connect_stream(address, options=OPTIONS)
-        await wait_all_tasks_blocked()
-        pytest.fail("not cancelled")
-
     assert len(os.listdir("/proc/self/fd")) == before
 
 

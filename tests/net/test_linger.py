@@ -6,6 +6,7 @@ import time
 from contextlib import ExitStack, suppress
 
 import pytest
+import trio
 from anyio import (
     CancelScope,
     EndOfStream,
@@ -15,6 +16,7 @@ from anyio import (
     move_on_after,
     wait_all_tasks_blocked,
 )
+from trio.testing import MockClock
 
 from anyecho.net.linger import linger
 from anyecho.net.poller import Fallback, Poller
@@ -49,6 +51,22 @@ async def test_a_peer_that_sends_during_a_linger_is_read_until_eof(
         peer.close()
         with fail_after(5):
             await ended.wait()
+
+
+def test_a_peer_that_acknowledges_nothing_is_checked_ever_less_often(
+    opened: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pauses are 1 ms, 2 ms and so on, so sixteen of them take a minute. The clock jumps over each pause."""
+    checks: list[float] = []
+    monkeypatch.setattr("anyecho.net.linger.is_acknowledged", lambda _: checks.append(trio.current_time()))
+    _, ours = (opened.enter_context(sock) for sock in raw_pair("unix"))
+
+    async def main() -> None:
+        with move_on_after(60):
+            await linger(stream_over(ours, Fallback()), ours, None, quiet=True)
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+    assert 15 <= len(checks) <= 18
 
 
 async def test_a_flood_does_not_keep_a_linger_from_being_cancelled(

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from anyecho.address import TCPAddress
+from anyecho.address import Address, TCPAddress
 from anyecho.errors import UsageError
-from anyecho.net import bind
+from anyecho.net import bind, unix
 from anyecho.net.resolve import Endpoint
 from anyecho.net.sockets import SocketOptions
 from tests.net.listeners import listening, refused
 from tests.support.machine import needs_ipv6
+from tests.support.peers import dial
 
 
 @contextmanager
@@ -177,6 +178,22 @@ async def test_an_address_that_cannot_be_bound_is_a_one_line_error(address: str,
 
 
 @pytest.mark.fault(row=24, injected="nothing: the limits of accepted connections by default")
+async def test_a_stopped_listener_refuses_connections_and_keeps_the_file_of_its_successor(
+    carrier: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A successor may get the same inode."""
+    monkeypatch.setattr(unix, "_identity", lambda found: (0, 0))
+    async with listening(str(carrier)) as [listener]:
+        number = listener.sock.fileno()
+        listener.stop()
+        with pytest.raises((ConnectionRefusedError, FileNotFoundError)):
+            dial(listener.address)
+        assert listener.sock.fileno() == number  # not free for reuse while a task may wait for it
+        async with listening(str(listener.address)) as [successor]:
+            listener.close()
+            dial(successor.address).close()
+
+
 async def test_accepted_sockets_have_the_options_of_the_listener() -> None:
     async with listening("tcp://127.0.0.1:0") as [listener]:
         with socket.create_connection(listener.sock.getsockname()):

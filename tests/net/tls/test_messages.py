@@ -23,6 +23,7 @@ from anyio import (
 )
 from anyio.lowlevel import checkpoint
 
+from anyecho.net.linger import peek
 from anyecho.net.poller import Fallback, Poller
 from anyecho.net.tls import stream as tls_stream
 from anyecho.net.tls.stream import TLSStream
@@ -171,6 +172,14 @@ async def test_a_flood_of_messages_without_data_lets_tasks_run(ends: Ends) -> No
         assert await ours.receive() == b"data"
         assert turns >= 8
         tasks.cancel_scope.cancel()
+
+
+@pytest.mark.by_turns("anyio_backend")
+async def test_peek_gives_up_after_many_records_without_data(ends: Ends) -> None:
+    """It does not yield, and such records could follow for ever."""
+    ends.complete()
+    ends.peer.send(b"".join(ends.peer.update_keys() for _ in range(64 * 20)))
+    assert peek(ends.ours._sock, ends.ours.records) == b"?"
 
 
 async def test_a_receiver_waits_while_a_sender_reads(ends: Ends) -> None:
