@@ -33,7 +33,7 @@ class Outgoing:
         #: Bytes of plaintext passed to `Records.send`, and how many of them are held.
         self.plaintext_queued = 0
         self.plaintext_held = 0
-        #: Encrypted bytes sent.
+        #: Encrypted bytes that `flush` sent.
         self.wire_bytes_sent = 0
         #: Bytes of plaintext encrypted when `wire_bytes_pending` was last zero.
         self._plaintext_flushed = 0
@@ -64,10 +64,9 @@ class Outgoing:
         self._held[:1] = [memoryview(item)[count:]] if count < len(item) else []
 
     def take(self) -> bytes:
-        """Remove all pending bytes and return them. They count as sent."""
+        """Remove all pending bytes and return them. Their plaintext counts as sent."""
         rest = bytes(self._rest) + self._outgoing.read()
         self._rest = b""
-        self.wire_bytes_sent += len(rest)
         self._plaintext_flushed = self.plaintext_queued - self.plaintext_held
         return rest
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import nullcontext, suppress
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import trio
@@ -23,6 +24,7 @@ from anyio import (
     wait_all_tasks_blocked,
 )
 from anyio.abc import SocketAttribute
+from anyio.lowlevel import checkpoint
 from anyio.streams.tls import TLSAttribute
 from trio.testing import check_half_closeable_stream, check_two_way_stream
 
@@ -401,6 +403,78 @@ async def test_unread_answers_of_openssl_are_limited(pair: tuple[TLSStream, TLSS
     left.records.send(bytes(32 << 20))  # more than the free space of both kernel buffers
     with pytest.raises(BrokenResourceError), fail_after(5):
         await left.receive()
+
+
+async def test_a_large_transfer_over_tls_yields_after_each_mebibyte(
+    poller: Poller | Fallback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel takes and gives all without a wait. A step of 64 KiB on the wire may exceed each mebibyte."""
+    left, right = await tls_pair("unix", poller)
+    left.budget = right.budget = 10_000
+    wire, yields = bytearray(), 0
+
+    def send(_: socket.socket, data: bytes) -> int:
+        wire.extend(data)
+        return len(data)
+
+    def recv(_: socket.socket, size: int) -> bytes:
+        data = bytes(wire[:size])
+        del wire[:size]
+        return data
+
+    async def counted() -> None:
+        nonlocal yields
+        yields += 1
+        await checkpoint()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(socket.socket, "send", send)
+        patch.setattr(socket.socket, "recv", recv)
+        patch.setattr("anyecho.net.stream.checkpoint", counted)
+        await left.send(bytes(8 << 20))
+        assert 7 <= yields <= 9
+        right._registration.may_read, right._registration.short_read_drains = True, False
+        received, yields = 0, 0
+        while received < 8 << 20:
+            received += len(await right.receive(1 << 20))
+        assert 7 <= yields <= 9
+    left._sock.close()
+    right._sock.close()
+
+
+async def test_a_close_discards_a_limited_amount_of_unread_input(
+    pair: tuple[TLSStream, TLSStream], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = 0
+
+    def recv(_: socket.socket, size: int) -> bytes:
+        nonlocal reads
+        reads += 1
+        assert reads <= 16, "more than 1 MiB"
+        return bytes(size)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(socket.socket, "recv", recv)
+        await pair[0].aclose()
+    assert reads == 16
+
+
+async def test_an_alert_is_the_cause_though_a_send_failed_before(
+    pair: tuple[TLSStream, TLSStream], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The peer sent the alert and closed, which made the send fail."""
+    left, right = pair
+    right.records.feed(b"\x17\x03\x03\x00\x11" + bytes(17))
+    with pytest.raises(ssl.SSLError):
+        right.records.receive(1)
+    right._sock.send(right.records.take())
+    with monkeypatch.context() as patch:
+        patch.setattr(socket.socket, "send", Mock(side_effect=BrokenPipeError))
+        with pytest.raises(BrokenResourceError):
+            await left.send(b"x")
+    with pytest.raises(BrokenResourceError) as caught:
+        await left.receive()
+    assert "alert bad record mac" in str(caught.value.__cause__)
 
 
 async def test_extra_attributes_describe_the_tls_session(
