@@ -9,6 +9,7 @@ import select
 import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,7 +20,8 @@ import anyecho
 from anyecho import backends
 from anyecho.client.options import LoadOptions
 from anyecho.errors import unwrap_single
-from anyecho.net.poller import Fallback
+from anyecho.measure.load import Load, open_load
+from anyecho.net.poller import Fallback, has_epoll
 from anyecho.net.tls.contexts import Certificates
 from tests.net.pairs import raw_pair, reset, stream_over
 from tests.support.certificates import files_in
@@ -32,7 +34,7 @@ CONTRACTS: list[Any] = [
     *(each for each in EXPORTED if is_dataclass(each) and hasattr(each, "__post_init__")),
     *(each for name, each in vars(anyecho.Client).items() if not name.startswith("_")),
     *(each for name, each in vars(anyecho.Server).items() if not name.startswith("_")),
-    *(Certificates.reload, LoadOptions),
+    *(Certificates.reload, LoadOptions, open_load, Load.run, Load.aclose),
 ]
 
 
@@ -137,6 +139,46 @@ def exchanging(call: Call) -> Provocations:
     }
 
 
+def loading() -> Provocations:
+    """The provocations of `exchanging` that a load has too, and its own."""
+
+    async def run(client: anyecho.Client, _: Any, *, seconds: float = 0.01) -> None:
+        options = LoadOptions(size=5, connect=anyecho.ConnectOptions(timeout=0.05))
+        load = Load([client], options, Fallback())
+        await load.run(seconds=seconds)
+
+    async def run_closed(s: Scene) -> None:
+        load = Load([s.client], LoadOptions(), Fallback())
+        await load.aclose()
+        await load.run(seconds=1)
+
+    async def run_twice(s: Scene) -> None:
+        load = Load([s.client], LoadOptions(), Fallback())
+        await twice(partial(load.run, seconds=60))
+
+    echo_errors = (anyecho.EchoMismatch, anyecho.EchoTruncated, anyecho.EchoStalled)
+    return {error: exchanging(run)[error] for error in echo_errors} | {
+        anyecho.UsageError: lambda s: run(s.client, b"", seconds=0),
+        BusyResourceError: run_twice,
+        ClosedResourceError: run_closed,
+    }
+
+
+async def open_without_descriptors(s: Scene) -> None:
+    def epoll() -> None:
+        raise OSError(24, "Too many open files")
+
+    if not has_epoll():
+        pytest.skip("there is no epoll")
+    s.patch.setattr(select, "epoll", epoll)
+    await load_address(TCP)
+
+
+async def load_address(address: str) -> None:
+    async with open_load(address):
+        pass
+
+
 async def echo_after_reset(s: Scene) -> None:
     reset(s.peer)
     await s.echo()
@@ -212,6 +254,13 @@ TABLE: dict[Any, Provocations] = {
     anyecho.Server.drain: in_another_thread(lambda server: server.drain().send(None)),
     anyecho.Server.wait_closed: in_another_thread(lambda server: server.wait_closed().send(None)),
     anyecho.Server.port: {anyecho.UsageError: ask_for_port},
+    open_load: {
+        anyecho.AddressError: lambda _: load_address("nonsense"),
+        anyecho.UsageError: lambda _: load_address("udp://localhost:1"),
+        anyecho.ConnectError: lambda _: load_address(f"unix:{ABSENT}"),
+        anyecho.StartError: open_without_descriptors,
+    },
+    Load.run: loading(),
     Certificates.reload: {anyecho.CertificateError: reload_without_files},
     anyecho.TCPAddress: {anyecho.AddressError: lambda _: anyecho.TCPAddress(host="localhost", port=65536)},
     anyecho.UDPAddress: {anyecho.AddressError: lambda _: anyecho.UDPAddress(host="localhost", port=65536)},

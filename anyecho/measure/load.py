@@ -60,8 +60,14 @@ async def open_load(
 ) -> AsyncIterator[Load]:
     """Open all connections of a load to `address` before the block, and close them after it.
 
-    Loads that run concurrently share a `poller`. Raises `ConnectError`. Raises `UsageError` for datagrams: one that
-    is lost would stop its closed loop.
+    Loads that run concurrently share a `poller`. After an error or a cancellation, no connection stays open.
+
+    Raises:
+        AddressError: `address` is not an address.
+        UsageError: `options` are not `LoadOptions`; a protective option has no effect on `address`; or `address` is
+            over TLS, for datagrams (one that is lost would stop its closed loop) or a descriptor.
+        ConnectError: a connection is not accepted within the limits of `options.connect`.
+        StartError: no descriptor is left for epoll.
     """
     address = parse_address(address)
     if isinstance(address, UDPAddress):
@@ -144,9 +150,15 @@ class Load:
     async def run(self, *, seconds: float) -> LoadResult:
         """Send on all connections for `seconds`, then wait for the outstanding replies.
 
-        For a warm-up, discard the result of a first run. Raises `EchoMismatch` or `EchoTruncated` at the first
-        wrong or missing reply, and `EchoStalled` if outstanding replies do not come within the timeout. An error or
-        a cancellation closes the load.
+        For a warm-up, discard the result of a first run. An error of a run, or a cancellation, closes the load.
+
+        Raises:
+            UsageError: `seconds` is not more than 0; the load stays usable.
+            BusyResourceError: another run is running, which continues.
+            ClosedResourceError: the load is closed.
+            EchoMismatch: a byte of a reply differs, or was never sent.
+            EchoTruncated: a connection ended before its reply was complete.
+            EchoStalled: outstanding replies did not come within `timeout` seconds after the end of the run.
         """
         if not seconds > 0:
             raise UsageError(f"seconds must be more than 0, not {seconds}")

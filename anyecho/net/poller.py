@@ -15,6 +15,7 @@ from time import monotonic
 
 from anyio import CancelScope, ClosedResourceError, Event, create_task_group
 
+from anyecho.errors import StartError
 from anyecho.net.driver import drive
 from anyecho.net.fallback import Fallback
 from anyecho.net.readiness import Pollable
@@ -146,13 +147,17 @@ async def open_poller() -> AsyncIterator[Poller | Fallback]:
     """Run a Poller while the block runs; without epoll, yield a `Fallback`.
 
     If the block is cancelled, the Poller still runs until the block ends, because connections that linger wait for
-    it. The block must close every connection before it ends.
+    it. The block must close every connection before it ends. Raises `StartError` if it gets no epoll instance.
     """
     if not has_epoll():
         yield Fallback()
         return
 
-    poller = Poller()
+    try:
+        poller = Poller()
+    except OSError as exc:
+        raise StartError(f"cannot open an epoll instance: {exc.strerror}") from exc
+
     async with create_task_group() as task_group:
         scope = CancelScope(shield=True)
         task_group.start_soon(poller.run, scope)

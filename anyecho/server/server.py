@@ -52,7 +52,7 @@ async def serve(
             or protect (TLS, trusted proxies) and have no effect on any address.
         CertificateError: a file of `options.tls` cannot be used, or no certificate can be generated.
         BindError: listening fails on an address.
-        StartError: `options.engine` is ``events`` on a system without epoll.
+        StartError: no descriptor is left for epoll; or `options.engine` is ``events`` on a system without epoll.
         OSError: a listener fails for good; every connection is closed.
     """
     async with open_server(*addresses, options=options) as server:
@@ -78,7 +78,7 @@ async def open_server(*addresses: str | Address, options: ServeOptions | None = 
             or protect (TLS, trusted proxies) and have no effect on any address.
         CertificateError: a file of `options.tls` cannot be used, or no certificate can be generated.
         BindError: listening fails on an address.
-        StartError: `options.engine` is ``events`` on a system without epoll.
+        StartError: no descriptor is left for epoll; or `options.engine` is ``events`` on a system without epoll.
         OSError: a listener fails for good; the block is cancelled and every connection closed.
     """
     options = ServeOptions() if options is None else options
