@@ -12,6 +12,7 @@ from typing import TypeAlias
 import pytest
 from anyio import (
     BrokenResourceError,
+    BusyResourceError,
     ClosedResourceError,
     Event,
     create_task_group,
@@ -323,6 +324,10 @@ async def test_a_datagram_stream_works_with_echo() -> None:
                 tasks.start_soon(echo, stream)
                 assert await client.exchange(b"hello") == b"hello"
                 tasks.cancel_scope.cancel()
+            with pytest.raises(BusyResourceError), unwrap_single():
+                async with create_task_group() as tasks:
+                    for _ in range(2):
+                        tasks.start_soon(stream.send, b"x")
             await stream.aclose()
             for call in (stream.receive(), stream.send(b"x")):
                 with pytest.raises(ClosedResourceError):

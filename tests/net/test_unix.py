@@ -119,12 +119,18 @@ def test_a_file_of_another_thread_has_the_mode_of_the_umask(
         assert mode_of(other) == 0o666 & ~umask
 
 
+@pytest.mark.parametrize("what", ["file", "socket"])
 def test_no_mode_is_set_of_a_file_that_replaced_the_socket(
-    short_path: Path, monkeypatch: pytest.MonkeyPatch
+    what: str, short_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another writer of the directory puts a link to a private file where the socket was."""
+    """Another writer of the directory puts a link to a private file or socket where the socket was."""
     bind, private = socket.socket.bind, short_path / "private"
-    private.touch(0o600)
+    if what == "file":
+        private.touch()
+    else:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(str(private))
+    private.chmod(0o600)
 
     def replaced(sock: socket.socket, address: bytes) -> None:
         bind(sock, address)
@@ -409,6 +415,7 @@ def test_a_lock_that_its_holder_removed_is_taken_anew(short_path: Path, monkeypa
     """The holder removes the lock file between open(2) and flock(2) of the next server."""
     flock, lock = fcntl.flock, short_path / ".echo.lock"
     rounds: list[bool] = []
+    before = len(os.listdir("/proc/self/fd"))
 
     def late(descriptor: int, operation: int) -> None:
         flock(descriptor, operation)
@@ -419,6 +426,22 @@ def test_a_lock_that_its_holder_removed_is_taken_anew(short_path: Path, monkeypa
     monkeypatch.setattr(fcntl, "flock", late)
     with bound(short_path / "echo"):
         assert rounds == [False, True]
+        assert os.listdir(short_path) == ["echo"]
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_lock_is_held_until_its_file_is_removed(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a second server could lock the file, and a third one a new file, at the same time."""
+    unlink = os.unlink
+
+    def locked(path: bytes) -> None:
+        with open(path) as rival, pytest.raises(BlockingIOError):
+            fcntl.flock(rival, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        unlink(path)
+
+    monkeypatch.setattr(os, "unlink", locked)
+    with bound(short_path / "echo"):
+        monkeypatch.undo()
         assert os.listdir(short_path) == ["echo"]
 
 
