@@ -22,9 +22,12 @@ from typing import Any
 import pytest
 
 from anyecho.address import Address, TCPAddress, UnixAddress
+from anyecho.client.options import ConnectOptions
 from anyecho.net.poller import Fallback, Poller, open_poller
+from anyecho.net.tls.contexts import TLSClientOptions
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
+from tests.support.certificates import Files, files_in
 from tests.support.machine import short_directory
 from tests.support.process import Processes
 from tests.support.turns import out_of_turn
@@ -128,3 +131,15 @@ def processes(request: pytest.FixtureRequest) -> Iterator[Processes]:
     processes = Processes(fallback=request.config.getoption("--fallback"))
     yield processes
     processes.close()
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    """A CA and certificates, for a test that may change them."""
+    return files_in(tmp_path)
+
+
+@pytest.fixture
+def ca_options(files: Files) -> ConnectOptions:
+    """Client options that trust the CA of `files`."""
+    return ConnectOptions(tls=TLSClientOptions(cacert=files.cacert))

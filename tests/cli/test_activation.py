@@ -19,24 +19,15 @@ import pytest
 
 from tests.support.certificates import files_in
 from tests.support.datagrams import udp_client
-from tests.support.process import TIMEOUT, Process, Processes, accepts, connect, exchange, round_trip, wait_until
+from tests.support.peers import dial, exchange
+from tests.support.process import TIMEOUT, Process, Processes, accepts, round_trip, wait_until
+from tests.support.stuck import DEAD_NAME_SERVER, STUCK
 
 TCP = "tcp://127.0.0.1:0"
 #: Maximum interval of watchdog messages, in microseconds.
 WATCHDOG = 200_000
 #: Seconds without a message after which the watchdog counts as silent.
 SILENCE = 1.0
-
-#: A server whose event loop blocks at the first connection and reports it.
-STUCK = """
-import os, time
-from anyecho.net.accept import Acceptor
-def stuck(self, *args):
-    os.write(2, b"stuck\\n")
-    while True:
-        time.sleep(60)
-Acceptor.accept_some = stuck
-"""
 
 #: What a service manager does between fork(2) and execve(2).
 PASS = """
@@ -186,7 +177,7 @@ def test_invalid_activation_is_one_line_and_exit_3(
 
 @pytest.mark.fault(row=23, injected="a connection is passed")
 def test_a_connection_instead_of_a_listener_is_one_line(manager: Manager) -> None:
-    with connect(manager.addresses[0]), manager.sockets[0].accept()[0] as accepted:
+    with dial(manager.addresses[0]), manager.sockets[0].accept()[0] as accepted:
         manager.sockets[0] = accepted
         line = manager.refusal()
 
@@ -197,7 +188,7 @@ def test_a_connection_instead_of_a_listener_is_one_line(manager: Manager) -> Non
 def test_connections_between_two_servers_are_kept_and_echoed(manager: Manager) -> None:
     end(manager.serve())
     first, second, third = manager.addresses
-    with connect(first) as tcp, connect(second) as unix, udp_client(third) as udp:
+    with dial(first) as tcp, dial(second) as unix, udp_client(third) as udp:
         for sock in (tcp, unix, udp):
             sock.sendall(b"between two")
         process = manager.serve()
@@ -227,7 +218,7 @@ def test_the_manager_is_notified_of_ready_watchdog_and_stopping(
     process = manager.start("--backend", backend, NOTIFY_SOCKET=place, WATCHDOG_USEC=str(WATCHDOG))
 
     assert next_message() == f"READY=1\nSTATUS=listening on {', '.join(manager.addresses)}"
-    with connect(manager.addresses[0]) as sock:
+    with dial(manager.addresses[0]) as sock:
         assert exchange(sock, b"hello") == b"hello"
         assert [next_message() for _ in range(3)] == ["WATCHDOG=1"] * 3
         process.signal(signal.SIGTERM)
@@ -261,7 +252,7 @@ def test_a_stuck_loop_sends_no_watchdog_message(manager: Manager, backend: str, 
     variables = {"NOTIFY_SOCKET": place, "WATCHDOG_USEC": str(WATCHDOG)}
     process = manager.start("--backend", backend, before=STUCK, **variables)
     assert next_message().startswith("READY=1\n")
-    with connect(manager.addresses[0]):
+    with dial(manager.addresses[0]):
         process.read_errors(until="stuck\n")
         with pytest.raises(TimeoutError):
             while True:
@@ -269,16 +260,9 @@ def test_a_stuck_loop_sends_no_watchdog_message(manager: Manager, backend: str, 
 
 
 def test_a_signal_before_the_server_listens_stops_it(processes: Processes, notify_socket: Notified) -> None:
-    slow_names = """
-import os, anyio
-import anyecho.net.bind as bind
-async def resolve(*args):
-    os.write(2, b"resolving\\n")
-    await anyio.sleep_forever()
-bind.resolve = resolve
-"""
     place, next_message = notify_socket
-    process = processes.start("serve", "-b", TCP, before=slow_names, env=os.environ | {"NOTIFY_SOCKET": place})
+    environ = os.environ | {"NOTIFY_SOCKET": place}
+    process = processes.start("serve", "-b", "tcp://slow:0", before=DEAD_NAME_SERVER, env=environ)
     process.read_errors(until="\n")
     process.signal()
 
@@ -306,7 +290,7 @@ def test_systemd_socket_activate_starts_a_server(processes: Processes, short_pat
     wait_until(lambda: os.path.exists(other))
 
     # The first connection starts the server.
-    with connect(f"unix:{stream}") as sock:
+    with dial(f"unix:{stream}") as sock:
         assert exchange(sock, b"hello") == b"hello"
     assert process.read_lines(2) == [f"unix:{stream}", f"unix:{other}"]
     assert echoes(f"unix:{other}")

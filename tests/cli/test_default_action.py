@@ -12,19 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.cli.test_signals import REPORT_SIGNALS, STUCK, STUCK_SEND
-from tests.support.process import (
-    TIMEOUT,
-    Process,
-    Processes,
-    accepts,
-    connect,
-    echo,
-    exchange,
-    peer,
-    read_all,
-    wait_until,
-)
+from tests.support.peers import dial, exchange, receive_all
+from tests.support.process import TIMEOUT, Process, Processes, accepts, echo, peer, wait_until
+from tests.support.stuck import REPORT_SIGNALS, STUCK, STUCK_SEND
 
 TCP = "tcp://127.0.0.1:0"
 LONG = "1h"
@@ -87,7 +77,7 @@ def test_the_third_signal_ends_a_stuck_server_that_is_pid_1(
     start_as_pid_1: Start, signum: int, backend: str
 ) -> None:
     process, kill = start_as_pid_1("serve", "-b", TCP, "--backend", backend, before=STUCK + REPORT_SIGNALS)
-    with connect(process.read_lines(1)[0]):
+    with dial(process.read_lines(1)[0]):
         process.read_errors(until="stuck\n")
         for _ in range(2):
             kill(signum)
@@ -128,7 +118,7 @@ sys.meta_path.insert(0, Finder)
 def test_a_server_started_with_sigint_ignored_leaves_it_ignored(processes: Processes, backend: str) -> None:
     options = ("--backend", backend, "--graceful-timeout", LONG, "--linger", LONG)
     process = processes.serve("-b", TCP, *options, before=IGNORE_SIGINT)
-    with connect(process.addresses[0]) as sock:
+    with dial(process.addresses[0]) as sock:
         assert exchange(sock, b"before") == b"before"
         process.signal(signal.SIGINT)
         process.signal(signal.SIGTERM)
@@ -136,7 +126,7 @@ def test_a_server_started_with_sigint_ignored_leaves_it_ignored(processes: Proce
         wait_until(lambda: not accepts(process.addresses[0]))
         assert exchange(sock, b"after") == b"after"
         sock.shutdown(socket.SHUT_WR)
-        assert read_all(sock) == b""
+        assert receive_all(sock) == b""
 
     assert process.wait() == 0
 

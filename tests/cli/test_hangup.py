@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.certificates import Files, files_in
-from tests.support.process import TIMEOUT, Process, Processes, accepts, connect, exchange, read_all, wait_until
+from tests.support.peers import dial, exchange, receive_all
+from tests.support.process import TIMEOUT, Process, Processes, accepts, wait_until
+from tests.support.stuck import DEAD_NAME_SERVER
 
 TCP = "tcp://127.0.0.1:0"
 LONG = "1h"
@@ -67,15 +69,7 @@ def test_sighup_with_files_that_no_address_uses_is_a_warning(processes: Processe
 
 
 def test_sighup_before_the_server_listens_is_a_warning(processes: Processes, backend: str) -> None:
-    slow_names = """
-import os, anyio
-import anyecho.net.bind as bind
-async def resolve(*args):
-    os.write(2, b"resolving\\n")
-    await anyio.sleep_forever()
-bind.resolve = resolve
-"""
-    process = processes.start("serve", "-b", TCP, "--backend", backend, before=slow_names)
+    process = processes.start("serve", "-b", "tcp://slow:0", "--backend", backend, before=DEAD_NAME_SERVER)
     process.read_errors(until="resolving\n")
     process.signal(signal.SIGHUP)
     assert process.read_errors(until="\n") == IGNORED
@@ -108,7 +102,7 @@ def test_a_server_drains_when_its_terminal_is_gone(processes: Processes, backend
     path = short_path / "echo"
     options = ("--backend", backend, "--graceful-timeout", LONG)
     with at_terminal(processes, "-b", f"unix:{path}", *options) as (process, keyboard):
-        with connect(process.addresses[0]) as sock:
+        with dial(process.addresses[0]) as sock:
             assert exchange(sock, b"before") == b"before"
             os.close(keyboard)
             assert process.read_errors(until="\n") == DRAINS
@@ -118,7 +112,7 @@ def test_a_server_drains_when_its_terminal_is_gone(processes: Processes, backend
             for _ in range(3):
                 assert exchange(sock, b"after") == b"after"
             sock.shutdown(socket.SHUT_WR)
-            assert read_all(sock) == b""
+            assert receive_all(sock) == b""
 
         assert process.wait() == 0
         assert process.errors() == ""
@@ -128,7 +122,7 @@ def test_a_server_drains_when_its_terminal_is_gone(processes: Processes, backend
 
 def test_sigterm_closes_at_once_during_a_drain_for_a_closed_terminal(processes: Processes) -> None:
     options = ("--graceful-timeout", LONG, "--linger", LONG)
-    with at_terminal(processes, "-b", TCP, *options) as (process, keyboard), connect(process.addresses[0]) as sock:
+    with at_terminal(processes, "-b", TCP, *options) as (process, keyboard), dial(process.addresses[0]) as sock:
         assert exchange(sock, b"before") == b"before"
         os.close(keyboard)
         process.read_errors(until=DRAINS)

@@ -11,8 +11,9 @@ import termios
 import pytest
 
 from anyecho.cli.main import main
+from tests.support.peers import unread
 from tests.support.pipes import redirected
-from tests.support.process import Processes, terminal, unread, unwritable, wait_until
+from tests.support.process import Processes, terminal, unwritable, wait_until
 
 #: Values of COLUMNS, and the resulting width of a page.
 WIDTHS = {

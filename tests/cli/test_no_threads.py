@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.peers import dial, exchange
 from tests.support.pipes import unread_pipe
-from tests.support.process import Processes, accepts, connect, echo, exchange, peer, wait_until
+from tests.support.process import Processes, accepts, echo, peer, wait_until
 
 TCP = "tcp://127.0.0.1:0"
 #: Makes pthread_create(3) fail in Python as under such a limit.
@@ -33,7 +34,7 @@ def server() -> Iterator[str]:
 
 def test_a_server_reports_its_address_serves_and_logs(processes: Processes, backend: str) -> None:
     process = processes.serve("-b", TCP, "--backend", backend, "--access-log", before=NO_THREADS)
-    with connect(process.addresses[0]) as sock:
+    with dial(process.addresses[0]) as sock:
         assert exchange(sock, b"hello") == b"hello"
     process.read_errors(until="the event loop writes it\n")
     process.signal()
@@ -50,7 +51,7 @@ def test_unread_addresses_are_one_warning_and_the_server_serves(
         options = ("--backend", backend)
         process = processes.start("serve", "-b", address, *options, before=NO_THREADS, stdout=write_end)
         wait_until(lambda: accepts(address))
-        with connect(address) as sock:
+        with dial(address) as sock:
             assert exchange(sock, b"hello") == b"hello"
         process.signal()
         assert process.wait() == 0

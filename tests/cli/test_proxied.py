@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from tests.support.process import Processes, connect, exchange, read_all, round_trip
+from tests.support.peers import dial, exchange, receive_all
+from tests.support.process import Processes, round_trip
 
 TCP = "tcp://127.0.0.1:0"
 TRUSTED = ("--proxy-protocol", "require", "--proxy-trusted", "192.0.2.0/24", "--proxy-trusted", "127.0.0.1")
@@ -76,12 +77,12 @@ def test_limits_are_flags_and_variables(processes: Processes, monkeypatch: pytes
     monkeypatch.setenv("ANYECHO_MAX_BYTES", "5")
     server = processes.serve("-b", TCP, "--max-connections-per-ip", "1", "--linger", "200ms", "--access-log")
     [address] = server.addresses
-    with connect(address) as first:
+    with dial(address) as first:
         assert exchange(first, b"hello") == b"hello"
-        with connect(address) as second:
-            assert read_all(second) == b""
+        with dial(address) as second:
+            assert receive_all(second) == b""
         first.sendall(b"!")
-        assert read_all(first) == b""
+        assert receive_all(first) == b""
 
     assert "reason=bytes" in server.read_errors(until="\n")
 

@@ -26,6 +26,7 @@ from anyecho.client.client import Client, connect
 from anyecho.client.source import Source
 from anyecho.units import format_duration
 from tests.support.machine import needs_ipv6
+from tests.support.peers import receive_all
 from tests.support.process import (
     TIMEOUT,
     Processes,
@@ -33,7 +34,6 @@ from tests.support.process import (
     echo,
     peer,
     port_of,
-    read_all,
     resident,
     terminal,
     unwritable,
@@ -91,7 +91,7 @@ def only(count: int) -> Script:
     def script(sock: socket.socket) -> None:
         sock.sendall(sock.recv(count, socket.MSG_WAITALL))
         sock.shutdown(socket.SHUT_WR)
-        read_all(sock)
+        receive_all(sock)
 
     return script
 
@@ -319,7 +319,7 @@ def test_an_echo_cut_short_is_exit_1_and_the_offset(processes: Processes, backen
 
 def test_surplus_bytes_are_exit_1_and_the_offset(send: Send, serve: Serve) -> None:
     def script(sock: socket.socket) -> None:
-        sock.sendall(read_all(sock) + b"!")
+        sock.sendall(receive_all(sock) + b"!")
 
     assert send(serve(script), "hello") == (1, b"hello", b"anyecho: byte 5 was never sent: got 0x21\n")
 

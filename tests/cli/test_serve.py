@@ -17,19 +17,8 @@ from typing import Any
 import pytest
 
 from tests.support.machine import needs_ipv6, netcat
-from tests.support.process import (
-    TIMEOUT,
-    Process,
-    Processes,
-    accepts,
-    connect,
-    exchange,
-    port_of,
-    read_all,
-    round_trip,
-    unwritable,
-    wait_until,
-)
+from tests.support.peers import dial, exchange, receive_all
+from tests.support.process import TIMEOUT, Process, Processes, accepts, port_of, round_trip, unwritable, wait_until
 
 TCP = "tcp://127.0.0.1:0"
 #: More than the kernels' buffers hold: to send everything before reading, or the reverse, deadlocks.
@@ -179,12 +168,12 @@ def test_a_server_without_errors_prints_only_its_addresses(processes: Processes)
 
 def test_the_log_is_the_conversation_of_the_original_example(processes: Processes, backend: str) -> None:
     process = processes.serve("-b", "localhost:0", "--backend", backend, "--log-level", "debug")
-    with connect(process.addresses[0]) as sock:
+    with dial(process.addresses[0]) as sock:
         peer = f"127.0.0.1_{sock.getsockname()[1]}"
         for message in (b"This is the message. ", b"It will be sent ", b"in parts."):
             assert exchange(sock, message) == message
         sock.shutdown(socket.SHUT_WR)
-        assert read_all(sock) == b""
+        assert receive_all(sock) == b""
 
     assert stop(process) == [
         f"main: starting up on localhost port {port_of(process.addresses[0])}",
@@ -202,11 +191,11 @@ def test_the_log_is_the_conversation_of_the_original_example(processes: Processe
 
 def test_info_has_no_line_per_chunk(processes: Processes) -> None:
     process = processes.serve("-b", TCP, "--log-level", "info")
-    with connect(process.addresses[0]) as sock:
+    with dial(process.addresses[0]) as sock:
         peer = f"127.0.0.1_{sock.getsockname()[1]}"
         assert exchange(sock, b"hello") == b"hello"
         sock.shutdown(socket.SHUT_WR)
-        assert read_all(sock) == b""
+        assert receive_all(sock) == b""
 
     assert stop(process)[1:-1] == [f"echo_{peer}: connection accepted", f"echo_{peer}: closing"]
 
@@ -231,11 +220,11 @@ def test_a_unix_peer_is_named_by_its_pid(processes: Processes, short_path: Path)
 
 def test_the_access_log_has_a_line_per_closed_connection(processes: Processes) -> None:
     process = processes.serve("-b", TCP, "--access-log", "--log-format", "json")
-    with connect(process.addresses[0]) as sock:
+    with dial(process.addresses[0]) as sock:
         peer = f"127.0.0.1_{sock.getsockname()[1]}"
         assert exchange(sock, b"hello") == b"hello"
         sock.shutdown(socket.SHUT_WR)
-        assert read_all(sock) == b""
+        assert receive_all(sock) == b""
 
     [line] = stop(process)
     facts = {"peer": peer, "reason": "eof", "bytes_received": 5, "bytes_sent": 5}
@@ -259,10 +248,10 @@ def test_every_line_is_json_with_log_format_json(processes: Processes) -> None:
 def test_idle_timeout_from_the_environment_closes_an_idle_connection(processes: Processes) -> None:
     environment = os.environ | {"ANYECHO_IDLE_TIMEOUT": "400ms", "ANYECHO_ACCESS_LOG": "true"}
     process = processes.serve("-b", TCP, env=environment)
-    with connect(process.addresses[0]) as sock:
+    with dial(process.addresses[0]) as sock:
         assert exchange(sock, b"hello") == b"hello"
         began = monotonic()
-        assert read_all(sock) == b""
+        assert receive_all(sock) == b""
         assert monotonic() - began > 0.3
 
     assert "reason=idle" in stop(process)[0]
@@ -270,9 +259,9 @@ def test_idle_timeout_from_the_environment_closes_an_idle_connection(processes: 
 
 def test_a_connection_over_the_maximum_waits_in_the_backlog(processes: Processes) -> None:
     process = processes.serve("-b", TCP, "--max-connections", "1", "--log-level", "info")
-    with connect(process.addresses[0]) as first:
+    with dial(process.addresses[0]) as first:
         assert exchange(first, b"hello") == b"hello"
-        with connect(process.addresses[0]) as second:
+        with dial(process.addresses[0]) as second:
             names = [f"echo_127.0.0.1_{sock.getsockname()[1]}" for sock in (first, second)]
             second.sendall(b"patience")
             assert exchange(first, b"still here") == b"still here"
@@ -339,7 +328,7 @@ def test_an_unread_log_delays_neither_the_echo_nor_the_exit(processes: Processes
     )
     assert process.popen.stderr is not None
     fcntl.fcntl(process.popen.stderr, fcntl.F_SETPIPE_SZ, 4096)
-    with connect(process.addresses[0]) as sock:
+    with dial(process.addresses[0]) as sock:
         for _ in range(500):
             assert exchange(sock, b"hello") == b"hello"
 

@@ -17,71 +17,15 @@ from time import monotonic
 import pytest
 
 from anyecho.cli.signals import caught_signals
-from tests.support.process import (
-    TIMEOUT,
-    Processes,
-    accepts,
-    connect,
-    descriptors,
-    echo,
-    exchange,
-    peer,
-    read_all,
-    terminal,
-    unread,
-    wait_until,
-)
+from tests.support.peers import dial, exchange, receive_all, unread
+from tests.support.process import TIMEOUT, Processes, accepts, descriptors, echo, peer, terminal, wait_until
+from tests.support.stuck import DEAD_NAME_SERVER, REPORT_SIGNALS, STUCK, STUCK_SEND
 
 TCP = "tcp://127.0.0.1:0"
 #: Seconds that an exit may take on a busy machine besides the times of its options; 0.5 s on an idle machine.
 END = 10.0
 #: Longer than any test waits.
 LONG = "1h"
-
-#: A server whose event loop blocks at the first connection and reports it.
-STUCK = """
-import os, time
-from anyecho.server.admission import Admission
-def stuck(self, *args):
-    os.write(2, b"stuck\\n")
-    while True:
-        time.sleep(60)
-Admission.admit = stuck
-"""
-
-#: A resolver that never returns, and reports each call.
-DEAD_NAME_SERVER = """
-import os, socket, threading
-look_up = socket.getaddrinfo
-def stuck(host, *args, **named):
-    if host != "slow" or named.get("flags"):
-        return look_up(host, *args, **named)
-    os.write(2, b"resolving\\n")
-    threading.Event().wait()
-socket.getaddrinfo = stuck
-"""
-
-#: A client whose event loop blocks at the first echo and reports it.
-STUCK_SEND = """
-import os, time
-from anyecho.client.exchange import Exchange
-def match(self, chunk):
-    os.write(2, b"stuck\\n")
-    while True:
-        time.sleep(60)
-Exchange._match = match
-"""
-
-#: Reports each handled signal on standard error, because the kernel merges two pending signals of a kind.
-REPORT_SIGNALS = """
-import os
-from anyecho.cli.signals import Signals
-on_signal = Signals.on_signal
-def told(self, *args):
-    on_signal(self, *args)
-    os.write(2, b"noted\\n")
-Signals.on_signal = told
-"""
 
 
 @pytest.fixture(params=[signal.SIGTERM, signal.SIGINT], ids=lambda signum: signum.name)
@@ -121,7 +65,7 @@ def test_the_first_signal_drains_for_the_grace_period_then_lingers(processes: Pr
     grace, linger = 0.3, 0.2
     times = ("--graceful-timeout", f"{grace}s", "--linger", f"{linger}s")
     process = processes.serve("-b", TCP, "--backend", backend, *times)
-    with connect(process.addresses[0]) as sock, connect(process.addresses[0]) as unread:
+    with dial(process.addresses[0]) as sock, dial(process.addresses[0]) as unread:
         assert exchange(sock, b"before") == b"before"
         fill_buffers(unread)
         began = monotonic()
@@ -129,7 +73,7 @@ def test_the_first_signal_drains_for_the_grace_period_then_lingers(processes: Pr
         wait_until(lambda: not accepts(process.addresses[0]))
         assert exchange(sock, b"after") == b"after"
         # The server closes this connection, and lingers for the pending echo of the other.
-        assert read_all(sock) == b""
+        assert receive_all(sock) == b""
         assert monotonic() - began >= grace
         assert process.wait(grace + linger + END) == 0
         assert grace + linger <= monotonic() - began < grace + linger + END
@@ -137,13 +81,13 @@ def test_the_first_signal_drains_for_the_grace_period_then_lingers(processes: Pr
 
 def test_a_drain_ends_with_the_last_connection(processes: Processes, backend: str) -> None:
     process = processes.serve("-b", TCP, "--backend", backend, "--graceful-timeout", LONG)
-    with connect(process.addresses[0]) as sock:
+    with dial(process.addresses[0]) as sock:
         assert exchange(sock, b"before") == b"before"
         process.signal(signal.SIGINT)
         wait_until(lambda: not accepts(process.addresses[0]))
         assert exchange(sock, b"after") == b"after"
         sock.shutdown(socket.SHUT_WR)
-        assert read_all(sock) == b""
+        assert receive_all(sock) == b""
 
     assert process.wait(END) == 0
 
@@ -154,8 +98,8 @@ def test_bytes_sent_before_and_after_the_first_signal_are_echoed(
     process = processes.serve("-b", TCP, "--backend", backend)
     first, second = os.urandom(1 << 19), os.urandom(1 << 19)
     echo: list[bytes] = []
-    with connect(process.addresses[0]) as sock:
-        reading = Thread(target=lambda: echo.append(read_all(sock)))
+    with dial(process.addresses[0]) as sock:
+        reading = Thread(target=lambda: echo.append(receive_all(sock)))
         reading.start()
         sock.sendall(first)
         process.signal(signum)
@@ -171,7 +115,7 @@ def test_bytes_sent_before_and_after_the_first_signal_are_echoed(
 def test_a_peer_that_does_not_read_extends_no_drain(processes: Processes) -> None:
     times = ("--graceful-timeout", "200ms", "--linger", "200ms")
     process = processes.serve("-b", TCP, *times)
-    with connect(process.addresses[0]) as sock:
+    with dial(process.addresses[0]) as sock:
 
         def flood() -> None:
             with suppress(ConnectionError):
@@ -188,7 +132,7 @@ def test_a_peer_that_does_not_read_extends_no_drain(processes: Processes) -> Non
 @pytest.mark.fault(row=13, injected="a second SIGTERM or SIGINT during a drain with an hour of grace period")
 def test_the_second_signal_closes_at_once(processes: Processes, backend: str, signum: signal.Signals) -> None:
     process = processes.serve("-b", TCP, "--backend", backend, "--graceful-timeout", LONG, "--linger", LONG)
-    with connect(process.addresses[0]) as sock:
+    with dial(process.addresses[0]) as sock:
         assert exchange(sock, b"hello") == b"hello"
         process.signal(signum)
         wait_until(lambda: not accepts(process.addresses[0]))
@@ -203,7 +147,7 @@ def test_the_second_signal_closes_at_once(processes: Processes, backend: str, si
 @pytest.mark.fault(row=13, injected="300 SIGTERM and SIGINT in quick succession to a busy server")
 def test_a_storm_of_signals_ends_a_busy_server_without_a_traceback(processes: Processes, backend: str) -> None:
     process = processes.serve("-b", TCP, "--backend", backend, "--graceful-timeout", LONG, "--linger", LONG)
-    with connect(process.addresses[0]) as sock:
+    with dial(process.addresses[0]) as sock:
         assert exchange(sock, b"hello") == b"hello"
         for number in range(300):
             # The PID is not reused before the process has been waited for.
@@ -217,7 +161,7 @@ def test_a_storm_of_signals_ends_a_busy_server_without_a_traceback(processes: Pr
 
 def test_the_second_signal_ends_a_linger_too(processes: Processes, backend: str) -> None:
     process = processes.serve("-b", TCP, "--backend", backend, "--graceful-timeout", "0", "--linger", LONG)
-    with connect(process.addresses[0]) as unread:
+    with dial(process.addresses[0]) as unread:
         fill_buffers(unread)
         process.signal(signal.SIGINT)
         wait_until(lambda: not accepts(process.addresses[0]))
@@ -230,7 +174,7 @@ def test_the_third_signal_ends_a_loop_that_is_stuck(
     processes: Processes, backend: str, signum: signal.Signals
 ) -> None:
     process = processes.serve("-b", TCP, "--backend", backend, before=STUCK + REPORT_SIGNALS)
-    with connect(process.addresses[0]):
+    with dial(process.addresses[0]):
         process.read_errors(until="stuck\n")
         for _ in range(2):
             process.signal(signum)

@@ -9,7 +9,8 @@ from time import sleep
 
 import pytest
 
-from tests.support.process import Processes, read_all, wait_until
+from tests.support.peers import receive_all
+from tests.support.process import Processes, wait_until
 
 
 @pytest.mark.parametrize("limit", ["--timeout", "--deadline"])
@@ -20,7 +21,7 @@ def test_an_echo_that_arrives_while_the_process_is_stopped_is_in_time(
         address = f"127.0.0.1:{listener.getsockname()[1]}"
         process = processes.start("send", address, "hello", limit, "1s", "--backend", backend)
         with listener.accept()[0] as sock:
-            sent = read_all(sock)
+            sent = receive_all(sock)
             process.signal(signal.SIGSTOP)
             wait_until(lambda: state(process.pid) == "T")
             sock.sendall(sent)

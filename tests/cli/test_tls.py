@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
@@ -10,26 +9,19 @@ import signal
 import socket
 import ssl
 import subprocess
-import sys
-import termios
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 import pytest
 
 from tests.support.certificates import Files, files_in
+from tests.support.peers import unread
 from tests.support.process import TIMEOUT, Process, Processes, port_of, wait_until
 
 TLS = "tls://127.0.0.1:0"
 LARGE = os.urandom(2 << 20)
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> Files:
-    return files_in(tmp_path)
 
 
 @pytest.fixture(params=["events", "tasks"])
@@ -145,15 +137,11 @@ def test_keys_are_updated_while_data_flows(processes: Processes, files: Files, e
 
 def _write_apart(popen: subprocess.Popen[bytes], *texts: bytes) -> None:
     """Write each text after the previous one is read: s_client looks for a command at the start of a read."""
-    assert popen.stdin is not None
+    stdin = popen.stdin
+    assert stdin is not None
     for text in texts:
         write(popen, text)
-        wait_until(lambda: _unread(popen.stdin) == 0)
-
-
-def _unread(pipe: IO[bytes] | None) -> int:
-    assert pipe is not None
-    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
+        wait_until(lambda: unread(stdin) == 0)
 
 
 def test_renegotiation_is_refused(processes: Processes, files: Files, engine: str) -> None:

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import pytest
 
-from tests.support.certificates import Files, files_in
+from tests.support.certificates import Files
 from tests.support.process import Processes
 
 TLS = "tls://127.0.0.1:0"
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> Files:
-    return files_in(tmp_path)
 
 
 @pytest.mark.parametrize("stdin", [b"", b"x\n" * 100_000], ids=["empty", "large"])

@@ -17,7 +17,7 @@ from anyecho.client.client import connect
 from anyecho.client.options import ConnectOptions
 from anyecho.errors import AddressError, ConnectError, UsageError
 from anyecho.server.server import Server
-from tests.net.test_connect import fill
+from tests.support.peers import fill_backlog
 
 
 async def test_connect_takes_an_address_as_text_or_value(server: Server) -> None:
@@ -35,7 +35,7 @@ async def test_a_refused_connection_is_a_connect_error() -> None:
 
 async def test_connecting_to_a_silent_host_fails_after_the_timeout(opened: ExitStack) -> None:
     listener = opened.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
-    fill(listener, opened)
+    fill_backlog(listener, opened)
     with fail_after(5), pytest.raises(ConnectError, match="no answer within 200ms"):
         await connect(f"127.0.0.1:{listener.getsockname()[1]}", options=ConnectOptions(timeout=0.2))
 

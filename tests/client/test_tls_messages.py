@@ -4,48 +4,17 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 
 import pytest
-from anyio import create_task_group, fail_after, wait_all_tasks_blocked, wait_readable
+from anyio import create_task_group, wait_all_tasks_blocked
 
-from anyecho.client.client import Client, connect
 from anyecho.client.options import ConnectOptions
 from anyecho.errors import EchoTruncated
-from anyecho.net.tls.contexts import TLSClientOptions
-from tests.support.certificates import files_in
-from tests.support.peers import SOON
-from tests.support.tls13 import ALERT, CLOSE_NOTIFY, DATA, HANDSHAKE, CraftedPeer, ticket
+from tests.support.tls13 import ALERT, CLOSE_NOTIFY, DATA, HANDSHAKE, CraftedPeer, crafted_server, ticket
 
 #: More than the client's stream holds, and less than the kernel buffers hold.
 PAYLOAD = os.urandom(100_000)
-
-
-@pytest.fixture
-def ca_options(tmp_path_factory: pytest.TempPathFactory) -> ConnectOptions:
-    files = files_in(tmp_path_factory.mktemp("tls"))
-    return ConnectOptions(timeout=SOON, tls=TLSClientOptions(cacert=files.cacert))
-
-
-@asynccontextmanager
-async def called(options: ConnectOptions) -> AsyncIterator[tuple[Client, CraftedPeer]]:
-    """A client, and the server that it is connected to."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.setblocking(False)
-        servers: list[CraftedPeer] = []
-
-        async def accept() -> None:
-            await wait_readable(listener)
-            servers.append(await CraftedPeer.server(listener.accept()[0]))
-
-        with fail_after(SOON):
-            async with create_task_group() as tasks:
-                tasks.start_soon(accept)
-                client = await connect(f"tls://localhost:{listener.getsockname()[1]}", options=options)
-        async with client:
-            yield client, servers[0]
-        servers[0].close()
 
 
 async def read(server: CraftedPeer, size: int) -> bytes:
@@ -63,7 +32,7 @@ def pieces(data: bytes) -> Iterator[bytes]:
 
 
 async def test_an_exchange_that_begins_inside_a_ticket_completes(ca_options: ConnectOptions) -> None:
-    async with called(ca_options) as (client, server):
+    async with crafted_server(ca_options) as (client, server):
         message = ticket(1200)
         server.send(server.seal(HANDSHAKE, message[:1000]))
         async with create_task_group() as tasks:
@@ -80,7 +49,7 @@ async def test_a_payload_that_ends_inside_a_ticket_is_echoed(ca_options: Connect
     message = ticket(1200)
     back = b""
 
-    async with called(ca_options) as (client, server):
+    async with crafted_server(ca_options) as (client, server):
 
         async def send() -> None:
             nonlocal back
@@ -101,7 +70,7 @@ async def test_a_payload_that_ends_inside_a_ticket_is_echoed(ca_options: Connect
 
 
 async def test_eof_inside_a_ticket_is_a_truncated_echo(ca_options: ConnectOptions) -> None:
-    async with called(ca_options) as (client, server):
+    async with crafted_server(ca_options) as (client, server):
         server.send(server.seal(HANDSHAKE, ticket(1200)[:1000]))
         server.sock.shutdown(socket.SHUT_WR)
         with pytest.raises(EchoTruncated):

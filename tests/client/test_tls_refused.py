@@ -17,17 +17,11 @@ from anyecho.client.client import connect
 from anyecho.client.options import ConnectOptions
 from anyecho.errors import ConnectError, EchoTruncated
 from anyecho.net.tls.contexts import TLSClientOptions
-from tests.client.test_tls_messages import called
 from tests.net.pairs import reset
-from tests.support.certificates import VERSIONS, Files, authority, files_in
+from tests.support.certificates import VERSIONS, Files, authority
 from tests.support.peers import SOON, receive_all
 from tests.support.process import peer
-from tests.support.tls13 import ALERT, DATA
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> Files:
-    return files_in(tmp_path)
+from tests.support.tls13 import ALERT, DATA, crafted_server
 
 
 def stranger(files: Files) -> Path:
@@ -103,7 +97,7 @@ async def test_a_refusal_alert_before_any_echo_is_a_connect_error(
     number: int, payload: bytes, files: Files
 ) -> None:
     tls = ConnectOptions(timeout=SOON, tls=TLSClientOptions(cacert=files.cacert))
-    async with called(tls) as (client, server):
+    async with crafted_server(tls) as (client, server):
         server.send(server.seal(ALERT, bytes([2, number])))
         with pytest.raises(ConnectError, match=REFUSALS[number]) as caught:
             async with client.send([payload]) as echo:
@@ -115,7 +109,7 @@ async def test_a_refusal_alert_before_any_echo_is_a_connect_error(
 @pytest.mark.parametrize("number", FAILURES)
 async def test_an_alert_that_is_no_refusal_is_a_broken_connection(number: int, files: Files) -> None:
     tls = ConnectOptions(timeout=SOON, tls=TLSClientOptions(cacert=files.cacert))
-    async with called(tls) as (client, server):
+    async with crafted_server(tls) as (client, server):
         server.send(server.seal(ALERT, bytes([2, number])))
         with pytest.raises(EchoTruncated) as caught:
             await client.exchange(b"x")
@@ -124,7 +118,7 @@ async def test_an_alert_that_is_no_refusal_is_a_broken_connection(number: int, f
 
 async def test_an_alert_after_an_echo_is_a_broken_connection(files: Files) -> None:
     tls = ConnectOptions(timeout=SOON, tls=TLSClientOptions(cacert=files.cacert))
-    async with called(tls) as (client, server):
+    async with crafted_server(tls) as (client, server):
 
         async def answer(*answers: tuple[int, bytes]) -> None:
             await server.read()
@@ -142,7 +136,7 @@ async def test_an_alert_after_an_echo_is_a_broken_connection(files: Files) -> No
 async def test_an_alert_is_reported_though_a_reset_follows_it(files: Files) -> None:
     """A server that closes while the client sends resets the connection."""
     tls = ConnectOptions(timeout=SOON, tls=TLSClientOptions(cacert=files.cacert))
-    async with called(tls) as (client, server):
+    async with crafted_server(tls) as (client, server):
         server.send(server.seal(ALERT, bytes([2, 116])))
         reset(server.sock)
         with pytest.raises(ConnectError, match="requires a client certificate"):

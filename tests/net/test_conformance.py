@@ -7,15 +7,14 @@ import select
 import socket
 from collections.abc import Awaitable, Callable
 
-import anyio
 import pytest
 import trio
 from trio.testing import check_half_closeable_stream, check_two_way_stream
 
 from anyecho.net.poller import Fallback, Poller, open_poller
-from anyecho.net.stream import PolledStream
 from tests.net.pairs import KINDS, raw_pair, stream_over, stream_pair
 from tests.support.conformance import CHECKS, Check, run_check
+from tests.support.trio_stream import TrioStream
 
 
 @pytest.mark.fault(row=28, injected="receives are cancelled just before, when, and just after their bytes arrive")
@@ -29,62 +28,6 @@ async def test_a_polled_stream_conforms(check: Check, kind: str, poller: Poller 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 async def test_a_stream_without_a_poller_conforms(check: Check, kind: str) -> None:
     await run_check(check, *stream_pair(kind, Fallback()))
-
-
-class TrioStream(trio.abc.HalfCloseableStream):
-    """A `PolledStream` with the method names and error classes of trio."""
-
-    def __init__(self, stream: PolledStream, sock: socket.socket) -> None:
-        self._stream = stream
-        self._sock = sock
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        await _translated(lambda: self._stream.send(bytes(data)))
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await _translated(self._wait_writable)
-
-    async def _wait_writable(self) -> None:
-        stream = self._stream
-        await stream.send(b"")  # raises if the stream cannot send
-        stream._sending = True
-        try:
-            poll = select.poll()
-            poll.register(self._sock, select.POLLOUT)
-            stream._registration.may_write = bool(poll.poll(0))
-            await stream._registration.writable()
-        finally:
-            stream._sending = False
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        try:
-            received = b""
-
-            async def receive() -> None:
-                nonlocal received
-                received = await self._stream.receive(65536 if max_bytes is None else max_bytes)
-
-            await _translated(receive)
-            return received
-        except anyio.EndOfStream:
-            return b""
-
-    async def send_eof(self) -> None:
-        await _translated(self._stream.send_eof)
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
-
-
-async def _translated(call: Callable[[], Awaitable[None]]) -> None:
-    try:
-        await call()
-    except anyio.ClosedResourceError as exc:
-        raise trio.ClosedResourceError from exc
-    except anyio.BrokenResourceError as exc:
-        raise trio.BrokenResourceError from exc
-    except anyio.BusyResourceError as exc:
-        raise trio.BusyResourceError from exc
 
 
 def _fill(sock: socket.socket) -> None:

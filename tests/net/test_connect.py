@@ -31,7 +31,7 @@ from anyecho.net.proxy.header import parse_header
 from anyecho.net.sockets import SocketOptions
 from anyecho.net.stream import PolledStream
 from tests.support.machine import LOOPBACK_HOSTS, needs_ipv6
-from tests.support.peers import SOON
+from tests.support.peers import SOON, fill_backlog
 
 OPTIONS = SocketOptions()
 
@@ -146,7 +146,7 @@ async def test_an_unresponsive_address_does_not_delay_the_next(
 ) -> None:
     """The accept backlog of the first address is full. The next address is tried 250 ms later."""
     silent = opened.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
-    fill(silent, opened)
+    fill_backlog(silent, opened)
     good = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
 
     async def both(host: str, port: int, *, family: int) -> list[Any]:
@@ -193,14 +193,6 @@ async def test_attempts_that_succeed_in_one_turn_are_closed_except_for_the_winne
 
     assert (len(connected), scope.cancelled_caught) == (count, cancelled)
     assert len(os.listdir("/proc/self/fd")) == before
-
-
-def fill(listener: socket.socket, opened: ExitStack) -> None:
-    """Connect until the kernel answers no more SYNs."""
-    for _ in range(8):
-        client = opened.enter_context(socket.socket())
-        client.setblocking(False)
-        client.connect_ex(listener.getsockname())
 
 
 async def test_a_failed_address_is_followed_by_the_next_at_once(
@@ -263,7 +255,7 @@ async def test_a_failure_to_connect_is_a_one_line_error(address: str, reason: st
 
 async def test_cancelling_an_attempt_leaves_nothing_open(opened: ExitStack) -> None:
     silent = opened.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
-    fill(silent, opened)
+    fill_backlog(silent, opened)
     address = TCPAddress(host="127.0.0.1", port=silent.getsockname()[1])
     before = len(os.listdir("/proc/self/fd"))
     with move_on_after(0.05) as scope:

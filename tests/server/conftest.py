@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from anyecho.client.options import ConnectOptions
 from anyecho.net import poller
-from anyecho.net.tls.contexts import TLSClientOptions
 from anyecho.server.options import ServeOptions
 from tests.support.certificates import Files, files_in
 
@@ -16,12 +14,6 @@ ENGINES = ("tasks", "events")
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     return files_in(tmp_path_factory.mktemp("tls"))
-
-
-@pytest.fixture
-def ca_options(files: Files) -> ConnectOptions:
-    """Client options that trust the CA of `files`."""
-    return ConnectOptions(tls=TLSClientOptions(cacert=files.cacert))
 
 
 @pytest.fixture(autouse=True, params=ENGINES)

@@ -17,7 +17,7 @@ from anyecho.address import Address
 from anyecho.client.client import connect
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server, serve
-from tests.support.peers import SOON, dial, flood, receive_all, until
+from tests.support.peers import SOON, converse, dial, flood, until
 
 
 async def make_echo_pending(server: Server, sock: socket.socket) -> None:
@@ -64,15 +64,9 @@ async def test_a_connection_in_the_backlog_is_served_before_the_listener_closes(
     socks = [dial(server.addresses[0]) for _ in range(20)]  # all in one turn: none is accepted yet
     assert server.stats.accepted == 0
 
-    def converse(sock: socket.socket) -> bytes:
-        with sock:
-            sock.sendall(b"waiting")
-            sock.shutdown(socket.SHUT_WR)
-            return receive_all(sock)
-
     async with create_task_group() as tasks:
         tasks.start_soon(server.drain, 10)
-        echoes = [await to_thread.run_sync(converse, sock) for sock in socks]
+        echoes = [await to_thread.run_sync(converse, sock, b"waiting") for sock in socks]
 
     assert echoes == [b"waiting"] * 20
 

@@ -17,7 +17,7 @@ from anyecho.address import Address, TCPAddress, UnixAddress, parse_address
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import open_server
 from tests.support.machine import LOOPBACK_HOSTS
-from tests.support.peers import dial, receive_all, until
+from tests.support.peers import dial, receive, receive_all, until
 from tests.support.process import TIMEOUT
 
 #: HAProxy inherits a listening socket: no test waits for it or guesses a port.
@@ -70,14 +70,6 @@ def haproxy(request: pytest.FixtureRequest, short_path: Path) -> Iterator[Starte
             return TCPAddress(host=host, port=listener.getsockname()[1])
 
         yield start
-
-
-def receive(sock: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size and (chunk := sock.recv(size - len(data))):
-        data += chunk
-
-    return data
 
 
 @pytest.mark.parametrize(("option", "mode"), [("send-proxy", "v1"), ("send-proxy-v2", "v2")])

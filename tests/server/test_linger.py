@@ -12,10 +12,10 @@ from anyecho.client.options import ConnectOptions
 from anyecho.net import linger
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import open_server
-from tests.server.test_tls import TLS, options
 from tests.support.certificates import Files
 from tests.support.conformance import drain
 from tests.support.peers import SOON, dial, receive_all, until
+from tests.support.tls import TLS, options
 
 LONG = 60.0
 

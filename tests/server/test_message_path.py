@@ -21,14 +21,14 @@ from anyecho.net import poller
 from anyecho.net.readiness import WRITE, Pollable
 from anyecho.server.events import EventConnection
 from anyecho.server.server import Server, open_server
-from tests.support.peers import dial, until
+from tests.support.peers import dial, receive, until
 
 MESSAGE = bytes(range(64))
 #: Functions that would log a message, time it or allocate an object for it.
 NEVER = ("CancelScope.", "Event.", "Logger.", "LoggerAdapter.", "Handler.", "Formatter.")
 
 
-def converse(sock: socket.socket, messages: int) -> None:
+def echo_messages(sock: socket.socket, messages: int) -> None:
     for _ in range(messages):
         sock.sendall(MESSAGE)
         assert sock.recv(1024) == MESSAGE
@@ -48,9 +48,9 @@ async def test_ten_thousand_echoes_leave_no_memory_allocated(server: Server) -> 
     with dial(server.addresses[0]) as sock:
         tracemalloc.start()
         try:
-            await to_thread.run_sync(converse, sock, 500)  # with all one-time allocations
+            await to_thread.run_sync(echo_messages, sock, 500)  # with all one-time allocations
             before = await blocks()
-            await to_thread.run_sync(converse, sock, 10_000)
+            await to_thread.run_sync(echo_messages, sock, 10_000)
             after = await blocks()
         finally:
             tracemalloc.stop()
@@ -77,9 +77,9 @@ async def test_a_message_is_neither_logged_nor_timed(server: Server) -> None:
             called[frame.f_code.co_qualname] += 1
 
     with dial(server.addresses[0]) as sock:
-        await to_thread.run_sync(converse, sock, 10)
+        await to_thread.run_sync(echo_messages, sock, 10)
         with profiled(record):
-            await to_thread.run_sync(converse, sock, 100)
+            await to_thread.run_sync(echo_messages, sock, 100)
 
     assert any(count >= 100 for count in called.values())
     assert [name for name, count in called.items() if count >= 50 and name.startswith(NEVER)] == []
@@ -102,9 +102,9 @@ async def test_a_turn_is_two_system_calls_and_nothing_else(server: Server) -> No
             called[function.__name__] += 1
 
     with dial(server.addresses[0]) as sock:
-        await to_thread.run_sync(converse, sock, 10)
+        await to_thread.run_sync(echo_messages, sock, 10)
         with profiled(record):
-            await to_thread.run_sync(converse, sock, 100)
+            await to_thread.run_sync(echo_messages, sock, 100)
 
     assert called == {"dispatch": 100, "_turn": 100, "recv_into": 100, "send": 100}
 
@@ -114,7 +114,7 @@ async def test_reading_is_edge_triggered_again_after_back_pressure(carrier: Addr
     """A level-triggered registration would make the kernel check readiness twice per message."""
     async with open_server(carrier) as server:
         with dial(server.addresses[0]) as sock:
-            await to_thread.run_sync(converse, sock, 1)
+            await to_thread.run_sync(echo_messages, sock, 1)
             first = reports[0]
             sock.setblocking(False)
             sent = 0
@@ -141,8 +141,3 @@ def reports(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(poller.Poller, "report", record)
     return reports
-
-
-def receive(sock: socket.socket, count: int) -> None:
-    while count:
-        count -= len(sock.recv(min(count, 1 << 20)))

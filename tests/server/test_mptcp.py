@@ -12,8 +12,8 @@ from anyio import to_thread
 from anyecho.address import FDAddress
 from anyecho.client.client import connect
 from anyecho.server.server import Server, open_server
-from tests.support.peers import until
-from tests.support.process import Processes, exchange, round_trip
+from tests.support.peers import exchange, until
+from tests.support.process import Processes, round_trip
 
 IPPROTO_MPTCP = 262
 PAYLOAD = bytes(range(256)) * 4096
@@ -44,7 +44,7 @@ def passed() -> Iterator[socket.socket]:
         yield sock
 
 
-def converse(sock: socket.socket, target: tuple[str, int]) -> bytes:
+def echo_payload(sock: socket.socket, target: tuple[str, int]) -> bytes:
     """Return the echo of `PAYLOAD` on `sock`, sent in slices that fit the kernel's buffers."""
     with sock:
         sock.settimeout(10)
@@ -57,7 +57,7 @@ def converse(sock: socket.socket, target: tuple[str, int]) -> bytes:
 async def test_a_passed_mptcp_socket_echoes(proto: int, passed: socket.socket) -> None:
     async with open_server(FDAddress(fd=passed.fileno())):
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, proto)
-        assert await to_thread.run_sync(converse, sock, passed.getsockname()) == PAYLOAD
+        assert await to_thread.run_sync(echo_payload, sock, passed.getsockname()) == PAYLOAD
 
 
 async def test_a_plain_tcp_peer_of_an_mptcp_socket_has_the_options_of_tcp(passed: socket.socket) -> None:

@@ -48,21 +48,21 @@ def send_script(sock: socket.socket, script: tuple[str, ...]) -> bytes:
 @pytest.mark.parametrize("script", SCRIPTS, ids="".join)
 @pytest.mark.by_turns("anyio_backend")
 async def test_an_out_of_band_byte_is_echoed_in_its_place(script: tuple[str, ...], server: Server) -> None:
-    def converse() -> tuple[bytes, bytes]:
+    def talk() -> tuple[bytes, bytes]:
         with dial(server.addresses[0]) as sock:
             sent = send_script(sock, script)
             sock.shutdown(socket.SHUT_WR)
             return sent, receive_all(sock)
 
     with fail_after(SOON):
-        sent, received = await to_thread.run_sync(converse)
+        sent, received = await to_thread.run_sync(talk)
 
     assert received == sent
     assert server.stats.bytes_received == len(sent)
 
 
 async def test_an_out_of_band_byte_that_comes_alone_is_echoed_at_once(server: Server) -> None:
-    def converse() -> bytes:
+    def talk() -> bytes:
         with dial(server.addresses[0]) as sock:
             for byte in (b"1", b"2", b"3"):
                 sock.send(byte, socket.MSG_OOB)
@@ -71,35 +71,35 @@ async def test_an_out_of_band_byte_that_comes_alone_is_echoed_at_once(server: Se
             return sock.recv(10)
 
     with fail_after(SOON):
-        assert await to_thread.run_sync(converse) == b"end"
+        assert await to_thread.run_sync(talk) == b"end"
 
 
 async def test_a_limit_of_bytes_counts_out_of_band_bytes(carrier: Address) -> None:
     options = ServeOptions(linger=0.5, max_bytes=6)
     async with open_server(carrier, options=options) as server:
 
-        def converse() -> bytes:
+        def talk() -> bytes:
             with dial(server.addresses[0]) as sock:
                 send_script(sock, ("ab", "[!]", "cd", "[?]"))
                 sock.shutdown(socket.SHUT_WR)
                 return receive_all(sock)
 
         with fail_after(SOON):
-            assert await to_thread.run_sync(converse) == b"ab!cd?"
+            assert await to_thread.run_sync(talk) == b"ab!cd?"
 
 
 async def test_an_out_of_band_byte_in_a_proxy_header_is_part_of_it(carrier: Address) -> None:
     options = ServeOptions(proxy_protocol="v1", proxy_trusted=("127.0.0.1", "unix:"))
     async with open_server(carrier, options=options) as server:
 
-        def converse() -> bytes:
+        def talk() -> bytes:
             with dial(server.addresses[0]) as sock:
                 send_script(sock, ("PROXY TCP4 192.0.2.1 ", "[1]", "92.0.2.2 1000 2000\r\n", "a", "[!]", "b"))
                 sock.shutdown(socket.SHUT_WR)
                 return receive_all(sock)
 
         with fail_after(SOON):
-            assert await to_thread.run_sync(converse) == b"a!b"
+            assert await to_thread.run_sync(talk) == b"a!b"
 
 
 async def test_the_client_takes_an_echo_with_an_out_of_band_byte(carrier: Address) -> None:

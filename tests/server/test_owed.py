@@ -14,11 +14,11 @@ from anyecho.address import Address
 from anyecho.server.connection import Connection
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
-from tests.server.test_stopped import LIMIT, block_loop_while
-from tests.server.test_tls import TLS, options, shake_hands
+from tests.support.blocked import LIMIT, block_loop_while
 from tests.support.certificates import Files
 from tests.support.conformance import drain as drain_stream
 from tests.support.peers import SOON, dial, until
+from tests.support.tls import TLS, options, shake_hands
 
 Verb: TypeAlias = Callable[[Server], Coroutine[Any, Any, None]]
 

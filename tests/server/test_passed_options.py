@@ -63,7 +63,7 @@ def set_option(sock: socket.socket, level: int, option: int, value: int | bytes)
         pytest.skip(f"this kernel refuses the option: {exc}")
 
 
-def converse(sock: socket.socket) -> list[bytes]:
+def echo_few_then_many(sock: socket.socket) -> list[bytes]:
     """Return the echo of three bytes, and that of many bytes and a half-close, read late."""
     sock.settimeout(SOON)
     sock.sendall(b"few")
@@ -94,7 +94,7 @@ async def test_an_option_of_the_listener_that_changes_an_echo_is_reset(
             got = accepted_by(server).getsockopt(level, option, *([length] if length else []))
             assert got == needed
             with fail_after(SOON):
-                assert await to_thread.run_sync(converse, sock) == [b"few", bytes(50_000)]
+                assert await to_thread.run_sync(echo_few_then_many, sock) == [b"few", bytes(50_000)]
 
         await until(lambda: server.stats.closed["eof"] == 1)
 
@@ -108,7 +108,7 @@ async def test_an_option_that_does_not_change_an_echo_is_kept(name: str, passed:
     async with open_server(FDAddress(fd=passed.fileno())):
         assert passed.getsockopt(level, option) == before
         with socket.create_connection(passed.getsockname()) as sock:
-            assert await to_thread.run_sync(converse, sock) == [b"few", bytes(50_000)]
+            assert await to_thread.run_sync(echo_few_then_many, sock) == [b"few", bytes(50_000)]
 
 
 async def test_an_echo_that_is_read_late_is_not_destroyed_by_a_reset(passed: socket.socket) -> None:
@@ -165,7 +165,7 @@ async def test_ipv6_recverr_is_reset() -> None:
             async with open_server(FDAddress(fd=passed.fileno())) as server:
                 await until(lambda: server.stats.active == 1)
                 assert accepted_by(server).getsockopt(IPV6, 25) == 0
-                assert await to_thread.run_sync(converse, sock) == [b"few", bytes(50_000)]
+                assert await to_thread.run_sync(echo_few_then_many, sock) == [b"few", bytes(50_000)]
 
 
 UNIX: dict[str, tuple[int, int, int | bytes]] = {
@@ -184,13 +184,13 @@ async def test_a_unix_socket_echoes_with_any_option_of_its_listener(name: str) -
         set_option(passed, *UNIX[name])
         passed.listen()
 
-        def converse_late() -> list[bytes]:
+        def echo_few_then_many_late() -> list[bytes]:
             with socket.socket(socket.AF_UNIX) as sock:
                 sock.connect(passed.getsockname())
-                return converse(sock)
+                return echo_few_then_many(sock)
 
         async with open_server(FDAddress(fd=passed.fileno())):
-            assert await to_thread.run_sync(converse_late) == [b"few", bytes(50_000)]
+            assert await to_thread.run_sync(echo_few_then_many_late) == [b"few", bytes(50_000)]
 
 
 @pytest.mark.parametrize("waiting", [1, 3])
@@ -201,4 +201,4 @@ async def test_options_of_every_connection_in_the_backlog_are_reset(waiting: int
         async with open_server(FDAddress(fd=passed.fileno())):
             peers.append(opened.enter_context(socket.create_connection(passed.getsockname())))
             for peer in peers:
-                assert await to_thread.run_sync(converse, peer) == [b"few", bytes(50_000)]
+                assert await to_thread.run_sync(echo_few_then_many, peer) == [b"few", bytes(50_000)]

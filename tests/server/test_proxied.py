@@ -25,8 +25,8 @@ from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
 from tests.net.pairs import reset
 from tests.net.proxy.headers import IPV4, IPV6, SOURCE, SOURCE6, UNIX, tlv, v2
-from tests.server.test_server import live_connections, until_closed
-from tests.support.peers import SOON, dial, receive_all, until
+from tests.support.leaks import live_connections
+from tests.support.peers import SOON, converse, dial, receive_all, until, until_closed
 
 LINE = b"PROXY TCP4 192.0.2.1 192.0.2.2 56324 443\r\n"
 UNPRINTABLE = b"/run/\x1b[31m a\nb\xff".ljust(108, b"\0") + bytes(108)
@@ -60,14 +60,6 @@ def behind(**changes: Any) -> ServeOptions:
 async def server(carrier: Address) -> AsyncIterator[Server]:
     async with open_server(carrier, options=behind()) as server:
         yield server
-
-
-def converse(sock: socket.socket, *parts: bytes) -> bytes:
-    """Send each part in its own segment, then half-close; return all bytes received."""
-    for part in parts:
-        sock.sendall(part)
-    sock.shutdown(socket.SHUT_WR)
-    return receive_all(sock)
 
 
 @pytest.mark.parametrize("name", HEADERS)

@@ -2,41 +2,29 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeAlias
 
 import pytest
-from anyio import create_task_group, fail_after, get_running_tasks, to_thread, wait_all_tasks_blocked
+from anyio import create_task_group, fail_after, to_thread, wait_all_tasks_blocked
 
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
 from tests.net.pairs import reset
-from tests.server.test_tls import TLS, options, shake_hands
 from tests.support.certificates import Files
-from tests.support.peers import SOON, dial, flood, receive_all, until
-from tests.support.process import descriptors, exchange
+from tests.support.leaks import nothing_left_behind
+from tests.support.peers import SOON, dial, exchange, flood, receive_all, until
+from tests.support.tls import TLS, options, shake_hands
 
 
 @pytest.fixture(autouse=True)
 def _no_log_line(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     yield
     assert not [record for record in caplog.records if record.levelno > logging.INFO]
-
-
-@asynccontextmanager
-async def nothing_left_behind() -> AsyncIterator[None]:
-    """Check that the block leaks no descriptor and no task."""
-    await to_thread.run_sync(int)  # the worker thread, and what the event loop opens for it, stay open
-    gc.collect()
-    before = descriptors(), len(get_running_tasks())
-    yield
-    gc.collect()
-    assert (descriptors(), len(get_running_tasks())) == before
 
 
 async def before_accept(server: Server, sock: socket.socket) -> None:

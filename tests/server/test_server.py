@@ -29,17 +29,12 @@ from anyecho.echo import echo
 from anyecho.errors import BindError
 from anyecho.server import events
 from anyecho.server import tasks as task_engine
-from anyecho.server.connection import Connection
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server, serve
-from tests.support.peers import SOON, dial, flood, receive_all, until
+from tests.support.leaks import live_connections
+from tests.support.peers import SOON, dial, flood, receive, receive_all, until, until_closed
 
 LARGE = os.urandom(5000)
-
-
-async def until_closed(server: Server, count: int) -> None:
-    """Wait until the server has closed `count` connections."""
-    await until(lambda: server.stats.closed.total() >= count)
 
 
 async def test_a_client_gets_back_its_bytes(server: Server) -> None:
@@ -75,13 +70,6 @@ async def test_data_after_a_short_read_is_echoed(carrier: Address) -> None:
                 first.close()
                 with fail_after(SOON):
                     assert await to_thread.run_sync(receive, sock, 12) == b"before!after"
-
-
-def receive(sock: socket.socket, count: int) -> bytes:
-    data = b""
-    while len(data) < count:
-        data += sock.recv(count - len(data))
-    return data
 
 
 @pytest.mark.fault(row=8, injected="a peer half-closes after 0, 1, 300000 or 8 Mi bytes, before it reads any")
@@ -307,7 +295,7 @@ async def test_an_echo_is_not_destroyed_when_the_server_closes_first(
         payload = os.urandom(200_000)
         drained = threading.Event()
 
-        def converse() -> bytes:
+        def send_on() -> bytes:
             with dial(server.addresses[0]) as sock:
                 sock.sendall(payload)
                 drained.wait(10)
@@ -319,7 +307,7 @@ async def test_an_echo_is_not_destroyed_when_the_server_closes_first(
         got: list[bytes] = []
 
         async def client() -> None:
-            got.append(await to_thread.run_sync(converse))
+            got.append(await to_thread.run_sync(send_on))
 
         async with create_task_group() as tasks:
             tasks.start_soon(client)
@@ -449,7 +437,3 @@ def close_all(server: Server, reason: str) -> None:
 def abort_all(server: Server) -> None:
     for connection in list(server._connections):
         connection.abort()
-
-
-def live_connections() -> int:
-    return sum(isinstance(each, Connection) for each in gc.get_objects())

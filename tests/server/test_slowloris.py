@@ -13,11 +13,11 @@ from anyecho.client.client import connect
 from anyecho.client.options import ConnectOptions
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import open_server
-from tests.server.test_tls import TLS, options
 from tests.support.certificates import Files
 from tests.support.machine import needs_descriptors
 from tests.support.peers import SOON, dial, until
 from tests.support.process import TIMEOUT
+from tests.support.tls import TLS, options
 
 ATTACKERS = 1000
 BEHIND_PROXY: dict[str, Any] = {"proxy_protocol": "require", "proxy_trusted": ("127.0.0.1",)}

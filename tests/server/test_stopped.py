@@ -5,14 +5,6 @@ The tests block the loop. The input is then in the receive buffer, as after SIGS
 
 from __future__ import annotations
 
-import socket
-import threading
-import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
-
-import anyio
 import pytest
 from anyio import create_task_group, fail_after, to_thread
 
@@ -21,32 +13,10 @@ from anyecho.net.poller import Fallback
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import open_server
 from tests.net.proxy.headers import IPV4, v2
-from tests.server.test_tls import TLS, options
+from tests.support.blocked import LIMIT, block_loop
 from tests.support.certificates import Files, client_over
 from tests.support.peers import SOON, dial, until
-
-T = TypeVar("T")
-
-LIMIT = 0.4
-#: Seconds for which the loop is blocked: longer than any limit here.
-BLOCKED = 2 * LIMIT
-
-
-async def block_loop(sock: socket.socket, data: bytes, *, after: float) -> None:
-    """Run the loop for the part `after` of the limit, then block it beyond the limit; `data` arrives meanwhile."""
-    await anyio.sleep(after * LIMIT)
-    timer = threading.Timer(0.1, sock.sendall, [data])
-    timer.start()
-    time.sleep(BLOCKED)  # noqa: ASYNC251 - what the test is about
-    timer.join()
-
-
-async def block_loop_while(call: Callable[[], T]) -> T:
-    """Block the loop beyond the limit while a thread runs `call`; return its result."""
-    with ThreadPoolExecutor(1) as executor:
-        result = executor.submit(call)
-        time.sleep(BLOCKED)  # noqa: ASYNC251 - what the test is about
-        return await to_thread.run_sync(result.result)
+from tests.support.tls import TLS, options
 
 
 @pytest.mark.parametrize("after", [0.0, 0.5, 0.95])

@@ -34,14 +34,13 @@ from anyecho.net.tls.contexts import TLSClientOptions, TLSServerOptions
 from anyecho.net.tls.records import Records
 from anyecho.net.tls.stream import TLSStream
 from anyecho.server.options import ServeOptions
-from anyecho.server.server import Server, open_server
+from anyecho.server.server import open_server
 from tests.net.pairs import reset
 from tests.support.certificates import VERSIONS, Files, client_over, files_in
 from tests.support.conformance import MUCH, drain, fill
-from tests.support.peers import SOON, dial, receive_all, until
+from tests.support.peers import SOON, dial, receive_all, until, until_closed
 from tests.support.process import peer
-
-TLS = "tls://127.0.0.1:0"
+from tests.support.tls import TLS, options, shake_hands
 
 
 @pytest.fixture(params=["tcp", "unix"])
@@ -50,24 +49,6 @@ def carrier(request: pytest.FixtureRequest, short_path: Path) -> Address:
         return UnixAddress(path=str(short_path / "echo"), tls=True)
 
     return TCPAddress(host="127.0.0.1", port=0, tls=True)
-
-
-def options(files: Files, **others: Any) -> ServeOptions:
-    shown = TLSServerOptions(ssl_certfile=files.cert, ssl_keyfile=files.key)
-    given: dict[str, Any] = {"linger": 0.3, "tls": shown} | others
-    return ServeOptions(**given)
-
-
-async def shake_hands(address: Address, version: ssl.TLSVersion | None = None) -> TLSStream:
-    stream = client_over(dial(address), Fallback(), version)
-    with fail_after(SOON):
-        await stream.handshake()
-
-    return stream
-
-
-async def until_closed(server: Server, count: int = 1) -> None:
-    await until(lambda: server.stats.closed.total() >= count)
 
 
 async def test_payloads_are_echoed_over_tls(carrier: Address, files: Files, ca_options: ConnectOptions) -> None:

@@ -22,10 +22,10 @@ from anyecho.net.tls.stream import TLSStream
 from anyecho.server.connection import Connection
 from anyecho.server.server import Server, open_server
 from tests.net.proxy.headers import IPV4, v2
-from tests.server.test_tls import TLS, options, shake_hands, until_closed
 from tests.support.certificates import Files
 from tests.support.conformance import drain
-from tests.support.peers import SOON, dial, receive_all, until
+from tests.support.peers import SOON, dial, receive_all, until, until_closed
+from tests.support.tls import TLS, options, shake_hands
 
 LIMIT = 0.24
 

@@ -14,9 +14,9 @@ from anyecho.client.client import connect
 from anyecho.client.options import ConnectOptions
 from anyecho.net.tls import stream as tls_stream
 from anyecho.server.server import Server, open_server
-from tests.server.test_tls import TLS, options, until_closed
 from tests.support.certificates import Files
-from tests.support.peers import SOON, dial, unread, until
+from tests.support.peers import SOON, dial, unread, until, until_closed
+from tests.support.tls import TLS, options
 from tests.support.tls13 import ALERT, CLOSE_NOTIFY, DATA, HANDSHAKE, KEY_UPDATE, KEY_UPDATE_REQUESTED, CraftedPeer
 
 BYE = (ALERT, CLOSE_NOTIFY)

@@ -17,18 +17,11 @@ from anyecho.client.client import connect
 from anyecho.errors import UsageError
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
-from tests.server.test_tls import TLS, options, shake_hands
 from tests.support.certificates import Files
-from tests.support.peers import SOON, dial, receive_all, until
+from tests.support.peers import SOON, converse, dial, until
+from tests.support.tls import TLS, options, shake_hands
 
 METHODS = ("close", "drain", "abort", "wait_closed")
-
-
-def converse(sock: socket.socket) -> bytes:
-    with sock:
-        sock.sendall(b"hello")
-        sock.shutdown(socket.SHUT_WR)
-        return receive_all(sock)
 
 
 async def test_a_peer_that_connects_after_close_is_refused(server: Server) -> None:
@@ -96,14 +89,14 @@ async def test_wait_closed_does_not_close(server: Server) -> None:
     with anyio.move_on_after(0.05) as scope:
         await server.wait_closed()
     assert scope.cancelled_caught
-    assert await to_thread.run_sync(converse, dial(server.addresses[0])) == b"hello"
+    assert await to_thread.run_sync(converse, dial(server.addresses[0]), b"hello") == b"hello"
 
 
 async def test_a_connection_in_the_backlog_is_served_after_close(server: Server) -> None:
     socks = [dial(server.addresses[0]) for _ in range(20)]
     server.close()
     assert server.stats.accepted == 20
-    assert [await to_thread.run_sync(converse, sock) for sock in socks] == [b"hello"] * 20
+    assert [await to_thread.run_sync(converse, sock, b"hello") for sock in socks] == [b"hello"] * 20
     with fail_after(SOON):
         await server.wait_closed()
     assert server.stats.closed == {"eof": 20}
@@ -114,7 +107,7 @@ async def test_close_resets_only_connections_over_max_connections(carrier: Addre
         socks = [dial(server.addresses[0]) for _ in range(3)]
         server.close()
         for sock in socks[:2]:
-            assert await to_thread.run_sync(converse, sock) == b"hello"
+            assert await to_thread.run_sync(converse, sock, b"hello") == b"hello"
         with socks[2], pytest.raises(ConnectionError):
             socks[2].sendall(b"x")
             assert socks[2].recv(1)
@@ -161,7 +154,7 @@ async def test_a_method_called_in_another_thread_raises_and_changes_nothing(meth
         assert str(error).startswith(f"server.{method}() was called in another thread")
         assert "\n" not in str(error)
         assert await client.exchange(b"after") == b"after"
-        assert await to_thread.run_sync(converse, dial(server.addresses[0])) == b"hello"
+        assert await to_thread.run_sync(converse, dial(server.addresses[0]), b"hello") == b"hello"
 
 
 async def test_another_thread_can_call_a_method_through_the_event_loop(server: Server) -> None:

@@ -7,23 +7,18 @@ __all__ = (
     "Process",
     "Processes",
     "accepts",
-    "connect",
     "descriptors",
     "echo",
-    "exchange",
     "peer",
     "port_of",
     "processor_seconds",
-    "read_all",
     "resident",
     "round_trip",
     "terminal",
-    "unread",
     "unwritable",
     "wait_until",
 )
 
-import fcntl
 import os
 import resource
 import selectors
@@ -31,21 +26,16 @@ import signal
 import socket
 import subprocess
 import sys
-import termios
 import time
-from array import array
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
 from typing import IO, Any
 
-from anyecho.address import TCPAddress, UnixAddress, parse_address
 from tests.support.machine import needs_descriptors
+from tests.support.peers import TIMEOUT, dial, receive_all
 from tests.support.without_epoll import PRELUDE
-
-#: Seconds for anything that should happen at once; generous, because the suite loads all cores.
-TIMEOUT = 20.0
 
 _MAIN = "import sys; from anyecho.__main__ import main; sys.argv[0] = 'anyecho'; main()"
 
@@ -198,26 +188,9 @@ def port_of(address: str) -> int:
     return int(address.rpartition(":")[2])
 
 
-def connect(address: str) -> socket.socket:
-    """Return a blocking socket, connected to an address that a server has printed."""
-    parsed = parse_address(address)
-    if isinstance(parsed, UnixAddress):
-        with ExitStack() as opened:
-            sock = opened.enter_context(socket.socket(socket.AF_UNIX))
-            # Without a timeout yet: with one, a full backlog would be an error.
-            sock.connect(os.fsencode(parsed.path))
-            sock.settimeout(TIMEOUT)
-            opened.pop_all()
-
-        return sock
-
-    assert isinstance(parsed, TCPAddress)
-    return socket.create_connection((parsed.host, parsed.port), TIMEOUT)
-
-
 def round_trip(address: str, payload: bytes) -> bytes:
     """Send `payload` and half-close; return the echo up to EOF."""
-    with connect(address) as sock:
+    with dial(address) as sock:
 
         def send() -> None:
             sock.sendall(payload)
@@ -226,7 +199,7 @@ def round_trip(address: str, payload: bytes) -> bytes:
         sending = Thread(target=send)
         sending.start()
         try:
-            return read_all(sock)
+            return receive_all(sock)
         finally:
             sending.join()
 
@@ -234,22 +207,11 @@ def round_trip(address: str, payload: bytes) -> bytes:
 def accepts(address: str) -> bool:
     """Return whether `address` accepts a connection; makes one."""
     try:
-        connect(address).close()
+        dial(address).close()
     except OSError:
         return False
 
     return True
-
-
-def exchange(sock: socket.socket, payload: bytes) -> bytes:
-    """Send `payload`, receive as many bytes, return them. It must fit the kernels' buffers."""
-    sock.sendall(payload)
-    return sock.recv(len(payload), socket.MSG_WAITALL)
-
-
-def read_all(sock: socket.socket) -> bytes:
-    """Read `sock` until EOF."""
-    return b"".join(iter(lambda: sock.recv(65536), b""))
 
 
 @contextmanager
@@ -261,13 +223,6 @@ def terminal() -> Iterator[tuple[int, int]]:
     finally:
         os.close(keyboard)
         os.close(screen)
-
-
-def unread(descriptor: int) -> int:
-    """Return the number of unread bytes in a pipe."""
-    count = array("i", [0])
-    fcntl.ioctl(descriptor, termios.FIONREAD, count)
-    return count[0]
 
 
 @contextmanager

@@ -13,6 +13,7 @@ __all__ = (
     "KEY_UPDATE",
     "KEY_UPDATE_REQUESTED",
     "CraftedPeer",
+    "crafted_server",
     "ticket",
 )
 
@@ -21,19 +22,24 @@ import socket
 import ssl
 import struct
 import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from dataclasses import field as attribute
 from typing import TypeAlias
 
-from anyio import wait_readable
+from anyio import create_task_group, fail_after, wait_readable
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384, HashAlgorithm
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
+from anyecho.client.client import Client, connect
+from anyecho.client.options import ConnectOptions
 from anyecho.net.poller import Fallback
 from anyecho.net.tls.records import Records
 from anyecho.net.tls.stream import TLSStream
 from tests.support.certificates import authority
+from tests.support.peers import SOON
 
 #: Types of records (RFC 8446, section 5.1).
 ALERT, HANDSHAKE, DATA = 21, 22, 23
@@ -195,3 +201,23 @@ class CraftedPeer:
 
     def close(self) -> None:
         self.sock.close()
+
+
+@asynccontextmanager
+async def crafted_server(options: ConnectOptions) -> AsyncIterator[tuple[Client, CraftedPeer]]:
+    """Yield a client and the server that it is connected to."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        servers: list[CraftedPeer] = []
+
+        async def accept() -> None:
+            await wait_readable(listener)
+            servers.append(await CraftedPeer.server(listener.accept()[0]))
+
+        with fail_after(SOON):
+            async with create_task_group() as tasks:
+                tasks.start_soon(accept)
+                client = await connect(f"tls://localhost:{listener.getsockname()[1]}", options=options)
+        async with client:
+            yield client, servers[0]
+        servers[0].close()

@@ -24,11 +24,6 @@ HERE = [TCPAddress(host="127.0.0.1", port=0, tls=True)]
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> Files:
-    return files_in(tmp_path)
-
-
-@pytest.fixture
 def encrypted(files: Files) -> Path:
     """The key, encrypted with the password ``secret``."""
     path = files.key.with_name("encrypted.pem")

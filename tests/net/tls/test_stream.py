@@ -32,10 +32,10 @@ from anyecho.net.poller import Fallback, Poller, open_poller
 from anyecho.net.tls import stream as tls_stream
 from anyecho.net.tls.stream import TLSStream
 from tests.net.pairs import raw_pair, reset
-from tests.net.test_conformance import TrioStream
 from tests.support.certificates import VERSIONS, client_over, server_over, tls_pair
 from tests.support.conformance import CHECKS, MUCH, Check, drain, fill, run_check
 from tests.support.peers import SOON
+from tests.support.trio_stream import TrioStream
 
 #: More than the kernel's buffers hold.
 PAYLOAD = os.urandom(8 << 20)
