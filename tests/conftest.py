@@ -30,10 +30,10 @@ from anyecho.server.server import Server, open_server
 from tests.support.certificates import Files, files_in
 from tests.support.machine import short_directory
 from tests.support.process import Processes
-from tests.support.turns import out_of_turn
+from tests.support.turns import AXES, out_of_turn
 from tests.support.without_epoll import remove_epoll
 
-pytest_plugins = ("tests.support.fault_table",)
+pytest_plugins = ("tests.support.fault_table", "tests.support.strict_skips")
 
 BACKENDS = {
     "asyncio": ("asyncio", {}),
@@ -54,6 +54,7 @@ FOREIGN_VARIABLES = (
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fallback", action="store_true", help="run without epoll, as on a system that has none")
     parser.addoption("--by-turns", action="store_true", help="run each case on one backend, engine and carrier")
+    parser.addoption("--by-turns-of", action="append", choices=AXES, default=[], help="one of these; repeatable")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -62,7 +63,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    dropped = out_of_turn(items, all_axes=config.getoption("--by-turns"))
+    axes = AXES if config.getoption("--by-turns") else config.getoption("--by-turns-of")
+    dropped = out_of_turn(items, axes)
     items[:] = [item for item in items if item not in dropped]
     config.hook.pytest_deselected(items=list(dropped))
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support.machine import needs_linux, needs_program
+
 ROOT = Path(__file__).parent.parent
 #: They read the cost of a server from /proc.
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the benchmarks need Linux")
+pytestmark = needs_linux
 
 
 def script(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -58,7 +59,7 @@ def test_an_unknown_server_is_named() -> None:
     assert run.stderr.startswith("no nonsense; there are anyecho-events-asyncio, ")
 
 
-needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="the paced load needs a C compiler")
+needs_compiler = needs_program("cc")
 
 
 @needs_compiler

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 
 from anyecho.address import parse_address
 from anyecho.cli.main import app
-from tests.support.machine import needs_ipv6
+from tests.support.machine import needs_ipv6, needs_program
 from tests.support.process import TIMEOUT, Process, Processes, wait_until
 from tests.test_layering import LAYERS, modules
 
@@ -127,9 +126,8 @@ def test_an_error_of_a_server_in_its_own_task_propagates() -> None:
 
 
 @needs_ipv6
+@needs_program("socat")
 def test_the_terminals_of_the_readme_show_what_is_printed(processes: Processes, short_path: Path) -> None:
-    if shutil.which("socat") is None:
-        pytest.skip("socat is not installed")
     (serve, *printed_by_server), typed = (block.text.splitlines() for block in blocks("console"))
     server = processes.serve(*serve.split()[3:], "localhost:0", listeners=2)
     program = short_path / "anyecho"
@@ -211,9 +209,8 @@ def test_the_architecture_has_every_layer() -> None:
     assert listed == {name: LAYERS[name] for name in {each.partition(".")[0] for each in modules()} - {""}}
 
 
+@needs_program("systemd-analyze")
 def test_the_systemd_units_are_valid(tmp_path: Path) -> None:
-    if shutil.which("systemd-analyze") is None:
-        pytest.skip("systemd-analyze is not installed")
     units = [re.fullmatch(r"# /etc/systemd/system/(\S+)\n(.*)", block.text, re.DOTALL) for block in blocks("ini")]
     paths = [tmp_path / unit[1] for unit in units if unit]
     assert [path.name for path in paths] == ["anyecho.socket", "anyecho.service"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +18,7 @@ import pytest
 
 from tests.support.certificates import files_in
 from tests.support.datagrams import udp_client
+from tests.support.machine import needs_program
 from tests.support.peers import dial, exchange
 from tests.support.process import TIMEOUT, Process, Processes, accepts, round_trip, wait_until
 from tests.support.stuck import DEAD_NAME_SERVER, STUCK
@@ -278,9 +278,8 @@ def test_an_unreachable_notify_socket_is_one_warning(processes: Processes, backe
     assert end(process) == f"main: cannot notify '{short_path}/gone': No such file or directory\n"
 
 
+@needs_program("systemd-socket-activate")
 def test_systemd_socket_activate_starts_a_server(processes: Processes, short_path: Path) -> None:
-    if shutil.which("systemd-socket-activate") is None:
-        pytest.skip("systemd-socket-activate is not installed")
     stream, other = f"{short_path}/stream", f"{short_path}/other"
     command = ["systemd-socket-activate", "-l", stream, "-l", other, "--fdname=web:local"]
     path = [f"--setenv=PYTHONPATH={value}"] if (value := os.environ.get("PYTHONPATH")) else []

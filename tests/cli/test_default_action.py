@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.machine import skip
 from tests.support.peers import dial, exchange, receive_all
 from tests.support.process import TIMEOUT, Process, Processes, accepts, echo, peer, wait_until
 from tests.support.stuck import REPORT_SIGNALS, STUCK, STUCK_SEND
@@ -43,7 +44,7 @@ Start = Callable[..., tuple[Process, Callable[[int], None]]]
 def start_as_pid_1(processes: Processes) -> Start:
     probe = subprocess.run([sys.executable, "-c", AS_PID_1], capture_output=True, timeout=TIMEOUT)
     if probe.returncode:
-        pytest.skip(f"no PID namespace can be made here: {probe.stderr.decode().splitlines()[-1]}")
+        skip(f"the right to make a PID namespace ({probe.stderr.decode().splitlines()[-1]})")
 
     def start(*arguments: str, before: str = "", **options: Any) -> tuple[Process, Callable[[int], None]]:
         process = processes.start(*arguments, before=AS_PID_1 + before, **options)

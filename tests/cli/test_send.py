@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import re
-import shutil
 import signal
 import socket
 import struct
@@ -25,7 +24,7 @@ from anyecho.cli.main import main
 from anyecho.client.client import Client, connect
 from anyecho.client.source import Source
 from anyecho.units import format_duration
-from tests.support.machine import needs_ipv6
+from tests.support.machine import needs_ipv6, needs_program
 from tests.support.peers import receive_all
 from tests.support.process import (
     TIMEOUT,
@@ -246,7 +245,7 @@ def test_send_connects_to_a_unix_socket(processes: Processes, send: Send, short_
 
 
 # Not ncat: its --exec loses data in transit when a client half-closes.
-@pytest.mark.skipif(shutil.which("socat") is None, reason="socat is not installed")
+@needs_program("socat")
 def test_send_works_with_servers_of_other_programs(processes: Processes, short_path: Path) -> None:
     path = short_path / "echo"
     with subprocess.Popen(["socat", "-t20", f"UNIX-LISTEN:{path},fork", "EXEC:/bin/cat"]) as socat:

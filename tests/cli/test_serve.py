@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.machine import needs_ipv6, netcat
+from tests.support.machine import needs, needs_ipv6, netcat, program, skip
 from tests.support.peers import dial, exchange, receive_all
 from tests.support.process import TIMEOUT, Process, Processes, accepts, port_of, round_trip, unwritable, wait_until
 
@@ -37,12 +36,7 @@ CLIENTS: dict[str, tuple[list[str], list[str]]] = {
 @pytest.fixture(params=["nc", "socat", "ncat"])
 def client(request: pytest.FixtureRequest) -> str:
     word: str = request.param
-    if word == "nc":
-        return f"nc, {netcat()}"
-    if shutil.which(word) is None:
-        pytest.skip(f"{word} is not installed")
-
-    return word
+    return f"nc, {netcat()}" if word == "nc" else program(word)
 
 
 def call(command: list[str], payload: bytes, **place: object) -> bytes:
@@ -78,7 +72,7 @@ def test_clients_of_other_programs_get_their_echo_over_a_unix_socket(
 ) -> None:
     command = CLIENTS[client][1]
     if not command:
-        pytest.skip(f"{client}: it has no Unix sockets")
+        skip(f"Unix sockets in {client}")
     path = short_path / "echo"
     processes.serve("-b", f"unix:{path}")
 
@@ -272,7 +266,7 @@ def test_a_connection_over_the_maximum_waits_in_the_backlog(processes: Processes
     assert lines == [f"{name}: {what}" for name in names for what in ("connection accepted", "closing")]
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="this system does not list threads")
+@needs(Path("/proc/self/task").exists(), "a list of threads")
 @pytest.mark.parametrize("address", [TCP, "tcp://localhost:0"])
 def test_a_server_without_log_lines_has_a_single_thread(backend: str, address: str, processes: Processes) -> None:
     """With a second thread, every system call on a descriptor would take a reference to its file."""

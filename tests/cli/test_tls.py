@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import socket
 import ssl
@@ -17,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.certificates import Files, files_in
+from tests.support.machine import program, skip
 from tests.support.peers import unread
 from tests.support.process import TIMEOUT, Process, Processes, port_of, wait_until
 
@@ -27,7 +27,7 @@ LARGE = os.urandom(2 << 20)
 @pytest.fixture(params=["events", "tasks"])
 def engine(request: pytest.FixtureRequest) -> str:
     if request.param == "events" and request.config.getoption("--fallback"):
-        pytest.skip("there is no events engine without epoll")
+        skip("epoll")
     word: str = request.param
     return word
 
@@ -39,8 +39,7 @@ def serve(processes: Processes, files: Files, *others: str) -> Process:
 
 def call(command: list[str], payload: bytes, process: Process, files: Files) -> bytes:
     """Return the output of the client `command` for `payload`."""
-    if shutil.which(command[0]) is None:
-        pytest.skip(f"{command[0]} is not installed")
+    program(command[0])
     place = {"port": port_of(process.addresses[0]), "ca": files.cacert, "client": files.client}
     words = [word.format(**place) for word in command]
     return subprocess.run(words, input=payload, stdout=subprocess.PIPE, timeout=TIMEOUT, check=True).stdout

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import subprocess
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 
 from anyecho.cli.main import main
 from tests.support.datagrams import udp_client
-from tests.support.machine import needs_ipv6
+from tests.support.machine import needs_ipv6, program, skip
 from tests.support.process import TIMEOUT, Process, Processes, port_of
 
 UDP = "udp://127.0.0.1:0"
@@ -39,8 +38,7 @@ def unbound() -> str:
 
 @pytest.mark.parametrize("client", list(CLIENTS))
 def test_clients_of_other_programs_get_their_echo(client: str, processes: Processes) -> None:
-    if shutil.which(client) is None:
-        pytest.skip(f"{client} is not installed")
+    program(client)
     port = port_of(processes.serve("-b", UDP).addresses[0])
     command = [word.format(port=port) for word in CLIENTS[client]]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as popen:
@@ -153,7 +151,7 @@ def test_a_privileged_source_port_needs_unsafe_udp(flags: list[str], processes: 
         try:
             sock.bind(("127.0.0.1", 1000))
         except OSError as exc:
-            pytest.skip(f"port 1000 is not available: {exc.strerror}")
+            skip(f"the privileged port 1000 ({exc.strerror})")
         sock.settimeout(TIMEOUT)
         sock.sendto(b"hello", ("127.0.0.1", port_of(process.addresses[0])))
         if flags:

@@ -6,7 +6,6 @@ import errno
 import logging
 import os
 import resource
-import select
 import socket
 from collections import Counter
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from anyio.lowlevel import checkpoint
 
 from anyecho.net.accept import Acceptor
 from anyecho.net.poller import Fallback, Poller, open_poller
+from tests.support.machine import needs_epoll
 from tests.support.peers import until
 
 CAPACITY = ("EMFILE", "ENFILE", "ENOBUFS", "ENOMEM")
@@ -295,7 +295,7 @@ async def test_a_persistent_accept_error_is_retried_after_pauses(
         tasks.cancel_scope.cancel()
 
 
-@pytest.mark.skipif(not hasattr(select, "epoll"), reason="this system has no epoll")
+@needs_epoll
 async def test_accepting_retries_if_the_kernel_cannot_watch_another_socket(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,9 +13,10 @@ from anyio.lowlevel import checkpoint, current_token
 from anyecho.address import TCPAddress
 from anyecho.client.client import connect
 from anyecho.net.driver import drive
-from anyecho.net.poller import has_epoll
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import open_server
+from tests.conftest import BACKENDS
+from tests.support.machine import needs_epoll
 
 
 class Bug(Exception):
@@ -59,14 +60,17 @@ def readers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return name
 
 
-@pytest.fixture
-def waits(readers: str, anyio_backend: tuple[str, dict[str, bool]]) -> None:
-    # anyio needs the loop's own readers to wait for a descriptor, or a thread with a selector of its own.
-    if readers == "no readers" and anyio_backend != ("asyncio", {}):
-        pytest.skip("only asyncio has a loop without readers")
+#: anyio waits for a descriptor by the loop's own readers or, on asyncio only, by a thread with a selector.
+waits = pytest.mark.parametrize(
+    ("anyio_backend", "readers"),
+    [*((backend, "readers") for backend in BACKENDS.values()), (BACKENDS["asyncio"], "no readers")],
+    ids=[*BACKENDS, "no readers"],
+    indirect=True,
+)
 
 
-@pytest.mark.usefixtures("waits")
+@pytest.mark.usefixtures("readers")
+@waits
 async def test_a_turn_is_called_whenever_the_descriptor_is_readable(pipe: Pipe) -> None:
     taken = 0
 
@@ -85,7 +89,8 @@ async def test_a_turn_is_called_whenever_the_descriptor_is_readable(pipe: Pipe) 
         tasks.cancel_scope.cancel()
 
 
-@pytest.mark.usefixtures("waits")
+@pytest.mark.usefixtures("readers")
+@waits
 async def test_a_turn_that_returns_true_is_called_again_after_tasks_ran(pipe: Pipe) -> None:
     """The descriptor is not readable any more: only the result of a turn causes the next turn."""
     order: list[str] = []
@@ -111,7 +116,8 @@ async def test_a_turn_that_returns_true_is_called_again_after_tasks_ran(pipe: Pi
     assert all("task" in order[first:third] for first, third in zip(turns, turns[2:], strict=False))
 
 
-@pytest.mark.usefixtures("waits")
+@pytest.mark.usefixtures("readers")
+@waits
 async def test_a_pass_of_the_loop_calls_at_most_one_turn(pipe: Pipe) -> None:
     """The descriptor stays readable and each turn returns true: both cause the next turn, which is called once."""
     turns = passes = 0
@@ -159,7 +165,8 @@ async def test_no_turn_is_called_after_a_cancellation(pipe: Pipe) -> None:
     assert turns == before
 
 
-@pytest.mark.usefixtures("waits")
+@pytest.mark.usefixtures("readers")
+@waits
 @pytest.mark.parametrize("bug", [Bug, BaseBug])
 async def test_an_exception_in_a_turn_is_raised_by_drive(bug: type[BaseException], pipe: Pipe) -> None:
     def turn() -> bool:
@@ -173,7 +180,7 @@ async def test_an_exception_in_a_turn_is_raised_by_drive(bug: type[BaseException
         assert not loop.remove_reader(pipe.read_end)
 
 
-@pytest.mark.skipif(not has_epoll(), reason="there is no Poller without epoll")
+@needs_epoll
 async def test_an_exception_in_a_turn_is_raised_by_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     with fail_after(5), pytest.raises(Bug):
         async with open_server("tcp://127.0.0.1:0") as server:

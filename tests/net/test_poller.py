@@ -27,9 +27,8 @@ from anyecho.net.poller import Poller, open_poller
 from anyecho.net.readiness import Registration
 from anyecho.net.registration import PolledRegistration, Watch
 from tests.net.pairs import KINDS, raw_pair
+from tests.support.machine import needs_epoll
 from tests.support.peers import SOON
-
-needs_epoll = pytest.mark.skipif(not hasattr(select, "epoll"), reason="this system has no epoll")
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from anyecho.address import UnixAddress
 from anyecho.net.sockets import SocketOptions
 from anyecho.net.unix import bind_unix
 from tests.net.listeners import listening, refused
+from tests.support.machine import skip
 
 
 @pytest.fixture(params=[0o027, 0o777, 0], ids="umask {:03o}".format)
@@ -300,7 +301,7 @@ def unshares() -> bool:
 def test_a_server_that_is_about_to_listen_keeps_its_path_until_it_is_killed(apart: bool, short_path: Path) -> None:
     """Containers that share a volume: an abstract name would be visible in one of them only."""
     if apart and not unshares():
-        pytest.skip("unshare -rn makes no network namespace here")
+        skip("the right to make a network namespace")
 
     prefix = ["unshare", "-rn"] if apart else []
     rival = subprocess.Popen(

@@ -7,6 +7,7 @@ import pytest
 from anyecho.net import poller
 from anyecho.server.options import ServeOptions
 from tests.support.certificates import Files, files_in
+from tests.support.machine import skip
 
 ENGINES = ("tasks", "events")
 
@@ -21,7 +22,7 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     """The default engine of every server in these tests, server processes included."""
     name: str = request.param
     if name == "events" and not poller.has_epoll():
-        pytest.skip("there is no events engine without epoll")
+        skip("epoll")
     defaults = ServeOptions.__init__.__kwdefaults__
     assert defaults is not None
     monkeypatch.setitem(defaults, "engine", name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from anyio import to_thread
 from anyecho.address import Address, TCPAddress, UnixAddress, parse_address
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import open_server
-from tests.support.machine import LOOPBACK_HOSTS
+from tests.support.machine import LOOPBACK_HOSTS, program
 from tests.support.peers import dial, receive, receive_all, until
 from tests.support.process import TIMEOUT
 
@@ -41,9 +40,6 @@ Starter = Callable[[Address, str], Address]
 
 @pytest.fixture(params=LOOPBACK_HOSTS)
 def haproxy(request: pytest.FixtureRequest, short_path: Path) -> Iterator[Starter]:
-    if shutil.which("haproxy") is None:
-        pytest.skip("haproxy is not installed")
-
     host: str = request.param
     with ExitStack() as opened:
 
@@ -60,7 +56,7 @@ def haproxy(request: pytest.FixtureRequest, short_path: Path) -> Iterator[Starte
                 )
             )
             process = subprocess.Popen(
-                ["haproxy", "-db", "-f", str(config)],
+                [program("haproxy"), "-db", "-f", str(config)],
                 pass_fds=[listener.fileno()],
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

@@ -14,7 +14,7 @@ from anyecho.net.udp import mmsg
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
 from tests.support.datagrams import forge, forger, udp_client
-from tests.support.machine import needs_dual_sockets
+from tests.support.machine import needs_dual_sockets, skip
 from tests.support.peers import until
 
 pytestmark = needs_dual_sockets
@@ -33,7 +33,7 @@ def system_calls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     if request.param == "single":
         monkeypatch.setattr(mmsg, "HAVE_MMSG", False)
     elif not mmsg.HAVE_MMSG:
-        pytest.skip("this system has no recvmmsg")
+        skip("recvmmsg")
 
 
 @pytest.fixture

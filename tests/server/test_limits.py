@@ -17,17 +17,16 @@ import anyio
 import pytest
 from anyio import create_task_group, fail_after, to_thread, wait_all_tasks_blocked
 
-from anyecho.address import Address, TCPAddress
+from anyecho.address import Address
 from anyecho.client.client import Client, connect
 from anyecho.client.options import ConnectOptions
 from anyecho.errors import UsageError
-from anyecho.net import poller as poller_module
 from anyecho.server.limits import ConnectionLimit, Reaper, SourceLimit
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
 from anyecho.server.udp_guard import SourceGuard
 from tests.net.proxy.headers import v2
-from tests.support.machine import needs_ipv6
+from tests.support.machine import needs_epoll, needs_ipv6
 from tests.support.peers import SOON, dial, flood, receive_all, until
 
 #: A small limit, and its maximum delay: an eighth of it, and SOON for a busy machine.
@@ -112,13 +111,11 @@ def make_room(sock: socket.socket) -> None:
             pass
 
 
-async def test_tcp_user_timeout_is_counted_as_write(carrier: Address) -> None:
+async def test_tcp_user_timeout_is_counted_as_write() -> None:
     """The kernel detects it, where the reaper has no limit."""
-    if not isinstance(carrier, TCPAddress):
-        pytest.skip("the kernel has no such limit for Unix sockets")
     options = ServeOptions(write_timeout=math.inf, linger=0.1)
     options = replace(options, socket=replace(options.socket, tcp_user_timeout=0.3))
-    async with open_server(carrier, options=options) as server:
+    async with open_server("tcp://127.0.0.1:0", options=options) as server:
         with dial(server.addresses[0]) as sock:
             sock.setblocking(False)
             async with create_task_group() as tasks:
@@ -471,9 +468,8 @@ def test_an_invalid_trusted_network_is_a_usage_error() -> None:
         ServeOptions(proxy_trusted=("localhost",))
 
 
+@needs_epoll
 async def test_a_limited_connection_behind_a_proxy_uses_the_events_engine() -> None:
-    if not poller_module.has_epoll():
-        pytest.skip("there is no events engine without epoll")
     options = ServeOptions(
         engine="auto", max_connections_per_ip=9, proxy_protocol="v2", proxy_trusted=("127.0.0.1",)
     )

@@ -14,14 +14,13 @@ from anyecho.server.options import ServeOptions
 from anyecho.server.server import open_server
 from tests.support.certificates import Files
 from tests.support.conformance import drain
+from tests.support.machine import needs
 from tests.support.peers import SOON, dial, receive_all, until
 from tests.support.tls import TLS, options
 
 LONG = 60.0
 
-on_linux = pytest.mark.skipif(
-    linger._OUTPUT_QUEUE is None, reason="the kernel does not report unacknowledged bytes"
-)
+on_linux = needs(linger._OUTPUT_QUEUE is not None, "a kernel that says what is unacknowledged")
 
 
 @on_linux

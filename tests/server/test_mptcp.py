@@ -12,6 +12,7 @@ from anyio import to_thread
 from anyecho.address import FDAddress
 from anyecho.client.client import connect
 from anyecho.server.server import Server, open_server
+from tests.support.machine import skip
 from tests.support.peers import exchange, until
 from tests.support.process import Processes, round_trip
 
@@ -33,7 +34,7 @@ def mptcp_socket() -> socket.socket:
     try:
         return socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
     except OSError as exc:
-        pytest.skip(f"no MPTCP in this kernel: {exc}")
+        skip(f"MPTCP in the kernel ({exc})")
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from anyecho.net.listen import open_listeners
 from anyecho.net.sockets import SocketOptions
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
+from tests.support.machine import skip
 from tests.support.peers import SOON, dial, receive_all
 
 #: Parts to send; those in brackets are sent out of band.
@@ -34,7 +35,7 @@ def unix_has_out_of_band_bytes(request: pytest.FixtureRequest) -> None:
             try:
                 left.send(b"!", socket.MSG_OOB)
             except OSError as exc:
-                pytest.skip(f"no out-of-band bytes on Unix sockets of this kernel: {exc}")
+                skip(f"out-of-band bytes on Unix sockets ({exc})")
 
 
 def send_script(sock: socket.socket, script: tuple[str, ...]) -> bytes:

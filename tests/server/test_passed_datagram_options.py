@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import sys
 from collections.abc import Iterator
 
 import pytest
@@ -14,10 +13,10 @@ from anyecho.net.udp import mmsg
 from anyecho.net.udp.echo import Reflector
 from anyecho.server.server import open_server
 from tests.support.datagrams import udp_client
-from tests.support.machine import LOOPBACK_HOSTS, needs_dual_sockets
+from tests.support.machine import LOOPBACK_HOSTS, needs_dual_sockets, needs_linux, skip
 from tests.support.peers import SOON, until
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the numbers are those of Linux")
+pytestmark = needs_linux
 
 SOL, IP, IPV6, UDP = socket.SOL_SOCKET, socket.IPPROTO_IP, socket.IPPROTO_IPV6, socket.IPPROTO_UDP
 #: SOF_TIMESTAMPING: software timestamps of transmission and reception.
@@ -86,7 +85,7 @@ def system_calls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     if request.param == "single":
         monkeypatch.setattr(mmsg, "HAVE_MMSG", False)
     elif not mmsg.HAVE_MMSG:
-        pytest.skip("this system has no recvmmsg")
+        skip("recvmmsg")
 
 
 def bound(host: str, *, dual: bool = False) -> socket.socket:
@@ -114,7 +113,7 @@ def set_option(sock: socket.socket, level: int, option: int, value: int) -> None
     try:
         sock.setsockopt(level, option, value)
     except OSError as exc:
-        pytest.skip(f"this kernel refuses the option: {exc}")
+        skip(f"a kernel with this option ({exc})")
 
 
 async def expect_echo(inherited: socket.socket, host: str) -> None:

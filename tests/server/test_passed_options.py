@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import struct
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -17,10 +16,10 @@ from anyecho.net.sockets import SocketOptions
 from anyecho.server.events import EventConnection
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
-from tests.support.machine import needs_ipv6
+from tests.support.machine import needs_ipv6, needs_linux, skip
 from tests.support.peers import SOON, receive_all, until
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the numbers are those of Linux")
+pytestmark = needs_linux
 
 SOL, IP, IPV6, TCP = socket.SOL_SOCKET, socket.IPPROTO_IP, socket.IPPROTO_IPV6, socket.IPPROTO_TCP
 #: SOF_TIMESTAMPING: software timestamps of transmission and of acknowledgement.
@@ -60,7 +59,7 @@ def set_option(sock: socket.socket, level: int, option: int, value: int | bytes)
     try:
         sock.setsockopt(level, option, value)
     except OSError as exc:
-        pytest.skip(f"this kernel refuses the option: {exc}")
+        skip(f"a kernel with this option ({exc})")
 
 
 def echo_few_then_many(sock: socket.socket) -> list[bytes]:

@@ -29,7 +29,7 @@ from anyecho.server.server import Server, open_server
 from anyecho.server.udp_guard import SourceGuard
 from tests.server.link import LINK
 from tests.support.datagrams import fail, forge, forger, udp_client
-from tests.support.machine import LOOPBACK_HOSTS, needs_ipv6, network_namespace
+from tests.support.machine import LOOPBACK_HOSTS, needs_ipv6, network_namespace, skip
 from tests.support.peers import SOON, until
 
 #: Bytes of the receive buffer used by a datagram of at most 64 bytes, on 64-bit Linux.
@@ -47,7 +47,7 @@ def system_calls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     if request.param == "single":
         monkeypatch.setattr(mmsg, "HAVE_MMSG", False)
     elif not mmsg.HAVE_MMSG:
-        pytest.skip("this system has no recvmmsg")
+        skip("recvmmsg")
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ async def test_a_thousand_queued_datagrams_are_all_echoed() -> None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
             room = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // QUEUED
             if room < 1000:
-                pytest.skip(f"net.core.rmem_max has room for {room} datagrams")
+                skip(f"room for 1000 datagrams (net.core.rmem_max allows {room})")
             # Nothing is awaited between the sends, so that all are queued before the server reads.
             sent = [b"%d" % number for number in range(1000)]
             for datagram in sent:

@@ -17,6 +17,7 @@ import pytest
 
 from anyecho.address import Address, UDPAddress
 from anyecho.net.udp import mmsg
+from tests.support.machine import skip
 
 
 @contextmanager
@@ -41,7 +42,7 @@ def forger() -> Iterator[socket.socket]:
     try:
         raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
     except PermissionError:
-        pytest.skip("only root may forge a source")
+        skip("the right to forge a source (only root has it)")
     with raw:
         yield raw
 

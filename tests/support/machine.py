@@ -1,18 +1,25 @@
 """Features of this machine, found by trying: address families, programs, network namespaces.
 
-A test that needs an absent feature is skipped, with the feature as the reason.
+A test that needs an absent feature is skipped, with the feature as the reason: ``--strict-skips`` allows no other.
 """
 
 from __future__ import annotations
 
 __all__ = (
+    "ABSENT",
     "LOOPBACK_HOSTS",
+    "needs",
     "needs_descriptors",
     "needs_dual_sockets",
+    "needs_epoll",
     "needs_ipv6",
+    "needs_linux",
+    "needs_program",
     "netcat",
     "network_namespace",
+    "program",
     "short_directory",
+    "skip",
 )
 
 import os
@@ -20,10 +27,34 @@ import resource
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 from functools import cache
+from typing import NoReturn
 
 import pytest
+
+#: The beginning of each reason.
+ABSENT = "not on this machine: "
+
+
+def skip(what: str) -> NoReturn:
+    """Skip the test, because this machine lacks `what`."""
+    pytest.skip(ABSENT + what)
+
+
+def needs(present: bool, what: str) -> pytest.MarkDecorator:
+    """Return a mark that skips a test unless this machine has `what`."""
+    return pytest.mark.skipif(not present, reason=ABSENT + what)
+
+
+def needs_program(name: str) -> pytest.MarkDecorator:
+    return needs(shutil.which(name) is not None, name)
+
+
+def program(name: str) -> str:
+    """Return `name`; skip if no program has it."""
+    return name if shutil.which(name) is not None else skip(name)
 
 
 @cache
@@ -41,11 +72,11 @@ def _binds_ipv6(kind: socket.SocketKind = socket.SOCK_STREAM, host: str = "::1",
     return True
 
 
-needs_ipv6 = pytest.mark.skipif(not _binds_ipv6(), reason="::1 cannot be bound here")
-needs_dual_sockets = pytest.mark.skipif(
-    not (_binds_ipv6() and _binds_ipv6(socket.SOCK_DGRAM, "::", dual=True)),
-    reason="no dual-stack socket can be bound here",
-)
+needs_ipv6 = needs(_binds_ipv6(), "IPv6")
+needs_dual_sockets = needs(_binds_ipv6() and _binds_ipv6(socket.SOCK_DGRAM, "::", dual=True), "dual-stack sockets")
+#: Evaluated for each test, after ``--fallback`` has removed epoll.
+needs_epoll = pytest.mark.skipif("not __import__('select').__dict__.get('epoll')", reason=ABSENT + "epoll")
+needs_linux = needs(sys.platform == "linux", "Linux")
 
 #: A host of each family, for `pytest.mark.parametrize`.
 LOOPBACK_HOSTS = ["127.0.0.1", pytest.param("::1", marks=needs_ipv6)]
@@ -55,7 +86,7 @@ def needs_descriptors(count: int) -> None:
     """Raise the descriptor limit to at least `count`; skip if the hard limit is lower (``ulimit -Hn``)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < count:
-        pytest.skip(f"{count} descriptors are needed, and the hard limit is {hard}")
+        skip(f"{count} descriptors (the hard limit is {hard})")
     if soft < count:
         resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
 
@@ -77,15 +108,14 @@ def netcat() -> str:
 
     Each needs another flag to half-close at the end of its input.
     """
-    if shutil.which("nc") is None:
-        pytest.skip("nc is not installed")
-    finished = subprocess.run(["nc", "-h"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20)
+    command = [program("nc"), "-h"]
+    finished = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20)
     text = finished.stdout + finished.stderr
-    for program, sign in {"OpenBSD": "-N\t", "Ncat": "Ncat ", "traditional": "[v1.10"}.items():
+    for name, sign in {"OpenBSD": "-N\t", "Ncat": "Ncat ", "traditional": "[v1.10"}.items():
         if sign in text:
-            return program
+            return name
 
-    return pytest.skip(f"unknown kind of nc, by its help: {text.partition(chr(10))[0]!r}")
+    skip(f"a known kind of nc (this is {text.partition(chr(10))[0]!r})")
 
 
 @cache
@@ -99,6 +129,6 @@ def network_namespace(setup: str) -> list[str]:
     try:
         subprocess.run([*prepare, "true"], check=True, capture_output=True, timeout=20)
     except (OSError, subprocess.SubprocessError):
-        pytest.skip("no network namespace can be made and prepared here")
+        skip("the right to make a network namespace")
 
     return prepare

@@ -2,12 +2,13 @@
 
 ``@pytest.mark.by_turns(*axes)`` names axes that do not affect the tested behaviour: socket options are the same on
 every backend, and so are the bytes that a parser refuses. Every value of an axis still has its turn.
-``--by-turns`` does this with every axis of every test, for secondary runs of the suite.
+``--by-turns`` does this with every axis of every test, ``--by-turns-of`` with one, for secondary runs of the suite.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Collection
 
 import pytest
 
@@ -20,16 +21,17 @@ AXES = ("anyio_backend", "backend", "word", "engine", "carrier", "kind", "system
 Case = frozenset[tuple[str, int]]
 
 
-def out_of_turn(items: list[pytest.Item], *, all_axes: bool) -> set[pytest.Item]:
-    """Return the tests that are not run, because another test of the same case has the turn."""
+def out_of_turn(items: list[pytest.Item], axes: Collection[str]) -> set[pytest.Item]:
+    """Return the tests that are not run, because another test of the same case has the turn.
+
+    `axes` are taken by turns in every test, besides those of its mark.
+    """
     functions: dict[str, dict[Case, list[pytest.Item]]] = defaultdict(lambda: defaultdict(list))
     for item in items:
         params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-        axes = _axes(item, params)
-        if all_axes:
-            axes = axes.union(AXES)
-        if axes.intersection(params):
-            case = frozenset((name, id(value)) for name, value in params.items() if name not in axes)
+        by_turns = _axes(item, params).union(axes)
+        if by_turns.intersection(params):
+            case = frozenset((name, id(value)) for name, value in params.items() if name not in by_turns)
             functions[item.nodeid.partition("[")[0]][case].append(item)
 
     dropped: set[pytest.Item] = set()
