@@ -174,8 +174,10 @@ async def test_a_datagram_without_pktinfo_gets_no_reply() -> None:
 
 async def expect_no_answer_without_pktinfo(inherited: socket.socket) -> None:
     async with open_server(FDAddress(fd=inherited.fileno())) as server:
-        inherited.setsockopt(IP, 8, 0)
         with udp_client(UDPAddress(host="127.0.0.1", port=inherited.getsockname()[1])) as sock:
+            sock.send(b"first")
+            assert await to_thread.run_sync(sock.recv, 100) == b"first"
+            inherited.setsockopt(IP, 8, 0)
             sock.send(b"hello")
             await until(lambda: server.stats.datagrams.errors == {"ENOMSG": 1})
             inherited.setsockopt(IP, 8, 1)

@@ -300,6 +300,17 @@ async def test_a_source_above_its_rate_affects_no_other(server: Server, caplog: 
 
 
 @pytest.mark.fault(row=19, injected="5 datagrams from clients that have closed")
+async def test_a_source_gets_replies_again_as_its_bucket_fills() -> None:
+    async with open_server("udp://127.0.0.1:0", options=ServeOptions(udp_rate=100.0, udp_burst=1)) as server:
+        with udp_client(server.addresses[0]) as sock:
+
+            def send_on() -> bool:
+                sock.send(b"x")
+                return server.stats.datagrams.echoed == 3
+
+            await until(send_on)
+
+
 async def test_a_closed_client_socket_does_not_stop_the_server(server: Server) -> None:
     for _ in range(5):
         with udp_client(server.addresses[0]) as sock:
