@@ -287,5 +287,11 @@ async def test_connecting_waits_for_room_in_a_unix_backlog(short_path: Path, ope
         opened.enter_context(listener.accept()[0])
 
 
+async def test_eagain_for_a_tcp_socket_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only for a Unix socket it means a full backlog (connect(2))."""
+    monkeypatch.setattr(socket.socket, "connect_ex", lambda *_: errno.EAGAIN)
+    assert os.strerror(errno.EAGAIN) in await refused(TCPAddress(host="127.0.0.1", port=1))
+
+
 async def test_a_descriptor_address_is_refused() -> None:
     assert "for servers" in await refused(FDAddress(fd=0))

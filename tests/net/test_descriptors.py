@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import select
 from collections.abc import Iterator
+from itertools import count
 from threading import Thread
 from time import monotonic
+from unittest.mock import Mock
 
 import pytest
 
@@ -68,6 +71,24 @@ def test_a_write_without_room_within_its_timeout_raises_timeout_error(blocking: 
         assert timeout <= monotonic() - began < timeout + SOON
 
         assert write_some(write_end, b"hello") == 0
+
+
+def test_the_timeout_is_for_the_whole_write_also_if_no_attempt_succeeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """select(2) reports room, and write(2) finds none. Each reading of the clock is a second later."""
+    clock, waits = count(), list[float]()
+
+    def report(_: list[int], ready: list[int], __: list[int], timeout: float) -> tuple[list[int], list[int]]:
+        assert len(waits) < 9
+        waits.append(timeout)
+        return [], ready
+
+    with monkeypatch.context() as patch:
+        patch.setattr("anyecho.net.descriptors.monotonic", lambda: float(next(clock)))
+        patch.setattr(select, "select", report)
+        patch.setattr(os, "write", Mock(side_effect=BlockingIOError))
+        with pytest.raises(TimeoutError):
+            write_all(1, b"hello", timeout=5.0)
+    assert waits == [4.0, 2.0, 0.0]
 
 
 @pytest.mark.parametrize("blocking", [True, False])

@@ -16,8 +16,8 @@ from anyecho.net.listen import Listener, open_listeners
 from anyecho.net.sockets import SocketOptions
 from tests.support.machine import LOOPBACK_HOSTS, needs_ipv6
 
-#: The kernel's number; Python's socket module has no name for it.
-SO_TIMESTAMP = 29
+#: The kernel's numbers; Python's socket module has no names for them.
+SO_TIMESTAMP, IP_MTU_DISCOVER = 29, 10
 
 PROXY_MODES: tuple[ProxyMode, ...] = ("v1", "v2", "require")
 
@@ -91,14 +91,17 @@ async def test_an_inherited_listener_gets_the_server_options() -> None:
             assert not listener.sock.getblocking()
 
 
-async def test_an_inherited_udp_socket_gets_the_server_options_and_loses_harmful_ones() -> None:
+@pytest.mark.parametrize("discover", [2, 3], ids=["IP_PMTUDISC_DO", "IP_PMTUDISC_PROBE"])
+async def test_an_inherited_udp_socket_gets_the_server_options_and_loses_harmful_ones(discover: int) -> None:
     with udp() as passed:
+        passed.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, discover)
         passed.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         passed.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMP, 1)
         async with inherited(passed.fileno()) as [listener]:
             assert listener.sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 200_000
             assert listener.sock.getsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST) == 0
             assert listener.sock.getsockopt(socket.SOL_SOCKET, SO_TIMESTAMP) == 0
+            assert listener.sock.getsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER) == 1
             assert not listener.sock.getblocking()
 
 

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterator
 from threading import Event
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from anyio import create_task_group, fail_after, move_on_after, to_thread, wait_all_tasks_blocked
@@ -17,6 +18,7 @@ from anyecho.client.options import ConnectOptions
 from anyecho.errors import BindError, ConnectError
 from anyecho.net.names import source_key, unmapped
 from anyecho.net.resolve import look_up_limiter, most_telling, resolve
+from anyecho.net.threads import run_in_thread
 
 
 @pytest.fixture
@@ -68,6 +70,18 @@ async def test_stuck_look_ups_block_neither_other_threads_nor_other_look_ups(dea
     with fail_after(10):
         assert await to_thread.run_sync(os.getpid) == os.getpid()
         assert await resolve("alive", 1) == [(socket.AF_INET, ("127.0.0.1", 1))]
+
+
+async def test_all_look_ups_of_an_event_loop_share_one_limit() -> None:
+    assert look_up_limiter() is look_up_limiter()
+
+
+async def test_a_runtime_error_of_a_call_in_a_thread_is_raised_unchanged() -> None:
+    """A thread that cannot be started is a RuntimeError too."""
+    error = RuntimeError("a bug")
+    with pytest.raises(RuntimeError) as caught:
+        await run_in_thread(Mock(side_effect=error))
+    assert caught.value is error
 
 
 async def test_a_look_up_that_gets_no_thread_obeys_its_timeout(
