@@ -141,6 +141,7 @@ def test_any_text_is_an_address_or_a_one_line_error(text: str) -> None:
         ("tls+unix:@echo", UnixAddress(path="\0echo", tls=True)),
         ("tls+unix:/run/echo?mode=777", UnixAddress(path="/run/echo", tls=True, mode=0o777)),
         ("fd://3", FDAddress(fd=3)),
+        ("fd://2147483647", FDAddress(fd=2147483647)),
         ("fd://anyecho.socket", FDAddress(fd="anyecho.socket")),
         ("tls+fd://the%20web", FDAddress(fd="the web", tls=True)),
         ("tls+fd://3", FDAddress(fd=3, tls=True)),

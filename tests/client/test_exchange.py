@@ -433,10 +433,25 @@ async def test_slow_sending_is_progress_also_while_no_echo_returns(poller: Polle
     async def store_and_forward(stream: ByteStream) -> None:
         await stream.send(b"".join([chunk async for chunk in stream]))
 
-    async with client_of(store_and_forward, poller, timeout=0.4) as client:
+    async with client_of(store_and_forward, poller, timeout=0.2) as client:
         assert isinstance(client.stream, ByteStream)
         client.stream = SlowStream(client.stream, lambda what, chunk: None)
         assert len(await send_all(client, [bytes(1 << 19)])) == 1 << 19
+
+
+class StuckStream(Transcript):
+    """Never sends, though its socket is writable."""
+
+    async def send(self, item: bytes) -> None:
+        await anyio.sleep_forever()
+
+
+async def test_a_send_that_takes_no_byte_is_a_stall(poller: Poller | Fallback) -> None:
+    async with client_of(echo, poller, timeout=0.2) as client:
+        assert isinstance(client.stream, ByteStream)
+        client.stream = StuckStream(client.stream, lambda what, chunk: None)
+        with fail_after(SOON), pytest.raises(EchoStalled, match="no byte has moved for 200ms"):
+            await client.exchange(b"hello")
 
 
 async def test_a_stall_with_a_full_window_says_so(poller: Poller | Fallback) -> None:

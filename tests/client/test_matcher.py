@@ -35,7 +35,7 @@ def test_equal_datagrams_match_once_each_and_further_replies_are_duplicates() ->
 
 def test_an_overtaken_reply_is_counted_as_reordered() -> None:
     matcher = sent(b"a", b"b", b"c", b"d")
-    for reply in (b"b", b"a", b"d", b"c"):
+    for reply in (b"c", b"a", b"b", b"d"):
         matcher.match(reply)
 
     assert matcher.reordered == 2
@@ -45,7 +45,7 @@ def test_an_expired_datagram_is_lost_and_its_late_reply_is_counted() -> None:
     matcher = sent(b"a", b"b", b"c")
     matcher.match(b"a")
     assert matcher.next_expiry == 1
-    matcher.expire(1.5)
+    matcher.expire(1)
     assert matcher.next_expiry == 2
     assert (matcher.lost, len(matcher), matcher.first_missing) == (1, 1, 1)
 
@@ -71,16 +71,16 @@ def test_a_reply_that_matches_no_datagram_is_a_mismatch(reply: bytes, message: s
 
 def test_a_duplicate_is_recognised_in_later_exchanges_up_to_the_history_size() -> None:
     recent = RecentDatagrams()
-    for number in range(16_384 + 1):
+    for number in (*range(16_384), 0, 16_384):
         matcher = DatagramMatcher(recent)
         matcher.expect(b"%d" % number, expires_at=0)
         matcher.match(b"%d" % number)
 
     matcher = DatagramMatcher(recent)
-    assert not matcher.match(b"1")
+    assert not matcher.match(b"0")
     assert matcher.duplicates == 1
     with pytest.raises(EchoMismatch):
-        matcher.match(b"0")
+        matcher.match(b"1")
 
 
 @given(

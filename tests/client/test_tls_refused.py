@@ -116,7 +116,8 @@ async def test_an_alert_that_is_no_refusal_is_a_broken_connection(number: int, f
         assert str(caught.value).startswith(f"the connection broke (the peer sent the alert {FAILURES[number]}): ")
 
 
-async def test_an_alert_after_an_echo_is_a_broken_connection(files: Files) -> None:
+@pytest.mark.parametrize("echo", [b"", b"a"], ids=["of an earlier exchange", "of the same exchange"])
+async def test_an_alert_after_an_echo_is_a_broken_connection(echo: bytes, files: Files) -> None:
     tls = ConnectOptions(timeout=SOON, tls=TLSClientOptions(cacert=files.cacert))
     async with crafted_server(tls) as (client, server):
 
@@ -124,12 +125,13 @@ async def test_an_alert_after_an_echo_is_a_broken_connection(files: Files) -> No
             await server.read()
             server.send(b"".join(server.seal(*each) for each in answers))
 
+        if not echo:
+            async with create_task_group() as tasks:
+                tasks.start_soon(answer, (DATA, b"a"))
+                assert await client.exchange(b"a") == b"a"
         async with create_task_group() as tasks:
-            tasks.start_soon(answer, (DATA, b"a"))
-            assert await client.exchange(b"a") == b"a"
-        async with create_task_group() as tasks:
-            tasks.start_soon(answer, (DATA, b"a"), (ALERT, bytes([2, 42])))
-            with pytest.raises(EchoTruncated, match=r"the alert bad_certificate\): byte 1 is missing"):
+            tasks.start_soon(answer, (DATA, echo), (ALERT, bytes([2, 42])))
+            with pytest.raises(EchoTruncated, match=rf"the alert bad_certificate\): byte {len(echo)} is missing"):
                 await client.exchange(b"ab")
 
 
