@@ -30,6 +30,7 @@ from tests.support.process import (
     TIMEOUT,
     Processes,
     accepts,
+    descriptors,
     echo,
     peer,
     port_of,
@@ -59,7 +60,10 @@ def serve() -> Iterator[Serve]:
 @pytest.fixture
 def send(capfdbinary: pytest.CaptureFixture[bytes]) -> Send:
     def run(*arguments: str) -> tuple[int, bytes, bytes]:
-        return main(["send", *arguments]), *capfdbinary.readouterr()
+        before = descriptors()
+        status = main(["send", *arguments])
+        assert descriptors() == before, "descriptors leak"
+        return status, *capfdbinary.readouterr()
 
     return run
 

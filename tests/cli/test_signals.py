@@ -14,6 +14,7 @@ from pathlib import Path
 from threading import Thread
 from time import monotonic
 
+import anyio
 import pytest
 
 from anyecho.cli.signals import caught_signals
@@ -279,15 +280,18 @@ def test_a_second_signal_ends_a_send_that_is_stuck(
     assert process.wait(END) == -signum
 
 
-def test_handlers_mask_and_descriptors_are_restored() -> None:
+def test_handlers_mask_descriptors_and_wakeup_are_restored() -> None:
     def state() -> list[object]:
         handlers = [signal.getsignal(each) for each in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)]
-        return [signal.pthread_sigmask(signal.SIG_BLOCK, ()), descriptors(), *handlers]
+        signal.set_wakeup_fd(wakeup := signal.set_wakeup_fd(-1))
+        return [signal.pthread_sigmask(signal.SIG_BLOCK, ()), descriptors(), *handlers, wakeup]
 
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     before = state()
-    with caught_signals(handled=2, hangup=True):
+    with caught_signals(handled=2, hangup=True) as signals:
         inside = state()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert anyio.run(signals.next) == signal.SIGTERM
     after = state()
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
