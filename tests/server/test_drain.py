@@ -122,6 +122,9 @@ async def test_aborting_ends_a_drain(grace: float, carrier: Address) -> None:
                 with fail_after(SOON):
                     await server.wait_closed()
 
+    assert server.stats.closed == {"cancelled" if grace else "drained": 1}
+    assert server.stats.active == 0
+
 
 async def test_a_cancelled_serve_does_not_linger_after_the_peer_closes(
     carrier: Address,

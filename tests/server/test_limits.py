@@ -88,17 +88,32 @@ async def test_a_write_timeout_in_the_kernel_is_counted_as_write(monkeypatch: py
                 await until(lambda: any(received > sent for received, sent in all_totals(server)))
                 tasks.cancel_scope.cancel()
 
-            ours = [connection.sock for connection in server._connections]
-            send = socket.socket.send
-
-            def time_out(sock: socket.socket, data: bytes) -> int:
-                if sock in ours:
-                    raise TimeoutError(errno.ETIMEDOUT, "timed out")
-                return send(sock, data)
-
-            monkeypatch.setattr(socket.socket, "send", time_out)
+            time_out(sock.getsockname(), monkeypatch, "send")
             await to_thread.run_sync(make_room, sock)
             await until(lambda: server.stats.closed == {"write": 1})
+
+
+async def test_a_keepalive_timeout_is_counted_as_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel reports it by the same errno, when no echo is pending."""
+    async with open_server("tcp://127.0.0.1:0") as server:
+        with dial(server.addresses[0]) as sock:
+            await until(lambda: server.stats.active == 1)
+            time_out(sock.getsockname(), monkeypatch, "recv", "recv_into")
+            sock.sendall(b"x")
+            await until(lambda: server.stats.closed == {"broken": 1})
+
+
+def time_out(peer: object, monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Let the methods `names` of sockets connected to `peer` fail as after a timeout in the kernel."""
+    for name in names:
+        method = getattr(socket.socket, name)
+
+        def failing(sock: socket.socket, *arguments: Any, method: Any = method) -> Any:
+            if sock.type == socket.SOCK_STREAM and sock.family == socket.AF_INET and sock.getpeername() == peer:
+                raise TimeoutError(errno.ETIMEDOUT, "timed out")
+            return method(sock, *arguments)
+
+        monkeypatch.setattr(socket.socket, name, failing)
 
 
 def all_totals(server: Server) -> list[tuple[int, int]]:
@@ -278,7 +293,7 @@ async def test_over_limit_close_closes_connections_over_max_connections(
         await until(lambda: server.stats.active == 3)
         with dial(server.addresses[0]) as sock:
             assert await to_thread.run_sync(receive_all, sock) == b""
-        assert server.stats.closed == {"over_limit": 1}
+        assert (server.stats.closed, server.stats.accepted) == ({"over_limit": 1}, 4)
 
         held[0].close()
         await until(lambda: server.stats.active == 2)

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import pytest
-from anyio import create_task_group, fail_after, move_on_after, to_thread, wait_all_tasks_blocked
+from anyio import (
+    CancelScope,
+    Event,
+    create_task_group,
+    fail_after,
+    move_on_after,
+    to_thread,
+    wait_all_tasks_blocked,
+)
 from anyio.abc import ByteStream
+from anyio.lowlevel import checkpoint
 
 from anyecho.address import Address, UnixAddress
 from anyecho.client.client import connect
 from anyecho.client.options import ConnectOptions
 from anyecho.net import linger
+from anyecho.net.poller import Fallback
+from anyecho.net.stream import PolledStream
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import open_server
+from tests.net.pairs import raw_pair
 from tests.support.certificates import Files
 from tests.support.conformance import drain
 from tests.support.machine import needs
@@ -102,6 +114,38 @@ async def test_the_server_lingers_if_echo_may_be_unread(
                 sock.sendall(b"not answered by a reset")
 
     assert server.stats.closed == {"drained": 1}
+
+
+@pytest.mark.by_turns("engine")
+async def test_a_linger_can_be_cancelled_while_the_peer_sends_without_pause() -> None:
+    """asyncio does not cancel a task that has just been woken, here in every pass of the loop."""
+    arrival, scope = Event(), CancelScope()
+
+    class Flooded(PolledStream):
+        async def receive(self, max_bytes: int = 65536) -> bytes:
+            nonlocal arrival
+            arrival = Event()
+            await arrival.wait()
+            return b"x"
+
+    async def linger_until_cancelled() -> None:
+        with scope:
+            await linger.linger(Flooded(ours, Fallback().register(ours)), ours, None, quiet=False)
+
+    async def cancel_later() -> None:
+        for _ in range(50):
+            await checkpoint()
+        scope.cancel()
+
+    ours, theirs = raw_pair("tcp")
+    with ours, theirs:
+        async with create_task_group() as tasks:
+            tasks.start_soon(linger_until_cancelled)
+            tasks.start_soon(cancel_later)
+            for _ in range(100):
+                arrival.set()
+                await checkpoint()
+            assert scope.cancelled_caught
 
 
 async def test_the_server_lingers_until_a_unix_peer_has_read_its_echo(short_path: object) -> None:

@@ -129,6 +129,26 @@ async def test_a_fin_without_close_notify_is_counted_as_tls_truncated(carrier: A
         assert server.stats.closed == {"tls_truncated": 1}
 
 
+async def test_a_reset_before_the_last_echo_is_sent_is_not_counted_as_eof(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_server(TLS, options=options(files)) as server:
+        stream = await shake_hands(server.addresses[0])
+        await until(lambda: server.peers() != [])
+        stream.records.send(b"the last")
+        stream.records.send_eof()
+        stream._sock.sendall(stream.records.take())
+
+        def fail(*_: object) -> None:
+            raise ConnectionResetError
+
+        monkeypatch.setattr(socket.socket, "send", fail)
+        await until_closed(server)
+        stream._sock.close()
+
+    assert server.stats.closed == {"broken": 1}
+
+
 @pytest.mark.fault(row=11, injected="a bit of a TLS record is flipped")
 async def test_a_tampered_record_ends_its_connection_with_an_alert(files: Files) -> None:
     async with open_server(TLS, options=options(files)) as server:

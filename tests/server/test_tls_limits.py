@@ -8,12 +8,13 @@ import os
 import socket
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import anyio
 import pytest
 from anyio import BrokenResourceError, EndOfStream, create_task_group, fail_after, to_thread
 from anyio.abc import SocketAttribute
+from anyio.lowlevel import checkpoint
 
 from anyecho.client.client import connect
 from anyecho.client.options import ConnectOptions
@@ -24,6 +25,7 @@ from anyecho.server.server import Server, open_server
 from tests.net.proxy.headers import IPV4, v2
 from tests.support.certificates import Files
 from tests.support.conformance import drain
+from tests.support.machine import needs_descriptors
 from tests.support.peers import SOON, dial, receive_all, until, until_closed
 from tests.support.tls import TLS, options, shake_hands
 
@@ -154,6 +156,37 @@ async def test_a_tls_connection_that_is_too_old_or_too_slow_is_closed(reason: st
                 await stream.receive()
         tasks.cancel_scope.cancel()
         await until(lambda: server.stats.closed == {reason: 1})
+
+
+async def test_a_handshake_takes_its_time_limit_and_not_much_more(files: Files) -> None:
+    """Both limits are counted in checks of the same loop, so a busy machine delays both."""
+    limits = options(files, handshake_timeout=0.4, max_duration=0.65, linger=0)
+    async with open_server(TLS, "tcp://127.0.0.1:0", options=limits) as server:
+        over_tls, plain = server.addresses
+        with dial(over_tls), dial(plain):
+            await until(lambda: server.stats.closed["duration"] == 1)
+            assert server.stats.closed["handshake"] == 1
+
+
+@pytest.mark.parametrize(("limit", "count"), [("handshake_timeout", 200), ("idle_timeout", 600)])
+async def test_other_tasks_run_while_many_connections_reach_a_limit(
+    limit: str, count: int, files: Files, opened: ExitStack
+) -> None:
+    """A sweep of all connections yields after 64 handshakes, or 256 connections."""
+    needs_descriptors(2 * count + 100)
+    seen = set()
+    given = options(files, max_connections=4 * count, linger=0, **{limit: 1.0})
+    async with open_server(TLS, "tcp://127.0.0.1:0", options=given) as server:
+        address = server.addresses[limit == "idle_timeout"]
+        socks = [opened.enter_context(dial(address)) for _ in range(count)]
+        await until(lambda: server.stats.active == count)
+        for sock in socks:
+            sock.send(b"\x16")  # the same age for all
+        while server.stats.active:
+            seen.add(server.stats.active)
+            await checkpoint()
+
+    assert len(seen) > 1
 
 
 async def test_a_connection_over_the_limit_per_ip_is_closed_before_its_handshake(files: Files) -> None:

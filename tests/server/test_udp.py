@@ -21,6 +21,7 @@ from anyio import fail_after, move_on_after, to_thread
 from anyecho.address import TCPAddress, UDPAddress
 from anyecho.client.client import connect
 from anyecho.errors import BindError
+from anyecho.net.sockets import SocketOptions
 from anyecho.net.udp import mmsg
 from anyecho.net.udp.counts import DatagramCounts
 from anyecho.net.udp.echo import Reflector
@@ -161,6 +162,17 @@ async def test_a_thousand_queued_datagrams_are_all_echoed() -> None:
 
         assert came == sent
         assert server.stats.datagrams.errors == {}
+
+
+async def test_a_receive_buffer_that_was_asked_for_is_not_enlarged() -> None:
+    small = ServeOptions(udp_burst=1000, socket=SocketOptions(rcvbuf=16 << 10))
+    async with open_server("udp://127.0.0.1:0", options=small) as server:
+        with udp_client(server.addresses[0]) as sock:
+            for _ in range(500):
+                sock.send(b"x")
+            server.close()  # after it has answered all that arrived
+
+        assert 1 <= server.stats.datagrams.received < 100
 
 
 async def test_admitted_datagrams_between_dropped_datagrams_are_echoed_in_order() -> None:
