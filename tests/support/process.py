@@ -11,7 +11,6 @@ __all__ = (
     "echo",
     "peer",
     "port_of",
-    "processor_seconds",
     "resident",
     "round_trip",
     "terminal",
@@ -175,13 +174,6 @@ def wait_until(condition: Callable[[], bool], timeout: float = TIMEOUT) -> None:
     while not condition():
         assert time.monotonic() < deadline, "the condition is still false"
         time.sleep(0.005)
-
-
-def processor_seconds(pid: int) -> float:
-    """Return the user and system time of process `pid`."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    ticks = int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def port_of(address: str) -> int:
