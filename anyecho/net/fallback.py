@@ -34,6 +34,8 @@ class Fallback:
 class _WaitRegistration(Registration):
     def __init__(self, sock: socket.socket | int) -> None:
         super().__init__()
+        # Level-triggered: if bytes or a FIN are left, the next wait returns at once.
+        self.short_read_drains = True
         self._sock = sock
         self._closed = False
         self._waiting: dict[str, Event] = {}

@@ -57,6 +57,25 @@ async def test_bytes_after_a_short_read_arrive(kind: str, poller: Poller | Fallb
         peer.send(b"and second")
 
 
+@pytest.mark.parametrize("fallback", [False, True])
+async def test_no_read_follows_a_short_read_on_tcp_before_a_wait(
+    fallback: bool, poller: Poller | Fallback, opened: ExitStack
+) -> None:
+    peer, ours = raw_pair("tcp")
+    opened.enter_context(peer)
+    ours.setblocking(False)
+    registration = (Fallback() if fallback else poller).register(ours)
+    async with PolledStream(ours, registration) as stream:
+        peer.send(b"x")
+        assert await stream.receive() == b"x"
+        assert not registration.may_read
+        peer.send(b"yz")
+        peer.shutdown(socket.SHUT_WR)
+        assert [await stream.receive(1), await stream.receive()] == [b"y", b"z"]
+        with pytest.raises(EndOfStream):
+            await stream.receive()
+
+
 async def test_an_urgent_byte_is_received_in_its_place(poller: Poller | Fallback, opened: ExitStack) -> None:
     peer, ours = (opened.enter_context(sock) for sock in raw_pair("tcp"))
     stream = stream_over(ours, poller)
