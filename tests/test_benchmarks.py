@@ -52,6 +52,13 @@ def test_the_limits_benchmark_measures() -> None:
     assert [line.split()[0] for line in run.stdout.splitlines()] == ["asyncio"] * 5, run.stderr
 
 
+def test_the_benchmark_of_clients_measures() -> None:
+    run = script("clients.py", "1", "1000")
+
+    assert run.returncode == 0, run.stderr
+    assert [len(line.split("|")) for line in run.stdout.splitlines()] == [6] * 5
+
+
 def test_an_unknown_server_is_named() -> None:
     run = bench("--only", "nonsense")
 
