@@ -5,13 +5,12 @@ from __future__ import annotations
 __all__ = ("Client", "connect", "connect_checked")
 
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from types import TracebackType
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING
 
 from anyio import BrokenResourceError, BusyResourceError, ClosedResourceError
-from anyio.abc import ByteStream
+from anyio.abc import AsyncResource, ByteStream
 
 from anyecho.address import Address, TCPAddress, UDPAddress, parse_address
 from anyecho.client.datagrams import DatagramExchange
@@ -29,8 +28,6 @@ from anyecho.validation import check_kind
 
 if TYPE_CHECKING:
     from anyecho.net.poller import Fallback, Poller
-
-_AnyExchange: TypeAlias = Exchange | DatagramExchange
 
 logger = logging.getLogger("anyecho.client")
 
@@ -89,7 +86,7 @@ async def _connect_stream(
     )
 
 
-class Client:
+class Client(AsyncResource):
     """One connection to an echo server, for one exchange at a time. It owns `stream`.
 
     Over UDP every item is a datagram, empty ones too, and an item without a reply within the timeout is lost.
@@ -110,7 +107,8 @@ class Client:
         #: None after the first echo: the server cannot refuse the handshake any more.
         self._unconfirmed_address = None if address is None else str(address)
         self._recent = RecentDatagrams()
-        self._options = options or ConnectOptions()
+        options = options or ConnectOptions()
+        self._limits = or_infinite(options.timeout), or_infinite(options.deadline)
         self._busy = False
         self._broken = False
         self._closed = False
@@ -132,8 +130,13 @@ class Client:
         """
         payload = to_bytes(payload, "a payload")
         exchange = self._exchange((payload,), total=len(payload))
-        async with self._exclusive(exchange) as echo:
-            return b"".join([chunk async for chunk in echo])
+        with self._exclusive(exchange):
+            if not await exchange.attempt(payload, *self._limits):
+                async with exchange.open(*self._limits) as echo:
+                    async for _ in echo:
+                        pass
+
+        return payload
 
     @asynccontextmanager
     async def send(self, source: Source, *, deadline: float | None = None) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -165,19 +168,19 @@ class Client:
         """
         check_source(source)
         exchange = self._exchange(source)
-        async with self._exclusive(exchange, deadline) as echo:
-            yield echo
+        timeout, default = self._limits
+        with self._exclusive(exchange):
+            async with exchange.open(timeout, default if deadline is None else deadline) as echo:
+                yield echo
 
-    def _exchange(self, source: Source, *, total: int | None = None) -> _AnyExchange:
+    def _exchange(self, source: Source, *, total: int | None = None) -> Exchange | DatagramExchange:
         if isinstance(self.stream, DatagramStream):
             return DatagramExchange(self.stream, source, self._recent)
 
         return Exchange(self.stream, source, total=total, address=self._unconfirmed_address)
 
-    @asynccontextmanager
-    async def _exclusive(
-        self, exchange: _AnyExchange, deadline: float | None = None
-    ) -> AsyncIterator[AsyncIterator[bytes]]:
+    @contextmanager
+    def _exclusive(self, exchange: Exchange | DatagramExchange) -> Iterator[None]:
         if self._closed:
             raise ClosedResourceError
         if self._busy:
@@ -187,9 +190,7 @@ class Client:
 
         self._busy = True
         try:
-            deadline = or_infinite(self._options.deadline) if deadline is None else deadline
-            async with exchange.open(timeout=or_infinite(self._options.timeout), deadline=deadline) as echo:
-                yield echo
+            yield
         finally:
             self._busy = False
             self._broken = not exchange.leaves_usable
@@ -205,17 +206,6 @@ class Client:
             logger.debug("closing")
             self._closed = True
         await self.stream.aclose()
-
-    async def __aenter__(self) -> Client:
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
 
 
 def _describe(address: Address) -> str:

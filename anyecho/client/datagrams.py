@@ -18,7 +18,6 @@ from anyio.abc import SocketAttribute
 from anyio.lowlevel import checkpoint
 
 from anyecho.address import UDPAddress
-from anyecho.client.exchange import log_chunk
 from anyecho.client.matcher import DatagramMatcher, RecentDatagrams
 from anyecho.client.source import Source, items_of
 from anyecho.clock import INTERVALS, LoopClock
@@ -26,6 +25,7 @@ from anyecho.errors import AnyechoError, ConnectError, EchoLost, EchoStalled, Us
 from anyecho.net.pending import is_ready
 from anyecho.net.resolve import most_telling
 from anyecho.net.udp.stream import DATAGRAM_MAX, DatagramStream
+from anyecho.streams.transcript import log_chunk
 from anyecho.units import format_duration
 
 logger = logging.getLogger("anyecho.client")
@@ -54,18 +54,25 @@ class DatagramExchange:
         self._failures: list[OSError] = []
         self._waiting = CancelScope()
         self.matcher = DatagramMatcher(recent)
-        #: Whether every datagram was answered.
-        self.complete = False
+        #: Whether every datagram was answered. Then no late reply can match a datagram of another exchange.
+        self.leaves_usable = False
 
-    @property
-    def leaves_usable(self) -> bool:
-        """Whether the stream can be used again: no late reply could match a datagram of another exchange."""
-        return self.complete
+    async def attempt(self, payload: bytes, timeout: float, deadline: float) -> bool:
+        """Exchange `payload`, the only item of the source, in this task. Return false if there is a deadline.
+
+        Raises the errors of `open`.
+        """
+        if math.isinf(deadline):
+            self._timeout = timeout
+            await self._send(payload)
+            self._sent_all = True
+            async for _ in self._receive():
+                pass
+
+        return self.leaves_usable
 
     @asynccontextmanager
-    async def open(
-        self, *, timeout: float = math.inf, deadline: float = math.inf
-    ) -> AsyncIterator[AsyncIterator[bytes]]:
+    async def open(self, timeout: float, deadline: float) -> AsyncIterator[AsyncIterator[bytes]]:
         """Start sending; yield an iterator of the verified replies, in order of arrival and without duplicates.
 
         Raises `EchoLost` after the last reply if any datagram had none within `timeout` seconds. Raises at once:
@@ -86,14 +93,13 @@ class DatagramExchange:
                 tasks.cancel_scope.cancel()
 
     async def _watch(self, deadline: float) -> None:
-        if not math.isinf(deadline):
-            clock = LoopClock(deadline / INTERVALS)
-            await clock.wait_until(deadline)
-            if is_ready(self._stream.extra(SocketAttribute.raw_socket)):
-                # Replies that have arrived by then are still read: the receiving task may not have run since.
-                await clock.wait_until(clock.elapsed + clock.interval)
-            progress = f"{self.matcher.answered} of {self.matcher.sent} datagrams are back"
-            raise EchoStalled(f"the deadline is over: {progress}", offset=self.matcher.first_missing)
+        clock = LoopClock(deadline / INTERVALS)
+        await clock.wait_until(deadline)
+        if is_ready(self._stream.extra(SocketAttribute.raw_socket)):
+            # Replies that have arrived by then are still read: the receiving task may not have run since.
+            await clock.wait_until(clock.elapsed + clock.interval)
+        progress = f"{self.matcher.answered} of {self.matcher.sent} datagrams are back"
+        raise EchoStalled(f"the deadline is over: {progress}", offset=self.matcher.first_missing)
 
     async def _send_source(self) -> None:
         async with aclosing(items_of(self._source)) as items:
@@ -106,9 +112,10 @@ class DatagramExchange:
 
     async def _send(self, item: bytes) -> None:
         while self._is_window_full(len(item)):
+            self._window_freed = Event()
             await self._window_freed.wait()
 
-        log_chunk("sending", item)
+        log_chunk(logger, "sending", item)
         # Outstanding before it is sent: its reply may be back before send() returns. The timeout begins after it
         # was sent: the send may have to wait, and the loop may be blocked meanwhile.
         number = self.matcher.expect(item)
@@ -150,23 +157,29 @@ class DatagramExchange:
             # Read before the socket: a datagram due after `now` must not expire before the socket is read again.
             now = current_time()
             if (reply := await self._try_to_receive()) is not None:
-                log_chunk("received", reply)
+                log_chunk(logger, "received", reply)
                 if self.matcher.match(reply):
-                    self._notify_window()
+                    self._window_freed.set()
                     yield reply
                 await checkpoint()  # a flooding peer must not starve other tasks
                 continue
 
             # After the socket is empty: a reply that came in time and is read late is not lost.
             self.matcher.expire(now)
-            self._notify_window()
+            self._window_freed.set()
             if self._sent_all and not self.matcher:
                 break
             with CancelScope() as self._waiting:
                 self._rearm()
                 await self._stream.readable()
 
-        self._finish()
+        if self.matcher.lost:
+            within = f"no answer within {format_duration(self._timeout)}"
+            raise EchoLost(f"{self.matcher} ({within})", offset=self.matcher.first_missing)
+
+        self.leaves_usable = True
+        if self.matcher.duplicates or self.matcher.reordered:
+            logger.warning("%s", self.matcher)
 
     async def _try_to_receive(self) -> bytes | None:
         while True:
@@ -176,24 +189,11 @@ class DatagramExchange:
                 if not await self._reconnect(exc):
                     raise self._translate(exc) from exc
 
-    def _notify_window(self) -> None:
-        self._window_freed.set()
-        self._window_freed = Event()
-
     def _rearm(self) -> None:
         """Wake the receiver at the next expiry, or now if nothing is outstanding and all is sent."""
         self._waiting.deadline = self.matcher.next_expiry
         if self._sent_all and not self.matcher:
             self._waiting.cancel()
-
-    def _finish(self) -> None:
-        if self.matcher.lost:
-            within = f"no answer within {format_duration(self._timeout)}"
-            raise EchoLost(f"{self.matcher} ({within})", offset=self.matcher.first_missing)
-
-        self.complete = True
-        if self.matcher.duplicates or self.matcher.reordered:
-            logger.warning("%s", self.matcher)
 
     def _translate(self, exc: BrokenResourceError) -> AnyechoError:
         failure = most_telling(self._failures) if self._failures else exc.__cause__

@@ -7,7 +7,7 @@ missing byte.
 
 from __future__ import annotations
 
-__all__ = ("Exchange", "log_chunk")
+__all__ = ("Exchange",)
 
 import logging
 import math
@@ -32,9 +32,10 @@ from anyecho.client.source import Source, items_of
 from anyecho.clock import INTERVALS, LoopClock
 from anyecho.errors import AnyechoError, EchoMismatch, EchoStalled, EchoTruncated, unwrap_single
 from anyecho.net.pending import is_ready
+from anyecho.net.stream import PolledStream
 from anyecho.net.tls.connect import connect_error, is_refusal
 from anyecho.net.tls.errors import explain
-from anyecho.streams.transcript import shorten
+from anyecho.streams.transcript import log_chunk
 from anyecho.units import format_duration, format_size
 
 logger = logging.getLogger("anyecho.client")
@@ -44,6 +45,8 @@ logger = logging.getLogger("anyecho.client")
 _WINDOW = 8 << 20
 #: Larger items are sent in several writes, so that progress is seen, also with a slow reader.
 _WRITE = 1 << 14
+#: Larger payloads are not attempted: the tasks are a small part of their cost.
+_ATTEMPT_MAX = 1 << 16
 
 
 class Exchange:
@@ -74,21 +77,40 @@ class Exchange:
         self._source_pending = False
         self._receiving = False
         self._progress_at = 0.0
-        #: Whether every byte came back equal, without surplus bytes.
+        self._clock: LoopClock | None = None  # begins with `attempt`
+        #: Whether every byte came back equal, without surplus bytes; and whether another exchange may follow.
         self.complete = False
+        self.leaves_usable = False
         #: Bytes given to the stream so far, and those of them that came back equal.
         self.sent = 0
         self.returned = 0
 
-    @property
-    def leaves_usable(self) -> bool:
-        """Whether the stream can be used for another exchange."""
-        return self.complete and self._total is not None
+    async def attempt(self, payload: bytes, timeout: float, deadline: float) -> bool:
+        """Exchange `payload`, the only item of the source, without further tasks. Return whether it is complete.
+
+        If not, because the kernel does not take all at once, or after an interval of the clock, `open` goes on with
+        the same limits and judges them. The other errors are those of `open`.
+        """
+        stream = self._stream
+        if not (isinstance(stream, PolledStream) and 0 < len(payload) <= _ATTEMPT_MAX):
+            return False
+
+        self._clock = LoopClock(min(timeout, deadline) / INTERVALS)
+        log_chunk(logger, "sending", payload)
+        self._sent_all = stream.send_nowait(payload)
+        self._source = (stream.rest,) if stream.rest else ()
+        self.sent = len(payload) - len(stream.rest)
+        self._outstanding.append(payload[: self.sent])
+        self._progress_at = current_time()
+        if self._sent_all:
+            with CancelScope(deadline=self._progress_at + self._clock.interval):
+                async for _ in self._receive():
+                    pass
+
+        return self.complete
 
     @asynccontextmanager
-    async def open(
-        self, *, timeout: float = math.inf, deadline: float = math.inf
-    ) -> AsyncIterator[AsyncIterator[bytes]]:
+    async def open(self, timeout: float, deadline: float) -> AsyncIterator[AsyncIterator[bytes]]:
         """Start sending; yield the verified echo as an iterator of chunks.
 
         Raises `EchoMismatch` or `EchoTruncated`. Raises `EchoStalled` if echo is outstanding and no byte has moved
@@ -111,6 +133,8 @@ class Exchange:
                     tasks.cancel_scope.cancel()
 
     async def _send_source(self) -> None:
+        if self.sent:  # by `attempt`, which over TLS may have left encrypted bytes
+            await self._try(self._stream.send(b""))
         async with aclosing(items_of(self._source)) as items:
             self._source_pending = True
             async for item in items:
@@ -121,13 +145,13 @@ class Exchange:
                 self._source_pending = True
 
         self._sent_all = True
-        self._progress_at = current_time()
         if self._total is None:
+            self._progress_at = current_time()
             await self._try(self._stream.send_eof())
         logger.debug("waiting for response")
 
     async def _send(self, item: bytes) -> None:
-        log_chunk("sending", item)
+        log_chunk(logger, "sending", item)
         if not item:
             self._source_pending = True
             await checkpoint()  # a source of empty items must not starve other tasks
@@ -135,6 +159,7 @@ class Exchange:
             part = item[start : start + _WRITE]
             self._unsent = len(item) - start
             while self._is_window_full(len(part)):
+                self._window_freed = Event()
                 await self._window_freed.wait()
             if not self._outstanding:
                 self._progress_at = current_time()
@@ -163,7 +188,6 @@ class Exchange:
 
     async def _receive(self) -> AsyncGenerator[bytes, None]:
         while self._total is None or self.returned < self._total:
-            self._progress_at = current_time()
             self._receiving = True
             try:
                 chunk = await self._stream.receive()
@@ -177,14 +201,16 @@ class Exchange:
             finally:
                 self._receiving = False
 
-            log_chunk("received", chunk)
+            log_chunk(logger, "received", chunk)
             good = self._match(chunk)
             if good:
                 yield chunk[:good]
+                self._progress_at = current_time()
             if good < len(chunk):
                 raise self._mismatch(chunk[good])
 
         self.complete = True
+        self.leaves_usable = self._total is not None
 
     async def _source_state_known(self) -> None:
         """Return once the source has ended, has given another item, or keeps the sender waiting.
@@ -211,16 +237,13 @@ class Exchange:
 
         self.returned += good
         self._window_freed.set()
-        self._window_freed = Event()
         return good
 
     def _mismatch(self, got: int) -> EchoMismatch:
-        offset = self.returned
-        if not self._outstanding:
-            return EchoMismatch(f"byte {offset} was never sent: got 0x{got:02x}", offset=offset)
-
-        sent = self._outstanding[0][self._head_returned]
-        return EchoMismatch(f"byte {offset} is wrong: sent 0x{sent:02x}, got 0x{got:02x}", offset=offset)
+        text = "was never sent: "
+        if self._outstanding:
+            text = f"is wrong: sent 0x{self._outstanding[0][self._head_returned]:02x}, "
+        return EchoMismatch(f"byte {self.returned} {text}got 0x{got:02x}", offset=self.returned)
 
     def _broken(self, cause: BaseException) -> AnyechoError:
         if self._address is not None and not self.returned and is_refusal(cause):
@@ -233,9 +256,8 @@ class Exchange:
 
     def _progress(self) -> str:
         if not self._outstanding:
-            return f"all {self.returned} bytes are back, but " + (
-                "the server did not end the connection" if self._sent_all else "the input has not ended"
-            )
+            why = "the server did not end the connection" if self._sent_all else "the input has not ended"
+            return f"all {self.returned} bytes are back, but {why}"
 
         # It is not known whether the source has another item, so only the current item counts.
         more = ", and more was to be sent" if self._unsent else ""
@@ -244,11 +266,11 @@ class Exchange:
         return f"byte {self.returned} is missing, {self.sent} were sent{more}"
 
     async def _watch(self, scope: CancelScope, timeout: float, deadline: float) -> None:
-        """Raise `EchoStalled` once a limit is reached, measured in time for which the event loop ran.
+        """Raise `EchoStalled` once a limit is reached, in time for which the event loop ran.
 
         Bytes that have arrived by then and are not read yet extend each limit once.
         """
-        clock = LoopClock(min(timeout, deadline) / INTERVALS)
+        clock = self._clock or LoopClock(min(timeout, deadline) / INTERVALS)
         if math.isinf(clock.interval):
             return
 
@@ -273,12 +295,6 @@ class Exchange:
                     idle, extended_for = 0.0, self._progress_at
 
     def _is_ready(self) -> bool:
-        """Return whether the socket is ready, but the task that waits for it has not run yet."""
+        # The task that waits for the socket may not have run yet.
         sock = self._stream.extra(SocketAttribute.raw_socket, None)
         return sock is not None and is_ready(sock, to_write=self._sending)
-
-
-def log_chunk(what: str, chunk: bytes) -> None:
-    """Log `chunk`, shortened, at level DEBUG."""
-    if logger.isEnabledFor(logging.DEBUG):
-        logger.debug("%s %s", what, shorten(chunk))

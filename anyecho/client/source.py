@@ -32,7 +32,7 @@ def to_bytes(item: Any, what: str = "an item to send") -> bytes:
             return view.tobytes()
     except (TypeError, ValueError, BufferError) as exc:
         hint = ": encode it" if isinstance(item, str) else ""
-        raise UsageError(f"{what} must be bytes or another buffer, not {_type_name(item)}{hint}") from exc
+        raise UsageError(f"{what} must be bytes or another buffer, not {type(item).__name__}{hint}") from exc
 
 
 def check_source(source: Any) -> None:
@@ -40,10 +40,10 @@ def check_source(source: Any) -> None:
     if isinstance(source, str):
         raise UsageError("a source must be an iterable of bytes, not str: send [text.encode()]")
     if _is_buffer(source):
-        name = _type_name(source)
+        name = type(source).__name__
         raise UsageError(f"a source must be an iterable of bytes, not {name}: send [data], or exchange(data)")
     if not (isinstance(source, AsyncIterable | Iterable) or hasattr(source, "__getitem__")):
-        raise UsageError(f"a source must be an iterable of bytes, not {_type_name(source)}")
+        raise UsageError(f"a source must be an iterable of bytes, not {type(source).__name__}")
 
 
 async def items_of(source: Source) -> AsyncGenerator[bytes, None]:
@@ -63,7 +63,3 @@ def _is_buffer(value: Any) -> bool:
         return False
 
     return True
-
-
-def _type_name(value: object) -> str:
-    return type(value).__name__

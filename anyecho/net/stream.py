@@ -135,6 +135,28 @@ class PolledStream(ByteStream):
             self._sending = False
             self.rest = rest
 
+    def send_nowait(self, item: bytes) -> bool:
+        """Send what the kernel takes at once; return whether that is all.
+
+        If not, `send(self.rest)` sends the rest, or raises the error of the connection.
+        """
+        self._check_sendable()
+        self.rest = item
+        try:
+            return self._send_rest()
+        except BlockingIOError:
+            pass
+        except OSError as exc:
+            self._translate(exc)
+
+        return False
+
+    def _send_rest(self) -> bool:
+        sent = self._sock.send(self.rest)
+        self.bytes_sent += sent
+        self.rest = self.rest[sent:]
+        return not self.rest
+
     async def send_eof(self) -> None:
         if self._eof_sent and not self._closed:
             await checkpoint()

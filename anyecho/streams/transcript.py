@@ -1,9 +1,10 @@
-"""A stream wrapper that reports each chunk received or sent, and a short form of chunks for logs."""
+"""A stream wrapper that reports each chunk received or sent, and the log of a chunk in a short form."""
 
 from __future__ import annotations
 
-__all__ = ("Transcript", "shorten")
+__all__ = ("Transcript", "log_chunk", "shorten")
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,6 +20,12 @@ def shorten(chunk: bytes) -> str:
         return repr(bytes(chunk))
 
     return f"{bytes(chunk[:_SHOWN])!r}... ({len(chunk)} bytes)"
+
+
+def log_chunk(logger: logging.Logger, what: str, chunk: bytes) -> None:
+    """Log `chunk`, shortened, at level DEBUG."""
+    if logger.isEnabledFor(logging.DEBUG):
+        logger.debug("%s %s", what, shorten(chunk))
 
 
 @dataclass(eq=False)

@@ -31,15 +31,16 @@ def pieces(data: bytes) -> Iterator[bytes]:
     return (data[start : start + 16000] for start in range(0, len(data), 16000))
 
 
-async def test_an_exchange_that_begins_inside_a_ticket_completes(ca_options: ConnectOptions) -> None:
+@pytest.mark.parametrize("size", [1000, len(PAYLOAD)])
+async def test_an_exchange_that_begins_inside_a_ticket_completes(size: int, ca_options: ConnectOptions) -> None:
     async with crafted_server(ca_options) as (client, server):
         message = ticket(1200)
         server.send(server.seal(HANDSHAKE, message[:1000]))
         async with create_task_group() as tasks:
-            tasks.start_soon(client.exchange, PAYLOAD)
+            tasks.start_soon(client.exchange, PAYLOAD[:size])
             await wait_all_tasks_blocked()
             server.send(server.seal(HANDSHAKE, message[1000:]))
-            echo = await read(server, len(PAYLOAD))
+            echo = await read(server, size)
             server.send(server.update_keys(4, requested=True))
             for piece in pieces(echo):
                 server.send(server.seal(DATA, piece))

@@ -162,6 +162,12 @@ class TLSStream(TLSTransfer):
             # `records` keeps what is encrypted and not yet taken by the kernel.
             self.rest = rest[queued:]
 
+    def _send_rest(self) -> bool:
+        if not self.records.write_blocked and self._flush_now():
+            self.records.send(self.rest)
+            self.rest = b""
+        return not self.rest and self._flush_now()
+
     async def send_eof(self) -> None:
         if self._closed or not self._eof_sent:
             self._check_sendable()
