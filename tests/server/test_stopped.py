@@ -19,7 +19,7 @@ from tests.support.peers import SOON, dial, until
 from tests.support.tls import TLS, options
 
 
-@pytest.mark.parametrize("after", [0.0, 0.5, 0.95])
+@pytest.mark.parametrize("after", [0.0, 0.5, 0.8])
 @pytest.mark.by_turns("carrier")
 async def test_a_silent_connection_is_not_idle_if_data_has_arrived(after: float, carrier: Address) -> None:
     async with open_server(carrier, options=ServeOptions(idle_timeout=LIMIT)) as server:
@@ -29,7 +29,7 @@ async def test_a_silent_connection_is_not_idle_if_data_has_arrived(after: float,
             assert await to_thread.run_sync(sock.recv, 5) == b"hello"
 
 
-@pytest.mark.parametrize("after", [0.0, 0.5, 0.95])
+@pytest.mark.parametrize("after", [0.0, 0.5, 0.8])
 @pytest.mark.by_turns("carrier")
 async def test_a_drain_echoes_data_that_arrived_in_its_grace_period(after: float, carrier: Address) -> None:
     async with open_server(carrier, options=ServeOptions(linger=0.1)) as server:
@@ -43,7 +43,7 @@ async def test_a_drain_echoes_data_that_arrived_in_its_grace_period(after: float
                     assert await to_thread.run_sync(sock.recv, 5) == b""
 
 
-@pytest.mark.parametrize("after", [0.0, 0.5, 0.95])
+@pytest.mark.parametrize("after", [0.0, 0.5, 0.8])
 @pytest.mark.by_turns("carrier")
 async def test_a_proxy_header_that_has_arrived_does_not_time_out(after: float, carrier: Address) -> None:
     trusting = ServeOptions(
@@ -70,7 +70,7 @@ async def test_an_incomplete_proxy_header_times_out(carrier: Address) -> None:
         await until(lambda: server.stats.closed == {"proxy_timeout": 1})
 
 
-@pytest.mark.parametrize("after", [0.0, 0.5, 0.95])
+@pytest.mark.parametrize("after", [0.0, 0.5, 0.8])
 async def test_a_handshake_continues_if_its_next_bytes_have_arrived(after: float, files: Files) -> None:
     async with open_server(TLS, options=options(files, handshake_timeout=LIMIT)) as server:
         stream = client_over(dial(server.addresses[0]), Fallback())
