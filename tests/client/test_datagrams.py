@@ -195,6 +195,33 @@ async def test_duplicates_and_reordering_are_a_warning(
     assert [record.getMessage().partition(" were lost; ")[2] for record in caplog.records] == warnings
 
 
+async def test_a_flood_of_replies_does_not_starve_other_tasks() -> None:
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await checkpoint()
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        async with (
+            await connect(f"udp://127.0.0.1:{sock.getsockname()[1]}") as client,
+            create_task_group() as tasks,
+            client.send([b"x"]) as replies,
+        ):
+            await wait_all_tasks_blocked()
+            _, source = sock.recvfrom(1)
+            for _ in range(100):
+                sock.sendto(b"x", source)
+            tasks.start_soon(take_turns)
+            assert [reply async for reply in replies] == [b"x"]
+            tasks.cancel_scope.cancel()
+
+    assert turns > 50
+
+
 async def test_a_corrupted_datagram_names_the_wrong_byte() -> None:
     with peer(lambda _, datagram: [datagram.replace(b"c", b"k")]) as address:
         async with await connect(address) as client:

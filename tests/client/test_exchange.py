@@ -69,6 +69,20 @@ async def test_an_exchange_returns_the_payload(size: int, poller: Poller | Fallb
         assert await client.exchange(payload[:100]) == payload[:100]
 
 
+async def test_a_payload_is_sent_whole_before_any_echo_returns(poller: Poller | Fallback) -> None:
+    """The window is for sources, which may be endless."""
+    size = 9 << 20
+
+    async def store_and_forward(stream: ByteStream) -> None:
+        stored = bytearray()
+        while len(stored) < size:
+            stored += await stream.receive()
+        await stream.send(bytes(stored))
+
+    async with client_of(store_and_forward, poller) as client:
+        assert await client.exchange(bytes(size)) == bytes(size)
+
+
 async def test_each_item_is_one_write(poller: Poller | Fallback) -> None:
     written: list[bytes] = []
 
