@@ -68,6 +68,7 @@ async def test_a_peer_that_takes_none_of_its_echo_is_closed(carrier: Address) ->
             assert time.monotonic() - start > LIMIT
 
         assert server.stats.closed == {"write": 1}
+        assert server.stats.bytes_received > server.stats.bytes_sent > 0
 
 
 async def test_a_silent_peer_without_pending_echo_is_not_under_the_write_timeout(carrier: Address) -> None:

@@ -209,10 +209,13 @@ def test_forged_sources_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) ->
         clocked.admits((f"10.0.0.{number}", 7))
     assert len(logged(caplog)) == 10
 
-    clocked.now += 10
-    clocked.admits(("10.0.1.1", 7))
-    assert len(logged(caplog)) == 11
-    assert logged(caplog)[-1].endswith("; also from 190 other sources, not logged")
+    for number in range(2):
+        clocked.now += 10
+        clocked.admits((f"10.0.1.{number}", 7))
+    assert [line.partition("; ")[2] for line in logged(caplog)[10:]] == [
+        "also from 190 other sources, not logged",
+        "",
+    ]
 
 
 @pytest.mark.parametrize(("name", "value"), [("udp_rate", 0), ("udp_rate", math.nan), ("udp_burst", 0)])
