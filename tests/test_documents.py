@@ -14,6 +14,8 @@ import pytest
 
 from anyecho.address import parse_address
 from anyecho.cli.main import app
+from anyecho.server.reasons import CloseReason
+from anyecho.server.stats import Stats
 from tests.support.machine import needs_ipv6, needs_program
 from tests.support.process import TIMEOUT, Process, Processes, wait_until
 from tests.test_layering import LAYERS, modules
@@ -222,3 +224,14 @@ def test_the_systemd_units_are_valid(tmp_path: Path) -> None:
 
     # An unknown key is a line of output, not a failure.
     assert (verified.returncode, verified.stdout, verified.stderr) == (0, "", "")
+
+
+def test_the_table_of_close_reasons_is_complete() -> None:
+    table = (ROOT / "docs" / "limits.md").read_text().partition("## Close reasons")[2]
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", table, re.MULTILINE)
+    assert rows == [(str(reason), reason.description) for reason in CloseReason]
+
+
+def test_the_help_of_stats_has_every_close_reason() -> None:
+    assert Stats.__doc__ is not None
+    assert all(f"``{reason}``: {reason.description}" in Stats.__doc__ for reason in CloseReason)

@@ -1,14 +1,15 @@
 """Admission of accepted sockets: makes a connection of each, or closes it with a reason.
 
-Checks the connection limits, chooses the engine and keeps the set of connections. Time limits are elsewhere.
+Checks the connection limits, chooses the engine and keeps the set of connections. When a connection advances to
+another phase, it moves the connection's slots and time limit.
 """
 
 from __future__ import annotations
 
-__all__ = ("Admission",)
+__all__ = ("Admission", "ListenerPolicy")
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from anyio import Event
 from anyio.abc import TaskGroup
@@ -17,14 +18,17 @@ from anyecho.errors import StartError
 from anyecho.net.accept import AcceptLimit
 from anyecho.net.names import peer_name, remote_address
 from anyecho.net.poller import Fallback, Poller
+from anyecho.net.proxy.header import Versions
 from anyecho.net.proxy.trust import TrustedNetworks
+from anyecho.net.tls.contexts import Certificates
 from anyecho.net.tls.records import Records
 from anyecho.server.connection import Connection, Engine
 from anyecho.server.events import CappedEventConnection, EventConnection, EventsEngine
-from anyecho.server.handshakes import Handshakes
 from anyecho.server.limits import ConnectionLimit, SourceLimit
 from anyecho.server.options import ServeOptions
-from anyecho.server.proxied import ListenerPolicy, ProxiedConnection, ProxyEngine
+from anyecho.server.phases import CLOSED, HANDSHAKE, HEADER, OPEN, Phase
+from anyecho.server.reaper import PhaseTimeout
+from anyecho.server.reasons import CloseReason
 from anyecho.server.stats import Peer, Stats
 from anyecho.server.tasks import TaskConnection
 from anyecho.server.tls_events import CappedTLSEventConnection, TLSEventConnection
@@ -34,6 +38,19 @@ if TYPE_CHECKING:
     import socket
 
 logger = logging.getLogger("anyecho.server")
+
+#: At most a quarter of the connection limit may be handshakes, because their peers are unverified. Further
+#: connections wait in the accept backlog of the TLS listeners.
+_HANDSHAKE_DIVISOR = 4
+
+
+class ListenerPolicy(NamedTuple):
+    """What a listener requires of its connections."""
+
+    #: Accepted versions of the PROXY header; None: no header.
+    versions: Versions | None = None
+    #: The certificates to present over TLS; None: no TLS.
+    certificates: Certificates | None = None
 
 
 class Admission:
@@ -47,46 +64,59 @@ class Admission:
         poller: Poller | Fallback,
         tasks: TaskGroup,
     ) -> None:
-        self.handshakes = Handshakes(limit, or_infinite(options.handshake_timeout))
-        shared: dict[str, Any] = {
-            **{"poller": poller, "tasks": tasks, "on_closed": self._on_closed, "handshakes": self.handshakes},
-            **{name: or_infinite(getattr(options, name)) for name in ("linger", "max_bytes", "rate_limit")},
-        }
         self._options = options
         self._limit = limit
+        #: Held from accept to the end of the handshake. The accept limit of the TLS listeners.
+        self.handshakes = ConnectionLimit(max(1, limit.limit // _HANDSHAKE_DIVISOR), parent=limit)
+        #: The time limits of the phases before OPEN.
+        self.timeouts = {
+            HEADER: PhaseTimeout(or_infinite(options.proxy_timeout), CloseReason.PROXY_TIMEOUT),
+            HANDSHAKE: PhaseTimeout(or_infinite(options.handshake_timeout), CloseReason.HANDSHAKE),
+        }
         self._per_source = SourceLimit(options.max_connections_per_ip)
         self._stats = stats
         self._trusted = TrustedNetworks.parse(options.proxy_trusted)
-        self._engine = Engine(**shared)
+        shared: dict[str, Any] = {"acquire_source": self._per_source.acquire, "advance": self._advance}
+        shared |= {name: or_infinite(getattr(options, name)) for name in ("linger", "max_bytes", "rate_limit")}
+        shared |= {"poller": poller, "tasks": tasks}
         self._events = EventsEngine(**shared) if isinstance(poller, Poller) else None
+        self._engine = self._events or Engine(**shared)
         if options.engine == "events" and self._events is None:
             raise StartError("the events engine needs epoll, which this system does not have")
-        proxy_timeout = or_infinite(options.proxy_timeout)
-        self._proxy_engine = ProxyEngine(**shared, proxy_timeout=proxy_timeout, hand_over=self._hand_over)
         self._empty = Event()
         #: All open connections, those without a complete PROXY header included.
         self.connections: set[Connection] = set()
 
     def accept_limit(self, policy: ListenerPolicy) -> AcceptLimit:
         """Return the limit that gates accept on a listener."""
-        return self.handshakes.accept_limit if policy.certificates else self._limit
+        return self.handshakes if policy.certificates else self._limit
 
     def admit(self, policy: ListenerPolicy, sock: socket.socket, sockaddr: Any) -> None:
         """Take over `sock`, accepted from `sockaddr`: start a connection, or close it and count the reason."""
         self._stats.accepted += 1
         if self._limit.is_reached():
-            self._reject(sock, "over_limit")
-        elif policy.versions is None:
-            connection = self._connection(sock, policy)
-            if self._per_source.acquire(connection, sockaddr):
-                self._start(connection, sockaddr)
-            else:
-                self._reject(sock, "per_ip")
-        elif sockaddr in self._trusted:
-            self._start(ProxiedConnection(sock, self._proxy_engine, policy), sockaddr)
+            self._reject(sock, CloseReason.OVER_LIMIT)
+            return
+        if policy.versions is not None and sockaddr not in self._trusted:
+            self._engine.log_rejection(peer_name(sock, sockaddr), "its address is not in --proxy-trusted")
+            self._reject(sock, CloseReason.UNTRUSTED)
+            return
+
+        connection = self._connection(sock, policy)
+        if policy.versions is None and not self._per_source.acquire(connection, sockaddr):
+            self._reject(sock, CloseReason.PER_IP)
+            return
+
+        self._stats.active += 1
+        self._limit.acquire()
+        self.connections.add(connection)
+        if policy.certificates:
+            self.handshakes.acquire()
+        if policy.versions is None:
+            connection.start(sockaddr)
         else:
-            self._proxy_engine.log_rejection(peer_name(sock, sockaddr), "its address is not in --proxy-trusted")
-            self._reject(sock, "untrusted")
+            self.timeouts[HEADER].enter(connection)
+            connection.start_proxied(sockaddr, policy.versions)
 
     def peers(self) -> list[Peer]:
         """Return the peers of all established connections."""
@@ -96,30 +126,9 @@ class Admission:
         if self.connections:
             await self._empty.wait()
 
-    def _start(self, connection: Connection, sockaddr: Any) -> None:
-        self._stats.active += 1
-        self._limit.acquire()
-        self.connections.add(connection)
-        connection.start(sockaddr)
-
-    def _hand_over(self, proxied: ProxiedConnection) -> bool:
-        connection = self._connection(proxied.sock, proxied.policy)
-        connection.asserted = proxied.asserted
-        # The address of the proxy counts only if the header asserts no source.
-        source = proxied.asserted.address if proxied.asserted else proxied.sockaddr
-        if not self._per_source.acquire(connection, source):
-            proxied.reason = "per_ip"
-            return False
-
-        self.connections.discard(proxied)
-        self.handshakes.finish(proxied)
-        self.connections.add(connection)
-        connection.start(proxied.sockaddr)
-        return True
-
-    def _reject(self, sock: socket.socket, reason: str) -> None:
+    def _reject(self, sock: socket.socket, reason: CloseReason) -> None:
         sock.close()
-        self._stats.closed[reason] += 1
+        self._stats.closed[str(reason)] += 1
 
     def _connection(self, sock: socket.socket, policy: ListenerPolicy) -> Connection:
         certificates = policy.certificates
@@ -140,14 +149,28 @@ class Admission:
 
         return self._options.engine == "tasks"
 
-    def _on_closed(self, connection: Connection) -> None:
+    def _advance(self, connection: Connection, phase: Phase) -> None:
+        """Move `connection` on to `phase`, with its slots and time limit. No effect unless it is a later one."""
+        before = connection.phase
+        if phase <= before:
+            return
+
+        connection.phase = phase
+        if before < OPEN:
+            self.timeouts[before].checks.pop(connection, None)
+            if phase is HANDSHAKE:
+                self.timeouts[HANDSHAKE].enter(connection)
+            elif connection.records is not None:
+                self.handshakes.release()
+        if phase is not CLOSED:
+            return
+
         stats = self._stats
         self.connections.discard(connection)
         self._limit.release()
         self._per_source.release(connection)
-        self.handshakes.finish(connection)
         stats.active -= 1
-        stats.closed[connection.reason] += 1
+        stats.closed[str(connection.reason)] += 1
         received, sent = connection.totals
         stats.bytes_received += received
         stats.bytes_sent += sent
@@ -157,7 +180,7 @@ class Admission:
 
 
 def _describe(connection: Connection) -> Peer | None:
-    """Return the peer of `connection`; None if it is not established yet, or no longer connected."""
+    """Return the peer of `connection`; None if it was never open, or is no longer connected."""
     asserted = connection.asserted
     if not connection.established:
         return None

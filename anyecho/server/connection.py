@@ -1,44 +1,39 @@
-"""An accepted connection of a server: its name, log lines, close reason and close. An engine echoes on it."""
+"""An accepted connection of a server: its phases and its close. An engine echoes on it."""
 
 from __future__ import annotations
 
-__all__ = ("EXPECTED_ERRORS", "Connection", "Engine", "ProxiedSource")
+__all__ = ("Connection", "Engine")
 
-import errno
 import logging
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+import sys
+from abc import abstractmethod
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from time import monotonic
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from anyio import BrokenResourceError, CancelScope, ClosedResourceError, EndOfStream, current_time
+from anyio import CancelScope, Lock, TaskHandle, current_time
 from anyio.abc import TaskGroup
 
 from anyecho.clock import INTERVALS, call_until
 from anyecho.net.linger import linger, peek
-from anyecho.net.names import SockAddr, name_of, peer_name
 from anyecho.net.poller import Fallback, Poller
+from anyecho.net.proxy.header import Versions
 from anyecho.net.stream import PolledStream
 from anyecho.net.tls.errors import TLSError, TLSTruncated, explain
 from anyecho.net.tls.records import Records
 from anyecho.net.tls.stream import TLSStream
-from anyecho.server.handshakes import Handshakes
+from anyecho.server.peer_log import LoggedPeer, ProxiedSource
+from anyecho.server.phases import CLOSED, CLOSING, HANDSHAKE, HEADER, OPEN, Phase
+from anyecho.server.proxied import read_source
+from anyecho.server.reasons import CLOSED_BY_PEER, CLOSED_BY_SERVER, NETWORK_ERRORS, CloseReason, reason_for
+from anyecho.throttle import ThrottledLog
 
 if TYPE_CHECKING:
     import socket
 
 logger = logging.getLogger("anyecho.server")
-access_logger = logging.getLogger("anyecho.access")
-
-#: Errors caused by peers and networks. `ClosedResourceError`: the poller stopped during a connection.
-EXPECTED_ERRORS = (BrokenResourceError, ClosedResourceError, EndOfStream, OSError)
-#: Reasons of a close by the peer or the network: no lingering close is needed.
-_CLOSED_BY_PEER = frozenset({"eof", "broken", "tls_truncated"})
-#: Reasons of a close by the server that no byte from the peer caused. An EOF that arrived earlier takes precedence.
-_CLOSED_BY_SERVER = frozenset({"drained", "cancelled", "idle", "duration", "rate", "write"})
 
 
 @dataclass(eq=False, kw_only=True)
@@ -52,211 +47,196 @@ class Engine:
     #: Maximum bytes of a connection (0: no limit), and maximum bytes per second.
     max_bytes: int
     rate_limit: float
-    handshakes: Handshakes
-    #: Called once for each connection, after its close.
-    on_closed: Callable[[Connection], None]
+    #: Counts a connection for its source, a socket address; returns false if the source has too many.
+    acquire_source: Callable[[Connection, Any], bool]
+    #: Moves a connection on to a later phase, with its slots and time limit.
+    advance: Callable[[Connection, Phase], None]
+    #: Held by a task during one step of its handshake and one pass of the event loop. Without it, a hundred
+    #: simultaneous handshakes would block all other tasks for their total time.
+    handshake_lock: Lock = field(init=False, default_factory=lambda: Lock(fast_acquire=True))
+    #: Throttled: most scanners on the Internet do not speak TLS.
+    failed_handshakes: ThrottledLog = field(init=False, default_factory=lambda: ThrottledLog(logger))
+    _rejections: ThrottledLog = field(init=False, default_factory=lambda: ThrottledLog(logger))
+
+    def log_rejection(self, peer: str, why: str) -> None:
+        """Warn in a throttled log that `peer` was rejected."""
+        self._rejections.warn("rejected %s: %s", peer, why)
 
 
-@dataclass(frozen=True)
-class ProxiedSource:
-    """Client address asserted by a trusted proxy, and the name of the proxy in logs."""
-
-    address: SockAddr
-    via: str
-
-
-class Connection(ABC):
+class Connection(LoggedPeer):
     """Owns and closes `sock`. Has slots, because a server holds thousands of connections."""
 
     __slots__ = (
-        *("_started_at", "_close_scope", "_linger_until", "_name", "asserted", "reason", "sock"),
+        *("_scope", "engine", "phase", "reason"),
         *("checks", "idle_checks", "last_total", "window_start"),
     )
 
-    #: Each engine overrides it with a subclass.
-    engine: Engine
+    #: The TLS session, a slot of subclasses that may have one.
+    records: Records | None = None
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, engine: Engine) -> None:
         self.sock = sock
-        #: The close reason, a key of `Stats.closed`; empty while the connection is open.
-        self.reason = ""
-        #: None: the peer's address is that of the socket.
-        self.asserted: ProxiedSource | None = None
+        self.engine = engine
+        #: Only `engine.advance` changes it.
+        self.phase: Phase = HEADER
+        self.asserted = None
+        self._name = ""
+        self._started_at = 0.0
         #: For the reaper: number of checks, total bytes at the last one, successive checks without a new byte, and
         #: bytes sent at the start of the rate window.
         self.checks = 0
         self.last_total = -1
         self.idle_checks = 0
         self.window_start = 0
-        self._name = ""
-        self._started_at = 0.0
-        self._close_scope: CancelScope | None = None
-        self._linger_until = math.inf
-
-    @property
-    @abstractmethod
-    def totals(self) -> tuple[int, int]:
-        """Bytes received and sent so far."""
+        #: The task that reads the header or echoes, if there is one; in the phase CLOSING, the lingering close.
+        self._scope: TaskHandle[None] | CancelScope | None = None
 
     @property
     def established(self) -> bool:
-        """Whether PROXY header and TLS handshake are complete."""
-        return True
+        """Whether the connection is or was open: the handshake, if there is one, is complete."""
+        return self.phase >= OPEN and (self.records is None or self.records.established)
 
-    @property
-    def records(self) -> Records | None:
-        """The TLS session, if there is one."""
-        return None
+    def start_proxied(self, sockaddr: Any, versions: Versions) -> None:
+        """Read a PROXY header from the proxy at `sockaddr`, then `start`. Never raises."""
+        self.record_start(sockaddr)
+        self._scope = self.engine.tasks.start_soon(self._run_header, sockaddr, versions)
+
+    async def _run_header(self, sockaddr: Any, versions: Versions) -> None:
+        reason: CloseReason | None = CloseReason.CANCELLED
+        try:
+            source = await read_source(self.sock, self.engine.poller, versions)
+            if source is not None:
+                self.asserted, self._name = ProxiedSource(source, via=self.name), ""
+            # The address of the proxy counts only if the header asserts no source.
+            acquired = self.engine.acquire_source(self, sockaddr if source is None else source)
+            reason = None if acquired else CloseReason.PER_IP
+        except* Exception as group:
+            reason = self.close_reason(group)
+        finally:
+            # A close may have been requested while the last bytes of the header arrived.
+            if reason is not None or self.phase is not HEADER:
+                await self._end_task(reason or self.reason)
+            else:
+                self._scope = None
+                self.start(sockaddr)
+
+    def start(self, sockaddr: Any) -> None:
+        """Perform the handshake, if any, and echo until EOF from the peer at `sockaddr`. Never raises."""
+        self.engine.advance(self, OPEN if self.records is None else HANDSHAKE)
+        self.log_start(sockaddr)
+        self._start()
 
     @abstractmethod
-    def start(self, sockaddr: Any) -> None:
-        """Echo until EOF from the peer at `sockaddr`, or until `request_close` is called. Never raises."""
+    def _start(self) -> None:
+        """Begin to read."""
 
-    def request_close(self, reason: str) -> None:
+    def request_close(self, reason: CloseReason) -> None:
         """Stop echoing and close, with a lingering close of at most `linger` seconds from now.
 
-        No effect if the connection has a close reason already.
+        In the phase HEADER, nothing was echoed, and there is no lingering close. No effect if the connection is
+        closing already.
         """
-        if not self.reason:
+        if self.phase < CLOSING:
             self.reason = reason
-            self._linger_until = current_time() + self.engine.linger
+            self.engine.advance(self, CLOSING)
             self._begin_close()
-
-    @abstractmethod
-    def _begin_close(self) -> None:
-        """Stop echoing and arrange the call of `close`. Called once."""
-
-    def close_reason(self, error: BaseException) -> str:
-        """Return the close reason for `error`. The kernel may detect a write timeout before the reaper does."""
-        if not self.established:
-            *_, cause = _causes(error)
-            if isinstance(cause, TLSError) and not isinstance(cause, TLSTruncated):
-                self.engine.handshakes.failure_log.warn("handshake with %s failed: %s", self.name, explain(cause))
-            return "handshake"
-
-        received, sent = self.totals
-        for cause in _causes(error):
-            if isinstance(cause, TLSTruncated):
-                return "tls_truncated"
-            if isinstance(cause, TLSError):
-                return "tls_error"
-            # TCP_USER_TIMEOUT is over.
-            if received > sent and getattr(cause, "errno", None) == errno.ETIMEDOUT:
-                return "write"
-
-        return "broken"
 
     def abort(self) -> None:
         """Close without a lingering close; pending echo is discarded."""
-        self.request_close("cancelled")
-        self._linger_until = -math.inf
-        if self._close_scope is not None:
-            self._close_scope.cancel()
+        self.request_close(CloseReason.CANCELLED)
+        if self._scope is not None:
+            self._scope.cancel()
 
-    @property
-    def name(self) -> str:
-        """The name of the peer in logs. Computed on first use: most connections are never logged."""
-        if not self._name:
-            try:
-                self._set_name(None if self.asserted else self.sock.getpeername())
-            except OSError:
-                self._name = "unknown"
+    def _begin_close(self) -> None:
+        """Cancel the task, which then closes."""
+        task, self._scope = self._scope, CancelScope(deadline=current_time() + self.engine.linger, shield=True)
+        if task is not None:
+            task.cancel()
 
-        return self._name
+    async def _end_task(self, reason: CloseReason) -> None:
+        """Close, as the last step of the task. Only a bug overrides the reason of a requested close."""
+        if self.phase < CLOSING or reason is CloseReason.ERROR:
+            self.reason = reason
+            self.engine.advance(self, CLOSING)
+        await self._close()
+        # The task handle keeps the exception that ends this task, with its frames: reference cycles. On trio they
+        # include the frames of the cancelling task, and of the exception that trio waits within.
+        if (error := sys.exception()) is not None:
+            error.__traceback__ = error.__context__ = None
+        self._closed(self.reason)
 
-    def _set_name(self, sockaddr: Any) -> None:
-        if not self._name:
-            self._name = name_of(self.asserted.address) if self.asserted else peer_name(self.sock, sockaddr)
+    async def _close(self) -> None:
+        """Close the socket; nothing was echoed that a reset could destroy."""
+        self.sock.close()
 
-    def log_start(self, sockaddr: Any) -> None:
-        if logger.isEnabledFor(logging.INFO):
-            self._set_name(sockaddr)
-            logger.info("connection accepted", extra={"peer": self._name})
-        if access_logger.isEnabledFor(logging.INFO):
-            self.record_start(sockaddr)
+    def _closed(self, reason: CloseReason) -> None:
+        """Log and count the connection, whose socket is closed."""
+        self.reason = reason
+        self._scope = None
+        self.log_end()
+        self.engine.advance(self, CLOSED)
 
-    def record_start(self, sockaddr: Any) -> None:
-        self._set_name(sockaddr)
-        self._started_at = monotonic()
+    def close_reason(self, error: Exception) -> CloseReason:
+        """Return the close reason for `error`. Log a bug, an invalid PROXY header and a failed handshake."""
+        if self.records is not None and self.records.established:
+            self.engine.advance(self, OPEN)  # the error came after the last step of the handshake
+        received, sent = self.totals
+        reason, cause = reason_for(error, self.phase, pending=received > sent)
+        by_tls = isinstance(cause, TLSError) and not isinstance(cause, TLSTruncated)
+        if reason is CloseReason.ERROR:
+            logger.error("connection failed", exc_info=error, extra={"peer": self.name})
+        elif reason is CloseReason.PROXY:
+            self.engine.log_rejection(self.name, str(cause))
+        elif reason is CloseReason.HANDSHAKE and by_tls:
+            self.engine.failed_handshakes.warn("handshake with %s failed: %s", self.name, explain(cause))
 
-    def log_end(self) -> None:
-        if logger.isEnabledFor(logging.INFO):
-            logger.info("closing", extra={"peer": self.name})
-        if access_logger.isEnabledFor(logging.INFO):
-            received, sent = self.totals
-            fields: dict[str, Any] = {
-                "peer": self.name,
-                "reason": self.reason,
-                "bytes_received": received,
-                "bytes_sent": sent,
-                "seconds": round(monotonic() - self._started_at, 6),
-            }
-            if self.asserted:
-                fields["via"] = self.asserted.via
-            access_logger.info("closed", extra=fields)
+        return reason
 
-    async def close(self, stream: PolledStream) -> None:
+    async def _linger(self, stream: PolledStream) -> None:
         """Send the stream's `rest` and close, within `linger` seconds. Shielded from cancellation.
 
         A close by the server counts as `eof` if EOF from the peer has arrived and no echo is pending at the end.
         """
-        self.engine.handshakes.finish(self)
         if isinstance(stream, TLSStream) and stream.records.failed:
             # Only the alert is left to send.
             stream = stream.without_tls()
         eof, quiet = self.peek_eof()
         min_seconds = self.engine.linger / INTERVALS
-        deadline = self._deadline(min_seconds)
+        now = current_time()
+        if not isinstance(self._scope, CancelScope):  # no close was requested
+            self._scope = CancelScope(deadline=now + self.engine.linger, shield=True)
+        scope = self._scope
+        deadline = -math.inf if scope.cancel_called else max(scope.deadline, now + min_seconds)
+        scope.deadline = math.inf
 
         # Resumes if it is cancelled and called again.
         async def send_rest() -> None:
-            with suppress(*EXPECTED_ERRORS):
+            with suppress(*NETWORK_ERRORS):
                 if stream.rest or eof:
                     await stream.send(stream.rest)
                 if not eof:
                     await linger(stream, self.sock, self.records, quiet=quiet)
 
-        with CancelScope(shield=True) as self._close_scope:
+        with scope:
             try:
-                if self.reason not in _CLOSED_BY_PEER and deadline > current_time():
+                if self.reason not in CLOSED_BY_PEER and deadline > current_time():
                     await call_until(deadline, min_seconds, send_rest)
             finally:
                 received, sent = self.totals
                 # Pending on a plain stream is only `rest`; over TLS, encrypted bytes may be pending too.
                 if eof and not stream.rest and (self.records is None or received == sent):
-                    self.reason = "eof"
+                    self.reason = CloseReason.EOF
                 # TLS sends close_notify here, if there is time.
-                self._close_scope.deadline = deadline
+                scope.deadline = deadline
                 await stream.aclose()
-
-    def _deadline(self, min_seconds: float) -> float:
-        """Return the deadline of a close that begins now: at least `min_seconds` away, except after `abort`."""
-        if self._linger_until == -math.inf:
-            return -math.inf
-
-        now = current_time()
-        return max(min(self._linger_until, now + self.engine.linger), now + min_seconds)
-
-    def echo_complete(self) -> bool:
-        """Whether EOF from the peer has arrived and no echo is pending."""
-        received, sent = self.totals
-        return received == sent and self.peek_eof()[0]
 
     def peek_eof(self) -> tuple[bool, bool]:
         """Return two facts about unread input: EOF from the peer has arrived; nothing has arrived.
 
-        Both are false if the peer or its bytes caused the close, or before the connection is established.
+        Both are false if the peer or its bytes caused the close, or if the connection was never open.
         """
-        if self.reason not in _CLOSED_BY_SERVER or not self.established:
+        if self.reason not in CLOSED_BY_SERVER or not self.established:
             return False, False
 
         data = peek(self.sock, self.records)
         return data == b"", data is None
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield `error`, the errors in its group, and the causes of each (``__cause__``)."""
-    yield error
-    inner = error.exceptions if isinstance(error, BaseExceptionGroup) else filter(None, [error.__cause__])
-    for each in inner:
-        yield from _causes(each)

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 __all__ = ("CappedEventConnection", "EventConnection", "EventsEngine")
 
-import logging
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from anyecho.net.error_queue import drain_error_queue
 from anyecho.net.linger import is_acknowledged
@@ -20,14 +19,16 @@ from anyecho.net.readiness import ERROR, EXCEPTIONAL, READ, READ_EDGE, WRITE, sh
 from anyecho.net.stream import PolledStream
 from anyecho.net.tls.records import RECORD_SIZE
 from anyecho.server.connection import Connection, Engine
+from anyecho.server.phases import HANDSHAKE, OPEN
+from anyecho.server.reasons import CloseReason
 
 if TYPE_CHECKING:
     import socket
 
-logger = logging.getLogger("anyecho.server")
-
 #: Maximum bytes of one turn: enough to amortise two system calls, and at most 0.1 ms of delay for other peers.
 _BUFFER_SIZE = 256 * 1024
+#: An attribute of an enum class costs 0.2 us on Python 3.11, 2 % of a connection.
+_EOF = CloseReason.EOF
 
 
 @dataclass(eq=False, kw_only=True)
@@ -45,14 +46,13 @@ class EventsEngine(Engine):
 class EventConnection(Connection):
     """A connection that the poller calls back. It has no task: an idle one costs this object and its socket."""
 
-    __slots__ = ("_mask", "_pending", "_received", "_sent", "batch", "engine")
+    __slots__ = ("_mask", "_pending", "_received", "_sent", "batch")
 
     engine: EventsEngine
     batch: int
 
     def __init__(self, sock: socket.socket, engine: EventsEngine) -> None:
-        super().__init__(sock)
-        self.engine = engine
+        super().__init__(sock, engine)
         self._received = 0
         self._sent = 0
         #: Bytes that the kernel has not accepted. The peer is not read until this is empty.
@@ -61,34 +61,38 @@ class EventConnection(Connection):
         #: event the kernel checks readiness twice.
         self._mask = READ_EDGE if short_read_drains(sock) else READ
 
-    def start(self, sockaddr: Any) -> None:
+    def _start(self) -> None:
         try:
             self._wait()
-        except OSError:
-            self._close_now("broken")
-        else:
-            self.log_start(sockaddr)
+        except OSError as exc:
+            self._close_now(self.close_reason(exc))
 
     def _begin_close(self) -> None:
+        if self._scope is not None:  # a task reads the PROXY header
+            super()._begin_close()
+            return
+
         if self.records is None and not self._pending:
             eof, quiet = self.peek_eof()
             if eof or (quiet and is_acknowledged(self.sock)):
                 # No echo is pending. No task: a server may close thousands of idle connections at once.
-                self._close_now("eof" if eof else self.reason)
+                self._close_now(CloseReason.EOF if eof else self.reason)
                 return
 
+        super()._begin_close()
         # Make the stream now, not when the task runs: its registration replaces ours, so no further turn is taken.
-        self.engine.tasks.start_soon(self._close, self._as_stream())
+        self.engine.tasks.start_soon(self._run_close, self._as_stream())
 
     def abort(self) -> None:
-        if self.reason:
-            super().abort()
+        if self.phase in (HANDSHAKE, OPEN):
+            self.reason = CloseReason.CANCELLED
+            received, sent = self.totals
+            self._close_now(CloseReason.EOF if received == sent and self.peek_eof()[0] else self.reason)
         else:
-            self.reason = "cancelled"
-            self._close_now("eof" if self.echo_complete() else "cancelled")
+            super().abort()
 
     def poller_stopped(self) -> None:
-        self._close_now("broken")
+        self._close_now(CloseReason.BROKEN)
 
     @property
     def totals(self) -> tuple[int, int]:
@@ -102,12 +106,9 @@ class EventConnection(Connection):
                 self._flush()
             else:
                 self._turn()
-        except OSError as exc:
+        except Exception as exc:
+            # The poller dispatches to all connections: a bug must close this connection only.
             self._close_now(self.close_reason(exc))
-        except Exception:
-            # The poller dispatches to all connections: an error must close this connection only.
-            logger.exception("connection failed", extra={"peer": self.name})
-            self._close_now("error")
 
     def _turn(self) -> None:
         engine = self.engine
@@ -116,7 +117,7 @@ class EventConnection(Connection):
             count = self.sock.recv_into(engine.buffer)
             if count != engine.count:
                 if not count:
-                    self._close_now("eof")
+                    self._close_now(_EOF)
                     return
                 engine.count, engine.chunk = count, engine.buffer[:count]
 
@@ -158,12 +159,10 @@ class EventConnection(Connection):
         mask = WRITE if self._pending else self._mask
         self.engine.poller.report(self.sock.fileno(), mask, self)
 
-    def _close_now(self, reason: str) -> None:
-        self.reason = reason
+    def _close_now(self, reason: CloseReason) -> None:
         self.engine.poller.stop_reporting(self.sock.fileno(), self)
         self.sock.close()
-        self.log_end()
-        self.engine.on_closed(self)
+        self._closed(reason)
 
     def _as_stream(self) -> PolledStream:
         """Return the connection as a stream, with its pending bytes as `rest`."""
@@ -171,14 +170,13 @@ class EventConnection(Connection):
         stream.rest = self._pending
         return stream
 
-    async def _close(self, stream: PolledStream) -> None:
+    async def _run_close(self, stream: PolledStream) -> None:
         try:
-            await self.close(stream)
+            await self._linger(stream)
         finally:
             self._received += stream.bytes_received
             self._sent += stream.bytes_sent
-            self.log_end()
-            self.engine.on_closed(self)
+            self._closed(self.reason)
 
 
 class CappedEventConnection(EventConnection):
@@ -190,30 +188,18 @@ class CappedEventConnection(EventConnection):
         left = self.engine.max_bytes - self._received
         if left > _BUFFER_SIZE:
             super()._turn()
-        elif not left:
-            self._close_if_over_limit()
-        else:
-            self._echo_at_most(left)
+            return
 
-    def _echo_at_most(self, left: int) -> None:
         try:
-            data = self.sock.recv(left)
+            data = self.sock.recv(left or 1)
         except BlockingIOError:
             return
+
         if not data:
-            self._close_now("eof")
-            return
-
-        self._received += len(data)
-        # This read may leave input behind, which an edge-triggered registration does not report again: renew it.
-        self._set_pending(memoryview(data))
-
-    def _close_if_over_limit(self) -> None:
-        try:
-            more = self.sock.recv(1)
-        except BlockingIOError:
-            return
-        if more:
-            self.request_close("bytes")
+            self._close_now(CloseReason.EOF)
+        elif not left:
+            self.request_close(CloseReason.BYTES)
         else:
-            self._close_now("eof")
+            self._received += len(data)
+            # This read may leave input behind, which an edge-triggered registration does not report again.
+            self._set_pending(memoryview(data))

@@ -17,9 +17,8 @@ from anyecho.net.accept import Acceptor
 from anyecho.net.listen import Listener
 from anyecho.net.poller import Fallback, Poller
 from anyecho.net.tls.contexts import Certificates
-from anyecho.server.admission import Admission
+from anyecho.server.admission import Admission, ListenerPolicy
 from anyecho.server.options import ServeOptions
-from anyecho.server.proxied import ListenerPolicy
 from anyecho.server.stats import Stats
 from anyecho.server.udp import UDPEcho
 from anyecho.server.unused import expected_header

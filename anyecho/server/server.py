@@ -22,9 +22,11 @@ from anyecho.net.listen import Listener, open_listeners
 from anyecho.net.poller import Fallback, Poller, open_poller
 from anyecho.net.tls.contexts import Certificates
 from anyecho.server.admission import Admission
-from anyecho.server.limits import ConnectionLimit, Reaper, cap_by_fd_limit, descriptor_limit
+from anyecho.server.limits import ConnectionLimit, cap_by_fd_limit, descriptor_limit
 from anyecho.server.listening import Listening
 from anyecho.server.options import ServeOptions
+from anyecho.server.reaper import Reaper
+from anyecho.server.reasons import CloseReason
 from anyecho.server.stats import Peer, Stats
 from anyecho.server.unused import check_options
 from anyecho.units import or_infinite
@@ -108,13 +110,13 @@ async def open_server(*addresses: str | Address, options: ServeOptions | None = 
             try:
                 yield server
                 server.close()
-                server._close_all("drained")
+                server._close_all(CloseReason.DRAINED)
             except BaseException as exc:
                 kept.append(exc)
                 raise
             finally:
                 server._listening.stop()
-                server._close_all("cancelled")
+                server._close_all(CloseReason.CANCELLED)
                 tasks.cancel_scope.cancel()
 
     logger.info("closing server")
@@ -161,9 +163,8 @@ class Server:
             logger.info("starting up on %s", _describe(requested, listener.address))
 
         self._tasks.start_soon(self._listening.run)
-        self._tasks.start_soon(self._reaper.run)
-        if self.certificates is not None:
-            self._tasks.start_soon(self._admission.handshakes.run)
+        for sweep in (self._reaper, *self._admission.timeouts.values()):
+            self._tasks.start_soon(sweep.run)
 
     @property
     def address(self) -> Address:
@@ -214,7 +215,7 @@ class Server:
 
         self.close()
         await self._wait_empty(or_infinite(self.options.graceful_timeout) if grace is None else grace)
-        self._close_all("drained")
+        self._close_all(CloseReason.DRAINED)
         await self._admission.wait_empty()
 
     def abort(self) -> None:
@@ -257,7 +258,7 @@ class Server:
     def _set_exited(self) -> None:
         self._exited = True
 
-    def _close_all(self, reason: str) -> None:
+    def _close_all(self, reason: CloseReason) -> None:
         for connection in list(self._connections):
             connection.request_close(reason)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from anyecho.net.names import SockAddr
 from anyecho.net.udp.counts import DatagramCounts
+from anyecho.server.reasons import CloseReason
 
 
 @dataclass(eq=False)
@@ -17,16 +18,9 @@ class Stats:
 
     `closed` counts by reason:
 
-    * ``eof``: EOF from the peer, and the kernel accepted the whole echo; ``broken``: reset, or a timeout in the
-      kernel; ``idle``;
-    * ``untrusted``: outside the networks of `proxy_trusted`; ``proxy``: no PROXY header, or an invalid one;
-      ``proxy_timeout``: an incomplete one;
-    * ``handshake``: refused, abandoned by the peer, or incomplete in time; ``tls_truncated``: a FIN without
-      close_notify, so data may be missing; ``tls_error``: an invalid record;
-    * ``drained``: still open after the grace period of a drain, or when the block was left; ``cancelled``: ended by
-      `abort`, or because an exception or a cancellation left the block. After EOF from the peer and without pending
-      echo, both count as ``eof``;
-    * ``error``: a bug of the server, logged with its traceback.
+    REASONS
+
+    ``drained`` and ``cancelled`` count as ``eof`` if EOF from the peer has arrived and no echo is pending.
 
     `accept_errors` counts by errno name; ``shed`` counts connections closed for lack of a descriptor. The byte
     totals include closed connections only. `datagrams` has all counters of UDP.
@@ -39,6 +33,11 @@ class Stats:
     closed: Counter[str] = field(default_factory=Counter)
     accept_errors: Counter[str] = field(default_factory=Counter)
     datagrams: DatagramCounts = field(default_factory=DatagramCounts)
+
+
+if Stats.__doc__:
+    _REASONS = "\n    ".join(f"* ``{each}``: {each.description}" for each in CloseReason)
+    Stats.__doc__ = Stats.__doc__.replace("REASONS", _REASONS)
 
 
 @dataclass(frozen=True, kw_only=True)

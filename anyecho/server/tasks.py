@@ -1,7 +1,7 @@
 """The tasks engine: one task per connection, for wrapped streams.
 
-Errors of a peer or the network are counted. A bug is logged and closes this connection only. A cancellation
-propagates. In each case the connection is closed within a time limit.
+An error or a bug closes this connection only. A cancellation propagates. In each case the connection is closed
+within a time limit.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ __all__ = ("TaskConnection",)
 
 import logging
 import math
-import sys
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from anyio import TaskHandle
 from anyio.abc import ByteStream
 
 from anyecho.echo import echo
 from anyecho.net.stream import PolledStream
 from anyecho.net.tls.records import Records
 from anyecho.net.tls.stream import TLSStream
-from anyecho.server.connection import EXPECTED_ERRORS, Connection, Engine
-from anyecho.streams.limits import Capped, LimitReached, Paced
+from anyecho.server.connection import Connection, Engine
+from anyecho.server.phases import OPEN
+from anyecho.server.reasons import CloseReason
+from anyecho.streams.limits import Capped, Paced
 from anyecho.streams.transcript import Transcript, shorten
 
 if TYPE_CHECKING:
@@ -36,65 +36,39 @@ _BUDGET = 16
 
 
 class TaskConnection(Connection):
-    __slots__ = ("_records", "_stream", "_task", "engine")
+    __slots__ = ("_stream", "records")
 
     def __init__(self, sock: socket.socket, engine: Engine, records: Records | None = None) -> None:
         """Over TLS if `records` are given; they must be new."""
-        super().__init__(sock)
-        self.engine = engine
-        self._records = records
+        super().__init__(sock, engine)
+        self.records = records
         self._stream: PolledStream | None = None
-        self._task: TaskHandle[None] | None = None
 
-    def start(self, sockaddr: Any) -> None:
-        self.log_start(sockaddr)
-        if self._records is not None:
-            self.engine.handshakes.begin(self)
-        self._task = self.engine.tasks.start_soon(self._run)
+    def _start(self) -> None:
+        self._scope = self.engine.tasks.start_soon(self._run)
 
     async def _run(self) -> None:
+        reason = CloseReason.CANCELLED
         try:
             registration = self.engine.poller.register(self.sock)
-            if self._records is None:
+            if self.records is None:
                 self._stream = PolledStream(self.sock, registration, budget=_BUDGET)
             else:
-                self._stream = stream = TLSStream(self.sock, registration, self._records, budget=_BUDGET)
-                await stream.handshake(self.engine.handshakes.step_lock)
-                self.engine.handshakes.finish(self)
+                self._stream = stream = TLSStream(self.sock, registration, self.records, budget=_BUDGET)
+                await stream.handshake(self.engine.handshake_lock)
+                self.engine.advance(self, OPEN)
             await echo(self._wrapped(self._stream))
-            self.reason = self.reason or "eof"
-        except* LimitReached as group:
-            self.reason = self.reason or str(group.exceptions[0])
-        except* EXPECTED_ERRORS as group:
-            self.reason = self.reason or self.close_reason(group)
-        except* Exception:
-            self.reason = "error"
-            logger.exception("connection failed", extra={"peer": self.name})
+            reason = CloseReason.EOF
+        except* Exception as group:
+            reason = self.close_reason(group)
         finally:
-            self.reason = self.reason or "cancelled"
-            if self._stream is None:
-                self.sock.close()
-            else:
-                await self.close(self._stream)
-            self.log_end()
-            # The task handle keeps the exception that ends this task, with its frames: reference cycles. On trio
-            # they include the frames of the cancelling task, and of the exception that trio waits within.
-            self._task = None
-            if (error := sys.exception()) is not None:
-                error.__traceback__ = error.__context__ = None
-            self.engine.on_closed(self)
+            await self._end_task(reason)
 
-    def _begin_close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-
-    @property
-    def records(self) -> Records | None:
-        return self._records
-
-    @property
-    def established(self) -> bool:
-        return self._records is None or self._records.established
+    async def _close(self) -> None:
+        if self._stream is None:
+            await super()._close()
+        else:
+            await self._linger(self._stream)
 
     @property
     def totals(self) -> tuple[int, int]:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 __all__ = ("CappedTLSEventConnection", "TLSEventConnection")
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from anyecho.net.stream import PolledStream
 from anyecho.net.tls.errors import TLSError
 from anyecho.net.tls.records import RECORD_OVERHEAD, RECORD_SIZE, Records
 from anyecho.net.tls.stream import TLSStream
 from anyecho.server.events import EventConnection, EventsEngine
+from anyecho.server.phases import CLOSING, OPEN
+from anyecho.server.reasons import CloseReason
 
 if TYPE_CHECKING:
     import socket
@@ -29,28 +31,18 @@ _PENDING_MARK = b"?"
 class TLSEventConnection(EventConnection):
     """A TLS connection. Its first turns perform the handshake of `records`, which must be new."""
 
-    __slots__ = ("_records",)
+    __slots__ = ("records",)
+
+    records: Records
 
     def __init__(self, sock: socket.socket, engine: EventsEngine, records: Records) -> None:
         super().__init__(sock, engine)
-        self._records = records
-
-    def start(self, sockaddr: Any) -> None:
-        self.engine.handshakes.begin(self)
-        super().start(sockaddr)
-
-    @property
-    def records(self) -> Records:
-        return self._records
-
-    @property
-    def established(self) -> bool:
-        return self._records.established
+        self.records = records
 
     @property
     def totals(self) -> tuple[int, int]:
         # All plaintext received in turns was queued again. `_received` has the bytes that came during the close.
-        return self._received + self._records.plaintext_queued, self._records.plaintext_sent
+        return self._received + self.records.plaintext_queued, self.records.plaintext_sent
 
     def _turn(self) -> None:
         engine = self.engine
@@ -61,35 +53,35 @@ class TLSEventConnection(EventConnection):
 
         if count != engine.count:
             if not count:
-                self._close_now("tls_truncated" if self.established else "handshake")
+                self._close_now(CloseReason.TLS_TRUNCATED if self.phase is OPEN else CloseReason.HANDSHAKE)
                 return
             engine.count, engine.chunk = count, engine.buffer[:count]
 
-        self._records.feed(engine.chunk)
+        self.records.feed(engine.chunk)
         self._process()
-        if count == _CHUNK and not (self.reason or self._pending):
+        if count == _CHUNK and self.phase < CLOSING and not self._pending:
             self._wait()  # there may be more to read
 
     def _flush(self) -> None:
-        if not self._records.wire_bytes_pending:
-            self._records.process_more()
+        if not self.records.wire_bytes_pending:
+            self.records.process_more()
         self._process()
-        if not (self.reason or self._pending):
+        if self.phase < CLOSING and not self._pending:
             self._wait()
 
     def _process(self) -> None:
         """Continue the handshake, or encrypt the echo of all input that OpenSSL has; then send."""
-        records = self._records
+        records = self.records
         try:
             done = (records.established or self._handshake()) and self._encrypt_echo()
         except TLSError as exc:
             self.request_close(self.close_reason(exc))
-        if self.reason:
+        if self.phase >= CLOSING:
             return
 
         sent_all = self._send_close_notify() if done and not records.half_closed else self._send()
         if sent_all and records.half_closed:
-            self._close_now("eof")
+            self._close_now(CloseReason.EOF)
         elif sent_all and records.wants_more:
             self._pending = b""
         else:
@@ -99,18 +91,18 @@ class TLSEventConnection(EventConnection):
 
     def _handshake(self) -> bool:
         """Take one step of the handshake; return whether it is complete."""
-        done = self._records.handshake()
+        done = self.records.handshake()
         if done:
-            self.engine.handshakes.finish(self)
+            self.engine.advance(self, OPEN)
 
         return done
 
     def _encrypt_echo(self) -> bool:
         """Decrypt all input and encrypt its echo; return whether the peer has sent close_notify."""
-        return self._records.echo_all(self.engine.plain)
+        return self.records.echo_all(self.engine.plain)
 
     def _send_close_notify(self) -> bool:
-        records = self._records
+        records = self.records
         echo_pending = records.wire_bytes_pending
         records.send_eof()
         try:
@@ -124,13 +116,13 @@ class TLSEventConnection(EventConnection):
     def _send(self) -> bool:
         """Send once; return whether the kernel has taken all."""
         try:
-            return self._records.flush(self.sock.send)
+            return self.records.flush(self.sock.send)
         except BlockingIOError:
             return False
 
     def _as_stream(self) -> PolledStream:
         # No `rest`: the records have the pending bytes.
-        return TLSStream(self.sock, self.engine.poller.register(self.sock), self._records)
+        return TLSStream(self.sock, self.engine.poller.register(self.sock), self.records)
 
 
 class CappedTLSEventConnection(TLSEventConnection):
@@ -139,15 +131,14 @@ class CappedTLSEventConnection(TLSEventConnection):
     __slots__ = ()
 
     def _encrypt_echo(self) -> bool:
-        records = self._records
-        while left := self.engine.max_bytes - records.plaintext_queued:
-            data = records.receive(left)
+        records = self.records
+        while True:
+            left = self.engine.max_bytes - records.plaintext_queued
+            data = records.receive(left or 1)
             if not data:
                 return data is not None
+            if not left:
+                self.request_close(CloseReason.BYTES)
+                return False
 
             records.send(data)
-
-        more = records.receive(1)
-        if more:
-            self.request_close("bytes")
-        return more == b""

@@ -22,12 +22,12 @@ PROGRAM = textwrap.dedent(
     import anyecho
     from anyecho.server.connection import Connection
 
-    close = Connection.close
+    linger = Connection._linger
 
 
-    async def announced_close(self, *args, **kwargs):
+    async def announced_linger(self, *args, **kwargs):
         print("lingering", flush=True)
-        await close(self, *args, **kwargs)
+        await linger(self, *args, **kwargs)
 
 
     async def main():
@@ -37,7 +37,7 @@ PROGRAM = textwrap.dedent(
             await sleep_forever()
 
 
-    Connection.close = announced_close
+    Connection._linger = announced_linger
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         anyecho.run(main, backend=sys.argv[1])

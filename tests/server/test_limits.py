@@ -21,8 +21,12 @@ from anyecho.address import Address
 from anyecho.client.client import Client, connect
 from anyecho.client.options import ConnectOptions
 from anyecho.errors import UsageError
-from anyecho.server.limits import ConnectionLimit, Reaper, SourceLimit
+from anyecho.server import reaper as reaper_module
+from anyecho.server.limits import ConnectionLimit, SourceLimit
 from anyecho.server.options import ServeOptions
+from anyecho.server.phases import CLOSING, OPEN
+from anyecho.server.reaper import Reaper
+from anyecho.server.reasons import CloseReason
 from anyecho.server.server import Server, open_server
 from anyecho.server.udp_guard import SourceGuard
 from tests.net.proxy.headers import v2
@@ -197,7 +201,7 @@ async def test_a_flooding_peer_does_not_prolong_the_linger(carrier: Address) -> 
                 sock.setblocking(False)
                 async with create_task_group() as tasks:
                     tasks.start_soon(flood, sock)
-                    await until(lambda: any(each.reason for each in server._connections))
+                    await until(lambda: any(each.phase >= CLOSING for each in server._connections))
                     start = time.monotonic()
                     await until(lambda: server.stats.active == 0)
                     assert time.monotonic() - start < linger + SOON
@@ -430,18 +434,18 @@ class FakeConnection:
     """A connection with totals that the test sets."""
 
     def __init__(self) -> None:
-        self.reason = ""
+        self.phase = OPEN
         self.last_total = -1
         self.idle_checks = self.checks = self.window_start = 0
         self.totals = (0, 0)
 
-    def request_close(self, reason: str) -> None:
-        self.reason = reason
+    def request_close(self, reason: CloseReason) -> None:
+        self.phase = CLOSING
 
 
 def check_until_closed(options: ServeOptions, totals: list[tuple[int, int]]) -> tuple[int, str]:
     """Return the number of the check that closes a connection with these totals, and the reason."""
-    fake = FakeConnection()
+    fake: Any = FakeConnection()
     reaper = Reaper([fake], options)
     for number, each in enumerate(totals):
         fake.totals = each
@@ -477,6 +481,35 @@ def test_the_reaper_closes_at_the_right_check_with_the_right_reason(
     options: ServeOptions, totals: list[tuple[int, int]], closed: tuple[int, str]
 ) -> None:
     assert check_until_closed(options, totals) == closed
+
+
+async def test_no_timer_runs_without_limits_and_without_unfinished_headers(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+
+    async def sleep_running(seconds: float) -> None:
+        slept.append(seconds)
+        await anyio.sleep(seconds)
+
+    monkeypatch.setattr(reaper_module, "sleep_running", sleep_running)
+    options = replace(NONE, proxy_protocol="v2", proxy_trusted=("127.0.0.1",), proxy_timeout=0.4)
+    async with open_server("tcp://127.0.0.1:0", options=options) as server:
+        await wait_all_tasks_blocked()
+        assert slept == []
+        with dial(server.addresses[0]) as sock:
+            await to_thread.run_sync(receive_all, sock)
+        await until(lambda: server.stats.closed == {"proxy_timeout": 1})
+        await wait_all_tasks_blocked()
+        assert slept == [0.05] * 9
+
+
+async def test_a_closing_connection_never_returns_to_an_earlier_phase(carrier: Address) -> None:
+    async with open_server(carrier) as server, await connect(server.addresses[0]) as client:
+        await client.exchange(b"x")
+        [connection] = server._connections
+        assert connection.phase is OPEN
+        connection.request_close(CloseReason.IDLE)
+        connection.engine.advance(connection, OPEN)
+        assert connection.phase >= CLOSING
 
 
 def test_an_invalid_trusted_network_is_a_usage_error() -> None:

@@ -22,6 +22,7 @@ from anyecho.net import linger
 from anyecho.net.poller import Fallback
 from anyecho.net.stream import PolledStream
 from anyecho.server.options import ServeOptions
+from anyecho.server.reasons import CloseReason
 from anyecho.server.server import open_server
 from tests.net.pairs import raw_pair
 from tests.support.certificates import Files
@@ -104,7 +105,7 @@ async def test_the_server_lingers_if_echo_may_be_unread(
             if why == "unread input":
                 sock.sendall(b"unread")
             [connection] = server._connections
-            connection.request_close("drained")
+            connection.request_close(CloseReason.DRAINED)
             assert await to_thread.run_sync(sock.recv, 1) == b""
             server.close()
             with move_on_after(0.2):

@@ -13,6 +13,7 @@ from anyio import create_task_group, fail_after, to_thread, wait_all_tasks_block
 from anyecho.address import Address
 from anyecho.server.connection import Connection
 from anyecho.server.options import ServeOptions
+from anyecho.server.reasons import CloseReason
 from anyecho.server.server import Server, open_server
 from tests.support.blocked import LIMIT, block_loop_while
 from tests.support.certificates import Files
@@ -68,14 +69,14 @@ async def drain(server: Server) -> None:
     await server.drain(0)
 
 
-async def close(server: Server, reason: str) -> None:
+async def close(server: Server, reason: CloseReason) -> None:
     [connection] = server._connections
     connection.request_close(reason)
     server.close()
     await server.wait_closed()
 
 
-@pytest.mark.parametrize("how", [drain, partial(close, reason="duration")], ids=["drain", "limit"])
+@pytest.mark.parametrize("how", [drain, partial(close, reason=CloseReason.DURATION)], ids=["drain", "limit"])
 async def test_all_bytes_read_before_a_close_are_echoed(how: Verb, carrier: Address) -> None:
     async with open_server(carrier, options=ServeOptions(linger=LONG)) as server:
         with dial(server.addresses[0]) as sock:
@@ -119,7 +120,7 @@ async def test_a_linger_that_ends_in_a_blocked_loop_still_reads_input(carrier: A
             await wait_all_tasks_blocked()
             sock.sendall(b"unread")
             [connection] = server._connections
-            connection.request_close("duration")
+            connection.request_close(CloseReason.DURATION)
             assert await to_thread.run_sync(sock.recv, 1) == b""
             await block_loop_while(send_more_and_end)
             await until(lambda: server.stats.active == 0)
@@ -135,7 +136,7 @@ async def test_a_linger_over_tls_that_ends_in_a_blocked_loop_still_reads_input(f
         await wait_all_tasks_blocked()
         await stream.send(b"unread")
         [connection] = server._connections
-        connection.request_close("duration")
+        connection.request_close(CloseReason.DURATION)
 
         def send_more_and_end() -> None:
             stream.records.send(b"more")

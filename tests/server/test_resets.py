@@ -13,6 +13,7 @@ import pytest
 from anyio import create_task_group, fail_after, to_thread, wait_all_tasks_blocked
 
 from anyecho.server.options import ServeOptions
+from anyecho.server.reasons import CloseReason
 from anyecho.server.server import Server, open_server
 from tests.net.pairs import reset
 from tests.support.certificates import Files
@@ -57,7 +58,7 @@ async def in_a_linger(server: Server, sock: socket.socket) -> None:
     await until(lambda: server.stats.active == 1)
     sock.sendall(b"unread")  # otherwise the server would not linger
     [connection] = server._connections
-    connection.request_close("drained")
+    connection.request_close(CloseReason.DRAINED)
     assert await to_thread.run_sync(receive_all, sock) == b""
     sock.sendall(b"never echoed")
     reset(sock)

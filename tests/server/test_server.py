@@ -30,6 +30,7 @@ from anyecho.errors import BindError
 from anyecho.server import events
 from anyecho.server import tasks as task_engine
 from anyecho.server.options import ServeOptions
+from anyecho.server.reasons import CloseReason
 from anyecho.server.server import Server, open_server, serve
 from tests.support.leaks import live_connections
 from tests.support.peers import SOON, dial, flood, receive, receive_all, until, until_closed
@@ -417,7 +418,7 @@ async def test_a_connection_that_ended_is_freed_without_the_garbage_collector(ca
                 with dial(server.addresses[0]):
                     await until(lambda: server.stats.active == 1)
                     if how == "drained":
-                        close_all(server, "drained")
+                        close_all(server, CloseReason.DRAINED)
                     elif how == "aborted":
                         abort_all(server)
                     elif how == "idle":
@@ -429,7 +430,7 @@ async def test_a_connection_that_ended_is_freed_without_the_garbage_collector(ca
             gc.enable()
 
 
-def close_all(server: Server, reason: str) -> None:
+def close_all(server: Server, reason: CloseReason) -> None:
     for connection in list(server._connections):
         connection.request_close(reason)
 

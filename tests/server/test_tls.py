@@ -344,7 +344,7 @@ async def test_a_connection_without_its_proxy_header_counts_as_a_handshake(
                 half_said.close()
 
         assert served == [b"patience"]
-        assert not server._admission.handshakes
+        assert server._admission.handshakes.held == 0
 
 
 async def test_an_established_connection_does_not_count_as_a_handshake(

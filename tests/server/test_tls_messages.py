@@ -13,6 +13,7 @@ from anyio import create_task_group, fail_after
 from anyecho.client.client import connect
 from anyecho.client.options import ConnectOptions
 from anyecho.net.tls import stream as tls_stream
+from anyecho.server.phases import CLOSING
 from anyecho.server.server import Server, open_server
 from tests.support.certificates import Files
 from tests.support.peers import SOON, dial, unread, until, until_closed
@@ -54,7 +55,9 @@ async def say(server: Server, peer: CraftedPeer, records: bytes, *, apart: bool 
         size = 5 + int.from_bytes(records[3:5], "big") if apart else len(records)
         peer.send(records[:size])
         records = records[size:]
-        await until(lambda: connection.reason != "" or connection.sock.fileno() < 0 or not unread(connection.sock))
+        await until(
+            lambda: connection.phase >= CLOSING or connection.sock.fileno() < 0 or not unread(connection.sock)
+        )
 
 
 def spelled(peer: CraftedPeer, saying: str, *sizes: int) -> bytes:
@@ -106,7 +109,7 @@ async def test_a_drain_sends_close_notify_once_the_message_is_complete(data: byt
         await say(server, peer, (peer.seal(DATA, data) if data else b"") + peer.seal(HANDSHAKE, KEY_UPDATE[:4]))
         async with create_task_group() as tasks:
             tasks.start_soon(server.drain, 0)
-            await until(lambda: all(connection.reason for connection in server._connections))
+            await until(lambda: all(connection.phase is CLOSING for connection in server._connections))
             peer.send(peer.seal(HANDSHAKE, KEY_UPDATE[4:]))
             with fail_after(SOON):
                 assert data == b"" or await peer.read() == (DATA, data)

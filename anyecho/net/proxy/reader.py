@@ -44,15 +44,6 @@ class HeaderReader:
             except OSError as exc:
                 raise BrokenResourceError from exc
 
-    def read_now(self) -> Header | None:
-        """Return the header if it is complete, else None: a last try after a time-out. Raises as `read`."""
-        try:
-            return self._try_read()
-        except BlockingIOError:
-            return None
-        except OSError as exc:
-            raise BrokenResourceError from exc
-
     def _try_read(self) -> Header | None:
         peeked = self.sock.recv(HEADER_MAX - len(self._consumed), socket.MSG_PEEK)
         if not peeked:
