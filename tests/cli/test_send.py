@@ -62,7 +62,7 @@ def send(capfdbinary: pytest.CaptureFixture[bytes]) -> Send:
     def run(*arguments: str) -> tuple[int, bytes, bytes]:
         before = descriptors()
         status = main(["send", *arguments])
-        assert descriptors() == before, "descriptors leak"
+        wait_until(lambda: descriptors() <= before)  # the thread of the server closes its socket a little later
         return status, *capfdbinary.readouterr()
 
     return run
