@@ -25,6 +25,7 @@ from anyecho.net.poller import Fallback, has_epoll
 from anyecho.net.tls.contexts import Certificates
 from tests.net.pairs import raw_pair, reset, stream_over
 from tests.support.certificates import files_in
+from tests.support.machine import skip
 
 TCP, ABSENT = "tcp://127.0.0.1:0", "/absent/file"
 EXPORTED = [getattr(anyecho, name) for name in anyecho.__all__]
@@ -169,7 +170,7 @@ async def open_without_descriptors(s: Scene) -> None:
         raise OSError(24, "Too many open files")
 
     if not has_epoll():
-        pytest.skip("there is no epoll")
+        skip("epoll")
     s.patch.setattr(select, "epoll", epoll)
     await load_address(TCP)
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from tests.support.stuck import REPORT_SIGNALS, STUCK, STUCK_SEND
 TCP = "tcp://127.0.0.1:0"
 LONG = "1h"
 
-#: Continues as PID 1 of a new namespace; the parent prints the outer PID, and exits with the same status.
+#: Continues as PID 1 of a new namespace; the parent exits with the same status.
 AS_PID_1 = """
 import ctypes, os, signal
 libc = ctypes.CDLL(None, use_errno=True)
@@ -29,7 +30,6 @@ if libc.unshare(CLONE_NEWPID | (CLONE_NEWUSER if os.getuid() else 0)):
     raise OSError(ctypes.get_errno(), "unshare")
 child = os.fork()
 if child:
-    os.write(2, b"%d\\n" % child)
     os._exit(abs(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])))
 libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 assert os.getpid() == 1
@@ -48,8 +48,10 @@ def start_as_pid_1(processes: Processes) -> Start:
 
     def start(*arguments: str, before: str = "", **options: Any) -> tuple[Process, Callable[[int], None]]:
         process = processes.start(*arguments, before=AS_PID_1 + before, **options)
-        first, _, _ = process.read_errors(until="\n").partition("\n")
-        return process, lambda signum: os.kill(int(first), signum)
+        children = Path(f"/proc/{process.popen.pid}/task/{process.popen.pid}/children")
+        wait_until(lambda: children.read_text() != "")
+        outer_pid = int(children.read_text())
+        return process, lambda signum: os.kill(outer_pid, signum)
 
     return start
 
@@ -106,7 +108,8 @@ class Finder:
     def find_spec(name, *_):
         if name == "anyecho.cli.main":
             os.write(2, b"importing\\n")
-            time.sleep(60)
+            while True:
+                time.sleep(0.05)  # a signal just before a longer sleep would not end it
 sys.meta_path.insert(0, Finder)
 """
     process, kill = start_as_pid_1("serve", "-b", TCP, before=slow_import)
