@@ -2,7 +2,7 @@
 
 Both run at once, on the same core, each with connections of its own; while one is measured, the other is idle.
 The two halves of a pair are half a second apart. A shared machine changes its speed by a factor of two within
-seconds: ratios of pairs repeat within a few percent, ratios of medians over rounds a minute apart do not.
+seconds, which both halves of a pair share. Rounds a minute apart do not share it.
 """
 
 from __future__ import annotations
