@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,17 +20,23 @@ from tests.support.stuck import REPORT_SIGNALS, STUCK, STUCK_SEND
 TCP = "tcp://127.0.0.1:0"
 LONG = "1h"
 
-#: Continues as PID 1 of a new namespace; the parent exits with the same status.
+#: Continues as PID 1 of a new namespace. The parent prints the outer PID first, and exits with the same status.
 AS_PID_1 = """
 import ctypes, os, signal
 libc = ctypes.CDLL(None, use_errno=True)
 CLONE_NEWPID, CLONE_NEWUSER, PR_SET_PDEATHSIG = 0x20000000, 0x10000000, 1
 if libc.unshare(CLONE_NEWPID | (CLONE_NEWUSER if os.getuid() else 0)):
     raise OSError(ctypes.get_errno(), "unshare")
+printed, printing = os.pipe()
 child = os.fork()
 if child:
+    os.write(2, b"%d\\n" % child)
+    os.close(printing)
     os._exit(abs(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])))
 libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+os.close(printing)
+os.read(printed, 1)
+os.close(printed)
 assert os.getpid() == 1
 """
 IGNORE_SIGINT = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
@@ -48,10 +53,12 @@ def start_as_pid_1(processes: Processes) -> Start:
 
     def start(*arguments: str, before: str = "", **options: Any) -> tuple[Process, Callable[[int], None]]:
         process = processes.start(*arguments, before=AS_PID_1 + before, **options)
-        children = Path(f"/proc/{process.popen.pid}/task/{process.popen.pid}/children")
-        wait_until(lambda: children.read_text() != "")
-        outer_pid = int(children.read_text())
-        return process, lambda signum: os.kill(outer_pid, signum)
+        assert process.popen.stderr is not None
+        line = b""
+        while not line.endswith(b"\n"):  # a byte at a time: PID 1 writes more
+            line += (byte := os.read(process.popen.stderr.fileno(), 1))
+            assert byte, process.errors()
+        return process, lambda signum: os.kill(int(line), signum)
 
     return start
 
