@@ -53,7 +53,7 @@ def flattened(command: Callable[..., T], environment: Environment | None = None)
         return command(*args, **given, **options, **injected)
 
     wrapper.__name__ = command.__name__
-    # A help page has line breaks between paragraphs only; the terminal decides on the others.
+    # A help page has line breaks between paragraphs only; the width of the terminal decides on the rest.
     paragraphs = (inspect.getdoc(command) or "").split("\n\n")
     wrapper.__doc__ = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
     wrapper.__dict__["__signature__"] = inspect.Signature(parameters)

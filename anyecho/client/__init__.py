@@ -1,1 +1,1 @@
-"""The client of an echo server, whose echo it verifies."""
+"""The client of an echo server. It compares every byte of the echo."""
