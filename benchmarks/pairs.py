@@ -68,7 +68,7 @@ TARGETS = (
 FIRST_CORE = min(os.sched_getaffinity(0))
 #: A measurement of one of the two servers: CPU us per echo, and median latency in us.
 Measure: TypeAlias = Callable[[], tuple[float, float]]
-HEAD = ("server", "load", "limit", "CPU, by pairs", "middle half", "", "CPU us/echo", "p50 us")
+HEAD = ("server", "load", "limit", "CPU, by pairs", "middle half", "", "CPU us/echo", "p50 us", "p50, by pairs")
 CONDITIONS = """\
 Medians of {pairs} pairs of {seconds:g} s; the figure of the reference is behind the slash. Machine: {processor},
 {cores} cores, {kernel}, Python {python}, {date}, load average {load_average:.2f}.
@@ -150,7 +150,7 @@ def judge(target: Target, pairs: list[tuple[tuple[float, float], tuple[float, fl
     return [
         *(target.server, target.load, f"<= {target.limit:g} x {target.reference}"),
         *(f"{reached:.2f}", f"{low:.2f}-{high:.2f}", "met" if reached <= target.limit else "**missed**"),
-        *(both(0), both(1)),
+        *(both(0), both(1), f"{statistics.median(ours[1] - theirs[1] for ours, theirs in pairs):+.1f}"),
     ]
 
 

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
+from itertools import count
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from anyecho.address import TCPAddress, UDPAddress
 from anyecho.client.client import connect
 from anyecho.errors import BindError
 from anyecho.net.sockets import SocketOptions
+from anyecho.net.udp import echo as udp_echo
 from anyecho.net.udp import mmsg
 from anyecho.net.udp.counts import DatagramCounts
 from anyecho.net.udp.echo import Reflector
@@ -216,6 +218,26 @@ async def test_a_flood_is_echoed_in_batches_of_64() -> None:
             assert counts.received == 64
             reflector.echo_batch()
             assert counts.received == 100
+
+
+async def test_a_burst_is_echoed_by_one_event_until_its_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.setblocking(False)
+        counts = DatagramCounts()
+        reflector = Reflector(sock, SourceGuard(ServeOptions(), [], Counter()), counts)
+        with udp_client(UDPAddress(host="127.0.0.1", port=sock.getsockname()[1])) as client:
+            monkeypatch.setattr(udp_echo, "monotonic", lambda: 0.0)
+            for _ in range(100):
+                client.send(b"burst")
+            assert reflector.echo_burst()
+            assert counts.received == 100
+
+            monkeypatch.setattr(udp_echo, "monotonic", count(0.0, 1.0).__next__)
+            for _ in range(100):
+                client.send(b"burst")
+            assert reflector.echo_burst()
+            assert counts.received == 164
 
 
 @pytest.mark.fault(row=17, injected="raw datagrams from ports 0 and 7, the own port, two broadcasts, a group")

@@ -10,6 +10,7 @@ __all__ = ("Reflector",)
 
 import logging
 import socket
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from anyio import sleep
@@ -30,6 +31,10 @@ logger = logging.getLogger("anyecho.server")
 _QUEUE_SIZE = 4 << 20
 #: Seconds before a socket that returned only errors is read again.
 _RETRY_DELAY = 0.1
+#: Seconds after which a burst ends: the slice of a turn of the Poller.
+_BURST = 0.001
+#: After a batch of fewer datagrams the receive buffer counts as empty: to read it again costs as much as an event.
+_FEW = 8
 #: Batches that `finish` echoes at most: more than a full receive buffer of small datagrams.
 _DRAIN_BATCHES = 256
 
@@ -53,7 +58,7 @@ class Reflector:
     async def run(self, poller: Poller | Fallback) -> None:
         """Echo until cancelled or stopped."""
         while not self._stopped:
-            await call_while_readable(poller, self.sock, self.echo_batch)
+            await call_while_readable(poller, self.sock, self.echo_burst)
             await sleep(_RETRY_DELAY)
 
     def finish(self) -> None:
@@ -66,6 +71,20 @@ class Reflector:
     def stop(self) -> None:
         """Echo nothing from now on. `run` ends at its next wake-up."""
         self._stopped = True
+
+    def echo_burst(self) -> bool:
+        """Echo queued datagrams for a millisecond at most. Return false if the caller has to pause. Never raises.
+
+        Under a flood the next datagrams arrive while a batch is echoed. Waiting for their event costs a tenth of an
+        echo on trio.
+        """
+        end = monotonic() + _BURST
+        while True:
+            before = self._counts.received
+            if not self.echo_batch():
+                return False
+            if self._counts.received - before < _FEW or monotonic() > end:
+                return True
 
     def echo_batch(self) -> bool:
         """Echo queued datagrams, at most 64. Return false if the caller has to pause. Never raises."""
