@@ -110,7 +110,7 @@ FOLDERS = {
         "listening",
         "server",
     ),
-    "measure": ("load_run", "closed_loop", "load"),
+    "measure": ("quantiles", "load_run", "closed_loop", "load"),
     "cli": (
         "default_action",
         "terminal",
