@@ -55,6 +55,7 @@ FOLDERS = {
         "names",
         "resolve",
         "error_queue",
+        "wire",
         "foreign_options",
         "accepted",
         "driver",
