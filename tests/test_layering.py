@@ -79,6 +79,7 @@ FOLDERS = {
         "errors",
         "outgoing",
         "records",
+        "wire",
         "attributes",
         "transfer",
         "files",
