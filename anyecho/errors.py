@@ -19,6 +19,7 @@ __all__ = (
     "EchoMismatch",
     "EchoStalled",
     "EchoTruncated",
+    "InternalError",
     "LocalError",
     "StartError",
     "UnitError",
@@ -77,6 +78,10 @@ class ConnectError(StartError):
 
 class LocalError(AnyechoError):
     """Fault of this side: local input or output could not be read or written."""
+
+
+class InternalError(AnyechoError):
+    """Fault of anyecho: its own figures contradict each other, so that no result can be trusted."""
 
 
 class EchoError(AnyechoError):
