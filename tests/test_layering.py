@@ -121,6 +121,8 @@ FOLDERS = {
         "histogram",
         "codec",
         "result",
+        "checks",
+        "text",
     ),
     "cli": (
         "default_action",

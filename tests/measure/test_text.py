@@ -1,0 +1,144 @@
+"""Results as text: every point of a run has its line, and what casts doubt on the run is marked."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from anyecho.measure.checks import checks, duration_text, failures, rate_text, volume_text
+from anyecho.measure.histogram import Histogram
+from anyecho.measure.result import Counts, RunResult, Spread
+from anyecho.measure.text import document_lines, labels, latency_text, run_lines
+from tests.measure.results import document, load, result
+
+NOTHING = Histogram.from_samples([])
+GENERATOR = result().generator
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0s"),
+        (1e-9, "1.00ns"),
+        (999.4e-9, "999ns"),
+        (999.6e-9, "1.00us"),
+        (9.994e-6, "9.99us"),
+        (9.996e-6, "10.0us"),
+        (63.44e-6, "63.4us"),
+        (1.2e-3, "1.20ms"),
+        (12, "12.0s"),
+        (3600, "3600s"),
+    ],
+)
+def test_a_duration_has_three_digits_and_a_unit(seconds: float, text: str) -> None:
+    assert duration_text(seconds) == text
+
+
+def test_rates_and_volumes_have_a_unit() -> None:
+    assert [rate_text(each) for each in (0, 999.94, 12345.6)] == ["0.0/s", "999.9/s", "12346/s"]
+    assert [volume_text(each) for each in (0, 999, 64e3, 1.234e9)] == ["0 B/s", "999 B/s", "64 kB/s", "1.23 GB/s"]
+
+
+def test_a_latency_that_the_clock_cannot_tell_is_a_bound() -> None:
+    assert [latency_text(each, step_ns=230) for each in (None, 4599, 4600)] == ["-", "<4.60us", "4.60us"]
+
+
+def test_an_open_loop_shows_corrected_and_uncorrected_latency_and_the_lag() -> None:
+    lines = run_lines(result())
+    rows = [line.split()[0] for line in lines[2:7]]
+    assert rows == ["p50", "corrected", "uncorrected", "lag", "corrected:"]
+    # The p99.9 of 3,000 samples has 3 beyond it.
+    assert [line.split()[4:6] for line in lines[3:6]] == [["-", "-"]] * 3
+
+
+def test_a_closed_loop_shows_one_latency_if_both_are_equal() -> None:
+    run = result(load=load(rate=None), lag=NOTHING)
+    for shown, rows in ((replace(run, uncorrected=run.latency), 1), (run, 2)):
+        lines = run_lines(shown)
+        assert [line.partition(" ")[0] for line in lines[3 : 3 + rows]] == ["latency", "uncorrected"][:rows]
+        assert lines[3 + rows] == ""
+
+
+DOUBTFUL = {
+    "messages": result(counts=Counts(sent=9, verified=7, wrong=1, lost=1)),
+    "rate": result(generator=replace(GENERATOR, seconds_off_rate=1)),
+    "lag": result(generator=replace(GENERATOR, late=True)),
+    "generator": result(generator=replace(GENERATOR, cpu_share=0.81)),
+    "connections": result(spread=Spread.of((10, 10, 5, 3), (0.1,))),
+    "steadiness": result(seconds=10, steadiness=replace(result(seconds=10).steadiness, steady=False)),
+    "saturated": result(saturated=True),
+    "end": result(interrupted=True),
+}
+
+
+@pytest.mark.parametrize("name", DOUBTFUL)
+def test_what_casts_doubt_on_a_run_is_marked(name: str) -> None:
+    run = DOUBTFUL[name]
+    assert [point.name for point in checks(run) if point.doubt] == [name]
+    assert [line.split()[1] for line in run_lines(run) if line.startswith("!")] == [name]
+    assert [line.split()[1] for line in document_lines(document(run, result())) if line.startswith("!")] == [
+        f"{name}:"
+    ]
+
+
+def test_a_good_run_has_no_doubt_and_no_failure() -> None:
+    assert [point for point in checks(result(seconds=12)) if point.doubt] == []
+    assert failures(result()) == []
+
+
+@pytest.mark.parametrize(
+    ("run", "reason"),
+    [
+        (DOUBTFUL["lag"], "the generator was late"),
+        (DOUBTFUL["saturated"], "the run was saturated"),
+        (DOUBTFUL["end"], "the run was interrupted"),
+        (result(error="connection refused"), "the run failed (connection refused)"),
+        (result(counts=Counts(sent=1, verified=0, wrong=0, lost=1)), "no reply was verified"),
+    ],
+)
+def test_a_run_that_passes_no_gate_has_a_reason(run: RunResult, reason: str) -> None:
+    assert failures(run) == [reason]
+
+
+def test_every_count_is_in_the_line_of_messages() -> None:
+    counts = Counts(
+        sent=10, verified=4, wrong=3, lost=2, outstanding=1, late=5, duplicates=6, reordered=7, connect_failed=8
+    )
+    assert checks(result(counts=counts))[0].text == (
+        "10 sent: 4 verified, 3 wrong, 2 lost, 1 outstanding; "
+        "5 late, 6 duplicates, 7 reordered, 8 connections failed"
+    )
+
+
+def test_a_table_names_what_sets_the_runs_apart() -> None:
+    runs = [result(load=load(size=size)) for size in (64, 1024)]
+    assert labels(runs) == ["64 bytes", "1KiB"]
+    assert labels([*runs, *runs]) == ["64 bytes, run 1", "1KiB, run 1", "64 bytes, run 2", "1KiB, run 2"]
+    assert labels(runs[:1] * 2) == ["run 1", "run 2"]
+    lines = document_lines(document(*runs))
+    assert lines[0] == "tcp://127.0.0.1:10000, 2 connections, 1k/s, 3s"
+    assert [re.split(" {2,}", line)[0] for line in lines[3:5]] == ["64 bytes", "1KiB"]
+
+
+@pytest.mark.parametrize("runs", [(), (result(),), (result(), result())])
+def test_the_machine_is_the_last_line(runs: tuple[RunResult, ...]) -> None:
+    lines = document_lines(replace(document(), runs=runs))
+    assert lines[-1] == (
+        "  machine: Linux 6.18, Some processor, 2 cores, governor performance,"
+        " load 0.50 before, 0.70 after, 0.02 s stolen"
+    )
+
+
+def test_a_run_without_any_reply_can_be_shown() -> None:
+    nothing = result(
+        counts=Counts(sent=0, verified=0, wrong=0, lost=0, connect_failed=1),
+        latency=NOTHING,
+        uncorrected=NOTHING,
+        lag=NOTHING,
+        spread=None,
+        error="connection refused",
+    )
+    for runs in ((nothing,), (nothing, nothing)):
+        assert any("connection refused" in line for line in document_lines(document(*runs)))
