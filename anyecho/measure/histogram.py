@@ -8,9 +8,7 @@ from __future__ import annotations
 
 __all__ = ("MAX_VALUE", "MIN_BEYOND", "Histogram")
 
-import binascii
 import math
-import struct
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,20 +16,21 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
-from hdrh.codec import HdrCookieException, HdrLengthException
+from hdrh.codec import HdrCookieException, HdrHistogramEncoder, HdrLengthException
 from hdrh.histogram import HdrHistogram
 
 from anyecho.errors import InternalError, UsageError
 
 #: One hour, the largest duration of a histogram.
 MAX_VALUE = 3_600_000_000_000
-_DIGITS = 3
+#: Smallest and largest value, and significant digits.
+_LAYOUT = (1, MAX_VALUE, 3)
 #: A quantile is known if at least this many samples are beyond it: p99.9 needs 10,000 samples.
 MIN_BEYOND = 10
 
 #: By bit length of a value: the lowest bits that its bucket ignores. 3 digits take 2,048 buckets per power of 2.
 _SHIFTS = [max(bits - 11, 0) for bits in range(MAX_VALUE.bit_length() + 1)]
-_DAMAGES = (HdrCookieException, HdrLengthException, ValueError, TypeError, zlib.error, binascii.Error, struct.error)
+_DAMAGES = (HdrCookieException, HdrLengthException, LookupError, ValueError, TypeError, zlib.error)
 
 
 class Histogram:
@@ -83,24 +82,18 @@ class Histogram:
         """Return the histogram of `to_json`. Raises `UsageError` for another layout, or if it is damaged."""
         try:
             payload, count, low, high = (value[key] for key in ("hdr", "count", "min", "max"))
-            hdr = HdrHistogram.decode(payload)
-            layout = hdr.lowest_trackable_value, hdr.highest_trackable_value, hdr.significant_figures
-            total = hdr.get_total_count()
-        except (*_DAMAGES, KeyError) as exc:
+            hdr = _decode(payload)
+        except UsageError:
+            raise
+        except _DAMAGES as exc:
             raise UsageError("a histogram is damaged") from exc
 
-        if layout != (1, MAX_VALUE, _DIGITS):
-            low, high, digits = layout
-            raise UsageError(
-                f"a histogram has another layout ({low} to {high} at {digits} digits,"
-                f" not 1 ns to 1 h at {_DIGITS}): it cannot be merged without loss"
-            )
         if not all(isinstance(each, int) for each in (count, low, high)) or not 0 <= low <= high <= MAX_VALUE:
             raise UsageError("a histogram is damaged")
 
         histogram = cls(hdr, minimum=low, maximum=high)
         buckets = [bucket for bucket, _ in histogram._cumulative]
-        if total != count or (count and (_top(low), _top(high)) != (buckets[0], buckets[-1])):
+        if hdr.get_total_count() != count or (count and (_top(low), _top(high)) != (buckets[0], buckets[-1])):
             raise UsageError("a histogram is damaged: its count, minimum or maximum differs from its samples")
 
         return histogram
@@ -180,7 +173,19 @@ class Histogram:
 
 
 def _new() -> HdrHistogram:
-    return HdrHistogram(1, MAX_VALUE, _DIGITS)
+    return HdrHistogram(*_LAYOUT)
+
+
+def _decode(payload: str) -> HdrHistogram:
+    encoded = HdrHistogramEncoder.decode(payload)
+    head = encoded.payload
+    layout = head.lowest_trackable_value, head.highest_trackable_value, head.significant_figures
+    if layout != _LAYOUT:
+        # hdrhistogram would add each count at the lower edge of its bucket.
+        text = "{} to {} at {} digits, not {} to {} at {}".format(*layout, *_LAYOUT)
+        raise UsageError(f"a histogram has another layout ({text}): it cannot be merged exactly")
+
+    return HdrHistogram(*_LAYOUT, hdr_payload=encoded)
 
 
 def _top(value: int) -> int:
