@@ -63,6 +63,8 @@ FOLDERS = {
         "fallback",
         "registration",
         "poller",
+        "timerfd",
+        "timer",
         "stream",
         "tls",
         "linger",
@@ -113,6 +115,12 @@ FOLDERS = {
         "server",
     ),
     "measure": (
+        "options",
+        "schedule",
+        "load_connection",
+        "pacer",
+        "drivers",
+        "opening",
         "quantiles",
         "load_run",
         "closed_loop",
@@ -121,6 +129,11 @@ FOLDERS = {
         "histogram",
         "codec",
         "result",
+        "samples",
+        "generator",
+        "machine",
+        "outcome",
+        "bench",
         "checks",
         "text",
     ),
@@ -137,6 +150,8 @@ FOLDERS = {
         "mistakes",
         "send",
         "serve",
+        "bench_run",
+        "bench",
         "main",
     ),
 }
@@ -163,7 +178,7 @@ RESTRICTED = {
 
 #: The names are lazy here; Ctrl-C may come there while the command line is being imported; trustme is an extra;
 #: ctypes is missing from a Python that was built without libffi; rich is slow to import, and needed for help only.
-MAY_IMPORT_LATE = ("", "__main__", "cli.main", "net.udp.echo", "net.tls.contexts")
+MAY_IMPORT_LATE = ("cli.bench", "", "__main__", "cli.main", "net.udp.echo", "net.timer", "net.tls.contexts")
 
 
 def is_within(name: str, outer: str) -> bool:

@@ -116,8 +116,8 @@ def _annotate(field: Field[Any], hint: Any) -> Any:
     def show(value: float | None) -> str:
         return OFF if value is None else unit.format(value)
 
-    flag = Parameter(help=field.metadata["help"], converter=convert, show_default=show, metavar=unit.name)
-    return Annotated[float | None, flag]
+    flag: dict[str, Any] = {"converter": convert, "show_default": show, "metavar": unit.name}
+    return Annotated[float | None, Parameter(**flag | field.metadata)]
 
 
 def _build(options: Any, given: dict[str, Any], from_environment: tuple[str, ...]) -> Any:

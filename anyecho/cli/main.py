@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from cyclopts import App, CycloptsError
 
 from anyecho._version import __version__
+from anyecho.cli.bench import bench
 from anyecho.cli.environment import Environment
 from anyecho.cli.flags import flattened
 from anyecho.cli.mistakes import describe
@@ -54,6 +55,7 @@ app = App(
 environment.root = app
 app.command(flattened(serve, environment))
 app.command(flattened(send, environment))
+app.command(flattened(bench, environment))
 app.register_install_completion_command(help="Install completion for this shell (bash, zsh or fish), and exit.")
 
 

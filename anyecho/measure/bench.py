@@ -1,0 +1,270 @@
+"""One run of a load: connect, warm up, measure, wait for the last replies, and evaluate the stamps."""
+
+from __future__ import annotations
+
+__all__ = ("BenchControl", "run_bench", "run_shard")
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from functools import partial
+from itertools import chain
+from time import process_time_ns
+from typing import Literal
+
+from anyio import CancelScope, sleep
+
+from anyecho.address import Address, UDPAddress, UnixAddress, parse_address
+from anyecho.backends import Backend, run
+from anyecho.client.unused import check_options
+from anyecho.measure.generator import cores_available, pinned, without_gc
+from anyecho.measure.load_connection import LoadConnection, Traffic
+from anyecho.measure.opening import Opened, open_connections
+from anyecho.measure.options import BenchOptions
+from anyecho.measure.outcome import Measured, result_of
+from anyecho.measure.pacer import Pacer, busy_wait_for
+from anyecho.measure.result import Load, RunResult
+from anyecho.measure.schedule import due_times
+from anyecho.net.poller import Fallback, Poller, open_poller
+from anyecho.net.timer import open_timer
+from anyecho.validation import check_kind
+
+#: Seconds between two looks at whether a run is over: while messages are sent, and after that. The stamps say when
+#: it was over.
+_TICK, _LAST_TICK = 0.05, 0.002
+#: Nanoseconds after which an open loop begins, so that its first message is not late.
+_LEAD = 2_000_000
+
+
+class BenchControl:
+    """The other side of a run: ends it early, and is told of its progress."""
+
+    def __init__(self, on_progress: Callable[[Sequence[LoadConnection]], None] | None = None) -> None:
+        self.interrupted = False
+        self.on_progress = on_progress or (lambda connections: None)
+        self._scope: CancelScope | None = None
+
+    def interrupt(self) -> None:
+        """End the run soon; its result has what was measured so far."""
+        self.interrupted = True
+        if self._scope is not None:
+            self._scope.cancel()
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Cancel the block when the run is interrupted."""
+        with CancelScope() as self._scope:
+            if self.interrupted:
+                self._scope.cancel()
+            yield
+        self._scope = None
+
+
+async def run_bench(
+    address: str | Address,
+    options: BenchOptions | None = None,
+    *,
+    backend: str = "",
+    shard: tuple[int, int] = (0, 1),
+    start_at: float | None = None,
+    control: BenchControl | None = None,
+) -> RunResult:
+    """Run one load against the server at `address`; return its result, also if the load failed in part.
+
+    `backend` is the name of the running one, for the result. A `shard` (index, count) sends its part of the
+    schedule of an open loop, on connections of its own. The measurement begins after connections and warm-up, or
+    at `start_at`, in seconds since 1970, so that shards can begin together.
+
+    Raises:
+        AddressError: `address` is not an address.
+        UsageError: `options` are not `BenchOptions`, have no effect on `address`, or name cores that are not there.
+        ConnectError: the first connection is not accepted within the limits of `options.connect`.
+        CertificateError: a file of the TLS options cannot be used.
+        StartError: no descriptor is left for epoll.
+    """
+    address = parse_address(address)
+    options = BenchOptions() if options is None else options
+    check_kind(options, BenchOptions)
+    check_options(options.connect, address)
+    with pinned(options.cpu):
+        return await _Run(address, options, backend, shard, start_at, control or BenchControl()).run()
+
+
+def run_shard(
+    address: str, options: BenchOptions, *, backend: Backend, shard: tuple[int, int], start_at: float | None
+) -> RunResult:
+    """Run `run_bench` in a new event loop: a function for the workers of an executor. Raises its errors."""
+    job = partial(run_bench, address, options, backend=backend, shard=shard, start_at=start_at)
+    return run(job, backend=backend)
+
+
+class _Run:
+    def __init__(
+        self,
+        address: Address,
+        options: BenchOptions,
+        backend: str,
+        shard: tuple[int, int],
+        start_at: float | None,
+        control: BenchControl,
+    ) -> None:
+        self._address = address
+        self._options = options
+        self._backend = backend
+        self._shard = shard
+        self._start_at = start_at
+        self._control = control
+        timeout = options.connect.timeout
+        self._timeout = None if timeout is None else int(timeout * 1e9)
+        self._traffic = Traffic(
+            size=options.size,
+            pipeline=options.pipeline,
+            is_open_loop=options.rate is not None,
+            timeout=self._timeout,
+            seed=options.seed,
+        )
+        self._pacer: Pacer | None = None
+        self._cpu_before = 0
+        self._start = 0
+
+    async def run(self) -> RunResult:
+        control = self._control
+        async with (
+            open_poller() as poller,
+            open_connections(
+                self._address, self._options, self._traffic, poller, control.interruptible()
+            ) as opened,
+        ):
+            with without_gc():
+                if not control.interrupted:
+                    await self._load(opened.connections, poller)
+                now = self._traffic.clock()
+                measured = self._measured(opened, now)
+
+        return result_of(measured, self._describe(len(opened.connections)))
+
+    async def _load(self, connections: Sequence[LoadConnection], poller: Poller | Fallback) -> None:
+        options, traffic = self._options, self._traffic
+        begin = traffic.clock() + _LEAD
+        self._start = begin + int(options.warmup * 1e9)
+        if self._start_at is not None:
+            self._start = max(traffic.clock() + int((self._start_at - time.time()) * 1e9), self._start)
+        async with AsyncExitStack() as stack:
+            if options.rate is None:
+                if options.warmup:
+                    self._begin(connections)
+                await self._sleep_until_start()
+                # Now, not at the planned time: every message from here on is counted.
+                self._start = traffic.clock()
+                traffic.left = options.requests or traffic.left
+                if options.duration is not None:
+                    traffic.deadline = self._start + int(options.duration * 1e9)
+                if not options.warmup:
+                    self._begin(connections)
+            else:
+                cores = cores_available()
+                self._pacer = pacer = Pacer(self._due_times(options.rate), self._start, connections, traffic)
+                wait = busy_wait_for(options.rate / self._shard[1], cores)
+                if pacer.next_due is not None:
+                    await stack.enter_async_context(open_timer(poller, pacer.next_due, pacer, busy_wait=wait))
+                await self._sleep_until_start()
+            self._cpu_before = process_time_ns()
+            await self._wait_until_over(connections)
+
+    def _begin(self, connections: Sequence[LoadConnection]) -> None:
+        for connection in connections:
+            connection.start()
+
+    def _due_times(self, rate: float) -> Iterator[int]:
+        """Yield the due times after the start; those of the warm-up are negative."""
+        options = self._options
+        times = partial(due_times, rate, options.arrivals, shard=self._shard)
+        warm_up = times(seconds=options.warmup, messages=None, seed=(options.seed, "warm-up"))
+        measured = times(seconds=options.duration, messages=options.requests, seed=options.seed)
+        before = int(options.warmup * 1e9)
+        return chain((time - before for time in warm_up), measured)
+
+    async def _sleep_until_start(self) -> None:
+        with self._control.interruptible():
+            await sleep(max(self._start - self._traffic.clock(), 0) / 1e9)
+
+    async def _wait_until_over(self, connections: Sequence[LoadConnection]) -> None:
+        """Return when no message is outstanding any more, or none of those outstanding can be in time."""
+        control, traffic = self._control, self._traffic
+        while not (control.interrupted or traffic.is_saturated or all(each.stopped for each in connections)):
+            is_sending = self._is_sending()
+            is_outstanding = any(each.outstanding for each in connections)
+            if not (is_sending or is_outstanding):
+                return
+            # In a closed loop each reply makes a message, so the last send says when the last reply came.
+            if is_outstanding and not (is_sending and self._pacer) and self._is_quiet(connections):
+                return
+
+            control.on_progress(connections)
+            with control.interruptible():
+                await sleep(_TICK if is_sending else _LAST_TICK)
+
+    def _is_sending(self) -> bool:
+        if self._pacer is not None:
+            return self._pacer.next_due is not None
+
+        return self._traffic.left > 0 and self._traffic.clock() < self._traffic.deadline
+
+    def _is_quiet(self, connections: Sequence[LoadConnection]) -> bool:
+        """Return whether the last message so far has timed out."""
+        last_due = max((each.due[-1] for each in connections if each.due), default=self._start)
+        return self._timeout is not None and self._traffic.clock() > last_due + self._timeout
+
+    def _measured(self, opened: Opened, now: int) -> Measured:
+        traffic, options = self._traffic, self._options
+        cpu = process_time_ns() - self._cpu_before
+        if not self._cpu_before:  # interrupted before the start
+            cpu, self._start = 0, now
+        end = now if options.duration is None else min(self._start + int(options.duration * 1e9), now)
+        if self._pacer is not None and options.requests is not None:
+            end = min(self._pacer.last_due, end)
+        warm_up = sum(sum(due < self._start for due in each.due) for each in opened.connections)
+        return Measured(
+            records=opened.connections,
+            start=self._start,
+            end=end,
+            now=now,
+            started_at=time.time() - (now - self._start) / 1e9,
+            timeout=self._timeout,
+            lags=traffic.lags[warm_up:],
+            cpu_share=cpu / max(now - self._start, 1),
+            is_pinned=options.cpu is not None,
+            backend=self._backend,
+            failure=traffic.first_failure,
+            connect_failed=len(opened.failures),
+            interrupted=self._control.interrupted,
+            saturated=traffic.is_saturated,
+        )
+
+    def _describe(self, connections: int) -> Load:
+        options = self._options
+        return Load(
+            address=str(self._address),
+            transport=_transport(self._address),
+            connections=connections,
+            size=options.size,
+            pipeline=options.pipeline,
+            rate=options.rate,
+            arrivals=options.arrivals,
+            duration=options.duration,
+            requests=options.requests,
+            warm_up=options.warmup,
+            timeout=options.connect.timeout,
+            seed=options.seed,
+            shard_index=self._shard[0],
+            shard_count=self._shard[1],
+        )
+
+
+def _transport(address: Address) -> Literal["tcp", "tls", "unix", "udp"]:
+    if isinstance(address, UDPAddress):
+        return "udp"
+    if address.tls:
+        return "tls"
+
+    return "unix" if isinstance(address, UnixAddress) else "tcp"

@@ -1,0 +1,142 @@
+"""The result of a run: its samples, and how far they can be trusted."""
+
+from __future__ import annotations
+
+__all__ = ("Measured", "generator_of", "off_rate", "result_of")
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from anyecho.measure.generator import cores_available, is_late, measure_clock
+from anyecho.measure.histogram import Histogram
+from anyecho.measure.result import Counts, Generator, Load, RunResult, Spread, Steadiness
+from anyecho.measure.samples import Record, Samples, evaluate
+
+_SECOND = 1_000_000_000
+#: Tolerance of the rate in a second, and of the whole run.
+RATE_TOLERANCE = 0.005
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a run left behind. Times are nanoseconds of its clock."""
+
+    records: Sequence[Record]
+    #: The measurement began, the last message was due or could be sent, and the run was over.
+    start: int
+    end: int
+    now: int
+    started_at: float
+    timeout: int | None
+    lags: Sequence[int]
+    cpu_share: float
+    is_pinned: bool
+    backend: str
+    failure: str = ""
+    connect_failed: int = 0
+    duplicates: int = 0
+    reordered: int = 0
+    interrupted: bool = False
+    saturated: bool = False
+
+
+def result_of(measured: Measured, load: Load) -> RunResult:
+    """Evaluate the stamps of a run of `load`."""
+    samples = evaluate(
+        measured.records,
+        start=measured.start,
+        now=measured.now,
+        timeout=measured.timeout,
+        interrupted=measured.interrupted,
+    )
+    latency, lag = Histogram.from_samples(samples.corrected), Histogram.from_samples(measured.lags)
+    per_second = samples.per_second(load.size)
+    over = measured.now if samples.lost or not samples.last_received else samples.last_received
+    whole = int((measured.end - measured.start) / _SECOND)
+    return RunResult(
+        load=load,
+        counts=_counts(measured, samples),
+        started_at=measured.started_at,
+        seconds=max(over - measured.start, 0) / 1e9,
+        latency=latency,
+        uncorrected=Histogram.from_samples(samples.uncorrected),
+        lag=lag,
+        generator=generator_of(measured, load, samples, is_late=is_late(lag, latency)),
+        per_second=per_second,
+        spread=Spread.of(samples.messages, [median / 1e9 for median in samples.medians]),
+        steadiness=Steadiness.of([each.p50 for each in per_second[:whole] if each.p50 is not None]),
+        interrupted=measured.interrupted,
+        saturated=measured.saturated,
+        error=measured.failure or _first_lost(samples, measured.timeout),
+        notes=tuple(_notes(measured, samples)),
+    )
+
+
+def _counts(measured: Measured, samples: Samples) -> Counts:
+    return Counts(
+        sent=samples.sent,
+        verified=samples.verified,
+        wrong=samples.wrong,
+        lost=samples.lost,
+        outstanding=samples.outstanding,
+        late=samples.late,
+        duplicates=measured.duplicates,
+        reordered=measured.reordered,
+        connect_failed=measured.connect_failed,
+    )
+
+
+def _first_lost(samples: Samples, timeout: int | None) -> str:
+    if not samples.first_lost:
+        return ""
+
+    limit = "" if timeout is None else f" within {timeout / 1e9:g} s"
+    return f"{samples.first_lost} had no reply{limit}"
+
+
+def generator_of(measured: Measured, load: Load, samples: Samples, *, is_late: bool) -> Generator:
+    """Return what the generator did, by the stamps of the messages."""
+    asked = None if load.rate is None else load.rate / load.shard_count
+    span = max(measured.end - measured.start, 1)
+    if asked is None:
+        achieved = samples.sent / (max(samples.last_sent - measured.start, 1) / 1e9)
+    else:
+        # By the number of messages due, which random gaps make differ from the rate.
+        sent = sum(len(each.sent) - bisect_left(each.due, measured.start) for each in measured.records)
+        stretch = max((samples.last_sent - measured.start) / span, 1.0)
+        achieved = asked * sent / max(samples.sent, 1) / stretch
+
+    return Generator(
+        backend=measured.backend,
+        clock=measure_clock(),
+        cpu_share=measured.cpu_share,
+        cores=cores_available(),
+        pinned=measured.is_pinned,
+        late=is_late,
+        asked_rate=asked,
+        achieved_rate=achieved,
+        seconds_off_rate=0 if asked is None else off_rate(measured.records, measured.start, span // _SECOND),
+    )
+
+
+def off_rate(records: Sequence[Record], start: int, seconds: int) -> int:
+    """Return in how many `seconds` after `start` the messages sent differ by 0.5 % from those due."""
+    count = 0
+    for number in range(seconds):
+        begin, end = start + number * _SECOND, start + (number + 1) * _SECOND
+        due = sum(bisect_left(each.due, end) - bisect_left(each.due, begin) for each in records)
+        sent = sum(bisect_left(each.sent, end) - bisect_left(each.sent, begin) for each in records)
+        count += abs(sent - due) > max(RATE_TOLERANCE * due, 1)
+
+    return count
+
+
+def _notes(measured: Measured, samples: Samples) -> list[str]:
+    notes = []
+    if samples.warm_up_failures:
+        notes.append(f"{samples.warm_up_failures} messages of the warm-up were wrong or lost")
+    if cores_available() == 1:
+        notes.append("the load has one core: on this machine, the server shares it")
+
+    return notes
