@@ -8,11 +8,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from anyecho.errors import InternalError, UsageError
 from anyecho.measure.histogram import Histogram
 from anyecho.measure.result import Counts, Document, Spread, Steadiness
 from tests.measure.results import document, load, result
+from tests.measure.schema import PATH, schema_text
 
 NOTHING = Histogram.from_samples([])
 #: A result for each way in which a run ends, on each carrier.
@@ -51,6 +53,25 @@ def test_a_document_survives_its_json(case: str) -> None:
     assert Document.from_json(text) == whole
     assert Document.from_json(text).to_json() == text
     assert json.loads(text)["schema"] == 1
+
+
+def test_the_schema_in_the_package_is_that_of_the_dataclasses() -> None:
+    assert PATH.read_text() == schema_text(), "run python -m tests.measure.schema"
+    Draft202012Validator.check_schema(json.loads(schema_text()))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_document_is_valid_in_its_schema(case: str) -> None:
+    validator = Draft202012Validator(json.loads(PATH.read_text()))
+    value = json.loads(document(CASES[case], result(2)).to_json())
+    assert [*validator.iter_errors(value)] == []
+
+    del value["runs"][0]["counts"]["lost"]
+    value["runs"][1]["latency"]["min"] = -1
+    assert sorted(error.json_path for error in validator.iter_errors(value)) == [
+        "$.runs[0].counts",
+        "$.runs[1].latency.min",
+    ]
 
 
 def test_a_later_field_is_ignored_and_a_missing_one_takes_its_default() -> None:
