@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ("Client", "connect", "connect_checked")
 
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from anyecho.client.source import Item, Source, check_source, to_bytes
 from anyecho.client.unused import check_options
 from anyecho.clock import run_within
 from anyecho.errors import ConnectError
-from anyecho.net.connect import connect_stream
+from anyecho.net.connect import ConnectStep, connect_stream
 from anyecho.net.udp.stream import DatagramStream, connect_datagrams
 from anyecho.units import format_duration, or_infinite
 from anyecho.validation import check_kind
@@ -54,16 +54,22 @@ async def connect(address: str | Address, *, options: ConnectOptions | None = No
 
 
 async def connect_checked(
-    address: Address, options: ConnectOptions, poller: Poller | Fallback | None = None
+    address: Address,
+    options: ConnectOptions,
+    poller: Poller | Fallback | None = None,
+    on_step: Callable[[ConnectStep], object] | None = None,
 ) -> Client:
-    """Like `connect`, without checking `options` against `address`. `poller` reports readiness (None: the loop)."""
+    """Like `connect`, without checking `options` against `address`.
+
+    `poller` reports readiness (None: the loop); `on_step` is called after each step of connecting a stream.
+    """
     logger.debug("connecting to %s", _describe(address))
     if isinstance(address, TCPAddress | UDPAddress) and address.port == 0:
         raise ConnectError(f"cannot connect to {address}: port 0 is any free port, and only for servers")
 
     limit = min(or_infinite(options.timeout), or_infinite(options.deadline))
     try:
-        stream = await run_within(limit, _connect_stream, address, options, poller)
+        stream = await run_within(limit, _connect_stream, address, options, poller, on_step)
     except TimeoutError as exc:
         raise ConnectError(f"cannot connect to {address}: no answer within {format_duration(limit)}") from exc
 
@@ -71,7 +77,10 @@ async def connect_checked(
 
 
 async def _connect_stream(
-    address: Address, options: ConnectOptions, poller: Poller | Fallback | None
+    address: Address,
+    options: ConnectOptions,
+    poller: Poller | Fallback | None,
+    on_step: Callable[[ConnectStep], object] | None,
 ) -> ByteStream | DatagramStream:
     if isinstance(address, UDPAddress):
         return await connect_datagrams(address, family=options.family, options=options.socket, poller=poller)
@@ -83,6 +92,7 @@ async def _connect_stream(
         tls=options.tls,
         poller=poller,
         proxy_header=options.proxy_header,
+        on_step=on_step,
     )
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ("connect_stream",)
+__all__ = ("ConnectStep", "connect_stream")
 
 import errno
 import os
 import socket
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeAlias
 
 from anyio import BrokenResourceError, CancelScope, Event, create_task_group, move_on_after, sleep
 from anyio.abc import SocketAttribute
@@ -27,6 +27,9 @@ from anyecho.net.tls.contexts import TLSClientOptions
 _ATTEMPT_DELAY = 0.25
 #: Seconds between attempts to connect to a Unix socket with a full accept backlog.
 _BACKLOG_DELAY = 0.01
+#: "begun" is after the files of TLS are read. An address without a name or TLS has no "resolved" or "secured".
+ConnectStep: TypeAlias = Literal["begun", "resolved", "connected", "secured"]
+
 _FAMILIES = {None: socket.AF_UNSPEC, 4: socket.AF_INET, 6: socket.AF_INET6}
 
 
@@ -38,19 +41,24 @@ async def connect_stream(
     tls: TLSClientOptions | None = None,
     poller: Poller | Fallback | None = None,
     proxy_header: Literal["off", "v1", "v2"] = "off",
+    on_step: Callable[[ConnectStep], object] | None = None,
 ) -> PolledStream:
     """Return a stream connected to `address`; the caller closes it.
 
     `poller` reports its readiness, or the event loop if it is None. `proxy_header` is the version of the PROXY
-    header, with the addresses of this connection, that is sent first. Raises `ConnectError` if no endpoint accepts
-    or TLS fails, and `CertificateError` if a file of `tls` cannot be used. Cancellation closes all attempts.
+    header, with the addresses of this connection, that is sent first. `on_step` is called after each step.
+
+    Raises `ConnectError` if no endpoint accepts or TLS fails, and `CertificateError` if a file of `tls` cannot be
+    used. Cancellation closes all attempts.
     """
     if isinstance(address, FDAddress):
         raise ConnectError(f"cannot connect to {address}: a descriptor is for servers")
     if isinstance(address, UDPAddress):
         raise ConnectError(f"cannot connect to {address}: there is no stream of datagrams")
 
+    reached = on_step or _ignore
     records = client_session(address, tls or TLSClientOptions()) if address.tls else None
+    reached("begun")
     try:
         endpoints: Sequence[Endpoint]
         if isinstance(address, UnixAddress):
@@ -58,7 +66,9 @@ async def connect_stream(
         else:
             resolved = await resolve(address.host or "localhost", address.port, family=_FAMILIES[family])
             endpoints = _interleave(resolved)
+            reached("resolved")
         stream = await _race(endpoints, options, poller or Fallback())
+        reached("connected")
     except socket.gaierror as exc:
         raise ConnectError(f"cannot connect to {address}: no such host ({exc.strerror})") from exc
     except (OSError, UnicodeError) as exc:
@@ -66,7 +76,16 @@ async def connect_stream(
 
     if proxy_header != "off":
         await _send_proxy_header(stream, proxy_header, address)
-    return stream if records is None else await secure(stream, records, address)
+    if records is None:
+        return stream
+
+    stream = await secure(stream, records, address)
+    reached("secured")
+    return stream
+
+
+def _ignore(_: ConnectStep) -> None:
+    pass
 
 
 async def _send_proxy_header(stream: PolledStream, version: Literal["v1", "v2"], address: Address) -> None:

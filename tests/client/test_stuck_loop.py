@@ -178,13 +178,13 @@ async def test_a_datagram_that_arrived_while_the_loop_was_blocked_is_not_lost(li
 
 
 async def test_the_timeout_of_a_datagram_begins_after_it_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    send = DatagramStream._try_to_send
+    send = DatagramStream.send_nowait
 
     def blocked(stream: DatagramStream, item: bytes) -> bool:
         block_the_loop()
         return send(stream, item)
 
-    monkeypatch.setattr(DatagramStream, "_try_to_send", blocked)
+    monkeypatch.setattr(DatagramStream, "send_nowait", blocked)
     with datagram_peer() as (address, theirs):
         answering = Thread(target=answer, args=[theirs])
         answering.start()

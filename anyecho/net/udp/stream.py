@@ -164,7 +164,7 @@ class DatagramStream(UnreliableObjectStream[bytes]):
             try:
                 # Nothing is awaited before this, so no other task has sent on the new socket.
                 for item in items:
-                    self._try_to_send(item)
+                    self.send_nowait(item)
                 return True
             except BrokenResourceError:
                 continue
@@ -190,12 +190,13 @@ class DatagramStream(UnreliableObjectStream[bytes]):
         self._sending = True
         try:
             await checkpoint()
-            while not self._try_to_send(item):
+            while not self.send_nowait(item):
                 await self._ready(self._registration, self._registration.writable)
         finally:
             self._sending = False
 
-    def _try_to_send(self, item: bytes) -> bool:
+    def send_nowait(self, item: bytes) -> bool:
+        """Send `item`; return false if the send buffer has no room for it. The errors are those of `send`."""
         if self._closed:
             raise ClosedResourceError
         for tries_left in reversed(range(_SEND_TRIES)):
