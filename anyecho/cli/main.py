@@ -17,6 +17,7 @@ from anyecho.cli.bench import bench
 from anyecho.cli.environment import Environment
 from anyecho.cli.flags import flattened
 from anyecho.cli.mistakes import describe
+from anyecho.cli.ping import ping
 from anyecho.cli.send import send
 from anyecho.cli.serve import serve
 from anyecho.cli.streams import open_standard_streams, print_error, unbuffered_stdout
@@ -56,6 +57,7 @@ environment.root = app
 app.command(flattened(serve, environment))
 app.command(flattened(send, environment))
 app.command(flattened(bench, environment))
+app.command(flattened(ping, environment))
 app.register_install_completion_command(help="Install completion for this shell (bash, zsh or fish), and exit.")
 
 
@@ -72,6 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print_error(environment.option_names.substitute(str(exc), exc.options))
         else:
             print_error(describe(exc))
+        if [*arguments][:1] == ["ping"]:
+            return _USAGE  # the status of ping(8) for every error
         if isinstance(exc, StartError):
             return _COULD_NOT_START
 

@@ -26,6 +26,18 @@ _SYNONYMS: dict[str, dict[str, str]] = {
         **dict.fromkeys(("--cacert", "--ca", "--cafile", "--client-ca"), "--ssl-ca-certs, with --ssl-cert-reqs"),
         **dict.fromkeys(("--proxy", "--accept-proxy"), "--proxy-protocol, with --proxy-trusted"),
     },
+    "ping": {
+        **dict.fromkeys(("--host", "--address", "--bind", "-b"), "give the address first: anyecho ping HOST:PORT"),
+        **dict.fromkeys(("--tls", "--ssl"), "write tls://HOST:PORT"),
+        **dict.fromkeys(("--udp", "-u"), "write udp://HOST:PORT"),
+        **dict.fromkeys(("--unix", "-U"), "write unix:/PATH"),
+        **dict.fromkeys(("--ca", "--cafile", "--ssl-ca-certs", "--CAfile"), "--cacert"),
+        **dict.fromkeys(("--certfile", "--ssl-certfile"), "--cert"),
+        **dict.fromkeys(("--keyfile", "--ssl-keyfile"), "--key"),
+        **dict.fromkeys(("--servername", "--server-name"), "--sni"),
+        **dict.fromkeys(("--repeat", "-n"), "--count"),
+        **dict.fromkeys(("-A", "-f", "--flood", "--adaptive"), "--interval 0"),
+    },
     "send": {
         **dict.fromkeys(("--host", "--address", "--bind", "-b"), "give the address first: anyecho send HOST:PORT"),
         **dict.fromkeys(("--tls", "--ssl"), "write tls://HOST:PORT"),

@@ -1,4 +1,4 @@
-"""Deliver SIGINT, SIGTERM and SIGHUP to a task on any backend; restore the default action after a given number.
+"""Deliver signals such as SIGINT to a task on any backend; restore the default action after a given number.
 
 A SIGINT that is ignored when the process starts stays ignored: a shell without job control starts ``command &`` so,
 and Ctrl-C is not meant for it. An ignored SIGTERM is handled, because service managers stop a server with it.
@@ -14,7 +14,7 @@ __all__ = ("Signals", "caught_signals")
 import os
 import signal
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
@@ -81,15 +81,18 @@ class Signals:
 
 
 @contextmanager
-def caught_signals(*, handled: int, hangup: bool = False) -> Iterator[Signals]:
+def caught_signals(
+    *, handled: int, hangup: bool = False, others: Collection[signal.Signals] = ()
+) -> Iterator[Signals]:
     """Catch SIGINT and SIGTERM within the block, in the main thread; enter it before the event loop starts.
 
-    With `hangup`, SIGHUP is caught too, any number of times, even if it is ignored when the block is entered.
+    With `hangup`, SIGHUP is caught too, any number of times, even if it is ignored when the block is entered; so is
+    each of `others`.
     """
     # nohup(1) starts a process with SIGHUP ignored, so that it survives its terminal.
     depends_on_terminal = hangup and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
     signals = Signals(handled, Terminal() if depends_on_terminal else None)
-    caught = {signal.SIGTERM} | ({signal.SIGHUP} if hangup else set())
+    caught = {signal.SIGTERM, *others} | ({signal.SIGHUP} if hangup else set())
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         caught.add(signal.SIGINT)
     before = {each: signal.signal(each, signals.on_signal) for each in caught}

@@ -15,6 +15,7 @@ from anyecho.cli.flags import flattened
 from anyecho.cli.logs import LogOptions
 from anyecho.cli.main import app, main
 from anyecho.client.options import ConnectOptions
+from anyecho.measure.ping_options import PingOptions
 from anyecho.net.sockets import SocketOptions
 from anyecho.net.tls.contexts import TLSClientOptions, TLSServerOptions
 from anyecho.server.options import ServeOptions
@@ -24,8 +25,13 @@ from anyecho.units import Seconds, Size
 OWN_FLAGS = {
     "serve": {"--bind", "--backend", "--access-log"},
     "send": {"--file", "--repeat", "-4", "-6", "--backend"},
+    "ping": {"--quiet", "--timestamps", "--json", "-4", "-6", "--backend"},
 }
-OPTIONS = {"serve": (ServeOptions, LogOptions), "send": (ConnectOptions, LogOptions)}
+OPTIONS = {
+    "serve": (ServeOptions, LogOptions),
+    "send": (ConnectOptions, LogOptions),
+    "ping": (PingOptions, LogOptions),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +80,7 @@ def help_of(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
     return page
 
 
-@pytest.fixture(params=["serve", "send"])
+@pytest.fixture(params=list(OPTIONS))
 def verb(request: pytest.FixtureRequest) -> str:
     word: str = request.param
     return word
@@ -96,7 +102,7 @@ def test_flags_are_unique_and_come_from_options_only(verb: str, help_of: Callabl
     assert sorted(listed) == sorted(expected)
 
 
-def test_socket_options_are_flags_of_both_verbs(verb: str, help_of: Callable[[str], str]) -> None:
+def test_socket_options_are_flags_of_each_verb(verb: str, help_of: Callable[[str], str]) -> None:
     page = help_of(verb)
 
     assert all(f"{flag(name)} " in page for name, _ in described(SocketOptions))
