@@ -27,7 +27,8 @@ async def bind_hosts(address: TCPAddress | UDPAddress, bind_socket: BindSocket) 
     """Return a bound socket for every endpoint of `address`, IPv4 first; no host means every interface.
 
     Either every endpoint is bound or none. A family that this machine lacks is skipped if the other one is bound.
-    Raises `socket.gaierror`, or the `OSError` of the first endpoint that failed, with its host as the `filename`.
+    With port 0 all endpoints have the same port. Raises `socket.gaierror`, `NoThreadError` if the name cannot be
+    looked up, or the `OSError` of the first endpoint that failed, with its host as the `filename`.
     """
     if address.host:
         endpoints = sorted(await resolve(address.host, address.port), key=lambda endpoint: endpoint[0])

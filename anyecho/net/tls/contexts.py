@@ -137,7 +137,7 @@ def _check(
 def client_context(options: TLSClientOptions) -> ssl.SSLContext:
     """Return the context of `options`, or else a new one that verifies the server, unless `insecure` is set.
 
-    Raises `CertificateError` if a file of `options` cannot be used.
+    Raises `CertificateError` if a file of `options` cannot be used, and `UsageError` for an invalid `alpn`.
     """
     if options.context is not None:
         options.context.options |= ssl.OP_NO_RENEGOTIATION

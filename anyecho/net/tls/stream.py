@@ -97,7 +97,7 @@ class TLSStream(TLSTransfer):
         if self._closed:
             raise ClosedResourceError
         if self._receiving:
-            await self._take_over_reading()
+            await self._wait_for_reading_sender()
 
         records, registration = self.records, self._registration
         self._receiving = True

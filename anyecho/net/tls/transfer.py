@@ -67,8 +67,11 @@ class TLSTransfer(PolledStream):
             self._receiving = self._sender_reads = False
             self._wake_waiters()
 
-    async def _take_over_reading(self) -> None:
-        """Wait until no sender reads. Raises `BusyResourceError` if a receiver reads, or `ClosedResourceError`."""
+    async def _wait_for_reading_sender(self) -> None:
+        """Wait until no sender reads. A sender reads once and goes on.
+
+        Raises `BusyResourceError` if a receiver reads, or `ClosedResourceError` if the stream was closed meanwhile.
+        """
         while self._receiving:
             if not self._sender_reads:
                 raise BusyResourceError("receiving from")

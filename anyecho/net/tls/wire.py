@@ -113,7 +113,7 @@ class TLSWire:
             return False
 
     def shutdown(self) -> None:
-        """Send close_notify, but no FIN."""
+        """Queue close_notify after all accepted bytes, and send what the kernel takes. No FIN: reading goes on."""
         self.records.send_eof()
         self.flush()
 
