@@ -142,6 +142,12 @@ FOLDERS = {
         "bench",
         "checks",
         "text",
+        "merge",
+        "hdr_text",
+        "metrics",
+        "compare",
+        "gates",
+        "comparison_text",
     ),
     "cli": (
         "default_action",

@@ -161,11 +161,11 @@ class Histogram:
         tops = [_top(self._hdr.get_value_from_index(index)) for index in indices]
         return [*zip(tops, accumulate(counts[index] for index in indices), strict=True)]
 
-    def _weights(self) -> Iterator[tuple[float, int]]:
+    def _weights(self) -> Iterator[tuple[int, int]]:
         before = 0
         for top, below in self._cumulative:
             width = 1 << _SHIFTS[top.bit_length()]
-            yield top - (width - 1) / 2, below - before
+            yield top + 1 - width + width // 2, below - before  # the middle, as HdrHistogram rounds it
             before = below
 
     def __eq__(self, other: object) -> bool:

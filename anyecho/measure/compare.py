@@ -1,0 +1,173 @@
+"""Compare runs. The unit is the repetition: one figure of each, never single echoes.
+
+The size of a difference is the ratio of medians with its bootstrap interval. An exact test decides whether there is
+one; its p-values are adjusted for the number of metrics by Holm's method.
+"""
+
+from __future__ import annotations
+
+__all__ = ("REPETITIONS_MIN", "Comparison", "Group", "Row", "compare", "groups", "matched", "ratio_of")
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from anyecho.errors import UsageError
+from anyecho.measure.metrics import COMPARED, Metric, find_metric
+from anyecho.measure.result import Document, Load, RunResult
+from anyecho.measure.statistics import Interval, adjusted_by_holm, mann_whitney_p, median_ratio, wilcoxon_p
+from anyecho.measure.text import describe_load
+
+#: With fewer repetitions of each, there is no verdict: 3 against 3 cannot reach a p-value below 0.1.
+REPETITIONS_MIN = 4
+#: A difference is called one below this p-value.
+SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """The repetitions of one configuration."""
+
+    name: str
+    load: Load
+    backend: str
+    runs: tuple[RunResult, ...]
+
+    @property
+    def rounds(self) -> list[int] | None:
+        """The rounds of the runs, if each has its own."""
+        rounds = [run.round for run in self.runs if run.round is not None]
+        return rounds if len(set(rounds)) == len(self.runs) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """The comparison of one metric. `ratio` and `p` are None if the metric is not known or not tested."""
+
+    metric: Metric
+    baseline: tuple[float, ...]
+    changed: tuple[float, ...]
+    ratio: Interval | None = None
+    p: float | None = None
+    verdict: str = ""
+
+    @property
+    def different(self) -> bool:
+        return self.p is not None and self.p < SIGNIFICANT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Two groups, and a row per metric. If `paired`, each run has its partner of the same round in the other."""
+
+    baseline: Group
+    changed: Group
+    paired: bool
+    rows: tuple[Row, ...]
+
+
+def groups(document: Document, name: str = "") -> list[Group]:
+    """Return the configurations of `document`, in the order of their first runs."""
+    found: dict[tuple[Load, str], list[RunResult]] = {}
+    for run in document.runs:
+        load = replace(run.load, seed=0, shard_index=0)
+        found.setdefault((load, run.generator.backend), []).append(run)
+
+    return [
+        Group(name=name or describe_load(load), load=load, backend=backend, runs=tuple(runs))
+        for (load, backend), runs in found.items()
+    ]
+
+
+def matched(baseline: Sequence[Group], changed: Sequence[Group]) -> list[tuple[Group, Group]]:
+    """Return the pairs of groups of the same configuration. Addresses may differ, and so may the server's engine.
+
+    A group alone is compared with another one alone, whatever their configurations. Raises `UsageError` if there is
+    no pair.
+    """
+    if len(baseline) == len(changed) == 1:
+        return [(baseline[0], changed[0])]
+
+    pairs = [
+        (one, other)
+        for other in changed
+        for one in baseline
+        if (replace(one.load, address=""), one.backend) == (replace(other.load, address=""), other.backend)
+    ]
+    if not pairs:
+        raise UsageError("nothing to compare: the results have no configuration in common")
+
+    return pairs
+
+
+def compare(baseline: Group, changed: Group) -> Comparison:
+    """Compare two groups by each metric of `COMPARED`."""
+    paired = baseline.rounds is not None and sorted(baseline.rounds) == sorted(changed.rounds or ())
+    if paired:
+        baseline, changed = (_by_round(each) for each in (baseline, changed))
+
+    given_rate = baseline.load.rate is not None and changed.load.rate is not None
+    rows = [_row(find_metric(name), baseline, changed, paired) for name in COMPARED]
+    tested = [row for row in rows if row.p is not None and not (row.metric.name == "rate" and given_rate)]
+    adjusted = adjusted_by_holm([row.p for row in tested if row.p is not None])
+    p_values = dict(zip((row.metric.name for row in tested), adjusted, strict=True))
+    floor = _smallest_p(len(baseline.runs), len(changed.runs), paired) * len(tested)
+    return Comparison(
+        baseline=baseline,
+        changed=changed,
+        paired=paired,
+        rows=tuple(_judged(row, p_values.get(row.metric.name), floor) for row in rows),
+    )
+
+
+def ratio_of(metric: Metric, comparison: Comparison) -> Interval | None:
+    """Return the ratio of the medians of `metric`; None below `REPETITIONS_MIN`, or if it is not known."""
+    row = _row(metric, comparison.baseline, comparison.changed, comparison.paired)
+    return row.ratio if min(len(row.baseline), len(row.changed)) >= REPETITIONS_MIN else None
+
+
+def _by_round(group: Group) -> Group:
+    return replace(group, runs=tuple(sorted(group.runs, key=lambda run: run.round or 0)))
+
+
+def _figures(metric: Metric, group: Group) -> Iterator[float]:
+    for run in group.runs:
+        value = metric.of(run)
+        if value is not None:
+            yield value
+
+
+def _row(metric: Metric, baseline: Group, changed: Group, paired: bool) -> Row:
+    one, other = tuple(_figures(metric, baseline)), tuple(_figures(metric, changed))
+    row = Row(metric=metric, baseline=one, changed=other)
+    if len(one) < len(baseline.runs) or len(other) < len(changed.runs) or min([*one, *other], default=0) <= 0:
+        return row
+
+    ratio = median_ratio(one, other, paired=paired)
+    if min(len(one), len(other)) < REPETITIONS_MIN:
+        return replace(row, ratio=ratio)
+
+    return replace(row, ratio=ratio, p=(wilcoxon_p if paired else mann_whitney_p)(one, other))
+
+
+def _judged(row: Row, p: float | None, floor: float) -> Row:
+    """Return `row` with its adjusted p-value and a verdict. `floor` is the smallest p-value that can be reached."""
+    fewest = min(len(row.baseline), len(row.changed))
+    if row.ratio is None:
+        verdict = "not known for each run"
+    elif fewest < REPETITIONS_MIN:
+        verdict = f"no verdict: {REPETITIONS_MIN} runs of each are needed"
+    elif p is None:
+        verdict = "given by the load"
+    elif floor >= SIGNIFICANT:
+        verdict = f"no verdict: so few runs cannot reach p < {SIGNIFICANT:g}"
+    elif p < SIGNIFICANT:
+        verdict = "higher" if row.ratio.estimate > 1 else "lower"
+    else:
+        verdict = "no difference found"
+
+    return replace(row, p=p, verdict=verdict)
+
+
+def _smallest_p(one: int, other: int, paired: bool) -> float:
+    return 2 / (2**one if paired else math.comb(one + other, one))

@@ -1,0 +1,104 @@
+"""Gates: conditions on the figures of runs under which a command fails, as in ``--fail-if 'p99>5ms'``."""
+
+from __future__ import annotations
+
+__all__ = ("Gate", "broken_gates", "parse_gate")
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from anyecho.errors import UsageError
+from anyecho.measure.checks import failures
+from anyecho.measure.compare import REPETITIONS_MIN, Comparison, Group, ratio_of
+from anyecho.measure.metrics import Metric, find_metric, known_median
+
+_SYNTAX = "write like 'p99>5ms', 'rate<9k', 'lost>0.1%', or against a baseline 'p99>+5%'"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """Fails if the median of `metric` over repetitions is above (or below) `limit`.
+
+    With `relative`, `limit` is a ratio to the baseline, and the gate fails only if the whole interval is beyond it.
+    With `share`, `limit` is a share of the messages sent.
+    """
+
+    text: str
+    metric: Metric
+    above: bool
+    limit: float
+    relative: bool = False
+    share: bool = False
+
+    def is_beyond(self, value: float) -> bool:
+        return value > self.limit if self.above else value < self.limit
+
+
+def parse_gate(text: str) -> Gate:
+    """Return the gate of a text like ``p99>5ms``. Raises `UsageError` if it is none."""
+    match = re.fullmatch(r"\s*([\w./]+)\s*([<>])\s*(\S+)\s*", text, re.A)
+    if match is None:
+        raise UsageError(f"{text!r} is not a condition: {_SYNTAX}")
+
+    metric, above = find_metric(match[1]), match[2] == ">"
+    if percent := re.fullmatch(r"([+-]?)(\d{1,6}(?:\.\d{0,6})?)%", match[3], re.A):
+        amount = float(percent[2]) / 100
+        if percent[1]:
+            limit = 1 + amount if percent[1] == "+" else 1 - amount
+            return Gate(text=text, metric=metric, above=above, limit=limit, relative=True)
+        if metric.name in ("lost", "wrong"):
+            return Gate(text=text, metric=metric, above=above, limit=amount, share=True)
+        raise UsageError(f"{text!r} is not a condition: a change has a sign, as in {match[1]}{match[2]}+{match[3]}")
+
+    try:
+        return Gate(text=text, metric=metric, above=above, limit=metric.parse(match[3]))
+    except UsageError as exc:
+        raise UsageError(f"{text!r} is not a condition: {exc}") from exc
+
+
+def broken_gates(
+    gates: Sequence[Gate], groups: Sequence[Group], comparisons: Sequence[Comparison] = ()
+) -> list[str]:
+    """Return a line for each failed gate; with any gate, also for each run that no gate may pass.
+
+    Raises `UsageError` if a gate needs a baseline or more repetitions.
+    """
+    if not gates:
+        return []
+
+    reasons = [f"{group.name}: {reason}" for group in groups for run in group.runs for reason in failures(run)]
+    for gate in gates:
+        reasons += _broken_against_baseline(gate, comparisons) if gate.relative else _broken(gate, groups)
+
+    return list(dict.fromkeys(reasons))
+
+
+def _broken(gate: Gate, groups: Sequence[Group]) -> Iterator[str]:
+    for group in groups:
+        value = known_median(gate.metric, group.runs)
+        if value is None:
+            yield f"{group.name}: {gate.text}: {gate.metric.name} is not known (10 samples must be beyond it)"
+            continue
+
+        shown = gate.metric.show(value)
+        if gate.share:
+            value /= max(sum(run.counts.sent for run in group.runs) / len(group.runs), 1)
+        if gate.is_beyond(value):
+            of = f" (median of {len(group.runs)} runs)" if len(group.runs) > 1 else ""
+            yield f"{group.name}: {gate.text}: {gate.metric.name} is {shown}{of}"
+
+
+def _broken_against_baseline(gate: Gate, comparisons: Sequence[Comparison]) -> Iterator[str]:
+    if not comparisons:
+        raise UsageError(f"{gate.text!r} needs a baseline: give its file first")
+
+    for each in comparisons:
+        ratio = ratio_of(gate.metric, each)
+        if ratio is None:
+            needed = f"{REPETITIONS_MIN} runs of each with a known {gate.metric.name}"
+            counts = f"{len(each.baseline.runs)} and {len(each.changed.runs)}"
+            raise UsageError(f"{gate.text!r} needs {needed}: there are {counts}")
+        if gate.is_beyond(ratio.low) and gate.is_beyond(ratio.high):
+            change = f"{ratio.estimate - 1:+.1%} ({ratio.low - 1:+.1%} to {ratio.high - 1:+.1%})"
+            yield f"{each.changed.name}: {gate.text}: {gate.metric.name} changed by {change}"

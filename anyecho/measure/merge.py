@@ -1,0 +1,149 @@
+"""Merge results of parts of one load: shards of a schedule, or generators that ran at the same time.
+
+Counts and histograms are added exactly. A figure that cannot be added, as the median of a second, is dropped.
+"""
+
+from __future__ import annotations
+
+__all__ = ("merge_documents", "merge_runs")
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, replace
+from itertools import zip_longest
+
+from anyecho.errors import UsageError
+from anyecho.measure.histogram import Histogram
+from anyecho.measure.result import Counts, Document, Generator, Load, RunResult, Second, Spread, Steadiness
+
+#: Fields that may differ between parts.
+_OF_THE_PART = {"connections", "rate", "seed", "shard_index", "requests"}
+
+
+def merge_documents(documents: Sequence[Document]) -> Document:
+    """Return a document with one run, merged from all runs of `documents`. Raises as `merge_runs` does."""
+    runs = [run for each in documents for run in each.runs]
+    return replace(documents[0], runs=(merge_runs(runs),))
+
+
+def merge_runs(runs: Sequence[RunResult]) -> RunResult:
+    """Return the result of all `runs` as if one generator had made them.
+
+    Raises:
+        UsageError: there are no runs; they are parts of different loads; or a shard is there twice.
+    """
+    if not runs:
+        raise UsageError("there is no run to merge")
+
+    _check_parts(runs)
+    load, sharded = runs[0].load, runs[0].load.shard_count > 1
+    missing = sorted({*range(load.shard_count)} - {run.load.shard_index for run in runs}) if sharded else []
+    names = ", ".join(str(index + 1) for index in missing)
+    absent = f"of {load.shard_count} shards, {'these are' if len(missing) > 1 else 'one is'} missing: {names}"
+    return RunResult(
+        load=replace(
+            load,
+            connections=sum(run.load.connections for run in runs),
+            rate=load.rate if sharded else _added(run.load.rate for run in runs),
+            requests=load.requests if sharded else _added_whole(run.load.requests for run in runs),
+            shard_index=0,
+            shard_count=1,
+        ),
+        counts=Counts(
+            **{each.name: sum(getattr(run.counts, each.name) for run in runs) for each in fields(Counts)}
+        ),
+        started_at=min(run.started_at for run in runs),
+        seconds=max(run.seconds for run in runs),
+        latency=Histogram.merged(run.latency for run in runs),
+        uncorrected=Histogram.merged(run.uncorrected for run in runs),
+        lag=Histogram.merged(run.lag for run in runs),
+        generator=_merge_generators([run.generator for run in runs]),
+        per_second=_merge_seconds([run.per_second for run in runs]),
+        spread=_merge_spreads(runs),
+        steadiness=runs[0].steadiness if len(runs) == 1 else Steadiness(),
+        server_cpu_per_echo=runs[0].server_cpu_per_echo if len(runs) == 1 else None,
+        round=runs[0].round,
+        interrupted=any(run.interrupted for run in runs),
+        saturated=any(run.saturated for run in runs),
+        error="; ".join(dict.fromkeys(filter(None, [*(run.error for run in runs), absent * bool(missing)]))),
+        notes=tuple(dict.fromkeys(note for run in runs for note in run.notes)),
+    )
+
+
+def _check_parts(runs: Sequence[RunResult]) -> None:
+    first = runs[0].load
+    for run in runs[1:]:
+        for each in fields(Load):
+            one, other = getattr(first, each.name), getattr(run.load, each.name)
+            if each.name not in _OF_THE_PART and one != other:
+                raise UsageError(f"cannot merge runs of different loads: {each.name} is {one} and {other}")
+        if (first.rate is None) != (run.load.rate is None):
+            raise UsageError("cannot merge an open loop and a closed loop")
+    if first.shard_count > 1:
+        if len({(run.load.rate, run.load.seed, run.load.requests) for run in runs}) > 1:
+            raise UsageError("cannot merge shards of different schedules: their rates or seeds differ")
+        numbers = [run.load.shard_index for run in runs]
+        if twice := [number for number in numbers if numbers.count(number) > 1]:
+            raise UsageError(f"cannot merge: shard {twice[0] + 1} of {first.shard_count} is there twice")
+
+
+def _added(values: Iterable[float | None]) -> float | None:
+    present = [each for each in values if each is not None]
+    return sum(present) if present else None
+
+
+def _added_whole(values: Iterable[int | None]) -> int | None:
+    present = [each for each in values if each is not None]
+    return sum(present) if present else None
+
+
+def _merge_generators(generators: Sequence[Generator]) -> Generator:
+    """Return the sum of the rates, and the worst of every figure that tells of trouble."""
+    return replace(
+        generators[0],
+        cpu_share=max(each.cpu_share for each in generators),
+        cores=min(each.cores for each in generators),
+        pinned=all(each.pinned for each in generators),
+        late=any(each.late for each in generators),
+        gc="on" if any(each.gc == "on" for each in generators) else "off",
+        gc_pauses=tuple(pause for each in generators for pause in each.gc_pauses),
+        asked_rate=_added(each.asked_rate for each in generators),
+        achieved_rate=sum(each.achieved_rate for each in generators),
+        seconds_off_rate=max(each.seconds_off_rate for each in generators),
+    )
+
+
+def _merge_seconds(parts: Sequence[Sequence[Second]]) -> tuple[Second, ...]:
+    if len(parts) == 1:
+        return tuple(parts[0])
+
+    by_start: defaultdict[float, list[Second]] = defaultdict(list)
+    for seconds in parts:
+        for each in seconds:
+            by_start[each.start].append(each)
+    return tuple(
+        Second(
+            start=start,
+            verified=sum(each.verified for each in seconds),
+            bytes=sum(each.bytes for each in seconds),
+            levels=tuple(map(sum, zip_longest(*(each.levels for each in seconds), fillvalue=0))),
+        )
+        for start, seconds in sorted(by_start.items())
+    )
+
+
+def _merge_spreads(runs: Sequence[RunResult]) -> Spread | None:
+    """Return the extremes; Jain's index is that of the worst part. A part of one connection has no spread."""
+    spreads = [run.spread for run in runs if run.spread is not None]
+    if not spreads:
+        return None
+
+    lows = [each.p50_min for each in spreads if each.p50_min is not None]
+    highs = [each.p50_max for each in spreads if each.p50_max is not None]
+    return Spread(
+        messages_min=min(each.messages_min for each in spreads),
+        messages_max=max(each.messages_max for each in spreads),
+        p50_min=min(lows, default=None),
+        p50_max=max(highs, default=None),
+        jain=min(each.jain for each in spreads),
+    )
