@@ -8,16 +8,29 @@ Settings of one listener follow as a query (``unix:/run/echo?mode=660``). Reserv
 
 from __future__ import annotations
 
-__all__ = ("Address", "FDAddress", "ProxyMode", "TCPAddress", "UDPAddress", "UnixAddress", "parse_address")
+__all__ = (
+    "PREFIXES",
+    "Address",
+    "FDAddress",
+    "ProxyMode",
+    "StreamAddress",
+    "TCPAddress",
+    "UDPAddress",
+    "UnixAddress",
+    "parse_address",
+)
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal, TypeAlias
 from urllib.parse import quote, quote_from_bytes, unquote, unquote_to_bytes
 
 from anyecho.errors import AddressError
 from anyecho.host import check_host, format_host, parse_authority
+from anyecho.query import format_settings, parse_settings
 from anyecho.validation import check_types, quoted
 
 #: sun_path holds 108 bytes (unix(7)). A path ends with a NUL, an abstract name begins with one.
@@ -29,6 +42,14 @@ _NUMBER = re.compile("-?[0-9]+")
 #: The PROXY header that accepted connections must begin with; ``require`` is either version.
 ProxyMode: TypeAlias = Literal["off", "v1", "v2", "require"]
 _PROXY_MODES: tuple[ProxyMode, ...] = ("off", "v1", "v2", "require")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamAddress:
+    """What all addresses of streams have: TLS or not, and the listener's PROXY mode in place of the server's."""
+
+    tls: bool = False
+    proxy: ProxyMode | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +69,7 @@ class _HostPort:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TCPAddress(_HostPort):
+class TCPAddress(StreamAddress, _HostPort):
     """A port and a host: a name, an IPv4 or IPv6 address (with ``%zone``), or ``""`` for every interface.
 
     `proxy` overrides the server's PROXY mode for this listener.
@@ -57,11 +78,8 @@ class TCPAddress(_HostPort):
         AddressError: a value has the wrong type or is out of range.
     """
 
-    tls: bool = False
-    proxy: ProxyMode | None = None
-
     def __str__(self) -> str:
-        return f"{'tls' if self.tls else 'tcp'}://{self._authority()}{_format_settings(proxy=self.proxy)}"
+        return f"{'tls' if self.tls else 'tcp'}://{self._authority()}{format_settings(proxy=self.proxy)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +97,7 @@ class UDPAddress(_HostPort):
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnixAddress:
+class UnixAddress(StreamAddress):
     """A path, or a NUL and an abstract name; undecodable bytes are surrogate-escaped (PEP 383).
 
     `mode` holds the permissions of a listener's socket file. `proxy` is as for TCP.
@@ -89,9 +107,7 @@ class UnixAddress:
     """
 
     path: str
-    tls: bool = False
     mode: int | None = None
-    proxy: ProxyMode | None = None
 
     def __post_init__(self) -> None:
         check_types(self, error=AddressError)
@@ -124,12 +140,12 @@ class UnixAddress:
         if text.startswith("//"):
             text = "/%2F" + text[2:]
 
-        query = _format_settings(mode=None if self.mode is None else f"{self.mode:o}", proxy=self.proxy)
+        query = format_settings(mode=None if self.mode is None else f"{self.mode:o}", proxy=self.proxy)
         return f"{'tls+' if self.tls else ''}unix:{prefix}{text}{query}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class FDAddress:
+class FDAddress(StreamAddress):
     """An inherited descriptor of a listening stream socket or a bound datagram socket.
 
     `fd` is its number, or the name that a service manager gave it (FileDescriptorName= of systemd). Several
@@ -140,8 +156,6 @@ class FDAddress:
     """
 
     fd: int | str
-    tls: bool = False
-    proxy: ProxyMode | None = None
 
     def __post_init__(self) -> None:
         check_types(self, error=AddressError)
@@ -153,12 +167,10 @@ class FDAddress:
 
     def __str__(self) -> str:
         name = quote(str(self.fd), safe="")
-        return f"{'tls+' if self.tls else ''}fd://{name}{_format_settings(proxy=self.proxy)}"
+        return f"{'tls+' if self.tls else ''}fd://{name}{format_settings(proxy=self.proxy)}"
 
 
-Address: TypeAlias = TCPAddress | UDPAddress | UnixAddress | FDAddress
-
-_SCHEMES = re.compile(r"(tcp|tls|udp|fd|tls\+fd)://|(unix|tls\+unix):", re.I)
+Address: TypeAlias = StreamAddress | UDPAddress
 
 
 def parse_address(text: str | Address) -> Address:
@@ -180,40 +192,58 @@ def parse_address(text: str | Address) -> Address:
 
 
 def _parse(text: str) -> Address:
-    match = _SCHEMES.match(text)
-    if match is None:
+    prefix = next((each for each in PREFIXES if text[: len(each)].lower() == each), "")
+    if not prefix:
         _check_no_scheme(text)
 
-    scheme = (match[1] or match[2]).lower() if match else "tcp"
-    rest, query_mark, query = (text[match.end() :] if match else text).partition("?")
-    settings = _parse_settings(query) if query_mark else {}
-    tls = scheme.startswith("tls")
-    proxy = _parse_proxy(settings.pop("proxy", None)) if scheme != "udp" else None
-    known = "none" if scheme == "udp" else "proxy"
-    address: Address
-    if scheme.endswith("unix"):
-        mode, known = _parse_mode(settings.pop("mode", None)), "mode, proxy"
-        address = UnixAddress(path=_parse_path(rest), tls=tls, mode=mode, proxy=proxy)
-    elif scheme.endswith("fd"):
-        address = FDAddress(fd=_parse_descriptor(rest), tls=tls, proxy=proxy)
-    else:
-        host, port = parse_authority(rest, scheme)
-        address = (
-            UDPAddress(host=host, port=port)
-            if scheme == "udp"
-            else TCPAddress(host=host, port=port, tls=tls, proxy=proxy)
-        )
-
+    rest, query_mark, query = text[len(prefix) :].partition("?")
+    settings = parse_settings(query) if query_mark else {}
+    address = PREFIXES[prefix or "tcp://"](rest, settings)
     if settings:
+        known = ", ".join(name for name in ("mode", "proxy") if hasattr(address, name)) or "none"
         raise AddressError(f"no setting {next(iter(settings))!r} here (known: {known})")
 
     return address
 
 
+def _parse_tcp(text: str, settings: dict[str, str], *, tls: bool = False) -> TCPAddress:
+    proxy = _parse_proxy(settings)
+    host, port = parse_authority(text, "tls" if tls else "tcp")
+    return TCPAddress(host=host, port=port, tls=tls, proxy=proxy)
+
+
+def _parse_udp(text: str, settings: dict[str, str]) -> UDPAddress:
+    host, port = parse_authority(text, "udp")
+    return UDPAddress(host=host, port=port)
+
+
+def _parse_unix(text: str, settings: dict[str, str], *, tls: bool = False) -> UnixAddress:
+    proxy, mode = _parse_proxy(settings), _parse_mode(settings.pop("mode", None))
+    return UnixAddress(path=_parse_path(text), tls=tls, mode=mode, proxy=proxy)
+
+
+def _parse_fd(text: str, settings: dict[str, str], *, tls: bool = False) -> FDAddress:
+    return FDAddress(proxy=_parse_proxy(settings), fd=_parse_descriptor(text), tls=tls)
+
+
+#: How the text after each prefix, without its query, becomes an address. The parser removes the settings of the
+#: query that it knows. A carrier adds its prefix.
+PREFIXES: dict[str, Callable[[str, dict[str, str]], Address]] = {
+    "tcp://": _parse_tcp,
+    "tls://": partial(_parse_tcp, tls=True),
+    "udp://": _parse_udp,
+    "unix:": _parse_unix,
+    "fd://": _parse_fd,
+    "tls+unix:": partial(_parse_unix, tls=True),
+    "tls+fd://": partial(_parse_fd, tls=True),
+}
+
+
 def _check_no_scheme(text: str) -> None:
     """Raise `AddressError` if `text`, which has no scheme, looks like something else than ``host:port``."""
     if "://" in text:
-        raise AddressError("no such scheme; there are tcp, tls, udp, unix, fd, tls+unix and tls+fd")
+        *schemes, last = (prefix.rstrip(":/") for prefix in PREFIXES)
+        raise AddressError(f"no such scheme; there are {', '.join(schemes)} and {last}")
     if scheme := re.match(r"(tcp|tls|udp|fd|tls\+fd):(.*:.*)", text, re.I):
         raise AddressError(f"the // is missing: {_printable(f'{scheme[1]}://{scheme[2]}')}")
     if re.match(r"[/~@]|\.\.?/|[^:\[]+/", text):
@@ -228,19 +258,6 @@ def _printable(text: str) -> str:
     return text if text.isprintable() else repr(text)
 
 
-def _parse_settings(query: str) -> dict[str, str]:
-    settings: dict[str, str] = {}
-    for part in query.split("&"):
-        name, equals, value = part.partition("=")
-        if not name or not equals:
-            raise AddressError(f"the setting {part!r} is not name=value")
-        if name in settings:
-            raise AddressError(f"the setting {name!r} is given twice")
-        settings[name] = unquote(value, errors="strict")
-
-    return settings
-
-
 def _parse_mode(text: str | None) -> int | None:
     if text is None:
         return None
@@ -250,7 +267,9 @@ def _parse_mode(text: str | None) -> int | None:
     return int(text, 8)
 
 
-def _parse_proxy(text: str | None) -> ProxyMode | None:
+def _parse_proxy(settings: dict[str, str]) -> ProxyMode | None:
+    """Remove ``proxy`` from `settings` and return it."""
+    text = settings.pop("proxy", None)
     for mode in _PROXY_MODES:
         if text == mode:
             return mode
@@ -258,11 +277,6 @@ def _parse_proxy(text: str | None) -> ProxyMode | None:
         raise AddressError(f"proxy is {', '.join(_PROXY_MODES)}, not {text!r}")
 
     return None
-
-
-def _format_settings(**settings: str | None) -> str:
-    parts = [f"{name}={value}" for name, value in settings.items() if value is not None]
-    return f"?{'&'.join(parts)}" if parts else ""
 
 
 def _parse_path(text: str) -> str:

@@ -26,6 +26,7 @@ LAYERS = {
     "clock": 1,
     "host": 1,
     "options": 1,
+    "query": 1,
     "units": 1,
     "unused": 1,
     "validation": 1,

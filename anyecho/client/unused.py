@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import fields, replace
 
-from anyecho.address import Address, FDAddress, TCPAddress, UDPAddress, UnixAddress
+from anyecho.address import Address, FDAddress, TCPAddress, UDPAddress
 from anyecho.client.options import ConnectOptions
 from anyecho.errors import UsageError
 from anyecho.net.tls.contexts import TLSClientOptions
@@ -52,7 +52,7 @@ def _reasons(options: ConnectOptions, address: Address) -> Iterator[tuple[str, s
         yield from ((name, f"{address} is not over TLS: write {replace(address, tls=True)}") for name in _TLS)
     elif options.tls.insecure:
         yield "cacert", "insecure accepts any certificate"
-    if isinstance(address, UnixAddress):
+    if not isinstance(address, TCPAddress | UDPAddress):
         yield "family", f"{address} has no IP address"
     if not isinstance(address, TCPAddress):
         yield from ((name, f"{address} is not TCP") for name in _TCP)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-__all__ = ("ConnectStep", "connect_stream")
+__all__ = ("CARRIERS", "ConnectStep", "IPVersion", "connect_stream")
 
 import errno
 import os
 import socket
-from collections.abc import Callable, Sequence
-from typing import Literal, TypeAlias
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Literal, TypeAlias
 
 from anyio import BrokenResourceError, CancelScope, Event, create_task_group, move_on_after, sleep
 from anyio.abc import SocketAttribute
 
-from anyecho.address import Address, FDAddress, UDPAddress, UnixAddress
+from anyecho.address import Address, FDAddress, TCPAddress, UDPAddress, UnixAddress
 from anyecho.errors import ConnectError, unwrap_single
 from anyecho.net.poller import Fallback, Poller
 from anyecho.net.proxy.header import encode_header
@@ -27,6 +27,8 @@ from anyecho.net.tls.contexts import TLSClientOptions
 _ATTEMPT_DELAY = 0.25
 #: Seconds between attempts to connect to a Unix socket with a full accept backlog.
 _BACKLOG_DELAY = 0.01
+#: The version of IP that an address is restricted to.
+IPVersion: TypeAlias = Literal[4, 6]
 #: "begun" is after the files of TLS are read. An address without a name or TLS has no "resolved" or "secured".
 ConnectStep: TypeAlias = Literal["begun", "resolved", "connected", "secured"]
 
@@ -36,7 +38,7 @@ _FAMILIES = {None: socket.AF_UNSPEC, 4: socket.AF_INET, 6: socket.AF_INET6}
 async def connect_stream(
     address: Address,
     *,
-    family: Literal[4, 6] | None = None,
+    family: IPVersion | None = None,
     options: SocketOptions,
     tls: TLSClientOptions | None = None,
     poller: Poller | Fallback | None = None,
@@ -60,12 +62,8 @@ async def connect_stream(
     records = client_session(address, tls or TLSClientOptions()) if address.tls else None
     reached("begun")
     try:
-        endpoints: Sequence[Endpoint]
-        if isinstance(address, UnixAddress):
-            endpoints = [(socket.AF_UNIX, os.fsencode(address.path))]
-        else:
-            resolved = await resolve(address.host or "localhost", address.port, family=_FAMILIES[family])
-            endpoints = _interleave(resolved)
+        endpoints = await CARRIERS[type(address)](address, family)
+        if isinstance(address, TCPAddress):
             reached("resolved")
         stream = await _race(endpoints, options, poller or Fallback())
         reached("connected")
@@ -86,6 +84,21 @@ async def connect_stream(
 
 def _ignore(_: ConnectStep) -> None:
     pass
+
+
+async def _tcp_endpoints(address: TCPAddress, family: IPVersion | None) -> Sequence[Endpoint]:
+    return _interleave(await resolve(address.host or "localhost", address.port, family=_FAMILIES[family]))
+
+
+async def _unix_endpoints(address: UnixAddress, family: IPVersion | None) -> Sequence[Endpoint]:
+    return [(socket.AF_UNIX, os.fsencode(address.path))]
+
+
+#: How to find the endpoints of each type of address, in the order of the attempts. A carrier adds its type.
+CARRIERS: dict[type[Address], Callable[[Any, IPVersion | None], Awaitable[Sequence[Endpoint]]]] = {
+    TCPAddress: _tcp_endpoints,
+    UnixAddress: _unix_endpoints,
+}
 
 
 async def _send_proxy_header(stream: PolledStream, version: Literal["v1", "v2"], address: Address) -> None:

@@ -6,12 +6,12 @@ sockets bound before it and raises `BindError`.
 
 from __future__ import annotations
 
-__all__ = ("Listener", "open_listeners")
+__all__ = ("CARRIERS", "Listener", "open_listeners")
 
 import errno
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -78,7 +78,7 @@ async def open_listeners(addresses: Sequence[Address], *, backlog: int, options:
         listeners: list[Listener] = []
         for address in addresses:
             with _bind_errors(address):
-                for listener in await _open(address, backlog, options):
+                for listener in await CARRIERS[type(address)](address, backlog, options):
                     opened.callback(listener.close)
                     listeners.append(listener)
 
@@ -95,18 +95,19 @@ async def open_listeners(addresses: Sequence[Address], *, backlog: int, options:
     return listeners
 
 
-async def _open(address: Address, backlog: int, options: SocketOptions) -> list[Listener]:
-    if isinstance(address, UDPAddress):
-        sockets = await bind_hosts(address, partial(_bind_socket, options=options, kind=socket.SOCK_DGRAM))
-        return [Listener(sock, datagram_address_of(sock), address) for sock in sockets]
-    if isinstance(address, FDAddress):
-        return [_inherit(address, options)]
-    if isinstance(address, UnixAddress):
-        sock, file = bind_unix(address, backlog=backlog, options=options)
-        return [Listener(sock, address, address, file)]
-
+async def _open_tcp(address: TCPAddress, backlog: int, options: SocketOptions) -> list[Listener]:
     sockets = await bind_hosts(address, partial(_bind_socket, options=options))
     return [Listener(sock, _address_of(sock, address), address) for sock in sockets]
+
+
+async def _open_udp(address: UDPAddress, backlog: int, options: SocketOptions) -> list[Listener]:
+    sockets = await bind_hosts(address, partial(_bind_socket, options=options, kind=socket.SOCK_DGRAM))
+    return [Listener(sock, datagram_address_of(sock), address) for sock in sockets]
+
+
+async def _open_unix(address: UnixAddress, backlog: int, options: SocketOptions) -> list[Listener]:
+    sock, file = bind_unix(address, backlog=backlog, options=options)
+    return [Listener(sock, address, address, file)]
 
 
 def _address_of(sock: socket.socket, requested: TCPAddress | FDAddress) -> Address:
@@ -137,7 +138,7 @@ def _prepare(sock: socket.socket, options: SocketOptions) -> None:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
 
 
-def _inherit(address: FDAddress, options: SocketOptions) -> Listener:
+async def _open_inherited(address: FDAddress, backlog: int, options: SocketOptions) -> list[Listener]:
     if isinstance(address.fd, str):
         raise BindError(
             f"cannot listen on {address}: descriptor names work only in `anyecho serve`; write a number, like fd://3"
@@ -152,10 +153,20 @@ def _inherit(address: FDAddress, options: SocketOptions) -> Listener:
             )
 
         bound = datagram_address_of(sock) if is_udp else _address_of(sock, address)
-        return Listener(sock, bound, address)
+        return [Listener(sock, bound, address)]
     except BaseException:
         sock.close()
         raise
+
+
+#: How to open the listeners of each type of address: sockets that are bound, non-blocking, and have the options.
+#: They need not listen yet. A carrier adds its type.
+CARRIERS: dict[type[Address], Callable[[Any, int, SocketOptions], Awaitable[list[Listener]]]] = {
+    TCPAddress: _open_tcp,
+    UDPAddress: _open_udp,
+    UnixAddress: _open_unix,
+    FDAddress: _open_inherited,
+}
 
 
 def _reject_duplicates(listeners: Sequence[Listener]) -> None:

@@ -12,7 +12,7 @@ import ssl
 
 from anyio import BrokenResourceError, CancelScope
 
-from anyecho.address import Address, TCPAddress, UnixAddress
+from anyecho.address import Address, StreamAddress, TCPAddress
 from anyecho.errors import ConnectError
 from anyecho.net.names import host_name, unmapped
 from anyecho.net.stream import PolledStream
@@ -39,7 +39,7 @@ _REFUSALS = {
 }
 
 
-def client_session(address: TCPAddress | UnixAddress, options: TLSClientOptions) -> Records:
+def client_session(address: StreamAddress, options: TLSClientOptions) -> Records:
     """A session that requests and verifies the host's name.
 
     Raises `ConnectError` for a name that no certificate can have, and the errors of `client_context`.
