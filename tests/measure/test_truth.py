@@ -1,0 +1,97 @@
+"""Reported latencies are those of arithmetic: in simulated time exactly, on real sockets by what the server saw."""
+
+from __future__ import annotations
+
+import pytest
+
+from anyecho.measure.checks import failures
+from anyecho.measure.histogram import Histogram
+from anyecho.measure.quantiles import quantile
+from tests.measure.simulation import MILLISECOND, SECOND, Simulation
+
+DELAY = 5 * MILLISECOND
+SERVICE = MILLISECOND // 10
+
+
+def assert_exact(histogram: Histogram, samples: list[int]) -> None:
+    """Check that `histogram` has exactly `samples`, and its quantiles are theirs to 3 digits."""
+    assert histogram == Histogram.from_samples(samples)
+    ranked = sorted(samples)
+    for q in (0.5, 0.9, 0.99, 0.999, 1.0):
+        assert histogram.value_at(q) == pytest.approx(quantile(ranked, q), rel=1e-3)
+
+
+def served_in_turn(due: list[int], served_at: list[int]) -> list[int]:
+    """Return when each message of one connection is answered, if `served_at` is the earliest time for each."""
+    answered: list[int] = []
+    for when, earliest in zip(due, served_at, strict=True):
+        sent = max(when, answered[-1] if answered else 0)
+        answered.append(max(sent + SERVICE, earliest))
+
+    return answered
+
+
+@pytest.mark.parametrize(("connections", "pipeline"), [(1, 8), (10, 1), (10, 4)])
+def test_a_delay_of_5_ms_is_every_latency_and_no_lag(connections: int, pipeline: int) -> None:
+    simulation = Simulation(
+        lambda number, time: time + DELAY, rate=1000, seconds=3, connections=connections, pipeline=pipeline
+    )
+    result = simulation.run()
+    assert result.counts.verified == result.counts.sent == 3000
+    assert_exact(result.latency, [DELAY] * 3000)
+    assert_exact(result.uncorrected, [DELAY] * 3000)
+    assert_exact(result.lag, [0] * 3000)
+    assert not result.generator.late
+    assert result.generator.seconds_off_rate == 0
+    assert failures(result) == []
+
+
+def test_a_stall_of_1_s_is_in_the_corrected_latencies_and_hidden_from_the_uncorrected() -> None:
+    stall, end = 3 * SECOND, 4 * SECOND
+
+    def answer(number: int, time: int) -> int:
+        return end if stall <= time < end else time + SERVICE
+
+    result = Simulation(answer, rate=1000, seconds=10).run()
+
+    due = [number * MILLISECOND for number in range(10_000)]
+    answered = served_in_turn(due, [end if stall <= when < end else 0 for when in due])
+    assert_exact(result.latency, [done - when for done, when in zip(answered, due, strict=True)])
+    assert_exact(result.uncorrected, [SERVICE] * 9999 + [SECOND])
+    # A tenth of the messages met the stall; a load that waits for it has sent a single message there.
+    assert result.latency.max == SECOND
+    assert result.latency.value_at(0.99) == pytest.approx(0.9 * SECOND, rel=0.02)
+    assert result.uncorrected.value_at(0.999) == pytest.approx(SERVICE, rel=1e-3)
+    # The wait for a busy connection is no fault of the generator.
+    assert_exact(result.lag, [0] * 10_000)
+    assert not result.generator.late
+
+
+def test_a_generator_that_is_starved_for_300_ms_is_late_and_fails_every_gate() -> None:
+    begin, end = 2 * SECOND, 2 * SECOND + 300 * MILLISECOND
+    result = Simulation(
+        lambda number, time: time + SERVICE, rate=1000, seconds=10, connections=400, starved=(begin, end)
+    ).run()
+
+    due = [number * MILLISECOND for number in range(10_000)]
+    # A reply that comes while the generator is starved is read at the end of that time.
+    lags = [end - when if begin <= when < end else 0 for when in due]
+    assert_exact(result.lag, lags)
+    assert_exact(result.latency, [lag + SERVICE for lag in lags])
+    assert_exact(result.uncorrected, [SERVICE] * 10_000)
+    assert result.lag.value_at(0.99) == pytest.approx(200 * MILLISECOND, rel=0.01)
+    assert result.generator.late
+    assert "the generator was late" in failures(result)
+    assert result.generator.seconds_off_rate == 0
+
+
+def test_a_lag_below_1_percent_of_the_messages_is_not_late() -> None:
+    result = Simulation(
+        lambda number, time: time + SERVICE,
+        rate=1000,
+        seconds=10,
+        connections=400,
+        starved=(SECOND, SECOND + 90 * MILLISECOND),
+    ).run()
+    assert result.lag.max == 90 * MILLISECOND
+    assert not result.generator.late
