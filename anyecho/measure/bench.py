@@ -17,6 +17,7 @@ from anyio import CancelScope, sleep
 from anyecho.address import Address, UDPAddress, UnixAddress, parse_address
 from anyecho.backends import Backend, run
 from anyecho.client.unused import check_options
+from anyecho.errors import unwrap_single
 from anyecho.measure.generator import cores_available, pinned, without_gc
 from anyecho.measure.load_connection import LoadConnection, Traffic
 from anyecho.measure.opening import Opened, open_connections
@@ -128,6 +129,10 @@ class _Run:
         self._start = 0
 
     async def run(self) -> RunResult:
+        with unwrap_single():
+            return await self._run()
+
+    async def _run(self) -> RunResult:
         control = self._control
         async with (
             open_poller() as poller,

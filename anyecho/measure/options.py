@@ -77,8 +77,8 @@ class BenchOptions:
             object.__setattr__(self, "duration", None)
         check_types(self)
         for name in ("connections", "size", "pipeline", "requests"):
-            if (getattr(self, name) or (0 if name != "requests" else 1)) < 1:
-                raise UsageError(f"{name} must be 1 or more, not {getattr(self, name)}", options=(name,))
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UsageError(f"{name} must be 1 or more, not {value}", options=(name,))
         require_positive(self, ("duration", "rate", "connect_rate"))
         if not 0 <= self.warmup < float("inf"):
             raise UsageError(f"warmup must be 0 or more seconds, not {self.warmup}", options=("warmup",))
