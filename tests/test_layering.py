@@ -149,6 +149,7 @@ FOLDERS = {
         "compare",
         "gates",
         "comparison_text",
+        "page",
     ),
     "cli": (
         "default_action",
@@ -166,6 +167,10 @@ FOLDERS = {
         "ping",
         "send",
         "serve",
+        "output_options",
+        "results",
+        "report_run",
+        "report",
         "bench_run",
         "bench",
         "main",
@@ -194,7 +199,16 @@ RESTRICTED = {
 
 #: The names are lazy here; Ctrl-C may come there while the command line is being imported; trustme is an extra;
 #: ctypes is missing from a Python that was built without libffi; rich is slow to import, and needed for help only.
-MAY_IMPORT_LATE = ("cli.bench", "", "__main__", "cli.main", "net.udp.echo", "net.timer", "net.tls.contexts")
+MAY_IMPORT_LATE = (
+    "cli.bench",
+    "cli.report",
+    "",
+    "__main__",
+    "cli.main",
+    "net.udp.echo",
+    "net.timer",
+    "net.tls.contexts",
+)
 
 
 def is_within(name: str, outer: str) -> bool:

@@ -6,14 +6,14 @@ __all__ = ("bench",)
 
 import logging
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from anyecho.cli.environment import Environment
-from anyecho.cli.flags import BackendFlag, file_name
+from anyecho.cli.flags import BackendFlag
 from anyecho.cli.logs import LogOptions, log_to_stderr
+from anyecho.cli.output_options import OutputOptions
 from anyecho.cli.signals import caught_signals
 from anyecho.errors import UsageError
 from anyecho.measure.options import BenchOptions
@@ -25,14 +25,11 @@ def bench(
     address: str,
     /,
     *,
-    json: Annotated[
-        Path | None,
-        Parameter(help="Write the result as JSON to this file; -: standard output.", converter=file_name),
-    ] = None,
     ipv4: Annotated[bool, Parameter(name="-4", help="Use only IPv4.", negative=())] = False,
     ipv6: Annotated[bool, Parameter(name="-6", help="Use only IPv6.", negative=())] = False,
     backend: BackendFlag = "asyncio",
     options: BenchOptions,
+    outputs: OutputOptions,
     log: LogOptions,
     environment: Environment,
 ) -> int:
@@ -42,15 +39,15 @@ def bench(
     asked less often. With --rate, messages are sent when they are due (open loop), and the corrected latency counts
     from the due time. A message without a reply within --timeout is lost; its latency counts as that time.
     Exit status: 0 if every message came back equal, 1 if not, 2 for wrong usage, 3 if there was no connection, 130
-    after Ctrl-C, with the figures so far.
+    after Ctrl-C, with the figures so far, 99 if a condition of --fail-if holds.
     """
     if ipv4 and ipv6:
         raise UsageError("-4 and -6 exclude each other")
 
     # Late: the other verbs need neither histograms nor statistics.
-    from anyecho.cli.bench_run import Outputs, run_and_report
+    from anyecho.cli.bench_run import run_and_report
 
     connect = replace(options.connect, family=4 if ipv4 else 6 if ipv6 else None)
     options = replace(options, connect=connect)
     with log_to_stderr(log), environment.attached_to(logger), caught_signals(handled=1) as signals:
-        return run_and_report(address, options, backend, Outputs(json=json), signals)
+        return run_and_report(address, options, backend, outputs, signals)

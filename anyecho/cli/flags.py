@@ -78,6 +78,8 @@ def file_name(_: type, tokens: Sequence[Token]) -> Path:
     """Convert to a path. Empty, as of ``--file "$UNSET"``, is an error: `Path` takes it for the directory."""
     if not tokens[0].value:
         raise ValueError("it is empty: name a file")
+    if re.match("-.", tokens[0].value):  # an option, where a file called - is allowed
+        raise ValueError(f"the name of a file is missing before {tokens[0].value}")
 
     return Path(tokens[0].value)
 

@@ -18,6 +18,7 @@ from anyecho.cli.environment import Environment
 from anyecho.cli.flags import flattened
 from anyecho.cli.mistakes import describe
 from anyecho.cli.ping import ping
+from anyecho.cli.report import report
 from anyecho.cli.send import send
 from anyecho.cli.serve import serve
 from anyecho.cli.streams import open_standard_streams, print_error, unbuffered_stdout
@@ -58,6 +59,7 @@ app.command(flattened(serve, environment))
 app.command(flattened(send, environment))
 app.command(flattened(bench, environment))
 app.command(flattened(ping, environment))
+app.command(flattened(report, environment))
 app.register_install_completion_command(help="Install completion for this shell (bash, zsh or fish), and exit.")
 
 

@@ -48,7 +48,7 @@ def checks(run: RunResult) -> list[Check]:
 
 
 def failures(run: RunResult) -> list[str]:
-    """Return why `run` passes no gate, whatever its figures are: it is late, interrupted, saturated or failed."""
+    """Return why `run` passes no gate, whatever its figures are. Lost messages are in the figures."""
     reasons = []
     if run.generator.late:
         reasons.append("the generator was late")
@@ -56,8 +56,10 @@ def failures(run: RunResult) -> list[str]:
         reasons.append("the run was saturated")
     if run.interrupted:
         reasons.append("the run was interrupted")
-    if run.error and not run.interrupted:
-        reasons.append(f"the run failed ({run.error})")
+    if run.counts.connect_failed:
+        reasons.append(f"{run.counts.connect_failed} connections failed")
+    if run.counts.wrong:
+        reasons.append("a reply was wrong")
     if not run.counts.verified:
         reasons.append("no reply was verified")
 
@@ -140,6 +142,6 @@ def _of_the_end(run: RunResult) -> Iterator[Check]:
     if run.interrupted or run.error:
         partial = "interrupted; the figures are of a part of the run" if run.interrupted else ""
         reason = run.error if run.error != "interrupted" else ""
-        yield Check("end", "; ".join(filter(None, (reason, partial))), doubt=True)
+        yield Check("error" if reason else "end", "; ".join(filter(None, (reason, partial))), doubt=True)
     for note in run.notes:
         yield Check("note", note)

@@ -35,7 +35,9 @@ def interval_text(interval: Interval) -> str:
 
 def _metric_line(row: Row) -> str:
     one, other = (row.metric.show(median(each)) if each else "-" for each in (row.baseline, row.changed))
-    ratio, interval = (f"{row.ratio.estimate:.3f}", interval_text(row.ratio)) if row.ratio else ("-", "-")
+    ratio = f"{row.ratio.estimate:.3f}" if row.ratio else "-"
+    # The resamples of a few runs are few: their interval would be too narrow.
+    interval = interval_text(row.ratio) if row.ratio and row.p is not None else "-"
     p = "-" if row.p is None else f"{row.p:.3f}" if row.p >= 0.0005 else "<0.001"
     return _row(row.metric.name, one, other, ratio, interval, p, row.verdict)
 
@@ -47,4 +49,5 @@ def _row(name: str, one: str, other: str, ratio: str, interval: str, p: str, ver
 def _doubts(group: Group) -> Iterator[str]:
     reasons = [reason for run in group.runs for reason in failures(run)]
     for reason in dict.fromkeys(reasons):
-        yield f"! {group.name}: {reason} in {reasons.count(reason)} of {len(group.runs)} runs"
+        count = f" in {reasons.count(reason)} of {len(group.runs)} runs" if len(group.runs) > 1 else ""
+        yield f"! {group.name}: {reason}{count}"

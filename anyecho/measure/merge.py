@@ -63,7 +63,7 @@ def merge_runs(runs: Sequence[RunResult]) -> RunResult:
         steadiness=runs[0].steadiness if len(runs) == 1 else Steadiness(),
         server_cpu_per_echo=runs[0].server_cpu_per_echo if len(runs) == 1 else None,
         round=runs[0].round,
-        interrupted=any(run.interrupted for run in runs),
+        interrupted=bool(missing) or any(run.interrupted for run in runs),
         saturated=any(run.saturated for run in runs),
         error="; ".join(dict.fromkeys(filter(None, [*(run.error for run in runs), absent * bool(missing)]))),
         notes=tuple(dict.fromkeys(note for run in runs for note in run.notes)),

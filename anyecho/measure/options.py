@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("BenchOptions",)
+__all__ = ("PERCENTILES", "BenchOptions", "format_percentiles", "parse_percentiles")
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,20 +14,28 @@ from anyecho.options import documented, option
 from anyecho.units import Rate, Seconds, Size
 from anyecho.validation import check_types, require_positive
 
+#: The percentiles of a table, in percent.
+PERCENTILES = (50.0, 90.0, 99.0, 99.9, 99.99)
+
 
 class _Token(Protocol):
     value: str
 
 
-def _parse_percentiles(_: type, tokens: Sequence[_Token]) -> tuple[float, ...]:
+def parse_percentiles(_: type, tokens: Sequence[_Token]) -> tuple[float, ...]:
     parts = [part for token in tokens for part in token.value.split(",")]
     try:
-        return tuple(float(part) for part in parts)
+        percentiles = tuple(float(part) for part in parts)
     except ValueError:
         raise ValueError("write numbers like 50,99.9") from None
+    for each in percentiles:
+        if not 0 < each < 100:
+            raise ValueError(f"{each:g} is not above 0 and below 100")
+
+    return percentiles
 
 
-def _format_percentiles(percentiles: Sequence[float]) -> str:
+def format_percentiles(percentiles: Sequence[float]) -> str:
     return ",".join(f"{each:g}" for each in percentiles)
 
 
@@ -58,11 +66,11 @@ class BenchOptions:
     warmup: Seconds = option(1.0, "Load before the measurement, in no figure.")
     connect_rate: Rate | None = option(1000.0, "Connections opened per second, before the load.")
     percentiles: tuple[float, ...] = option(
-        (50.0, 90.0, 99.0, 99.9, 99.99),
+        PERCENTILES,
         "Percentiles to print, like 50,99.9.",
         metavar="LIST",
-        converter=_parse_percentiles,
-        show_default=_format_percentiles,
+        converter=parse_percentiles,
+        show_default=format_percentiles,
     )
     cpu: str | None = option(None, "Run the load on these cores only, like 1 or 0,2-3.", metavar="CORES")
     seed: int = option(0, "Seed of the payload and of random gaps.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 __all__ = (
-    "PERCENTILES",
     "describe_load",
     "document_lines",
     "labels",
@@ -17,11 +16,10 @@ from collections.abc import Iterator, Sequence
 
 from anyecho.measure.checks import checks, duration_text, rate_text
 from anyecho.measure.histogram import Histogram
+from anyecho.measure.options import PERCENTILES
 from anyecho.measure.result import Document, Load, RunResult
 from anyecho.units import format_duration, format_rate, format_size
 
-#: The percentiles of a table, in percent.
-PERCENTILES = (50.0, 90.0, 99.0, 99.9, 99.99)
 #: A duration below so many steps of the clock is not printed.
 _STEPS = 20
 _DESCRIBED = (

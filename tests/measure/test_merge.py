@@ -59,7 +59,8 @@ def test_medians_of_seconds_and_steadiness_of_shards_are_dropped() -> None:
     [((0, 2), "of 3 shards, one is missing: 2"), ((1,), "of 3 shards, these are missing: 1, 3")],
 )
 def test_a_missing_shard_is_an_error_of_the_merged_run(present: tuple[int, ...], error: str) -> None:
-    assert merge_runs([part(index, 3) for index in present]).error == error
+    merged = merge_runs([part(index, 3) for index in present])
+    assert (merged.error, merged.interrupted) == (error, True)
 
 
 def test_generators_without_shards_add_their_rates() -> None:

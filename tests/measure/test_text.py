@@ -94,7 +94,8 @@ def test_a_good_run_has_no_doubt_and_no_failure() -> None:
         (DOUBTFUL["lag"], "the generator was late"),
         (DOUBTFUL["saturated"], "the run was saturated"),
         (DOUBTFUL["end"], "the run was interrupted"),
-        (result(error="connection refused"), "the run failed (connection refused)"),
+        (result(counts=Counts(sent=2, verified=1, wrong=1, lost=0)), "a reply was wrong"),
+        (result(counts=replace(result().counts, connect_failed=1)), "1 connections failed"),
         (result(counts=Counts(sent=1, verified=0, wrong=0, lost=1)), "no reply was verified"),
     ],
 )

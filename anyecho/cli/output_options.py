@@ -1,0 +1,53 @@
+"""Where the verbs bench and report write results, and the conditions under which they fail."""
+
+from __future__ import annotations
+
+__all__ = ("STDOUT", "OutputOptions")
+
+import os
+from collections import Counter
+from dataclasses import dataclass
+
+from anyecho.errors import UsageError
+from anyecho.options import documented, option
+from anyecho.validation import FilePath, check_types
+
+#: The name of a file that means standard output.
+STDOUT = "-"
+
+
+@documented
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """Files for a result, each beside the text on standard output.
+
+    Raises:
+        UsageError: a value has the wrong type, or two outputs are the same file.
+    """
+
+    json: FilePath | None = option(
+        None,
+        "Write the result as JSON to this file; -: standard output, without text.",
+        allow_leading_hyphen=True,
+    )
+    hdr: FilePath | None = option(
+        None,
+        "Write an HdrHistogram interval log to this file; if its name ends in .hgrm, a percentile distribution.",
+        allow_leading_hyphen=True,
+    )
+    html: FilePath | None = option(None, "Write a page with charts to this file.", allow_leading_hyphen=True)
+    fail_if: tuple[str, ...] = option(
+        (), "Exit with 99 if this holds, like 'p99>5ms', 'lost>0' or against a baseline 'p99>+5%'; repeatable."
+    )
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        names = Counter(os.fspath(each) for each in (self.json, self.hdr, self.html) if each is not None)
+        for name, count in names.items():
+            if count > 1:
+                raise UsageError(f"two outputs have the same file: {name}")
+
+    @property
+    def stdout_is_taken(self) -> bool:
+        """Whether a file is standard output, so that no text is printed there."""
+        return any(each is not None and os.fspath(each) == STDOUT for each in (self.json, self.hdr, self.html))

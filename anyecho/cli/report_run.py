@@ -1,0 +1,91 @@
+"""Read result files, and print, merge or compare them."""
+
+from __future__ import annotations
+
+__all__ = ("read_document", "run_report")
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+from anyecho.cli.output_options import STDOUT, OutputOptions
+from anyecho.cli.results import deliver, parsed_gates
+from anyecho.errors import UsageError
+from anyecho.measure.compare import Comparison, Group, compare, groups, matched
+from anyecho.measure.comparison_text import comparison_lines
+from anyecho.measure.merge import merge_documents
+from anyecho.measure.page import page
+from anyecho.measure.result import Document
+from anyecho.measure.text import document_lines
+
+
+def run_report(files: Sequence[str], outputs: OutputOptions, percentiles: Sequence[float], *, merge: bool) -> int:
+    """Print the files, or their merge or comparison; write the outputs; return the exit status."""
+    parsed_gates(outputs, has_baseline=len(files) > 1 and not merge)
+    documents = [read_document(each) for each in files]
+    if merge:
+        documents = [merge_documents(documents)]
+        files = ["merged"]
+    if len(documents) == 1:
+        [document] = documents
+        comparisons = _within(document)
+        lines = document_lines(document, percentiles)
+    else:
+        if outputs.json is not None or outputs.hdr is not None:
+            raise UsageError("json and hdr take one result: give one file, or --merge", options=("json", "hdr"))
+        comparisons = _with_first(files, documents)
+        # The gates are about the files after the baseline.
+        document = replace(documents[-1], runs=tuple(run for each in documents[1:] for run in each.runs))
+        lines = []
+
+    for each in comparisons:
+        lines += [*comparison_lines(each)]
+    named = [*zip(files, documents, strict=True)]
+    return deliver(
+        document,
+        outputs,
+        lines,
+        name=files[-1] if len(files) <= 2 else "",
+        comparisons=comparisons,
+        page=lambda: page(named, comparisons),
+    )
+
+
+def read_document(name: str) -> Document:
+    """Return the document in the file `name`; ``-`` is standard input. Raises `UsageError`."""
+    try:
+        if name == STDOUT:
+            return Document.from_json(sys.stdin.buffer.read(), "standard input")
+        with open(name, "rb") as file:
+            return Document.from_json(file.read(), name)
+    except OSError as exc:
+        raise UsageError(f"cannot read {name}: {exc.strerror}") from exc
+
+
+def _with_first(files: Sequence[str], documents: Sequence[Document]) -> list[Comparison]:
+    baseline = _named(files[0], documents[0])
+    return [
+        compare(one, other)
+        for name, document in zip(files[1:], documents[1:], strict=True)
+        for one, other in matched(baseline, _named(name, document))
+    ]
+
+
+def _named(file: str, document: Document) -> list[Group]:
+    """Return the groups of `document`, by the name of its file unless there are several."""
+    found = groups(document)
+    return [replace(found[0], name=file)] if len(found) == 1 else found
+
+
+def _within(document: Document) -> list[Comparison]:
+    """Compare the servers of one document that were measured in the same rounds with the first of them."""
+    found = groups(document)
+    if not found or found[0].rounds is None:
+        return []
+
+    first, *rest = found
+
+    def same(group: Group) -> object:
+        return replace(group.load, address="", server_backend="", server_engine="")
+
+    return [compare(first, each) for each in rest if same(each) == same(first) and each.rounds is not None]

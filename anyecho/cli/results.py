@@ -1,0 +1,130 @@
+"""Print results, write their files, apply gates: what the verbs bench and report share."""
+
+from __future__ import annotations
+
+__all__ = ("GATE_FAILED", "deliver", "parsed_gates", "print_lines", "write_file")
+
+import os
+import stat
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from anyecho.cli.output_options import STDOUT, OutputOptions
+from anyecho.cli.streams import print_error
+from anyecho.errors import LocalError, UsageError
+from anyecho.measure.compare import Comparison, groups
+from anyecho.measure.gates import Gate, broken_gates, parse_gate
+from anyecho.measure.hdr_text import interval_log, percentile_distribution
+from anyecho.measure.merge import merge_runs
+from anyecho.measure.result import Document
+from anyecho.net.descriptors import write_all
+
+#: Exit status if a condition of --fail-if holds.
+GATE_FAILED = 99
+
+
+def parsed_gates(outputs: OutputOptions, *, has_baseline: bool) -> list[Gate]:
+    """Return the gates of --fail-if. Raises `UsageError` for a wrong one, and for one that lacks its baseline."""
+    gates = [parse_gate(text) for text in outputs.fail_if]
+    for gate in gates:
+        if gate.relative and not has_baseline:
+            raise UsageError(
+                f"fail_if {gate.text!r} needs a baseline: anyecho report BASELINE FILE", options=("fail_if",)
+            )
+
+    return gates
+
+
+def deliver(
+    document: Document,
+    outputs: OutputOptions,
+    lines: Sequence[str],
+    *,
+    name: str = "",
+    comparisons: Sequence[Comparison] = (),
+    page: Callable[[], str] | None = None,
+) -> int:
+    """Print `lines`, write the files of `document`, apply the gates; return the exit status, 0 or 99.
+
+    All outputs are tried, so that one that fails loses no figure in the others; then `LocalError` is raised.
+    """
+    gates = parsed_gates(outputs, has_baseline=bool(comparisons))
+    jobs: list[Callable[[], None]] = []
+    if not outputs.stdout_is_taken:
+        jobs.append(partial(print_lines, lines))
+    if outputs.json is not None:
+        jobs.append(partial(write_file, outputs.json, document.to_json()))
+    if outputs.hdr is not None:
+        jobs.append(partial(write_file, outputs.hdr, hdr_text(document, outputs.hdr)))
+    if outputs.html is not None and page is not None:
+        jobs.append(partial(write_file, outputs.html, page()))
+    failures = []
+    for job in jobs:
+        try:
+            job()
+        except LocalError as exc:
+            failures.append(exc)
+    if failures:
+        raise failures[0]
+
+    broken = broken_gates(gates, groups(document, name), comparisons)
+    for line in broken:
+        print_error(f"failed: {line}")
+
+    return GATE_FAILED if broken else 0
+
+
+def hdr_text(document: Document, path: str | os.PathLike[str]) -> str:
+    """Return the text of --hdr, in the form that the name of the file asks for."""
+    if os.fspath(path).endswith(".hgrm"):
+        lines = percentile_distribution(merge_runs(document.runs).latency)
+    else:
+        lines = interval_log(document.runs)
+
+    return "".join(f"{line}\n" for line in lines)
+
+
+def print_lines(lines: Sequence[str]) -> None:
+    """Write `lines` to standard output. Raises `LocalError`."""
+    _write_stdout("".join(f"{line}\n" for line in lines))
+
+
+def write_file(path: str | os.PathLike[str], text: str) -> None:
+    """Write `text` to `path` completely, or leave the file there as it was. Raises `LocalError`.
+
+    ``-`` is standard output. A device or a FIFO is written to directly.
+    """
+    if os.fspath(path) == STDOUT:
+        _write_stdout(text)
+        return
+
+    target = Path(os.path.realpath(path))
+    try:
+        if target.exists() and not stat.S_ISREG(target.stat().st_mode):
+            target.write_text(text, encoding="utf-8")
+        else:
+            _replace(target, text)
+    except OSError as exc:
+        raise LocalError(f"cannot write {os.fspath(path)}: {exc.strerror}") from exc
+
+
+def _replace(target: Path, text: str) -> None:
+    temporary = target.with_name(f".{target.name[:200]}.{os.getpid()}")
+    try:
+        with temporary.open("x", encoding="utf-8") as file:
+            file.write(text)
+            with suppress(FileNotFoundError):
+                os.fchmod(file.fileno(), stat.S_IMODE(target.stat().st_mode))
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _write_stdout(text: str) -> None:
+    try:
+        write_all(1, text.encode(errors="backslashreplace"))
+    except OSError as exc:
+        raise LocalError(f"cannot write to standard output: {exc.strerror}") from exc
