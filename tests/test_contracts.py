@@ -21,6 +21,8 @@ from anyecho import backends
 from anyecho.client.options import LoadOptions
 from anyecho.errors import unwrap_single
 from anyecho.measure.load import Load, open_load
+from anyecho.measure.ping import Ping
+from anyecho.measure.ping_options import PingOptions
 from anyecho.net.poller import Fallback, has_epoll
 from anyecho.net.tls.contexts import Certificates
 from tests.net.pairs import raw_pair, reset, stream_over
@@ -35,7 +37,7 @@ CONTRACTS: list[Any] = [
     *(each for each in EXPORTED if is_dataclass(each) and hasattr(each, "__post_init__")),
     *(each for name, each in vars(anyecho.Client).items() if not name.startswith("_")),
     *(each for name, each in vars(anyecho.Server).items() if not name.startswith("_")),
-    *(Certificates.reload, LoadOptions, open_load, Load.run, Load.aclose),
+    *(Certificates.reload, LoadOptions, open_load, Load.run, Load.aclose, Ping, Ping.run, PingOptions),
 ]
 
 
@@ -272,6 +274,15 @@ TABLE: dict[Any, Provocations] = {
     anyecho.SocketOptions: {anyecho.UsageError: lambda _: anyecho.SocketOptions(sndbuf=-1)},
     anyecho.TLSServerOptions: {anyecho.UsageError: lambda _: anyecho.TLSServerOptions(ssl_certfile="")},
     anyecho.TLSClientOptions: {anyecho.UsageError: lambda _: anyecho.TLSClientOptions(cacert="")},
+    Ping: {
+        anyecho.AddressError: lambda _: Ping("nonsense"),
+        anyecho.UsageError: lambda _: Ping("udp://localhost:1", PingOptions(connect=True)),
+    },
+    Ping.run: {
+        anyecho.ConnectError: lambda _: Ping(f"unix:{ABSENT}").run(),
+        anyecho.CertificateError: lambda _: Ping("tls://localhost:1", PingOptions(tls=UNTRUSTED.tls)).run(),
+    },
+    PingOptions: {anyecho.UsageError: lambda _: PingOptions(count=0)},
     LoadOptions: {anyecho.UsageError: lambda _: LoadOptions(size=0)},
 }
 

@@ -164,6 +164,7 @@ FOLDERS = {
         "mistakes",
         "output",
         "ping_lines",
+        "ping_run",
         "ping",
         "send",
         "serve",
@@ -202,6 +203,7 @@ RESTRICTED = {
 MAY_IMPORT_LATE = (
     "cli.bench",
     "cli.report",
+    "cli.ping",
     "",
     "__main__",
     "cli.main",

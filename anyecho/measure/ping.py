@@ -138,15 +138,14 @@ class Ping:
 
     def _is_all_sent(self) -> bool:
         """Whether `count` probes are sent. With a deadline, `count` is a number of replies, as in ping(8)."""
-        options = self.options
-        return options.deadline is None and self.probes.counts.transmitted >= or_infinite(options.count)
+        counts, count = self.probes.counts, or_infinite(self.options.count)
+        if self.options.deadline is None:
+            return counts.transmitted >= count
+
+        return counts.received + counts.errors >= count
 
     def _is_complete(self) -> bool:
-        counts = self.probes.counts
-        if self.options.deadline is None:
-            return self._is_all_sent() and not counts.outstanding
-
-        return counts.received + counts.errors >= or_infinite(self.options.count)
+        return self._is_all_sent() and (self.options.deadline is not None or not self.probes.outstanding)
 
     async def _expire(self) -> None:
         while True:

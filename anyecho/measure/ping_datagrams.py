@@ -108,7 +108,7 @@ class DatagramPing:
 
     async def _fail(self, stream: DatagramStream, exc: BrokenResourceError) -> bool:
         """Resend to the next endpoint of the address, or return false: the oldest outstanding probe is lost."""
-        outstanding = [each for each in self._probes.outstanding.values() if each.sent_at]
+        outstanding = [each for each in self._probes.outstanding.values() if each.is_sent]
         before = [each.sent_at for each in outstanding]
         for probe in outstanding:
             self._probes.sent(probe)

@@ -165,7 +165,7 @@ class ConnectionPing:
         self._connect = connect
         self._probes = probes
         self._tasks = tasks
-        self._has_connected = False
+        self._has_connected = self._has_received = False
 
     async def send(self, probe: Probe) -> None:
         """Start a connection for `probe`. `ConnectError` is raised in the task group if the first is refused."""
@@ -198,11 +198,14 @@ class ConnectionPing:
                     last = probes.clock()
                     await client.exchange(probe.payload)
                     now = probes.clock()
+                    self._has_received = True
                     probes.reply(probe, now, steps | {"echo": now - last})
             except EchoMismatch as exc:
                 probes.wrong(probe, str(exc))
             except ConnectError as exc:
-                if not (self._has_connected or is_timeout(exc)):
+                # Over TLS 1.3 a server refuses the client's certificate after the handshake.
+                is_first = not (self._has_received if "connect" in steps else self._has_connected)
+                if is_first and not is_timeout(exc):
                     raise
                 probes.fail([probe], str(exc), error=not is_timeout(exc))
             except EchoError as exc:

@@ -26,8 +26,9 @@ class Probe:
 
     number: int
     payload: bytes
-    #: Before its send(2); 0 until then.
+    #: The time before its send(2); 0 until `is_sent`.
     sent_at: int = 0
+    is_sent: bool = False
     outstanding: bool = True
     answered: bool = False
 
@@ -126,7 +127,8 @@ class Probes:
         #: Exponentially weighted moving average of the latencies.
         self.ewma = 0.0
         self._newest = 0
-        self._began_at = self._changed_at = 0
+        self._began_at: int | None = None
+        self._changed_at = 0
 
     def begin(self) -> Probe:
         """Return the next probe. It counts as transmitted; its timeout begins with `sent`."""
@@ -137,11 +139,13 @@ class Probes:
         self.outstanding[number] = probe
         self.counts.outstanding += 1
         self._changed_at = self.clock()
-        self._began_at = self._began_at or self._changed_at
+        if self._began_at is None:
+            self._began_at = self._changed_at
         return probe
 
     def sent(self, probe: Probe) -> None:
         """Take the time; call it directly before send(2)."""
+        probe.is_sent = True
         probe.sent_at = self.clock()
 
     def reply(self, probe: Probe, now: int, steps: Mapping[str, int] | None = None) -> None:
@@ -195,7 +199,7 @@ class Probes:
     def next_expiry(self) -> float | None:
         """When the oldest outstanding probe is lost; None if none was sent. Probes are sent in order."""
         oldest = next(iter(self.outstanding.values()), None)
-        return oldest.sent_at + self.timeout if oldest is not None and oldest.sent_at else None
+        return oldest.sent_at + self.timeout if oldest is not None and oldest.is_sent else None
 
     def expire(self, now: int) -> None:
         """Count as lost each probe whose timeout has ended before `now`."""
@@ -208,7 +212,7 @@ class Probes:
     @property
     def duration(self) -> int:
         """Nanoseconds from the first probe to the last event."""
-        return self._changed_at - self._began_at
+        return 0 if self._began_at is None else self._changed_at - self._began_at
 
     def _settle(self, probe: Probe) -> None:
         del self.outstanding[probe.number]

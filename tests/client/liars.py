@@ -1,13 +1,17 @@
-"""Behaviours of servers that do not echo correctly."""
+"""Servers that do not echo correctly, and their behaviours."""
 
 from __future__ import annotations
 
-__all__ = ("Behaviour", "corrupting", "quitting")
+__all__ = ("Behaviour", "corrupting", "listening", "quitting")
 
-from collections.abc import Awaitable, Callable
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import TypeAlias
 
-from anyio.abc import ByteStream
+import anyio
+from anyio import BrokenResourceError, EndOfStream, create_task_group, fail_after
+from anyio.abc import ByteStream, SocketAttribute
 
 #: Handles one stream of a server, which closes it afterwards.
 Behaviour: TypeAlias = Callable[[ByteStream], Awaitable[None]]
@@ -36,3 +40,25 @@ def quitting(kept: int) -> Behaviour:
         await stream.send((await stream.receive())[:kept])
 
     return quit_early
+
+
+@asynccontextmanager
+async def listening(behaviour: Behaviour, *, rcvbuf: int = 0) -> AsyncIterator[str]:
+    """Yield the address of an anyio server that runs `behaviour` on each connection and closes it."""
+
+    async def behave(stream: ByteStream) -> None:
+        with suppress(BrokenResourceError, EndOfStream):  # the client may close first
+            async with stream:
+                await behaviour(stream)
+
+    with fail_after(20):
+        async with (
+            await anyio.create_tcp_listener(local_host="127.0.0.1") as listener,
+            create_task_group() as tasks,
+        ):
+            if rcvbuf:
+                sock = listener.extra(SocketAttribute.raw_socket)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
+            tasks.start_soon(listener.serve, behave)
+            yield f"127.0.0.1:{listener.extra(SocketAttribute.local_port)}"
+            tasks.cancel_scope.cancel()

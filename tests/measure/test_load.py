@@ -5,17 +5,13 @@ from __future__ import annotations
 import socket
 import struct
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
 from typing import Any, Literal
 
 import anyio
 import pytest
 from anyio import (
-    BrokenResourceError,
     BusyResourceError,
     ClosedResourceError,
-    EndOfStream,
     create_task_group,
     fail_after,
     move_on_after,
@@ -31,35 +27,13 @@ from anyecho.net.poller import Fallback, Poller
 from anyecho.net.sockets import SocketOptions
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
-from tests.client.liars import Behaviour, corrupting, quitting
+from tests.client.liars import corrupting, listening, quitting
 from tests.support.peers import SOON, until
 from tests.support.process import descriptors
 
 MIB = 1 << 20
 #: Buffers so small that a MiB is never sent in one piece.
 TINY = SocketOptions(sndbuf=8192, rcvbuf=8192)
-
-
-@asynccontextmanager
-async def listening(behaviour: Behaviour, *, rcvbuf: int = 0) -> AsyncIterator[str]:
-    """Yield the address of an anyio server that runs `behaviour` on each connection and closes it."""
-
-    async def behave(stream: ByteStream) -> None:
-        with suppress(BrokenResourceError, EndOfStream):  # the load may close first
-            async with stream:
-                await behaviour(stream)
-
-    with fail_after(20):
-        async with (
-            await anyio.create_tcp_listener(local_host="127.0.0.1") as listener,
-            create_task_group() as tasks,
-        ):
-            if rcvbuf:
-                sock = listener.extra(SocketAttribute.raw_socket)
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
-            tasks.start_soon(listener.serve, behave)
-            yield f"127.0.0.1:{listener.extra(SocketAttribute.local_port)}"
-            tasks.cancel_scope.cancel()
 
 
 def options(*, connections: int = 1, size: int = 8) -> LoadOptions:
