@@ -7,7 +7,6 @@ __all__ = ("Client", "connect", "connect_checked")
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING
 
 from anyio import BrokenResourceError, BusyResourceError, ClosedResourceError
 from anyio.abc import AsyncResource, ByteStream
@@ -25,9 +24,6 @@ from anyecho.net.connect import ConnectStep, connect_stream
 from anyecho.net.udp.stream import DatagramStream, connect_datagrams
 from anyecho.units import format_duration, or_infinite
 from anyecho.validation import check_kind
-
-if TYPE_CHECKING:
-    from anyecho.net.poller import Fallback, Poller
 
 logger = logging.getLogger("anyecho.client")
 
@@ -54,14 +50,11 @@ async def connect(address: str | Address, *, options: ConnectOptions | None = No
 
 
 async def connect_checked(
-    address: Address,
-    options: ConnectOptions,
-    poller: Poller | Fallback | None = None,
-    on_step: Callable[[ConnectStep], object] | None = None,
+    address: Address, options: ConnectOptions, on_step: Callable[[ConnectStep], object] | None = None
 ) -> Client:
     """Like `connect`, without checking `options` against `address`.
 
-    `poller` reports readiness (None: the loop); `on_step` is called after each step of connecting a stream.
+    `on_step` is called after each step of connecting a stream.
     """
     logger.debug("connecting to %s", _describe(address))
     if isinstance(address, TCPAddress | UDPAddress) and address.port == 0:
@@ -69,7 +62,7 @@ async def connect_checked(
 
     limit = min(or_infinite(options.timeout), or_infinite(options.deadline))
     try:
-        stream = await run_within(limit, _connect_stream, address, options, poller, on_step)
+        stream = await run_within(limit, _connect_stream, address, options, on_step)
     except TimeoutError as exc:
         raise ConnectError(f"cannot connect to {address}: no answer within {format_duration(limit)}") from exc
 
@@ -77,20 +70,16 @@ async def connect_checked(
 
 
 async def _connect_stream(
-    address: Address,
-    options: ConnectOptions,
-    poller: Poller | Fallback | None,
-    on_step: Callable[[ConnectStep], object] | None,
+    address: Address, options: ConnectOptions, on_step: Callable[[ConnectStep], object] | None
 ) -> ByteStream | DatagramStream:
     if isinstance(address, UDPAddress):
-        return await connect_datagrams(address, family=options.family, options=options.socket, poller=poller)
+        return await connect_datagrams(address, family=options.family, options=options.socket)
 
     return await connect_stream(
         address,
         family=options.family,
         options=options.socket,
         tls=options.tls,
-        poller=poller,
         proxy_header=options.proxy_header,
         on_step=on_step,
     )

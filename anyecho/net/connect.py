@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("CARRIERS", "ConnectStep", "IPVersion", "connect_stream")
+__all__ = ("CARRIERS", "ConnectStep", "connect_stream")
 
 import errno
 import os
@@ -17,7 +17,7 @@ from anyecho.address import Address, FDAddress, TCPAddress, UDPAddress, UnixAddr
 from anyecho.errors import ConnectError, unwrap_single
 from anyecho.net.poller import Fallback, Poller
 from anyecho.net.proxy.header import encode_header
-from anyecho.net.resolve import Endpoint, most_telling, resolve
+from anyecho.net.resolve import Endpoint, IPVersion, connect_errors, most_telling, resolve
 from anyecho.net.sockets import SocketOptions
 from anyecho.net.stream import PolledStream
 from anyecho.net.tls.connect import client_session, secure
@@ -27,12 +27,8 @@ from anyecho.net.tls.contexts import TLSClientOptions
 _ATTEMPT_DELAY = 0.25
 #: Seconds between attempts to connect to a Unix socket with a full accept backlog.
 _BACKLOG_DELAY = 0.01
-#: The version of IP that an address is restricted to.
-IPVersion: TypeAlias = Literal[4, 6]
 #: "begun" is after the files of TLS are read. An address without a name or TLS has no "resolved" or "secured".
 ConnectStep: TypeAlias = Literal["begun", "resolved", "connected", "secured"]
-
-_FAMILIES = {None: socket.AF_UNSPEC, 4: socket.AF_INET, 6: socket.AF_INET6}
 
 
 async def connect_stream(
@@ -61,16 +57,12 @@ async def connect_stream(
     reached = on_step or _ignore
     records = client_session(address, tls or TLSClientOptions()) if address.tls else None
     reached("begun")
-    try:
+    with connect_errors(address):
         endpoints = await CARRIERS[type(address)](address, family)
         if isinstance(address, TCPAddress):
             reached("resolved")
         stream = await _race(endpoints, options, poller or Fallback())
         reached("connected")
-    except socket.gaierror as exc:
-        raise ConnectError(f"cannot connect to {address}: no such host ({exc.strerror})") from exc
-    except (OSError, UnicodeError) as exc:
-        raise ConnectError(f"cannot connect to {address}: {getattr(exc, 'strerror', exc)}") from exc
 
     if proxy_header != "off":
         await _send_proxy_header(stream, proxy_header, address)
@@ -87,7 +79,7 @@ def _ignore(_: ConnectStep) -> None:
 
 
 async def _tcp_endpoints(address: TCPAddress, family: IPVersion | None) -> Sequence[Endpoint]:
-    return _interleave(await resolve(address.host or "localhost", address.port, family=_FAMILIES[family]))
+    return _interleave(await resolve(address.host or "localhost", address.port, version=family))
 
 
 async def _unix_endpoints(address: UnixAddress, family: IPVersion | None) -> Sequence[Endpoint]:

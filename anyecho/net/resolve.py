@@ -5,23 +5,29 @@ This module opens no sockets. Name look-ups run in threads with a limit of their
 
 from __future__ import annotations
 
-__all__ = ("Endpoint", "look_up_limiter", "most_telling", "resolve")
+__all__ = ("Endpoint", "IPVersion", "connect_errors", "look_up_limiter", "most_telling", "resolve")
 
 import errno
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from ipaddress import IPv6Address
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from anyio import CapacityLimiter
 from anyio.lowlevel import RunVar
 
+from anyecho.address import Address
+from anyecho.errors import ConnectError
 from anyecho.net.names import host_name, unmapped
 from anyecho.net.threads import run_in_thread
 
 #: (family, socket address), ready for bind(2) or connect(2).
 Endpoint: TypeAlias = tuple[socket.AddressFamily, Any]
+#: The version of IP that a host is restricted to.
+IPVersion: TypeAlias = Literal[4, 6]
+_FAMILIES = {None: socket.AF_UNSPEC, 4: socket.AF_INET, 6: socket.AF_INET6}
 
 #: Maximum threads that look up names. Dead name servers keep an abandoned thread for up to 30 s (resolv.conf(5):
 #: 3 servers, 2 attempts of 5 s), so 128 suffice for a caller that gives up and retries four times a second.
@@ -37,7 +43,7 @@ _LOCAL_ERRORS = frozenset(
 _NO_ANSWER_ERRORS = frozenset({errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ETIMEDOUT})
 
 
-async def resolve(host: str, port: int, *, family: int = socket.AF_UNSPEC) -> list[Endpoint]:
+async def resolve(host: str, port: int, *, version: IPVersion | None = None) -> list[Endpoint]:
     """Return the stream endpoints of `host` without duplicates, in the order of preference of RFC 6724.
 
     Raises `socket.gaierror`, and `NoThreadError` if no thread can be started for the look-up.
@@ -47,6 +53,7 @@ async def resolve(host: str, port: int, *, family: int = socket.AF_UNSPEC) -> li
     `localhost` and `localhost.` mean both loopback addresses (RFC 6761), regardless of the hosts file. IPv4-mapped
     addresses become IPv4. Other names are looked up in a thread, which is abandoned when the call is cancelled.
     """
+    family = _FAMILIES[version]
     if host_name(host).lower() == "localhost":
         loopback: list[Endpoint] = [
             (socket.AF_INET6, ("::1", port, 0, 0)),
@@ -117,3 +124,14 @@ def _rank(failure: OSError) -> int:
         return 2
 
     return 1 if failure.errno in _NO_ANSWER_ERRORS else 0
+
+
+@contextmanager
+def connect_errors(address: Address) -> Iterator[None]:
+    """Raise the errors of a look-up and of a connection attempt in the block as `ConnectError`."""
+    try:
+        yield
+    except socket.gaierror as exc:
+        raise ConnectError(f"cannot connect to {address}: no such host ({exc.strerror})") from exc
+    except (OSError, UnicodeError) as exc:
+        raise ConnectError(f"cannot connect to {address}: {getattr(exc, 'strerror', exc)}") from exc

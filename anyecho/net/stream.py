@@ -11,7 +11,7 @@ It must not know what reports readiness to it, how the socket was connected or a
 
 from __future__ import annotations
 
-__all__ = ("PolledStream",)
+__all__ = ("PolledStream", "attributes_of")
 
 import socket
 from collections.abc import Callable, Mapping
@@ -217,23 +217,27 @@ class PolledStream(ByteStream):
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
-        sock = self._sock
-        attributes: dict[Any, Callable[[], Any]] = {
-            SocketAttribute.family: lambda: sock.family,
-            SocketAttribute.raw_socket: lambda: sock,
-        }
-        # After a reset getpeername(2) fails, after a close getsockname(2): then the attribute is missing.
-        with suppress(OSError):
-            local = sock.getsockname()
-            attributes[SocketAttribute.local_address] = lambda: _host_port(local)
-            if sock.family != socket.AF_UNIX:
-                attributes[SocketAttribute.local_port] = lambda: local[1]
-            remote = sock.getpeername()
-            attributes[SocketAttribute.remote_address] = lambda: _host_port(remote)
-            if sock.family != socket.AF_UNIX:
-                attributes[SocketAttribute.remote_port] = lambda: remote[1]
+        return attributes_of(self._sock)
 
-        return attributes
+
+def attributes_of(sock: socket.socket) -> Mapping[Any, Callable[[], Any]]:
+    """Return the `extra_attributes` of a stream over `sock`."""
+    attributes: dict[Any, Callable[[], Any]] = {
+        SocketAttribute.family: lambda: sock.family,
+        SocketAttribute.raw_socket: lambda: sock,
+    }
+    # After a reset getpeername(2) fails, after a close getsockname(2): then the attribute is missing.
+    with suppress(OSError):
+        local = sock.getsockname()
+        attributes[SocketAttribute.local_address] = lambda: _host_port(local)
+        if sock.family != socket.AF_UNIX:
+            attributes[SocketAttribute.local_port] = lambda: local[1]
+        remote = sock.getpeername()
+        attributes[SocketAttribute.remote_address] = lambda: _host_port(remote)
+        if sock.family != socket.AF_UNIX:
+            attributes[SocketAttribute.remote_port] = lambda: remote[1]
+
+    return attributes
 
 
 def _host_port(sockaddr: Any) -> Any:

@@ -18,15 +18,16 @@ from anyio.abc import TaskGroup
 
 from anyecho.clock import INTERVALS, call_until
 from anyecho.net.linger import linger, peek
+from anyecho.net.names import SockAddr
 from anyecho.net.poller import Fallback, Poller
 from anyecho.net.proxy.header import Versions
+from anyecho.net.proxy.reader import HeaderReader
 from anyecho.net.stream import PolledStream
 from anyecho.net.tls.errors import TLSError, TLSTruncated, explain
 from anyecho.net.tls.records import Records
 from anyecho.net.tls.stream import TLSStream
 from anyecho.server.peer_log import LoggedPeer, ProxiedSource
 from anyecho.server.phases import CLOSED, CLOSING, HANDSHAKE, HEADER, OPEN, Phase
-from anyecho.server.proxied import read_source
 from anyecho.server.reasons import CLOSED_BY_PEER, CLOSED_BY_SERVER, NETWORK_ERRORS, CloseReason, reason_for
 from anyecho.throttle import ThrottledLog
 
@@ -104,7 +105,7 @@ class Connection(LoggedPeer):
     async def _run_header(self, sockaddr: Any, versions: Versions) -> None:
         reason: CloseReason | None = CloseReason.CANCELLED
         try:
-            source = await read_source(self.sock, self.engine.poller, versions)
+            source = await self._read_source(versions)
             if source is not None:
                 self.asserted, self._name = ProxiedSource(source, via=self.name), ""
             # The address of the proxy counts only if the header asserts no source.
@@ -119,6 +120,14 @@ class Connection(LoggedPeer):
             else:
                 self._scope = None
                 self.start(sockaddr)
+
+    async def _read_source(self, versions: Versions) -> SockAddr | None:
+        """Wait for the PROXY header and return the source that it asserts, or None if it asserts none."""
+        registration = self.engine.poller.register(self.sock)
+        try:
+            return (await HeaderReader(self.sock, registration, versions).read()).source
+        finally:
+            await registration.aclose()
 
     def start(self, sockaddr: Any) -> None:
         """Perform the handshake, if any, and echo until EOF from the peer at `sockaddr`. Never raises."""

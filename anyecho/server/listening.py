@@ -17,10 +17,11 @@ from anyecho.net.accept import Acceptor
 from anyecho.net.listen import Listener
 from anyecho.net.poller import Fallback, Poller
 from anyecho.net.tls.contexts import Certificates
+from anyecho.net.udp.echo import Reflector
 from anyecho.server.admission import Admission, ListenerPolicy
 from anyecho.server.options import ServeOptions
 from anyecho.server.stats import Stats
-from anyecho.server.udp import UDPEcho
+from anyecho.server.udp_guard import SourceGuard
 from anyecho.server.unused import expected_header
 
 
@@ -56,7 +57,11 @@ class Listening:
                 )
                 self._acceptors.append(acceptor)
         datagrams = [listener.sock for listener in listeners if isinstance(listener.address, UDPAddress)]
-        self._udp = UDPEcho(datagrams, options, stats.datagrams)
+        # One guard for all: a source has one token bucket.
+        guard = SourceGuard(options, {sock.getsockname()[1] for sock in datagrams}, stats.datagrams.dropped)
+        tune = not options.socket.rcvbuf
+        self._reflectors = [Reflector(sock, guard, stats.datagrams, tune=tune) for sock in datagrams]
+        self._running: tuple[Acceptor | Reflector, ...] = (*self._acceptors, *self._reflectors)
         self._scope = CancelScope()
         self._stopped = False
 
@@ -64,10 +69,9 @@ class Listening:
         """Accept until stopped or cancelled. Raises `OSError` if a listener can accept no more."""
         try:
             with self._scope:
-                async with create_task_group() as acceptors:
-                    acceptors.start_soon(self._udp.run, self._poller)
-                    for acceptor in self._acceptors:
-                        acceptors.start_soon(acceptor.run, self._poller)
+                async with create_task_group() as tasks:
+                    for each in self._running:
+                        tasks.start_soon(each.run, self._poller)
         finally:
             self.stop()
             for listener in self._listeners:
@@ -80,7 +84,8 @@ class Listening:
             for acceptor in self._acceptors:
                 # The kernel holds one more connection than the backlog of listen(2).
                 acceptor.accept_some(self._backlog + 1)
-            self._udp.finish()
+            for reflector in self._reflectors:
+                reflector.finish()
 
     def stop(self) -> None:
         """Stop listening before this returns. The accepting tasks end soon afterwards."""
@@ -88,9 +93,8 @@ class Listening:
             return
 
         self._stopped = True
-        self._udp.stop()
-        for acceptor in self._acceptors:
-            acceptor.stop()
+        for each in self._running:
+            each.stop()
         for listener in self._listeners:
             self._poller.unregister(listener.sock)
             listener.stop()

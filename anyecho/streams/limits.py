@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from anyio import current_time, sleep
 
 from anyecho.streams.passthrough import Passthrough
+from anyecho.throttle import TokenBucket
 
 #: Burst of the token bucket, in seconds of its rate. Short enough for an average over 10 s within 5 %, long enough
 #: for few sleeps.
@@ -41,29 +42,20 @@ class Paced(Passthrough):
     """Receives `rate` bytes per second on average: a token bucket, one token per byte."""
 
     rate: float
-    _tokens: float = field(init=False, default=0.0)
-    _filled_at: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
-        self._tokens = self._size = max(self.rate * _BURST, 1.0)
-        self._filled_at = current_time()
+        self._bucket = TokenBucket(self.rate, max(self.rate * _BURST, 1.0))
+        # Half a bucket, not one token: 20 wake-ups a second for a fast peer, not one per byte.
+        self._refill = max(self._bucket.tokens / 2, 1.0)
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
-        self._fill()
-        if self._tokens < 1:
-            # Wait for half a bucket, not for one token: 20 wake-ups a second for a fast peer, not one per byte.
-            await self._wait_for(max(self._size / 2, 1.0))
+        bucket = self._bucket
+        bucket.refill(current_time())
+        if bucket.tokens < 1:
+            while bucket.tokens < self._refill:
+                await sleep((self._refill - bucket.tokens) / self.rate)
+                bucket.refill(current_time())
 
-        item = await self.stream.receive(min(max_bytes, int(self._tokens)))
-        self._tokens -= len(item)
+        item = await self.stream.receive(min(max_bytes, int(bucket.tokens)))
+        bucket.tokens -= len(item)
         return item
-
-    async def _wait_for(self, tokens: float) -> None:
-        while self._tokens < tokens:
-            await sleep((tokens - self._tokens) / self.rate)
-            self._fill()
-
-    def _fill(self) -> None:
-        now = current_time()
-        self._tokens = min(self._tokens + (now - self._filled_at) * self.rate, self._size)
-        self._filled_at = now

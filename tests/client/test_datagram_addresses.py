@@ -13,9 +13,9 @@ from anyio import fail_after
 
 import anyecho
 from anyecho import Client, connect, open_server
-from anyecho.client.client import connect_checked
 from anyecho.errors import ConnectError, EchoLost
 from anyecho.net.poller import Fallback, Poller
+from tests.support.datagrams import polled_client
 from tests.support.machine import needs_ipv6
 
 
@@ -40,7 +40,7 @@ async def client_of(host: str, poller: Poller | Fallback | None = None) -> Async
         address = server.addresses[0]
         assert isinstance(address, anyecho.UDPAddress)
         local = anyecho.UDPAddress(host="localhost", port=address.port)
-        async with await connect_checked(local, anyecho.ConnectOptions(), poller) as client:
+        async with await polled_client(local, poller) as client:
             yield client
 
 

@@ -23,7 +23,7 @@ from anyio import (
 from anyio.lowlevel import checkpoint
 
 from anyecho.address import parse_address
-from anyecho.client.client import Client, connect, connect_checked
+from anyecho.client.client import Client, connect
 from anyecho.client.options import ConnectOptions
 from anyecho.echo import echo
 from anyecho.errors import ConnectError, EchoLost, EchoMismatch, EchoStalled, UsageError, unwrap_single
@@ -31,6 +31,7 @@ from anyecho.net.poller import Fallback, Poller
 from anyecho.net.udp.stream import DatagramStream
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import open_server
+from tests.support.datagrams import polled_client
 
 #: Replies of a server to its n-th datagram.
 Script: TypeAlias = Callable[[int, bytes], Iterable[bytes]]
@@ -86,7 +87,7 @@ async def test_each_item_is_a_datagram_and_comes_back(polled: bool, poller: Poll
     items = [b"a", b"", bytes(65507), b"a", b"end"]
     with peer(record) as address:
         reporting = poller if polled else None
-        async with await connect_checked(parse_address(address), ConnectOptions(), reporting) as client:
+        async with await polled_client(parse_address(address), reporting) as client:
             assert await send(client, items) == items
             assert await client.exchange(b"one more") == b"one more"
             assert await client.exchange(b"") == b""

@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from anyecho.client.client import connect, connect_checked
+from anyecho.client.client import connect
 from anyecho.client.options import ConnectOptions
 from anyecho.errors import EchoLost, UsageError
 from anyecho.net.poller import Fallback, Poller
 from anyecho.server.server import open_server
 from tests.client.path_mtu import NO_LINKS
+from tests.support.datagrams import polled_client
 from tests.support.machine import needs_ipv6, network_namespace, skip
 
 MESSAGES = [letter * 1400 for letter in "abcd"]
@@ -46,7 +47,7 @@ async def test_emsgsize_for_an_earlier_datagram_loses_no_later_one(
 ) -> None:
     async with (
         open_server("udp://127.0.0.1:0") as server,
-        await connect_checked(server.addresses[0], ConnectOptions(), poller if polled else None) as client,
+        await polled_client(server.addresses[0], poller if polled else None) as client,
     ):
         fail_with_emsgsize(monkeypatch, method, count)
         for payload in (b"first", b"", bytes(65507)):

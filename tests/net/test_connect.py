@@ -149,7 +149,7 @@ async def test_an_unresponsive_address_does_not_delay_the_next(
     fill_backlog(silent, opened)
     good = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
 
-    async def both(host: str, port: int, *, family: int) -> list[Any]:
+    async def both(host: str, port: int, *, version: int | None) -> list[Any]:
         return [(socket.AF_INET, silent.getsockname()), (socket.AF_INET, good.getsockname())]
 
     monkeypatch.setattr(connect, "resolve", both)
@@ -170,7 +170,7 @@ async def test_attempts_that_succeed_in_one_turn_are_closed_except_for_the_winne
     listener = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
     made, connected, all_connected = connect._connect, list[PolledStream](), Event()
 
-    async def some(host: str, port: int, *, family: int) -> list[Any]:
+    async def some(host: str, port: int, *, version: int | None) -> list[Any]:
         return [(socket.AF_INET, listener.getsockname())] * count
 
     async def together(*args: Any) -> PolledStream:
@@ -202,7 +202,7 @@ async def test_a_failed_address_is_followed_by_the_next_at_once(
     with socket.create_server(("127.0.0.1", 0)) as dead:
         dead_address = dead.getsockname()
 
-    async def dead_ones_first(host: str, port: int, *, family: int) -> list[Any]:
+    async def dead_ones_first(host: str, port: int, *, version: int | None) -> list[Any]:
         return [(socket.AF_INET, dead_address)] * 80 + [(socket.AF_INET, good.getsockname())]
 
     monkeypatch.setattr(connect, "resolve", dead_ones_first)

@@ -17,7 +17,7 @@ import anyecho
 from anyecho.client.options import ConnectOptions
 from anyecho.errors import BindError, ConnectError
 from anyecho.net.names import source_key, unmapped
-from anyecho.net.resolve import look_up_limiter, most_telling, resolve
+from anyecho.net.resolve import IPVersion, look_up_limiter, most_telling, resolve
 from anyecho.net.threads import run_in_thread
 
 
@@ -116,8 +116,10 @@ def test_only_a_mapped_address_is_ipv4(host: str, address: str) -> None:
     assert unmapped(host) == address
 
 
-@pytest.mark.parametrize("family", [socket.AF_UNSPEC, socket.AF_INET])
-async def test_a_name_of_a_mapped_address_is_ipv4(family: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("version", [None, 4])
+async def test_a_name_of_a_mapped_address_is_ipv4(
+    version: IPVersion | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def getaddrinfo(*_: Any, flags: int = 0) -> list[Any]:
         if flags:
             raise socket.gaierror(socket.EAI_NONAME, "not numeric")
@@ -127,9 +129,9 @@ async def test_a_name_of_a_mapped_address_is_ipv4(family: int, monkeypatch: pyte
         ]
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    assert await resolve("mapped.test", 7, family=family) == [(socket.AF_INET, ("192.0.2.1", 7))]
+    assert await resolve("mapped.test", 7, version=version) == [(socket.AF_INET, ("192.0.2.1", 7))]
     with pytest.raises(socket.gaierror, match="no address of this family"):
-        await resolve("mapped.test", 7, family=socket.AF_INET6)
+        await resolve("mapped.test", 7, version=6)
 
 
 @pytest.mark.parametrize(

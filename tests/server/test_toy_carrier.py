@@ -18,9 +18,8 @@ from anyecho.client.options import ConnectOptions
 from anyecho.errors import AddressError, BindError, ConnectError, UsageError
 from anyecho.net import connect as connecting
 from anyecho.net import listen as listening
-from anyecho.net.connect import IPVersion
 from anyecho.net.listen import Listener
-from anyecho.net.resolve import Endpoint
+from anyecho.net.resolve import Endpoint, IPVersion
 from anyecho.net.sockets import SocketOptions
 from anyecho.net.tls.contexts import TLSClientOptions, TLSServerOptions
 from anyecho.server.options import ServeOptions

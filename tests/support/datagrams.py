@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("fail", "forge", "forger", "udp_client")
+__all__ = ("fail", "forge", "forger", "polled_client", "udp_client")
 
 import ctypes
 import errno
@@ -16,7 +16,11 @@ from typing import Any
 import pytest
 
 from anyecho.address import Address, UDPAddress
+from anyecho.client.client import Client
+from anyecho.net.poller import Fallback, Poller
+from anyecho.net.sockets import SocketOptions
 from anyecho.net.udp import mmsg
+from anyecho.net.udp.stream import connect_datagrams
 from tests.support.machine import skip
 
 
@@ -90,3 +94,9 @@ def fail(monkeypatch: pytest.MonkeyPatch, direction: str, *names: str) -> None:
     if mmsg.HAVE_MMSG:
         call = f"_{direction}mmsg"
         monkeypatch.setattr(mmsg, call, in_batches(getattr(mmsg, call)))
+
+
+async def polled_client(address: Address, poller: Poller | Fallback | None) -> Client:
+    """Return a client at `address` whose readiness `poller` reports; if it is None, the event loop."""
+    assert isinstance(address, UDPAddress)
+    return Client(await connect_datagrams(address, options=SocketOptions(), poller=poller), address=address)

@@ -10,9 +10,9 @@ __all__ = ("HeaderReader",)
 import socket
 from dataclasses import dataclass, field
 
-from anyio import BrokenResourceError, EndOfStream
+from anyio import BrokenResourceError
 
-from anyecho.net.proxy.header import HEADER_MAX, Header, Versions, parse_header
+from anyecho.net.proxy.header import HEADER_MAX, Header, ProxyProtocolError, Versions, parse_header
 from anyecho.net.readiness import Registration
 
 
@@ -31,8 +31,8 @@ class HeaderReader:
     async def read(self) -> Header:
         """Wait for the header and return it, without a time limit. After cancellation, the next call continues.
 
-        Raises `ProxyProtocolError` at the first byte that cannot belong to a header, `EndOfStream` at an EOF before
-        its end, `BrokenResourceError` after a reset, `ClosedResourceError` if the registration is closed.
+        Raises `ProxyProtocolError` at the first byte that cannot belong to a header, or at an EOF before its end;
+        `BrokenResourceError` after a reset; `ClosedResourceError` if the registration is closed.
         """
         while True:
             await self.registration.readable()
@@ -47,7 +47,7 @@ class HeaderReader:
     def _try_read(self) -> Header | None:
         peeked = self.sock.recv(HEADER_MAX - len(self._consumed), socket.MSG_PEEK)
         if not peeked:
-            raise EndOfStream
+            raise ProxyProtocolError("EOF inside the PROXY header")
 
         header = parse_header(self._consumed + peeked, self.versions)
         # All bytes of an incomplete header belong to it, so they are consumed: unread bytes would make a

@@ -30,6 +30,14 @@ class DatagramCounts:
     def count_error(self, exc: OSError) -> None:
         self.errors[errno.errorcode.get(exc.errno or 0, str(exc.errno))] += 1
 
+    def count_send_error(self, exc: OSError, source: Source, guard: Guard) -> None:
+        """Count `exc`, for which there is no reply to `source`."""
+        # SO_BROADCAST is never set, so the kernel refuses to send to the broadcast address of each local network.
+        if exc.errno == errno.EACCES:
+            guard.refuse(source)
+        else:
+            self.count_error(exc)
+
 
 class Guard(Protocol):
     """Decides which datagrams get a reply."""

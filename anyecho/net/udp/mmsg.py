@@ -203,12 +203,8 @@ class BatchEcho:
             try:
                 sent = self._send(first + done, len(sizes) - done)
             except OSError as exc:
-                # The error is that of the first datagram. SO_BROADCAST is never set, so the kernel refuses to send
-                # to the broadcast address of each local network.
-                if exc.errno == errno.EACCES:
-                    guard.refuse(sources[first + done])
-                else:
-                    counts.count_error(exc)
+                # The error is that of the first datagram.
+                counts.count_send_error(exc, sources[first + done], guard)
                 done += 1
             else:
                 counts.echoed += sent

@@ -64,10 +64,8 @@ class SingleEcho:
                 if admit(source):
                     try:
                         reply(view[:size], source)
-                    except PermissionError as exc:
-                        _count_send_error(exc, source, guard, counts)
                     except OSError as exc:
-                        counts.count_error(exc)
+                        counts.count_send_error(exc, source, guard)
                     else:
                         echoed += 1
                         bytes_echoed += size
@@ -115,11 +113,3 @@ class SingleEcho:
             raise PermissionError(errno.EACCES, "sent to a broadcast or multicast address")
 
         return self._sock.sendmsg([datagram], self._reply_control, 0, source)
-
-
-def _count_send_error(exc: OSError, source: Source, guard: Guard, counts: DatagramCounts) -> None:
-    # SO_BROADCAST is never set, so the kernel refuses to send to the broadcast address of each local network.
-    if exc.errno == errno.EACCES:
-        guard.refuse(source)
-    else:
-        counts.count_error(exc)

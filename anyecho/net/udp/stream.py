@@ -15,18 +15,18 @@ import socket
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from anyio import BrokenResourceError, BusyResourceError, ClosedResourceError
-from anyio.abc import SocketAttribute, UnreliableObjectStream
+from anyio.abc import UnreliableObjectStream
 from anyio.lowlevel import checkpoint
 
 from anyecho.address import UDPAddress
-from anyecho.errors import ConnectError
 from anyecho.net.poller import Fallback, Poller
 from anyecho.net.readiness import Registration
-from anyecho.net.resolve import Endpoint, most_telling, resolve
+from anyecho.net.resolve import Endpoint, IPVersion, connect_errors, most_telling, resolve
 from anyecho.net.sockets import SocketOptions
+from anyecho.net.stream import attributes_of
 
 logger = logging.getLogger("anyecho.client")
 
@@ -36,13 +36,12 @@ _BUFFER_SIZE = 65536
 DATAGRAM_MAX = 65507
 #: send(2) fails once with EMSGSIZE for each earlier datagram that exceeded the path MTU.
 _SEND_TRIES = 4
-_FAMILIES = {None: socket.AF_UNSPEC, 4: socket.AF_INET, 6: socket.AF_INET6}
 
 
 async def connect_datagrams(
     address: UDPAddress,
     *,
-    family: Literal[4, 6] | None = None,
+    family: IPVersion | None = None,
     options: SocketOptions,
     poller: Poller | Fallback | None = None,
 ) -> DatagramStream:
@@ -51,8 +50,8 @@ async def connect_datagrams(
     Connecting does not show whether a server is there; `DatagramStream.reconnect` goes on to the next endpoint.
     Raises `ConnectError` when the name does not resolve or no endpoint has a route.
     """
-    try:
-        found = await resolve(address.host or "localhost", address.port, family=_FAMILIES[family])
+    with connect_errors(address):
+        found = await resolve(address.host or "localhost", address.port, version=family)
         # IPv4 first: a server is most often bound to 127.0.0.1 rather than to ::1.
         endpoints = deque(sorted(found, key=lambda endpoint: endpoint[0]))
         failures: list[OSError] = []
@@ -65,10 +64,6 @@ async def connect_datagrams(
             else:
                 return DatagramStream(sock, registration, address=address, endpoints=endpoints, connect=connect)
         raise most_telling(failures)
-    except socket.gaierror as exc:
-        raise ConnectError(f"cannot connect to {address}: no such host ({exc.strerror})") from exc
-    except (OSError, UnicodeError) as exc:
-        raise ConnectError(f"cannot connect to {address}: {getattr(exc, 'strerror', exc)}") from exc
 
 
 def _connect(
@@ -224,12 +219,4 @@ class DatagramStream(UnreliableObjectStream[bytes]):
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
-        sock = self._sock
-        return {
-            SocketAttribute.family: lambda: sock.family,
-            SocketAttribute.raw_socket: lambda: sock,
-            SocketAttribute.local_address: lambda: sock.getsockname()[:2],
-            SocketAttribute.local_port: lambda: sock.getsockname()[1],
-            SocketAttribute.remote_address: lambda: sock.getpeername()[:2],
-            SocketAttribute.remote_port: lambda: sock.getpeername()[1],
-        }
+        return attributes_of(self._sock)

@@ -10,7 +10,6 @@ import pytest
 from anyio import (
     BrokenResourceError,
     ClosedResourceError,
-    EndOfStream,
     create_task_group,
     fail_after,
     move_on_after,
@@ -173,13 +172,13 @@ async def test_a_cancelled_read_loses_nothing(pair: Pair) -> None:
 async def test_an_eof_within_the_header_is_end_of_stream(size: int, waiting: bool, pair: Pair) -> None:
     async with create_task_group() as tasks:
         if waiting:
-            tasks.start_soon(_expect, pair.reader, EndOfStream)
+            tasks.start_soon(_expect, pair.reader, ProxyProtocolError)
             await wait_all_tasks_blocked()
         # Without an await between them, one event reports both.
         pair.peer.send(LINE[:size])
         pair.peer.shutdown(socket.SHUT_WR)
         if not waiting:
-            tasks.start_soon(_expect, pair.reader, EndOfStream)
+            tasks.start_soon(_expect, pair.reader, ProxyProtocolError)
 
 
 async def test_a_header_followed_by_eof_is_read(pair: Pair) -> None:
