@@ -138,6 +138,7 @@ FOLDERS = {
         "generator",
         "machine",
         "outcome",
+        "own_server",
         "bench",
         "checks",
         "text",

@@ -38,9 +38,13 @@ _LEAD = 2_000_000
 
 
 class BenchControl:
-    """The other side of a run: ends it early, and is told of its progress."""
+    """The other side of a run: ends it early, and is told of its progress.
+
+    `server_cpu`, if known, returns the nanoseconds of CPU time that the server has used so far.
+    """
 
     def __init__(self, on_progress: Callable[[Sequence[LoadConnection]], None] | None = None) -> None:
+        self.server_cpu: Callable[[], int | None] = lambda: None
         self.interrupted = False
         self.on_progress = on_progress or (lambda connections: None)
         self._scope: CancelScope | None = None
@@ -126,6 +130,7 @@ class _Run:
         )
         self._pacer: Pacer | None = None
         self._cpu_before = 0
+        self._server_cpu_before: int | None = None
         self._start = 0
 
     async def run(self) -> RunResult:
@@ -174,6 +179,7 @@ class _Run:
                     await stack.enter_async_context(open_timer(poller, pacer.next_due, pacer, busy_wait=wait))
                 await self._sleep_until_start()
             self._cpu_before = process_time_ns()
+            self._server_cpu_before = self._control.server_cpu()
             await self._wait_until_over(connections)
 
     def _begin(self, connections: Sequence[LoadConnection]) -> None:
@@ -223,6 +229,7 @@ class _Run:
     def _measured(self, opened: Opened, now: int) -> Measured:
         traffic, options = self._traffic, self._options
         cpu = process_time_ns() - self._cpu_before
+        before, after = self._server_cpu_before, self._control.server_cpu()
         if not self._cpu_before:  # interrupted before the start
             cpu, self._start = 0, now
         end = now if options.duration is None else min(self._start + int(options.duration * 1e9), now)
@@ -238,6 +245,7 @@ class _Run:
             timeout=self._timeout,
             lags=traffic.lags[warm_up:],
             cpu_share=cpu / max(now - self._start, 1),
+            server_cpu=None if after is None or before is None else after - before,
             is_pinned=options.cpu is not None,
             backend=self._backend,
             failure=traffic.first_failure,

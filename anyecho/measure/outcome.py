@@ -31,6 +31,8 @@ class Measured:
     timeout: int | None
     lags: Sequence[int]
     cpu_share: float
+    #: CPU time of the server while the load was measured; None if it is not known.
+    server_cpu: int | None = None
     is_pinned: bool
     backend: str
     failure: str = ""
@@ -66,6 +68,7 @@ def result_of(measured: Measured, load: Load) -> RunResult:
         per_second=per_second,
         spread=Spread.of(samples.messages, [median / 1e9 for median in samples.medians]),
         steadiness=Steadiness.of([each.p50 for each in per_second[:whole] if each.p50 is not None]),
+        server_cpu_per_echo=_per_echo(measured.server_cpu, samples),
         interrupted=measured.interrupted,
         saturated=measured.saturated,
         error=measured.failure or _first_lost(samples, measured.timeout),
@@ -85,6 +88,11 @@ def _counts(measured: Measured, samples: Samples) -> Counts:
         reordered=measured.reordered,
         connect_failed=measured.connect_failed,
     )
+
+
+def _per_echo(server_cpu: int | None, samples: Samples) -> float | None:
+    replies = samples.verified + samples.wrong + samples.late
+    return None if server_cpu is None or not replies else server_cpu / replies / 1e9
 
 
 def _first_lost(samples: Samples, timeout: int | None) -> str:
