@@ -143,7 +143,7 @@ async def test_no_latency_is_below_the_delay_that_the_server_recorded(
     assert result.latency.max == max(latencies) >= max(delays)
 
 
-async def test_one_corrupted_byte_in_10000_echoes_is_one_wrong_message() -> None:
+async def test_a_corrupted_byte_in_10000_echoes_is_one_wrong_message() -> None:
     async def corrupt(stream: ByteStream, number: int) -> None:
         offset = 0
         async for chunk in stream:
