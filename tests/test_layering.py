@@ -64,6 +64,7 @@ FOLDERS = {
         "fallback",
         "registration",
         "poller",
+        "exclusive",
         "timerfd",
         "timer",
         "stream",
@@ -116,6 +117,7 @@ FOLDERS = {
     "measure": (
         "options",
         "schedule",
+        "traffic",
         "load_connection",
         "pacer",
         "drivers",

@@ -54,7 +54,7 @@ async def _run(address: str, options: BenchOptions, backend: Backend, signals: S
     with unwrap_single():
         async with create_task_group() as tasks:
             tasks.start_soon(interrupt_on_signal)
-            result = await run_bench(address, options, backend=backend, control=control)
+            result = await run_bench(address, options, backend=backend, control=control, exclusive=True)
             tasks.cancel_scope.cancel()
 
     return result, signum

@@ -19,13 +19,15 @@ from anyecho.backends import Backend, run
 from anyecho.client.unused import check_options
 from anyecho.errors import unwrap_single
 from anyecho.measure.generator import cores_available, pinned, without_gc
-from anyecho.measure.load_connection import LoadConnection, Traffic
+from anyecho.measure.load_connection import LoadConnection
 from anyecho.measure.opening import Opened, open_connections
 from anyecho.measure.options import BenchOptions
 from anyecho.measure.outcome import Measured, result_of
 from anyecho.measure.pacer import Pacer, busy_wait_for
 from anyecho.measure.result import Load, RunResult
 from anyecho.measure.schedule import due_times
+from anyecho.measure.traffic import Traffic
+from anyecho.net.exclusive import ExclusivePoller
 from anyecho.net.poller import Fallback, Poller, open_poller
 from anyecho.net.timer import open_timer
 from anyecho.validation import check_kind
@@ -73,12 +75,14 @@ async def run_bench(
     shard: tuple[int, int] = (0, 1),
     start_at: float | None = None,
     control: BenchControl | None = None,
+    exclusive: bool = False,
 ) -> RunResult:
     """Run one load against the server at `address`; return its result, also if the load failed in part.
 
     `backend` is the name of the running one, for the result. A `shard` (index, count) sends its part of the
     schedule of an open loop, on connections of its own. The measurement begins after connections and warm-up, or
-    at `start_at`, in seconds since 1970, so that shards can begin together.
+    at `start_at`, in seconds since 1970, so that shards can begin together. An `exclusive` load costs less and is
+    paced more exactly: other tasks of the event loop run every few milliseconds only.
 
     Raises:
         AddressError: `address` is not an address.
@@ -92,14 +96,14 @@ async def run_bench(
     check_kind(options, BenchOptions)
     check_options(options.connect, address)
     with pinned(options.cpu):
-        return await _Run(address, options, backend, shard, start_at, control or BenchControl()).run()
+        return await _Run(address, options, backend, shard, start_at, control or BenchControl(), exclusive).run()
 
 
 def run_shard(
     address: str, options: BenchOptions, *, backend: Backend, shard: tuple[int, int], start_at: float | None
 ) -> RunResult:
     """Run `run_bench` in a new event loop: a function for the workers of an executor. Raises its errors."""
-    job = partial(run_bench, address, options, backend=backend, shard=shard, start_at=start_at)
+    job = partial(run_bench, address, options, backend=backend, shard=shard, start_at=start_at, exclusive=True)
     return run(job, backend=backend)
 
 
@@ -112,6 +116,7 @@ class _Run:
         shard: tuple[int, int],
         start_at: float | None,
         control: BenchControl,
+        exclusive: bool,
     ) -> None:
         self._address = address
         self._options = options
@@ -119,6 +124,7 @@ class _Run:
         self._shard = shard
         self._start_at = start_at
         self._control = control
+        self._exclusive = exclusive
         timeout = options.connect.timeout
         self._timeout = None if timeout is None else int(timeout * 1e9)
         self._traffic = Traffic(
@@ -140,7 +146,7 @@ class _Run:
     async def _run(self) -> RunResult:
         control = self._control
         async with (
-            open_poller() as poller,
+            open_poller(ExclusivePoller if self._exclusive else None) as poller,
             open_connections(
                 self._address, self._options, self._traffic, poller, control.interruptible()
             ) as opened,
@@ -166,7 +172,7 @@ class _Run:
                 await self._sleep_until_start()
                 # Now, not at the planned time: every message from here on is counted.
                 self._start = traffic.clock()
-                traffic.left = options.requests or traffic.left
+                traffic.left = options.requests
                 if options.duration is not None:
                     traffic.deadline = self._start + int(options.duration * 1e9)
                 if not options.warmup:
@@ -219,7 +225,8 @@ class _Run:
         if self._pacer is not None:
             return self._pacer.next_due is not None
 
-        return self._traffic.left > 0 and self._traffic.clock() < self._traffic.deadline
+        deadline = self._traffic.deadline
+        return self._traffic.left != 0 and (deadline is None or self._traffic.clock() < deadline)
 
     def _is_quiet(self, connections: Sequence[LoadConnection]) -> bool:
         """Return whether the last message so far has timed out."""

@@ -10,62 +10,17 @@ object. This module knows no event loop: the wire, the clock, and the function t
 
 from __future__ import annotations
 
-__all__ = ("CHUNK", "LoadConnection", "Traffic")
+__all__ = ("LoadConnection",)
 
 from array import array
 from collections.abc import Callable
-from random import Random
-from time import perf_counter_ns
 
+from anyecho.measure.traffic import CHUNK, Traffic
 from anyecho.net.readiness import READ, WRITE
-from anyecho.net.wire import Wire
+from anyecho.net.wire import PlainWire, Wire
 
-#: Maximum bytes of one write, and of one read: enough to amortise the system call.
-CHUNK = 256 * 1024
-#: Length of the repeated bytes. A prime, and the size is no multiple of it: so a message differs from the next.
-_PERIODS = (65521, 65519)
-#: Bytes of the pattern between the first messages of two connections, so that crossed replies are not equal.
-_STRIDE = 7919
-#: More messages than a run can have.
-_UNLIMITED = 1 << 62
-
-
-class Traffic:
-    """What all connections of a run share. Times are nanoseconds of `clock`."""
-
-    def __init__(
-        self,
-        *,
-        size: int,
-        pipeline: int = 1,
-        is_open_loop: bool = False,
-        timeout: int | None = None,
-        seed: int = 0,
-        clock: Callable[[], int] = perf_counter_ns,
-    ) -> None:
-        self.size = size
-        self.pipeline = pipeline
-        self.is_open_loop = is_open_loop
-        self.timeout = _UNLIMITED if timeout is None else timeout
-        self.clock = clock
-        self.period = next(period for period in _PERIODS if size % period)
-        period = Random(seed).randbytes(self.period)
-        self.pattern = memoryview((period * (CHUNK // self.period + 2))[: self.period + CHUNK])
-        #: The receive buffer of all connections.
-        self.buffer = bytearray(CHUNK)
-        self.view = memoryview(self.buffer)
-        #: A closed loop begins no message at or after `deadline`, and at most this many more.
-        self.deadline = _UNLIMITED
-        self.left = _UNLIMITED
-        #: How late each message of an open loop was handed over.
-        self.lags = array("q")
-        #: Whether a message timed out before a busy connection could send it.
-        self.is_saturated = False
-        #: One line about the first message that was wrong or lost with its connection.
-        self.first_failure = ""
-
-    def fail(self, failure: str) -> None:
-        self.first_failure = self.first_failure or failure
+#: Messages between the first ones of two connections, so that crossed replies are not equal.
+_STRIDE = 7
 
 
 class LoadConnection:
@@ -77,7 +32,8 @@ class LoadConnection:
     """
 
     __slots__ = (
-        *("_accepted", "_ask", "_offset", "_read_into", "_returned", "_traffic", "_wanted", "_wire", "_write_wire"),
+        *("_accepted", "_ask", "_expected", "_index", "_is_single", "_offset", "_queued", "_read_into"),
+        *("_returned", "_traffic", "_wire", "_write_wire"),
         *("batch", "dropped", "due", "number", "received", "sent", "stopped", "wrong"),
     )
 
@@ -99,9 +55,16 @@ class LoadConnection:
         self._read_into = wire.read_into
         self._write_wire = wire.write
         self._ask: Callable[[int], None] = lambda mask: None
-        #: Bytes of the messages begun; of those, the wire has accepted, and the peer has returned.
-        self._wanted = self._accepted = self._returned = 0
-        self._offset = number * _STRIDE
+        self._offset = number * _STRIDE * traffic.size
+        self._index = number * _STRIDE - 1
+        #: Whether messages go one by one, by the shortest way: whole, and while none is outstanding.
+        self._is_single = traffic.pipeline == 1 and traffic.size <= CHUNK and isinstance(wire, PlainWire)
+        #: The outstanding message, while it was accepted whole and no byte of it is back. `_accepted` and
+        #: `_returned`, the bytes that the wire has accepted and the peer has returned, are not kept then.
+        self._expected: memoryview | None = None
+        self._accepted = self._returned = 0
+        #: Messages that are due and not sent.
+        self._queued = 0
 
     @property
     def outstanding(self) -> int:
@@ -123,8 +86,7 @@ class LoadConnection:
 
     def start(self) -> None:
         """Begin the first messages of a closed loop."""
-        self._begin(self._traffic.clock())
-        self._write()
+        self._send_next(self._traffic.clock())
 
     def take(self, due: int, now: int) -> None:
         """Send the message of an open loop that was `due`, or leave it in the queue of this busy connection."""
@@ -134,14 +96,73 @@ class LoadConnection:
             return
 
         sent = len(self.sent)
+        self._queued += 1
         if sent - len(self.received) < traffic.pipeline:
-            self.sent.append(now)
-            self._wanted += traffic.size
-            self._write()
-        elif now - self.due[sent] > traffic.timeout:
+            self._send_next(now)
+        elif traffic.timeout is not None and now - self.due[sent] > traffic.timeout:
             traffic.is_saturated = True
 
     def dispatch(self, mask: int) -> None:
+        expected = self._expected
+        if expected is None or mask != READ:
+            self._dispatch_any(mask)
+            return
+
+        traffic = self._traffic
+        try:
+            count = self._read_into(traffic.view)
+        except BlockingIOError:
+            return
+        except OSError as exc:
+            self._drop(f"it broke ({exc.strerror})")
+            return
+
+        now = traffic.clock()
+        if count == traffic.size and traffic.begins_with(expected):
+            self._expected = None
+            self.received.append(now)
+            self._send_next(now)
+        else:
+            self._leave_expected()
+            self._on_input(count, now)
+
+    def _send_next(self, now: int) -> None:
+        """Send what the pipeline has room for: from the queue, or new messages of a closed loop."""
+        traffic = self._traffic
+        if not self._is_single:
+            self._fill_pipeline(now)
+            return
+        if self._queued:
+            self._queued -= 1
+        elif traffic.is_open_loop or not traffic.may_begin(now):
+            return
+
+        self.sent.append(now)
+        self._index = index = (self._index + 1) & traffic.mask
+        message = traffic.messages[index]
+        try:
+            accepted = self._write_wire(message)
+        except BlockingIOError:
+            accepted = 0
+        except OSError as exc:
+            self._drop(f"it broke ({exc.strerror})")
+            return
+
+        self._expected = message
+        if accepted != traffic.size:
+            self._leave_expected()
+            self._accepted += accepted - traffic.size
+            self._write()
+
+    def _leave_expected(self) -> None:
+        """Go on with bytes, after a message or its reply was not whole."""
+        self._expected = None
+        self._accepted = len(self.sent) * self._traffic.size
+        self._returned = len(self.received) * self._traffic.size
+
+    def _dispatch_any(self, mask: int) -> None:
+        if self._expected is not None:
+            self._leave_expected()
         if mask & WRITE:
             self._ask(READ)
             self._write()
@@ -151,56 +172,46 @@ class LoadConnection:
                 self._read()  # no event reports it; no more can come than is outstanding
 
     def _read(self) -> None:
-        traffic = self._traffic
         try:
-            count = self._read_into(traffic.view)
+            count = self._read_into(self._traffic.view)
         except BlockingIOError:
-            if self._wire.pending:
-                self._write()
-            return
+            self._write()
         except OSError as exc:
             self._drop(f"it broke ({exc.strerror})")
-            return
+        else:
+            self._on_input(count, self._traffic.clock())
 
-        now = traffic.clock()
-        returned = self._returned
+    def _on_input(self, count: int, now: int) -> None:
+        """Compare `count` bytes in the buffer, and count the replies that they complete."""
+        traffic, returned = self._traffic, self._returned
         at = (self._offset + returned) % traffic.period
-        end = self._returned = returned + count
-        is_equal = traffic.buffer.startswith(traffic.pattern[at : at + count])
+        end = returned + count
+        is_equal = traffic.begins_with(traffic.pattern[at : at + count])
         if not (is_equal and count and end <= self._accepted) and not self._examine(count, returned):
             return
 
-        received, size = self.received, traffic.size
-        if count == size and end % size == 0:
-            received.append(now)
-            complete = 1
-        else:
-            complete = end // size - len(received)
-            received.extend([now] * complete)
-        if complete and len(self.sent) - len(received) < traffic.pipeline:
-            self._begin(now)
-        if self._wanted > self._accepted or self._wire.pending:
+        self._returned = end
+        complete = end // traffic.size - len(self.received)
+        self.received.extend([now] * complete)
+        if complete:
+            self._send_next(now)
+        if not self.stopped and self._expected is None:
             self._write()
 
-    def _begin(self, now: int) -> None:
-        """Begin as many messages as the pipeline has room for: from the queue, or new ones of a closed loop."""
+    def _fill_pipeline(self, now: int) -> None:
         traffic, sent = self._traffic, self.sent
-        room = traffic.pipeline - len(sent) + len(self.received)
-        if traffic.is_open_loop:
-            room = min(room, len(self.due) - len(sent))
-        elif now < traffic.deadline:
-            room = min(room, traffic.left)
-            traffic.left -= room
-        else:
-            return
-
-        for _ in range(room):
+        for _ in range(traffic.pipeline - len(sent) + len(self.received)):
+            if self._queued:
+                self._queued -= 1
+            elif traffic.is_open_loop or not traffic.may_begin(now):
+                break
             sent.append(now)
-        self._wanted += room * traffic.size
+        self._write()
 
     def _write(self) -> None:
-        """Write what is wanted, as far as the wire accepts it; else ask for events."""
-        traffic, accepted, wanted = self._traffic, self._accepted, self._wanted
+        """Write what was begun, as far as the wire accepts it; else ask for events."""
+        traffic, accepted = self._traffic, self._accepted
+        wanted = len(self.sent) * traffic.size
         try:
             while accepted < wanted:
                 at = (self._offset + accepted) % traffic.period
@@ -222,18 +233,14 @@ class LoadConnection:
         """
         traffic = self._traffic
         if not count:
-            self._returned = returned
             self._drop("the server closed it")
             return False
         if returned + count > self._accepted:
-            self._returned = returned
-            surplus = returned + count - self._accepted
-            self._drop(f"{surplus} bytes came that were never sent")
+            self._drop(f"{returned + count - self._accepted} bytes came that were never sent")
             return False
 
         at = (self._offset + returned) % traffic.period
-        expected = traffic.pattern[at : at + count]
-        for position, byte in enumerate(expected):
+        for position, byte in enumerate(traffic.pattern[at : at + count]):
             if traffic.buffer[position] != byte:
                 self._count_wrong(returned + position, sent=byte, got=traffic.buffer[position])
 

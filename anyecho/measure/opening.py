@@ -15,8 +15,9 @@ from anyecho.address import Address
 from anyecho.client.client import Client, connect_checked
 from anyecho.errors import ConnectError, unwrap_single
 from anyecho.measure.drivers import attach
-from anyecho.measure.load_connection import LoadConnection, Traffic
+from anyecho.measure.load_connection import LoadConnection
 from anyecho.measure.options import BenchOptions
+from anyecho.measure.traffic import Traffic
 from anyecho.net.poller import Fallback, Poller
 from anyecho.net.tls.stream import TLSStream
 from anyecho.net.tls.wire import TLSWire

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from itertools import cycle
 from typing import Protocol
 
-from anyecho.measure.load_connection import Traffic
+from anyecho.measure.traffic import Traffic
 
 #: Messages handed over before replies are read, after the generator was held up.
 _BURST = 32

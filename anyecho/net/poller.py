@@ -143,8 +143,8 @@ async def call_while_readable(poller: Poller | Fallback, sock: socket.socket, tu
 
 
 @asynccontextmanager
-async def open_poller() -> AsyncIterator[Poller | Fallback]:
-    """Run a Poller while the block runs; without epoll, yield a `Fallback`.
+async def open_poller(kind: type[Poller] | None = None) -> AsyncIterator[Poller | Fallback]:
+    """Run a Poller, of class `kind`, while the block runs; without epoll, yield a `Fallback`.
 
     If the block is cancelled, the Poller still runs until the block ends, because connections that linger wait for
     it. The block must close every connection before it ends. Raises `StartError` if it gets no epoll instance.
@@ -154,7 +154,7 @@ async def open_poller() -> AsyncIterator[Poller | Fallback]:
         return
 
     try:
-        poller = Poller()
+        poller = (kind or Poller)()
     except OSError as exc:
         raise StartError(f"cannot open an epoll instance: {exc.strerror}") from exc
 

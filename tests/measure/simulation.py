@@ -8,17 +8,18 @@ from __future__ import annotations
 __all__ = ("MILLISECOND", "SECOND", "Clock", "MemoryWire", "Simulation")
 
 import heapq
-import socket
 from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any
 
-from anyecho.measure.load_connection import LoadConnection, Traffic
+from anyecho.measure.load_connection import LoadConnection
 from anyecho.measure.outcome import Measured, result_of
 from anyecho.measure.pacer import Pacer
 from anyecho.measure.result import Load, RunResult
 from anyecho.measure.schedule import due_times
+from anyecho.measure.traffic import Traffic
 from anyecho.net.readiness import READ
+from anyecho.net.wire import PlainWire
 
 MILLISECOND = 1_000_000
 SECOND = 1_000_000_000
@@ -32,14 +33,8 @@ class Clock:
         return self.now
 
 
-class MemoryWire:
+class MemoryWire(PlainWire):
     """A wire whose peer is the test: it sees what is `written`, and what it `deliver`s is read."""
-
-    established = True
-    has_input = False
-    write_blocked = False
-    pending = False
-    sock: socket.socket
 
     def __init__(self) -> None:
         self.written = bytearray()
@@ -50,10 +45,7 @@ class MemoryWire:
         self.room = 1 << 62
         self.on_write: Callable[[bytes], None] = lambda data: None
 
-    def handshake(self) -> bool:
-        return True
-
-    def read_into(self, buffer: memoryview, /) -> int:
+    def read_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
         if self.error is not None:
             raise self.error
         if not self.input and not self.is_eof:
@@ -64,7 +56,7 @@ class MemoryWire:
         buffer[: len(data)] = data
         return len(data)
 
-    def write(self, data: Any, /) -> int:
+    def write(self, data: Any, flags: int = 0, /) -> int:
         accepted = bytes(data[: self.room])
         if not accepted:
             raise BlockingIOError
@@ -73,12 +65,6 @@ class MemoryWire:
         self.written += accepted
         self.on_write(accepted)
         return len(accepted)
-
-    def flush(self) -> bool:
-        return True
-
-    def shutdown(self) -> None:
-        self.is_eof = True
 
 
 class Simulation:

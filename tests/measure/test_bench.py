@@ -35,10 +35,10 @@ TINY = SocketOptions(sndbuf=8192, rcvbuf=8192)
 async def load(address: Any, *, timeout: float | None = 5.0, **options: Any) -> RunResult:
     """Run a load without warm-up."""
     connect = ConnectOptions(timeout=timeout, socket=options.pop("socket", SocketOptions()))
-    control = options.pop("control", None)
+    control, exclusive = options.pop("control", None), options.pop("exclusive", False)
     given: dict[str, Any] = {"warmup": 0.0, "connect": connect} | options
     with fail_after(40):
-        return await run_bench(address, BenchOptions(**given), control=control)
+        return await run_bench(address, BenchOptions(**given), control=control, exclusive=exclusive)
 
 
 def per_connection(behaviour: Callable[[ByteStream, int], Any]) -> Callable[[ByteStream], Any]:
@@ -79,6 +79,13 @@ async def test_a_run_counts_and_verifies_exactly_its_messages(
     assert (result.spread is None) == (connections == 1)
     assert result.error == ""
     await until(lambda: server.stats.bytes_received == server.stats.bytes_sent == 200 * size)
+    await until(lambda: server.stats.active == 0)
+
+
+@pytest.mark.parametrize("rate", [None, 2000.0])
+async def test_an_exclusive_load_lets_other_tasks_of_its_loop_run(rate: float | None, server: Server) -> None:
+    result = await load(server.addresses[0], rate=rate, requests=100, connections=5, exclusive=True)
+    assert result.counts.verified == result.counts.sent == 100
     await until(lambda: server.stats.active == 0)
 
 

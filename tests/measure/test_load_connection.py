@@ -6,8 +6,9 @@ from random import Random
 
 import pytest
 
-from anyecho.measure.load_connection import CHUNK, LoadConnection, Traffic
+from anyecho.measure.load_connection import LoadConnection
 from anyecho.measure.samples import Samples, evaluate
+from anyecho.measure.traffic import CHUNK, Traffic
 from anyecho.net.readiness import READ, WRITE
 from tests.measure.simulation import MILLISECOND, SECOND, Clock, MemoryWire
 
