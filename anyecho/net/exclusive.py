@@ -1,7 +1,7 @@
 """A `Poller` for an event loop that has nothing else to do, such as that of a load generator.
 
-It waits in epoll_wait(2) itself, and enters the event loop every few milliseconds only. So an event costs no pass of
-the loop, and a timer is equally exact on each backend.
+It waits in epoll_wait(2) itself, and enters the event loop every few milliseconds only. So an event costs no pass
+of the loop, and a timer is equally exact on each backend.
 """
 
 from __future__ import annotations
