@@ -44,7 +44,9 @@ def _anyio_arguments(backend: str) -> tuple[str, dict[str, Any]]:
         raise UsageError(f"no backend {backend!r}; there are {', '.join(BACKENDS)}")
 
     if backend != "asyncio" and find_spec(backend) is None:
-        raise BackendError(f"{backend} is not installed: pip install {_requirement(backend)}")
+        # trio is a dependency of anyecho: it is missing only in a broken installation.
+        requirement = "'anyecho[uvloop]'" if backend == "uvloop" else backend
+        raise BackendError(f"{backend} is not installed: pip install {requirement}")
 
     if backend == "uvloop":
         return "asyncio", {"use_uvloop": True}
@@ -66,8 +68,3 @@ def _check_descriptors(backend: Backend) -> None:
     finally:
         for descriptor in taken:
             os.close(descriptor)
-
-
-def _requirement(backend: str) -> str:
-    # trio is a dependency of anyecho: it is missing only in a broken installation.
-    return "'anyecho[uvloop]'" if backend == "uvloop" else backend

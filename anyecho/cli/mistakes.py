@@ -12,6 +12,16 @@ from cyclopts import CoercionError, CycloptsError, UnknownCommandError, UnknownO
 _ADDRESS = "give the address: anyecho serve HOST:PORT (or -b HOST:PORT)"
 _INFO, _DEBUG, _ERROR = ("--log-level info", "--log-level debug", "--log-level error")
 
+#: Of each verb that connects.
+_CLIENT = {
+    **dict.fromkeys(("--tls", "--ssl"), "write tls://HOST:PORT"),
+    **dict.fromkeys(("--udp", "-u"), "write udp://HOST:PORT"),
+    **dict.fromkeys(("--unix", "-U"), "write unix:/PATH"),
+    **dict.fromkeys(("--ca", "--cafile", "--ssl-ca-certs", "--CAfile"), "--cacert"),
+    **dict.fromkeys(("--certfile", "--ssl-certfile"), "--cert"),
+    **dict.fromkeys(("--keyfile", "--ssl-keyfile"), "--key"),
+    **dict.fromkeys(("--servername", "--server-name"), "--sni"),
+}
 #: By verb: option names of other programs, and the flag or the advice for each.
 _SYNONYMS: dict[str, dict[str, str]] = {
     "serve": {
@@ -28,25 +38,13 @@ _SYNONYMS: dict[str, dict[str, str]] = {
     },
     "ping": {
         **dict.fromkeys(("--host", "--address", "--bind", "-b"), "give the address first: anyecho ping HOST:PORT"),
-        **dict.fromkeys(("--tls", "--ssl"), "write tls://HOST:PORT"),
-        **dict.fromkeys(("--udp", "-u"), "write udp://HOST:PORT"),
-        **dict.fromkeys(("--unix", "-U"), "write unix:/PATH"),
-        **dict.fromkeys(("--ca", "--cafile", "--ssl-ca-certs", "--CAfile"), "--cacert"),
-        **dict.fromkeys(("--certfile", "--ssl-certfile"), "--cert"),
-        **dict.fromkeys(("--keyfile", "--ssl-keyfile"), "--key"),
-        **dict.fromkeys(("--servername", "--server-name"), "--sni"),
+        **_CLIENT,
         **dict.fromkeys(("--repeat", "-n"), "--count"),
         **dict.fromkeys(("-A", "-f", "--flood", "--adaptive"), "--interval 0"),
     },
     "send": {
         **dict.fromkeys(("--host", "--address", "--bind", "-b"), "give the address first: anyecho send HOST:PORT"),
-        **dict.fromkeys(("--tls", "--ssl"), "write tls://HOST:PORT"),
-        **dict.fromkeys(("--udp", "-u"), "write udp://HOST:PORT"),
-        **dict.fromkeys(("--unix", "-U"), "write unix:/PATH"),
-        **dict.fromkeys(("--ca", "--cafile", "--ssl-ca-certs", "--CAfile"), "--cacert"),
-        **dict.fromkeys(("--certfile", "--ssl-certfile"), "--cert"),
-        **dict.fromkeys(("--keyfile", "--ssl-keyfile"), "--key"),
-        **dict.fromkeys(("--servername", "--server-name"), "--sni"),
+        **_CLIENT,
         **dict.fromkeys(("--count", "-c", "-n"), "--repeat"),
         **dict.fromkeys(("--idle-timeout", "-w", "-t"), "--timeout"),
         **dict.fromkeys(("--proxy-protocol", "--send-proxy", "--haproxy-protocol"), "--proxy-header"),

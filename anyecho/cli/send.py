@@ -30,14 +30,13 @@ from anyecho.clock import run_within, running_clock
 from anyecho.errors import LocalError, UsageError, unwrap_single
 from anyecho.net.descriptors import read_some, write_all
 from anyecho.net.threads import NoThreadError, run_in_thread
+from anyecho.net.udp.stream import DATAGRAM_MAX
 from anyecho.units import or_infinite
 
 logger = logging.getLogger("anyecho.client")
 
 _CHUNK = 65536
 _STDIN = 0
-#: The maximum payload over IPv4, from its length field. (Over IPv6 it is 65527; the limit is the same for both.)
-_DATAGRAM_MAX = 65507
 
 
 def send(
@@ -190,9 +189,9 @@ async def _read_datagrams(descriptor: int, repeat: int, file: Path | None) -> As
             *lines, rest = (rest + chunk).split(b"\n") if file is None else [rest + chunk]
             for line in lines:
                 yield line + b"\n"
-            if len(rest) > _DATAGRAM_MAX:
+            if len(rest) > DATAGRAM_MAX:
                 what = file or "a line of standard input"
-                raise UsageError(f"{what} is too large for a datagram, which holds at most {_DATAGRAM_MAX} bytes")
+                raise UsageError(f"{what} is too large for a datagram, which holds at most {DATAGRAM_MAX} bytes")
 
     for _ in range(repeat):
         if rest or file is not None:

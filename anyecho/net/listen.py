@@ -22,7 +22,7 @@ from anyecho.errors import BindError
 from anyecho.net.accepted import Preparation, preparation_for
 from anyecho.net.bind import bind_hosts
 from anyecho.net.inherit import inherit
-from anyecho.net.names import address_of, datagram_address_of, unmapped
+from anyecho.net.names import address_of, unmapped
 from anyecho.net.sockets import SocketOptions
 from anyecho.net.unix import SocketFile, bind_unix
 
@@ -95,14 +95,10 @@ async def open_listeners(addresses: Sequence[Address], *, backlog: int, options:
     return listeners
 
 
-async def _open_tcp(address: TCPAddress, backlog: int, options: SocketOptions) -> list[Listener]:
-    sockets = await bind_hosts(address, partial(_bind_socket, options=options))
-    return [Listener(sock, _address_of(sock, address), address) for sock in sockets]
-
-
-async def _open_udp(address: UDPAddress, backlog: int, options: SocketOptions) -> list[Listener]:
-    sockets = await bind_hosts(address, partial(_bind_socket, options=options, kind=socket.SOCK_DGRAM))
-    return [Listener(sock, datagram_address_of(sock), address) for sock in sockets]
+async def _open_hosts(address: TCPAddress | UDPAddress, backlog: int, options: SocketOptions) -> list[Listener]:
+    kind = socket.SOCK_DGRAM if isinstance(address, UDPAddress) else socket.SOCK_STREAM
+    sockets = await bind_hosts(address, partial(_bind_socket, options=options, kind=kind))
+    return [Listener(sock, address_of(sock, tls=address.tls), address) for sock in sockets]
 
 
 async def _open_unix(address: UnixAddress, backlog: int, options: SocketOptions) -> list[Listener]:
@@ -110,13 +106,7 @@ async def _open_unix(address: UnixAddress, backlog: int, options: SocketOptions)
     return [Listener(sock, address, address, file)]
 
 
-def _address_of(sock: socket.socket, requested: TCPAddress | FDAddress) -> Address:
-    return address_of(sock.family, sock.getsockname(), tls=requested.tls)
-
-
-def _bind_socket(
-    family: int, sockaddr: Any, *, options: SocketOptions, kind: int = socket.SOCK_STREAM
-) -> socket.socket:
+def _bind_socket(family: int, sockaddr: Any, *, options: SocketOptions, kind: socket.SocketKind) -> socket.socket:
     sock = socket.socket(family, kind)
     try:
         _prepare(sock, options)
@@ -146,14 +136,12 @@ async def _open_inherited(address: FDAddress, backlog: int, options: SocketOptio
 
     sock = inherit(address.fd, options)
     try:
-        is_udp = sock.type == socket.SOCK_DGRAM
-        if is_udp and (address.tls or address.proxy not in (None, "off")):
+        if sock.type == socket.SOCK_DGRAM and (address.tls or address.proxy not in (None, "off")):
             raise BindError(
                 f"cannot listen on {address}: datagrams have neither TLS nor a header of the PROXY protocol"
             )
 
-        bound = datagram_address_of(sock) if is_udp else _address_of(sock, address)
-        return [Listener(sock, bound, address)]
+        return [Listener(sock, address_of(sock, tls=address.tls), address)]
     except BaseException:
         sock.close()
         raise
@@ -162,8 +150,8 @@ async def _open_inherited(address: FDAddress, backlog: int, options: SocketOptio
 #: How to open the listeners of each type of address: sockets that are bound, non-blocking, and have the options.
 #: They need not listen yet. A carrier adds its type.
 CARRIERS: dict[type[Address], Callable[[Any, int, SocketOptions], Awaitable[list[Listener]]]] = {
-    TCPAddress: _open_tcp,
-    UDPAddress: _open_udp,
+    TCPAddress: _open_hosts,
+    UDPAddress: _open_hosts,
     UnixAddress: _open_unix,
     FDAddress: _open_inherited,
 }

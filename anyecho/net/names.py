@@ -8,7 +8,6 @@ from __future__ import annotations
 __all__ = (
     "SockAddr",
     "address_of",
-    "datagram_address_of",
     "host_name",
     "is_host_name",
     "name_of",
@@ -95,26 +94,19 @@ def source_key(host: str) -> str | bytes:
     return packed if packed.startswith(_LOCAL_NAT64) else packed[:8]
 
 
-def address_of(family: int, sockaddr: Any, *, tls: bool = False) -> Address:
-    """Return the address of a stream socket from the result of getsockname(2) or getpeername(2)."""
-    if family == socket.AF_UNIX:
+def address_of(sock: socket.socket, *, tls: bool = False) -> Address:
+    """Return the address that `sock` is bound to. A datagram socket has no `tls`."""
+    sockaddr = sock.getsockname()
+    if sock.family == socket.AF_UNIX:
         return UnixAddress(path=os.fsdecode(sockaddr), tls=tls)
 
-    return TCPAddress(host=_host_of(family, sockaddr), port=sockaddr[1], tls=tls)
-
-
-def datagram_address_of(sock: socket.socket) -> UDPAddress:
-    """Return the address that a UDP socket is bound to."""
-    sockaddr = sock.getsockname()
-    return UDPAddress(host=_host_of(sock.family, sockaddr), port=sockaddr[1])
-
-
-def _host_of(family: int, sockaddr: Any) -> str:
     host: str = sockaddr[0]
-    if family == socket.AF_INET6 and sockaddr[3] and "%" not in host:
+    if sock.family == socket.AF_INET6 and sockaddr[3] and "%" not in host:
         host += f"%{socket.if_indextoname(sockaddr[3])}"
+    if sock.type == socket.SOCK_DGRAM:
+        return UDPAddress(host=unmapped(host), port=sockaddr[1])
 
-    return unmapped(host)
+    return TCPAddress(host=unmapped(host), port=sockaddr[1], tls=tls)
 
 
 def peer_name(sock: socket.socket, sockaddr: Any) -> str:

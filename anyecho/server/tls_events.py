@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from anyecho.net.stream import PolledStream
 from anyecho.net.tls.errors import TLSError
-from anyecho.net.tls.records import RECORD_OVERHEAD, RECORD_SIZE, Records
+from anyecho.net.tls.records import WIRE_CHUNK, Records
 from anyecho.net.tls.stream import TLSStream
 from anyecho.server.events import EventConnection, EventsEngine
 from anyecho.server.phases import CLOSING, OPEN
@@ -21,9 +21,6 @@ from anyecho.server.reasons import CloseReason
 if TYPE_CHECKING:
     import socket
 
-#: Maximum bytes that one turn reads: four full records. OpenSSL's buffers never shrink, so a connection that was
-#: busy once keeps two of this size.
-_CHUNK = 4 * (RECORD_SIZE + RECORD_OVERHEAD)
 #: Value of `_pending` while the records have bytes to send or input to process.
 _PENDING_MARK = b"?"
 
@@ -47,7 +44,8 @@ class TLSEventConnection(EventConnection):
     def _turn(self) -> None:
         engine = self.engine
         try:
-            count = self.sock.recv_into(engine.buffer, _CHUNK)
+            # OpenSSL's buffers never shrink: a connection that was busy once keeps two of this size.
+            count = self.sock.recv_into(engine.buffer, WIRE_CHUNK)
         except BlockingIOError:
             return
 
@@ -59,7 +57,7 @@ class TLSEventConnection(EventConnection):
 
         self.records.feed(engine.chunk)
         self._process()
-        if count == _CHUNK and self.phase < CLOSING and not self._pending:
+        if count == WIRE_CHUNK and self.phase < CLOSING and not self._pending:
             self._wait()  # there may be more to read
 
     def _flush(self) -> None:
@@ -73,7 +71,9 @@ class TLSEventConnection(EventConnection):
         """Continue the handshake, or encrypt the echo of all input that OpenSSL has; then send."""
         records = self.records
         try:
-            done = (records.established or self._handshake()) and self._encrypt_echo()
+            if not records.established and records.handshake():
+                self.engine.advance(self, OPEN)
+            done = records.established and self._encrypt_echo()
         except TLSError as exc:
             self.request_close(self.close_reason(exc))
         if self.phase >= CLOSING:
@@ -88,14 +88,6 @@ class TLSEventConnection(EventConnection):
             was_pending, self._pending = self._pending, _PENDING_MARK
             if not was_pending:
                 self._wait()
-
-    def _handshake(self) -> bool:
-        """Take one step of the handshake; return whether it is complete."""
-        done = self.records.handshake()
-        if done:
-            self.engine.advance(self, OPEN)
-
-        return done
 
     def _encrypt_echo(self) -> bool:
         """Decrypt all input and encrypt its echo; return whether the peer has sent close_notify."""

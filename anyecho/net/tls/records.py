@@ -6,7 +6,7 @@ is no faster, and cannot half-close without losing data.
 
 from __future__ import annotations
 
-__all__ = ("RECORD_OVERHEAD", "RECORD_SIZE", "Records")
+__all__ = ("CHUNK", "RECORD_SIZE", "WIRE_CHUNK", "Records")
 
 import ssl
 from contextlib import nullcontext, suppress
@@ -19,10 +19,10 @@ T = TypeVar("T")
 
 #: Maximum plaintext of one record (RFC 8446, section 5.1). One call of OpenSSL moves no more than that.
 RECORD_SIZE = 16384
-#: Maximum that encryption adds (section 5.2). TLS 1.2 allows 2048, and uses less.
-RECORD_OVERHEAD = 256
-
-
+#: Plaintext passed to OpenSSL at a time, and the maximum of one recv(2): four full records. Encryption adds at most
+#: 256 bytes to each (section 5.2); TLS 1.2 allows 2048, and uses less.
+CHUNK = 4 * RECORD_SIZE
+WIRE_CHUNK = CHUNK + 4 * 256
 #: Record header: type, version, and the length in the last two bytes (RFC 8446, section 5.1).
 _HEADER_SIZE = 5
 #: Records passed to OpenSSL at once. As many KeyUpdates, of 27 bytes each, take 1.6 ms.

@@ -36,20 +36,18 @@ from anyecho.clock import INTERVALS, call_until
 from anyecho.net.stream import PolledStream
 from anyecho.net.tls.attributes import attributes_of
 from anyecho.net.tls.errors import alert_of
-from anyecho.net.tls.records import RECORD_SIZE, Records
+from anyecho.net.tls.records import CHUNK, Records
 from anyecho.net.tls.transfer import TLSTransfer
 from anyecho.net.tls.wire import TLSWire
 from anyecho.net.wire import Wire
 
 #: Maximum seconds of a close, if the peer reads nothing.
 CLOSE_TIMEOUT = 2.0
-#: Plaintext passed to OpenSSL at a time: four full records.
-_CHUNK = 4 * RECORD_SIZE
 #: Maximum bytes of unread input to discard at a close. A peer that has sent more is likely to send on.
 _MAX_DISCARDED = 1 << 20
 #: Maximum bytes pending in `receive`, for a peer that makes OpenSSL answer (refuse to renegotiate, say) but does
 #: not read: twice what one `send` can leave pending.
-_MAX_PENDING = 2 * _CHUNK
+_MAX_PENDING = 2 * CHUNK
 
 
 class TLSStream(TLSTransfer):
@@ -149,12 +147,12 @@ class TLSStream(TLSTransfer):
                 await self._yield()
             if self.records.wire_bytes_pending:
                 await self._flush()
-            for start in range(0, len(rest), _CHUNK):
+            for start in range(0, len(rest), CHUNK):
                 if self.records.write_blocked:
                     await self._flush_held()
                 # In chunks: OpenSSL accepts any amount, and needs three times as much memory.
-                self.records.send(memoryview(rest)[start : start + _CHUNK] if len(rest) > _CHUNK else rest)
-                queued = start + _CHUNK
+                self.records.send(memoryview(rest)[start : start + CHUNK] if len(rest) > CHUNK else rest)
+                queued = start + CHUNK
                 if not self._flush_now() or self._bytes_left <= 0:
                     await self._flush()
         except OSError as exc:
@@ -217,8 +215,8 @@ class TLSStream(TLSTransfer):
             await self._flush_held()
         # Read tickets and late answers: with unread input, close(2) sends a reset, which may destroy what was just
         # sent.
-        for _ in range(_MAX_DISCARDED // _CHUNK):
-            if not self._sock.recv(_CHUNK):
+        for _ in range(_MAX_DISCARDED // CHUNK):
+            if not self._sock.recv(CHUNK):
                 break
 
     def as_wire(self) -> Wire:

@@ -15,15 +15,12 @@ from typing import TYPE_CHECKING
 from anyio import BrokenResourceError, BusyResourceError, ClosedResourceError, Event
 
 from anyecho.net.stream import PolledStream
-from anyecho.net.tls.records import RECORD_OVERHEAD, RECORD_SIZE, Records
+from anyecho.net.tls.records import WIRE_CHUNK, Records
 
 if TYPE_CHECKING:
     import socket
 
     from anyecho.net.readiness import Registration
-
-#: Maximum of one recv(2): four full records.
-_WIRE_CHUNK = 4 * (RECORD_SIZE + RECORD_OVERHEAD)
 
 
 class TLSTransfer(PolledStream):
@@ -100,7 +97,7 @@ class TLSTransfer(PolledStream):
         """Pass more input to OpenSSL without waiting; return whether there was any."""
         registration = self._registration
         try:
-            data = self._sock.recv(_WIRE_CHUNK)
+            data = self._sock.recv(WIRE_CHUNK)
         except BlockingIOError:
             registration.may_read = False
             return False
@@ -108,7 +105,7 @@ class TLSTransfer(PolledStream):
         if not data:
             raise ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "it ended without a close_notify")
 
-        if len(data) < _WIRE_CHUNK and registration.short_read_drains:
+        if len(data) < WIRE_CHUNK and registration.short_read_drains:
             registration.may_read = False
         self._bytes_left -= len(data)
         self.records.feed(data)

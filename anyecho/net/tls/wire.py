@@ -13,18 +13,14 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from anyecho.net.tls.errors import TLSError, TLSTruncated
-from anyecho.net.tls.records import RECORD_OVERHEAD, RECORD_SIZE, Records
+from anyecho.net.tls.records import CHUNK, WIRE_CHUNK, Records
 
 if TYPE_CHECKING:
     import socket
 
-#: Plaintext that one `write` accepts: four full records.
-_CHUNK = 4 * RECORD_SIZE
-#: Maximum of one recv(2): as many records, encrypted.
-_WIRE_CHUNK = _CHUNK + 4 * RECORD_OVERHEAD
 #: Maximum bytes pending in `read_into`, for a peer that makes OpenSSL answer but does not read: twice what one
 #: `write` can leave pending.
-_MAX_PENDING = 2 * _CHUNK
+_MAX_PENDING = 2 * CHUNK
 
 
 class TLSWire:
@@ -91,8 +87,8 @@ class TLSWire:
         if records.write_blocked or (records.wire_bytes_pending and not self.flush()):
             raise BlockingIOError
 
-        if len(data) > _CHUNK:
-            data = memoryview(data)[:_CHUNK]
+        if len(data) > CHUNK:
+            data = memoryview(data)[:CHUNK]
         records.send(data)
         self.flush()
         return len(data)
@@ -128,9 +124,9 @@ class TLSWire:
         if self.records.process_more():
             return
 
-        data = self.sock.recv(_WIRE_CHUNK)
+        data = self.sock.recv(WIRE_CHUNK)
         if not data:
             raise TLSTruncated(ssl.SSL_ERROR_EOF, "it ended without a close_notify")
 
-        self._socket_may_have_input = len(data) == _WIRE_CHUNK
+        self._socket_may_have_input = len(data) == WIRE_CHUNK
         self.records.feed(data)
