@@ -20,9 +20,11 @@ from anyecho.address import Address, UDPAddress, parse_address
 from anyecho.backends import run
 from anyecho.cli.environment import Environment
 from anyecho.cli.flags import BackendFlag
+from anyecho.cli.handler import find_handler
 from anyecho.cli.logs import LogOptions, log_to_stderr
 from anyecho.cli.signals import Signals, caught_signals
 from anyecho.errors import CertificateError, unwrap_single
+from anyecho.handlers import Handler
 from anyecho.net.descriptors import write_all
 from anyecho.net.tls.contexts import Certificates
 from anyecho.server.options import ServeOptions
@@ -45,6 +47,13 @@ def serve(
             show_default=lambda _: f"all sockets that a service manager passed, else {DEFAULT_ADDRESS}",
         ),
     ] = (),
+    handler: Annotated[
+        str,
+        Parameter(
+            metavar="NAME|module:function",
+            help="What serves a connection: echo, discard, chargen, upper, prefix, or a function of yours.",
+        ),
+    ] = "echo",
     backend: BackendFlag = "asyncio",
     options: ServeOptions,
     log: LogOptions,
@@ -66,6 +75,7 @@ def serve(
     activation = take_activation(os.environ)
     if addresses and "bind" in environment.used:
         bind = ()  # the command line overrides the environment
+    serving = find_handler(handler)
     resolved = activation.resolve([parse_address(text) for text in (*addresses, *bind)])
     with (
         log_to_stderr(log, access=access_log),
@@ -76,7 +86,7 @@ def serve(
         if access_log and resolved and all(isinstance(address, UDPAddress) for address in resolved):
             text = "without effect: access_log (every address is for UDP)"
             logger.warning(text, extra={"options": ("access_log",)})
-        run(_serve, resolved, activation, options, signals, notifier, backend=backend)
+        run(_serve, resolved, activation, options, serving, signals, notifier, backend=backend)
 
     return 0
 
@@ -95,6 +105,7 @@ async def _serve(
     addresses: Sequence[Address],
     activation: Activation,
     options: ServeOptions,
+    handler: Handler,
     signals: Signals,
     notifier: Notifier,
 ) -> None:
@@ -123,7 +134,7 @@ async def _serve(
     with unwrap_single():
         async with create_task_group() as tasks:
             tasks.start_soon(stop_on_signals)
-            async with open_server(*addresses, options=options) as server:
+            async with open_server(*addresses, options=options, handler=handler) as server:
                 notifier.ready(_status(server))
                 tasks.start_soon(notifier.ping_watchdog)
                 _warn(activation.unused(addresses), server.certificates)

@@ -186,6 +186,11 @@ class PolledStream(ByteStream):
         """Return the connection as a wire. Of this stream, only `aclose` may be used then."""
         return PlainWire(self._sock)
 
+    @property
+    def sending(self) -> bool:
+        """Whether a `send` or `send_eof` waits or runs."""
+        return self._sending
+
     def _check_sendable(self) -> None:
         if self._closed or self._eof_sent:
             raise ClosedResourceError

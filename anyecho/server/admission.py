@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from anyio import Event
 from anyio.abc import TaskGroup
 
+from anyecho.echo import echo
 from anyecho.errors import StartError
+from anyecho.handlers import Handler
 from anyecho.net.accept import AcceptLimit
 from anyecho.net.names import peer_name, remote_address
 from anyecho.net.poller import Fallback, Poller
@@ -24,6 +26,7 @@ from anyecho.net.tls.contexts import Certificates
 from anyecho.net.tls.records import Records
 from anyecho.server.connection import Connection, Engine
 from anyecho.server.events import CappedEventConnection, EventConnection, EventsEngine
+from anyecho.server.handled import HandlerConnection
 from anyecho.server.limits import ConnectionLimit, SourceLimit
 from anyecho.server.options import ServeOptions
 from anyecho.server.phases import CLOSED, HANDSHAKE, HEADER, OPEN, Phase
@@ -63,8 +66,10 @@ class Admission:
         stats: Stats,
         poller: Poller | Fallback,
         tasks: TaskGroup,
+        handler: Handler,
     ) -> None:
         self._options = options
+        self._handler = handler
         self._limit = limit
         #: Held from accept to the end of the handshake. The accept limit of the TLS listeners.
         self.handshakes = ConnectionLimit(max(1, limit.limit // _HANDSHAKE_DIVISOR), parent=limit)
@@ -133,6 +138,8 @@ class Admission:
     def _connection(self, sock: socket.socket, policy: ListenerPolicy) -> Connection:
         certificates = policy.certificates
         records = Records(certificates.context, server_side=True) if certificates else None
+        if self._handler is not echo:
+            return HandlerConnection(sock, self._engine, records, self._handler)
         if self._events is None or self._needs_task():
             return TaskConnection(sock, self._engine, records)
 

@@ -185,12 +185,20 @@ class Connection(LoggedPeer):
         self.log_end()
         self.engine.advance(self, CLOSED)
 
+    def has_pending(self) -> bool:
+        """Whether the kernel has yet to accept bytes for the peer."""
+        received, sent = self.totals
+        return received > sent
+
+    def stalled_checks(self) -> int:
+        """Return the number of successive checks at which the same echo was pending. Called once in each check."""
+        return self.idle_checks if self.has_pending() else 0
+
     def close_reason(self, error: Exception) -> CloseReason:
         """Return the close reason for `error`. Log a bug, an invalid PROXY header and a failed handshake."""
         if self.records is not None and self.records.established:
             self.engine.advance(self, OPEN)  # the error came after the last step of the handshake
-        received, sent = self.totals
-        reason, cause = reason_for(error, self.phase, pending=received > sent)
+        reason, cause = reason_for(error, self.phase, pending=self.has_pending())
         by_tls = isinstance(cause, TLSError) and not isinstance(cause, TLSTruncated)
         if reason is CloseReason.ERROR:
             logger.error("connection failed", exc_info=error, extra={"peer": self.name})
@@ -231,9 +239,8 @@ class Connection(LoggedPeer):
                 if self.reason not in CLOSED_BY_PEER and deadline > current_time():
                     await call_until(deadline, min_seconds, send_rest)
             finally:
-                received, sent = self.totals
                 # Pending on a plain stream is only `rest`; over TLS, encrypted bytes may be pending too.
-                if eof and not stream.rest and (self.records is None or received == sent):
+                if eof and not stream.rest and (self.records is None or not self.has_pending()):
                     self.reason = CloseReason.EOF
                 # TLS sends close_notify here, if there is time.
                 scope.deadline = deadline

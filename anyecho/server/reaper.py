@@ -116,8 +116,7 @@ class Reaper(Sweep):
             return None
         if connection.checks > self._duration:
             return CloseReason.DURATION
-        # Echo is pending, and the kernel has accepted none of it.
-        if received > sent and connection.idle_checks >= self._write:
+        if connection.stalled_checks() >= self._write:
             return CloseReason.WRITE
         if connection.idle_checks >= self._idle:
             return CloseReason.IDLE

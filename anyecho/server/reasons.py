@@ -43,6 +43,8 @@ class CloseReason(StrEnum):
     HANDSHAKE = "handshake", "The TLS handshake failed, was abandoned, or was incomplete at its time limit."
     TLS_TRUNCATED = "tls_truncated", "The peer sent a FIN without close_notify: data may be missing."
     TLS_ERROR = "tls_error", "The peer sent an invalid TLS record."
+    RETURNED = "returned", "The server's handler returned before EOF from the peer."
+    HANDLER = "handler", "The server's handler raised an exception, logged with its traceback."
     DRAINED = "drained", "The grace period of a drain was over, or the server's block was left."
     CANCELLED = "cancelled", "The server was aborted, or an exception or a cancellation left its block."
     ERROR = "error", "The server has a bug, logged with its traceback."
@@ -51,7 +53,9 @@ class CloseReason(StrEnum):
 #: Reasons of a close by the peer or the network: no lingering close is needed.
 CLOSED_BY_PEER = frozenset({CloseReason.EOF, CloseReason.BROKEN, CloseReason.TLS_TRUNCATED})
 #: Reasons of a close by the server that no byte from the peer caused. An EOF that arrived earlier takes precedence.
-CLOSED_BY_SERVER = frozenset(map(CloseReason, ("drained", "cancelled", "idle", "duration", "rate", "write")))
+CLOSED_BY_SERVER = frozenset(
+    map(CloseReason, ("drained", "cancelled", "idle", "duration", "rate", "write", "returned"))
+)
 
 #: Errors caused by peers and networks. `ClosedResourceError`: the poller stopped during a connection.
 NETWORK_ERRORS = (BrokenResourceError, ClosedResourceError, EndOfStream, OSError)

@@ -17,7 +17,9 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from anyecho.address import Address, FDAddress, TCPAddress, UDPAddress, parse_address
 from anyecho.clock import run_within
+from anyecho.echo import echo
 from anyecho.errors import UsageError, unwrap_single
+from anyecho.handlers import Handler
 from anyecho.net.listen import Listener, open_listeners
 from anyecho.net.poller import Fallback, Poller, open_poller
 from anyecho.net.tls.contexts import Certificates
@@ -28,7 +30,7 @@ from anyecho.server.options import ServeOptions
 from anyecho.server.reaper import Reaper
 from anyecho.server.reasons import CloseReason
 from anyecho.server.stats import Peer, Stats
-from anyecho.server.unused import check_options
+from anyecho.server.unused import Bound, check_handler, check_options
 from anyecho.units import or_infinite
 from anyecho.validation import check_kind
 
@@ -41,9 +43,10 @@ DEFAULT_ADDRESS = "tcp://localhost:10000"
 async def serve(
     *addresses: str | Address,
     options: ServeOptions | None = None,
+    handler: Handler = echo,
     task_status: TaskStatus[tuple[Address, ...]] = TASK_STATUS_IGNORED,
 ) -> None:
-    """Echo on `addresses` (by default ``tcp://localhost:10000``) until cancelled.
+    """Echo on `addresses` (by default ``tcp://localhost:10000``), or run another `handler`, until cancelled.
 
     `task_status` gets the bound addresses once they accept connections; port 0 is replaced by the actual port.
     Side effects, ownership and the end by a cancellation are those of `open_server`.
@@ -51,24 +54,31 @@ async def serve(
     Raises:
         AddressError: one of `addresses` is not an address.
         UsageError: `options` are not `ServeOptions`; lack what an address needs (a certificate, trusted proxies);
-            or protect (TLS, trusted proxies) and have no effect on any address.
+            or protect (TLS, trusted proxies) and have no effect on any address. `handler` is not callable; or an
+            address is for datagrams, or `options.engine` is ``events``, and it is not the echo.
         CertificateError: a file of `options.tls` cannot be used, or no certificate can be generated.
         BindError: listening fails on an address.
         StartError: no descriptor is left for epoll; or `options.engine` is ``events`` on a system without epoll.
         OSError: a listener fails for good; every connection is closed.
     """
-    async with open_server(*addresses, options=options) as server:
+    async with open_server(*addresses, options=options, handler=handler) as server:
         task_status.started(server.addresses)
         await server.wait_closed()
 
 
 @asynccontextmanager
-async def open_server(*addresses: str | Address, options: ServeOptions | None = None) -> AsyncIterator[Server]:
+async def open_server(
+    *addresses: str | Address, options: ServeOptions | None = None, handler: Handler = echo
+) -> AsyncIterator[Server]:
     """Run a server inside the block. Leaving the block calls `drain(0)` and waits until the server is closed.
 
     If an exception or a cancellation leaves the block, the connections are counted as ``cancelled``. In each case
     they get a lingering close of at most `linger` seconds, and exceptions pass unchanged. No socket stays open. The
     task that enters the block must leave it.
+
+    `handler` is called with the stream of each connection; when it returns, the connection gets a lingering close.
+    It may leave the stream open. If it raises an exception, this connection ends, and its traceback is logged.
+    Each connection of a handler has a task. The write timeout applies while a `send` of the handler waits.
 
     The server owns its listeners and connections, also passed sockets (``fd://``), which become non-blocking. It
     makes and removes the files of Unix sockets and of a generated CA. It changes neither signals nor a limit of
@@ -77,7 +87,8 @@ async def open_server(*addresses: str | Address, options: ServeOptions | None = 
     Raises:
         AddressError: one of `addresses` is not an address.
         UsageError: `options` are not `ServeOptions`; lack what an address needs (a certificate, trusted proxies);
-            or protect (TLS, trusted proxies) and have no effect on any address.
+            or protect (TLS, trusted proxies) and have no effect on any address. `handler` is not callable; or an
+            address is for datagrams, or `options.engine` is ``events``, and it is not the echo.
         CertificateError: a file of `options.tls` cannot be used, or no certificate can be generated.
         BindError: listening fails on an address.
         StartError: no descriptor is left for epoll; or `options.engine` is ``events`` on a system without epoll.
@@ -89,7 +100,7 @@ async def open_server(*addresses: str | Address, options: ServeOptions | None = 
     # A passed socket may be for streams or for datagrams: its options are checked once it is open.
     inherits = any(isinstance(address, FDAddress) for address in wanted)
     if not inherits:
-        check_options(options, [(address, address) for address in wanted])
+        _check(options, handler, [(address, address) for address in wanted])
     limit = cap_by_fd_limit(options.max_connections, descriptor_limit())
     with ExitStack() as opened, unwrap_single() as kept:
         certificates: Certificates | None = None
@@ -100,11 +111,11 @@ async def open_server(*addresses: str | Address, options: ServeOptions | None = 
         for listener in listeners:
             opened.callback(listener.close)
         if inherits:
-            check_options(options, [(listener.requested, listener.address) for listener in listeners])
+            _check(options, handler, [(listener.requested, listener.address) for listener in listeners])
 
         async with open_poller() as poller, create_task_group() as tasks:
             connection_limit = ConnectionLimit(limit, wait=options.over_limit == "wait")
-            server = Server(listeners, connection_limit, options, poller, tasks, certificates)
+            server = Server(listeners, connection_limit, options, poller, tasks, certificates, handler)
             opened.callback(server._set_exited)
             server._start()
             try:
@@ -120,6 +131,11 @@ async def open_server(*addresses: str | Address, options: ServeOptions | None = 
                 tasks.cancel_scope.cancel()
 
     logger.info("closing server")
+
+
+def _check(options: ServeOptions, handler: Handler, addresses: Sequence[Bound]) -> None:
+    check_handler(handler, options, addresses)
+    check_options(options, addresses)
 
 
 class Server:
@@ -142,6 +158,7 @@ class Server:
         poller: Poller | Fallback,
         tasks: TaskGroup,
         certificates: Certificates | None,
+        handler: Handler,
     ) -> None:
         self.addresses: tuple[Address, ...] = tuple(listener.address for listener in listeners)
         self.options = options
@@ -150,7 +167,7 @@ class Server:
         self._listeners = listeners
         self._poller = poller
         self._tasks = tasks
-        self._admission = Admission(options, limit, self.stats, poller, tasks)
+        self._admission = Admission(options, limit, self.stats, poller, tasks, handler)
         self._connections = self._admission.connections
         self._reaper = Reaper(self._connections, options)
         self._listening = Listening(listeners, self._admission, options, self.stats, poller, certificates)

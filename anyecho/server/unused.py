@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("check_options", "expected_header")
+__all__ = ("Bound", "check_handler", "check_options", "expected_header")
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -10,12 +10,13 @@ from dataclasses import fields, replace
 from typing import TypeAlias
 
 from anyecho.address import Address, TCPAddress, UDPAddress
+from anyecho.echo import echo
 from anyecho.errors import UsageError
 from anyecho.net.proxy.header import Versions
 from anyecho.net.tls.contexts import TLSServerOptions
 from anyecho.server.options import ServeOptions
 from anyecho.unused import report_unused
-from anyecho.validation import given_options
+from anyecho.validation import given_options, quoted
 
 logger = logging.getLogger("anyecho.server")
 
@@ -44,6 +45,21 @@ def expected_header(address: Address, options: ServeOptions) -> Versions | None:
     mode = None if isinstance(address, UDPAddress) else address.proxy
     mode = mode or options.proxy_protocol
     return None if mode == "off" else mode
+
+
+def check_handler(handler: object, options: ServeOptions, addresses: Sequence[Bound]) -> None:
+    """Raise `UsageError` if `handler` is not callable, or is not the echo and cannot be used."""
+    if not callable(handler):
+        raise UsageError(f"handler must be an async function of a stream, not {quoted(handler)}")
+    if handler is echo:
+        return
+    if options.engine == "events":
+        text = "handler needs a task for each connection: engine must be auto or tasks"
+        raise UsageError(text, options=("handler", "engine"))
+    for requested, bound in addresses:
+        if isinstance(bound, UDPAddress):
+            text = f"handler is for streams of bytes: datagrams, as on {requested}, are only echoed"
+            raise UsageError(text, options=("handler",))
 
 
 def check_options(options: ServeOptions, addresses: Sequence[Bound]) -> None:

@@ -23,7 +23,7 @@ from anyecho.units import Seconds, Size
 
 #: Parameters of each verb besides the options.
 OWN_FLAGS = {
-    "serve": {"--bind", "--backend", "--access-log"},
+    "serve": {"--bind", "--backend", "--access-log", "--handler"},
     "send": {"--file", "--repeat", "-4", "-6", "--backend"},
     "ping": {"--quiet", "--timestamps", "--json", "-4", "-6", "--backend"},
 }

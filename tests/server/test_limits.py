@@ -22,6 +22,7 @@ from anyecho.client.client import Client, connect
 from anyecho.client.options import ConnectOptions
 from anyecho.errors import UsageError
 from anyecho.server import reaper as reaper_module
+from anyecho.server.connection import Connection
 from anyecho.server.limits import ConnectionLimit, SourceLimit
 from anyecho.server.options import ServeOptions
 from anyecho.server.phases import CLOSING, OPEN
@@ -438,6 +439,9 @@ class FakeConnection:
         self.last_total = -1
         self.idle_checks = self.checks = self.window_start = 0
         self.totals = (0, 0)
+
+    has_pending: Any = Connection.has_pending
+    stalled_checks: Any = Connection.stalled_checks
 
     def request_close(self, reason: CloseReason) -> None:
         self.phase = CLOSING

@@ -1,0 +1,83 @@
+"""Connections of a handler of the user's own, in the tasks engine.
+
+A handler owes its peer nothing: pending is only what it is sending. Its exceptions end its connection only.
+"""
+
+from __future__ import annotations
+
+__all__ = ("HandlerConnection",)
+
+import logging
+from typing import TYPE_CHECKING
+
+from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
+
+from anyecho.handlers import Handler
+from anyecho.net.stream import PolledStream
+from anyecho.net.tls.records import Records
+from anyecho.server.connection import Engine
+from anyecho.server.reasons import CloseReason
+from anyecho.server.tasks import TaskConnection
+from anyecho.streams.limits import LimitReached
+
+if TYPE_CHECKING:
+    import socket
+
+logger = logging.getLogger("anyecho.server")
+
+#: Errors of the stream that a handler need not catch.
+_OF_THE_STREAM = (BrokenResourceError, ClosedResourceError, EndOfStream, LimitReached)
+
+
+class HandlerConnection(TaskConnection):
+    __slots__ = ("_handler", "_handling", "_sent_before", "_stalled")
+
+    end_reason = CloseReason.RETURNED
+
+    def __init__(self, sock: socket.socket, engine: Engine, records: Records | None, handler: Handler) -> None:
+        super().__init__(sock, engine, records)
+        self._handler = handler
+        self._handling = False
+        #: Bytes sent at the last check, and successive checks since then at which a send was waiting.
+        self._sent_before = 0
+        self._stalled = 0
+
+    async def _serve(self, stream: PolledStream) -> None:
+        self._handling = True
+        await self._handler(self._wrapped(stream))
+
+    def has_pending(self) -> bool:
+        stream = self._stream
+        if stream is None:
+            return False
+
+        return stream.sending or bool(stream.rest or (self.records and self.records.wire_bytes_pending))
+
+    def stalled_checks(self) -> int:
+        _, sent = self.totals
+        waits = sent == self._sent_before and self.has_pending()
+        self._sent_before = sent
+        self._stalled = self._stalled + 1 if waits else 0
+        return self._stalled
+
+    def close_reason(self, error: Exception) -> CloseReason:
+        if not self._handling:
+            return super().close_reason(error)
+
+        of_the_stream, failure = ExceptionGroup("", [error]).split(_OF_THE_STREAM)
+        if failure is not None:
+            logger.error("the handler failed", exc_info=_single(error), extra={"peer": self.name})
+            return CloseReason.HANDLER
+        # A handler may leave its loop by the error that stands for EOF.
+        if of_the_stream is not None and of_the_stream.split(EndOfStream)[1] is None:
+            return CloseReason.RETURNED
+
+        return super().close_reason(error)
+
+
+def _single(error: BaseException) -> BaseException:
+    """Return `error` without groups of one error, as `except*` makes them."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+
+    return error

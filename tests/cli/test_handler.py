@@ -1,0 +1,63 @@
+"""``--handler``: ready-made handlers, functions of the user's own, and one line for a wrong value."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.peers import converse, dial
+from tests.support.process import Processes
+
+OWN = """
+async def reverse(stream):
+    async for chunk in stream:
+        await stream.send(chunk[::-1])
+number = 7
+"""
+
+
+@pytest.fixture
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "broken.py").write_text("import absent_module")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "reply"), [("echo", b"ab"), ("discard", b""), ("upper", b"AB"), ("own:reverse", b"ba")]
+)
+@pytest.mark.usefixtures("directory")
+def test_a_server_runs_the_named_handler(name: str, reply: bytes, processes: Processes) -> None:
+    server = processes.serve("-b", "tcp://127.0.0.1:0", "--handler", name)
+    assert converse(dial(server.addresses[0]), b"ab") == reply
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        (
+            "uper",
+            "no such name (did you mean upper?); "
+            "there are echo, discard, chargen, upper, prefix, and module:function",
+        ),
+        ("own:revers", "own has no 'revers' (did you mean reverse?)"),
+        ("own:number", "it is not a function"),
+        ("own:", "own has no ''"),
+        ("absent:f", "cannot import 'absent': ModuleNotFoundError: No module named 'absent'"),
+        ("broken:f", "cannot import 'broken': ModuleNotFoundError: No module named 'absent_module'"),
+        (":f", "cannot import '': ValueError: Empty module name"),
+    ],
+)
+@pytest.mark.usefixtures("directory")
+def test_a_wrong_handler_is_one_line(name: str, reason: str, processes: Processes) -> None:
+    result = processes.run("serve", ":0", "--handler", name)
+    assert result == (2, b"", f"anyecho: --handler {name!r}: {reason}\n")
+
+
+def test_a_handler_for_datagrams_is_one_line(processes: Processes) -> None:
+    status, _, errors = processes.run("serve", "udp://127.0.0.1:0", "--handler", "upper")
+    text = "--handler is for streams of bytes: datagrams, as on udp://127.0.0.1:0, are only echoed"
+    assert (status, errors) == (2, f"anyecho: {text}\n")
