@@ -121,6 +121,7 @@ FOLDERS = {
         "schedule",
         "traffic",
         "load_connection",
+        "datagram_load",
         "pacer",
         "drivers",
         "opening",

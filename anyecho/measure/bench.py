@@ -19,8 +19,7 @@ from anyecho.backends import Backend, run
 from anyecho.client.unused import check_options
 from anyecho.errors import unwrap_single
 from anyecho.measure.generator import cores_available, pinned, without_gc
-from anyecho.measure.load_connection import LoadConnection
-from anyecho.measure.opening import Opened, open_connections
+from anyecho.measure.opening import OpenConnection, Opened, open_connections
 from anyecho.measure.options import BenchOptions
 from anyecho.measure.outcome import Measured, result_of
 from anyecho.measure.pacer import Pacer, busy_wait_for
@@ -45,7 +44,7 @@ class BenchControl:
     `server_cpu`, if known, returns the nanoseconds of CPU time that the server has used so far.
     """
 
-    def __init__(self, on_progress: Callable[[Sequence[LoadConnection]], None] | None = None) -> None:
+    def __init__(self, on_progress: Callable[[Sequence[OpenConnection]], None] | None = None) -> None:
         self.server_cpu: Callable[[], int | None] = lambda: None
         self.interrupted = False
         self.on_progress = on_progress or (lambda connections: None)
@@ -159,7 +158,7 @@ class _Run:
 
         return result_of(measured, self._describe(len(opened.connections)))
 
-    async def _load(self, connections: Sequence[LoadConnection], poller: Poller | Fallback) -> None:
+    async def _load(self, connections: Sequence[OpenConnection], poller: Poller | Fallback) -> None:
         options, traffic = self._options, self._traffic
         begin = traffic.clock() + _LEAD
         self._start = begin + int(options.warmup * 1e9)
@@ -188,7 +187,7 @@ class _Run:
             self._server_cpu_before = self._control.server_cpu()
             await self._wait_until_over(connections)
 
-    def _begin(self, connections: Sequence[LoadConnection]) -> None:
+    def _begin(self, connections: Sequence[OpenConnection]) -> None:
         for connection in connections:
             connection.start()
 
@@ -205,7 +204,7 @@ class _Run:
         with self._control.interruptible():
             await sleep(max(self._start - self._traffic.clock(), 0) / 1e9)
 
-    async def _wait_until_over(self, connections: Sequence[LoadConnection]) -> None:
+    async def _wait_until_over(self, connections: Sequence[OpenConnection]) -> None:
         """Return when no message is outstanding any more, or none of those outstanding can be in time."""
         control, traffic = self._control, self._traffic
         while not (control.interrupted or traffic.is_saturated or all(each.stopped for each in connections)):
@@ -217,6 +216,9 @@ class _Run:
             if is_outstanding and not (is_sending and self._pacer) and self._is_quiet(connections):
                 return
 
+            now = traffic.clock()
+            for each in connections:
+                each.tick(now)
             control.on_progress(connections)
             with control.interruptible():
                 await sleep(_TICK if is_sending else _LAST_TICK)
@@ -228,7 +230,7 @@ class _Run:
         deadline = self._traffic.deadline
         return self._traffic.left != 0 and (deadline is None or self._traffic.clock() < deadline)
 
-    def _is_quiet(self, connections: Sequence[LoadConnection]) -> bool:
+    def _is_quiet(self, connections: Sequence[OpenConnection]) -> bool:
         """Return whether the last message so far has timed out."""
         last_due = max((each.due[-1] for each in connections if each.due), default=self._start)
         return self._timeout is not None and self._traffic.clock() > last_due + self._timeout

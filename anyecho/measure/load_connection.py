@@ -38,6 +38,8 @@ class LoadConnection:
     )
 
     batch: int
+    in_order = True
+    duplicates = reordered = 0
 
     def __init__(self, wire: Wire, number: int, traffic: Traffic) -> None:
         self.number = number
@@ -101,6 +103,9 @@ class LoadConnection:
             self._send_next(now)
         elif traffic.timeout is not None and now - self.due[sent] > traffic.timeout:
             traffic.is_saturated = True
+
+    def tick(self, now: int) -> None:
+        """Nothing times out before the end of the run: a reply that comes late is still the next one."""
 
     def dispatch(self, mask: int) -> None:
         expected = self._expected

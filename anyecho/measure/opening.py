@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-__all__ = ("Opened", "open_connections")
+__all__ = ("OpenConnection", "Opened", "open_connections")
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from anyio import CancelScope, Semaphore, create_task_group, current_time, sleep
 from anyio.abc import SocketAttribute, TaskGroup
 
-from anyecho.address import Address
+from anyecho.address import Address, UDPAddress
 from anyecho.client.client import Client, connect_checked
-from anyecho.errors import ConnectError, unwrap_single
+from anyecho.errors import ConnectError, UsageError, unwrap_single
+from anyecho.measure.datagram_load import SIZE_MIN, DatagramConnection
 from anyecho.measure.drivers import attach
 from anyecho.measure.load_connection import LoadConnection
 from anyecho.measure.options import BenchOptions
@@ -21,15 +23,18 @@ from anyecho.measure.traffic import Traffic
 from anyecho.net.poller import Fallback, Poller
 from anyecho.net.tls.stream import TLSStream
 from anyecho.net.tls.wire import TLSWire
+from anyecho.net.udp.stream import DATAGRAM_MAX, DatagramStream
 from anyecho.net.wire import PlainWire, Wire
 
 #: Concurrent connection attempts; more would only wait in the server's accept backlog.
 _CONNECTING = 32
 
+OpenConnection: TypeAlias = LoadConnection | DatagramConnection
+
 
 @dataclass
 class Opened:
-    connections: list[LoadConnection] = field(default_factory=list)
+    connections: list[OpenConnection] = field(default_factory=list)
     failures: list[ConnectError] = field(default_factory=list)
 
 
@@ -43,8 +48,12 @@ async def open_connections(
 ) -> AsyncIterator[Opened]:
     """Yield the connections, attached to `poller`; fewer if `connecting` cancels its block or some were refused.
 
-    They are closed after the block. Raises `ConnectError` if the first cannot be opened.
+    They are closed after the block. Raises `ConnectError` if the first cannot be opened, `EchoLost` if it has no
+    reply over UDP, and `UsageError` for a size that no datagram has.
     """
+    if isinstance(address, UDPAddress) and not SIZE_MIN <= options.size <= DATAGRAM_MAX:
+        text = f"size must be {SIZE_MIN} to {DATAGRAM_MAX} bytes over UDP, not {options.size}"
+        raise UsageError(text, options=("size",))
     opened, clients = Opened(), list[Client]()
     try:
         with connecting:
@@ -72,7 +81,10 @@ async def open_connections(
 async def _connect_all(
     address: Address, options: BenchOptions, clients: list[Client], failures: list[ConnectError]
 ) -> None:
-    clients.append(await connect_checked(address, options.connect))
+    first = await connect_checked(address, options.connect)
+    clients.append(first)
+    if isinstance(address, UDPAddress):
+        await first.exchange(b"anyecho")  # only a reply shows that a server is there
     slots = Semaphore(_CONNECTING)
     begin = current_time()
 
@@ -95,9 +107,14 @@ async def _connect_all(
 
 def _attached(
     client: Client, number: int, traffic: Traffic, poller: Poller | Fallback, tasks: TaskGroup
-) -> LoadConnection:
-    sock = client.stream.extra(SocketAttribute.raw_socket)
-    wire: Wire = TLSWire(sock, client.stream.records) if isinstance(client.stream, TLSStream) else PlainWire(sock)
-    connection = LoadConnection(wire, number, traffic)
+) -> OpenConnection:
+    stream = client.stream
+    sock = stream.extra(SocketAttribute.raw_socket)
+    connection: OpenConnection
+    if isinstance(stream, DatagramStream):
+        connection = DatagramConnection(sock, number, traffic)
+    else:
+        wire: Wire = TLSWire(sock, stream.records) if isinstance(stream, TLSStream) else PlainWire(sock)
+        connection = LoadConnection(wire, number, traffic)
     attach(connection, sock, poller, tasks)
     return connection

@@ -16,6 +16,8 @@ from anyecho.measure.samples import Record, Samples, evaluate
 _SECOND = 1_000_000_000
 #: Tolerance of the rate in a second, and of the whole run.
 RATE_TOLERANCE = 0.005
+#: A little more than a server of anyecho echoes to one source by default.
+_UDP_RATE, _UDP_BURST = 110, 220
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +39,6 @@ class Measured:
     backend: str
     failure: str = ""
     connect_failed: int = 0
-    duplicates: int = 0
-    reordered: int = 0
     interrupted: bool = False
     saturated: bool = False
 
@@ -72,7 +72,7 @@ def result_of(measured: Measured, load: Load) -> RunResult:
         interrupted=measured.interrupted,
         saturated=measured.saturated,
         error=measured.failure or _first_lost(samples, measured.timeout),
-        notes=tuple(_notes(measured, samples)),
+        notes=tuple(_notes(measured, samples, load)),
     )
 
 
@@ -84,8 +84,8 @@ def _counts(measured: Measured, samples: Samples) -> Counts:
         lost=samples.lost,
         outstanding=samples.outstanding,
         late=samples.late,
-        duplicates=measured.duplicates,
-        reordered=measured.reordered,
+        duplicates=sum(each.duplicates for each in measured.records),
+        reordered=sum(each.reordered for each in measured.records),
         connect_failed=measured.connect_failed,
     )
 
@@ -140,10 +140,13 @@ def off_rate(records: Sequence[Record], start: int, seconds: int) -> int:
     return count
 
 
-def _notes(measured: Measured, samples: Samples) -> list[str]:
+def _notes(measured: Measured, samples: Samples, load: Load) -> list[str]:
     notes = []
     if samples.warm_up_failures:
         notes.append(f"{samples.warm_up_failures} messages of the warm-up were wrong or lost")
+    seconds = max(measured.now - measured.start, 1) / 1e9
+    if load.transport == "udp" and samples.lost and samples.verified < _UDP_RATE * seconds + _UDP_BURST:
+        notes.append("a server of anyecho limits the datagrams of each source (--udp-rate): a cause of loss")
     if cores_available() == 1:
         notes.append("the load has one core: on this machine, the server shares it")
 

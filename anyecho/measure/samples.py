@@ -39,6 +39,12 @@ class Record(Protocol):
     def wrong(self) -> Collection[int]: ...
     @property
     def dropped(self) -> str: ...
+    @property
+    def in_order(self) -> bool: ...
+    @property
+    def duplicates(self) -> int: ...
+    @property
+    def reordered(self) -> int: ...
 
 
 @dataclass(kw_only=True)
@@ -117,7 +123,7 @@ class _Evaluation:
         samples.sent += len(due)
         corrected = [reply - when for when, reply in zip(due, received, strict=False)]
         limit = self._timeout
-        is_clean = len(received) == len(due) and not record.wrong and 0 not in received
+        is_clean = len(received) == len(due) and not record.wrong and record.in_order and 0 not in received
         if is_clean and (limit is None or max(corrected, default=0) <= limit):
             samples.uncorrected.extend(
                 [reply - when for when, reply in zip(record.sent[first:], received, strict=True)]
