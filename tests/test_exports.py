@@ -114,6 +114,17 @@ def test_using_all_of_the_library_loads_no_backend_and_no_command_line() -> None
     assert {*loaded} & {*LAZY, "anyecho.cli"} == set()
 
 
+def test_the_command_line_without_a_verb_loads_no_histogram_and_no_page() -> None:
+    loaded = {*run_fresh("import sys, anyecho.cli.main; print(*sys.modules)")}
+
+    assert "anyecho.cli.report" in loaded
+    assert {name for name in loaded if name.startswith(("hdrh", "jsonschema"))} == set()
+    assert (
+        loaded & {"rich", *(f"anyecho.measure.{name}" for name in ("result", "statistics", "page", "text"))}
+        == set()
+    )
+
+
 @pytest.mark.parametrize(
     "imports",
     [

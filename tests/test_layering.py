@@ -153,6 +153,9 @@ FOLDERS = {
         "compare",
         "gates",
         "comparison_text",
+        "svg",
+        "charts",
+        "time_charts",
         "page",
     ),
     "cli": (

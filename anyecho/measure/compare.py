@@ -16,7 +16,7 @@ from anyecho.errors import UsageError
 from anyecho.measure.metrics import COMPARED, Metric, find_metric
 from anyecho.measure.result import Document, Load, RunResult
 from anyecho.measure.statistics import Interval, adjusted_by_holm, mann_whitney_p, median_ratio, wilcoxon_p
-from anyecho.measure.text import describe_load
+from anyecho.measure.text import describe_load, differences
 
 #: With fewer repetitions of each, there is no verdict: 3 against 3 cannot reach a p-value below 0.1.
 REPETITIONS_MIN = 4
@@ -67,15 +67,21 @@ class Comparison:
 
 
 def groups(document: Document, name: str = "") -> list[Group]:
-    """Return the configurations of `document`, in the order of their first runs."""
+    """Return the configurations of `document`, in the order of their first runs.
+
+    Each is named by what sets it apart; one alone by `name`.
+    """
     found: dict[tuple[Load, str], list[RunResult]] = {}
     for run in document.runs:
         load = replace(run.load, seed=0, shard_index=0)
         found.setdefault((load, run.generator.backend), []).append(run)
 
+    names = differences([load for load, _ in found])
+    if len({backend for _, backend in found}) > 1:
+        names = [f"{text}, load on {key[1]}".removeprefix(", ") for text, key in zip(names, found, strict=True)]
     return [
-        Group(name=name or describe_load(load), load=load, backend=backend, runs=tuple(runs))
-        for (load, backend), runs in found.items()
+        Group(name=text or name or describe_load(load), load=load, backend=backend, runs=tuple(runs))
+        for text, ((load, backend), runs) in zip(names, found.items(), strict=True)
     ]
 
 

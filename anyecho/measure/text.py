@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 __all__ = (
+    "common_text",
     "describe_load",
+    "differences",
     "document_lines",
     "labels",
     "latency_text",
+    "machine_text",
     "percentile_name",
     "run_lines",
 )
@@ -17,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from anyecho.measure.checks import checks, duration_text, rate_text
 from anyecho.measure.histogram import Histogram
 from anyecho.measure.options import PERCENTILES
-from anyecho.measure.result import Document, Load, RunResult
+from anyecho.measure.result import Document, Load, Machine, RunResult
 from anyecho.units import format_duration, format_rate, format_size
 
 #: A duration below so many steps of the clock is not printed.
@@ -64,10 +67,22 @@ def describe_load(load: Load, names: Sequence[str] = _DESCRIBED, *, varying: boo
     return ", ".join(text for name, text in words.items() if text and name in names)
 
 
+def differences(loads: Sequence[Load]) -> list[str]:
+    """Return, for each load, what sets it apart from the others; "" if all are equal."""
+    varying = [name for name in _DESCRIBED if len({getattr(load, name) for load in loads}) > 1]
+    return [describe_load(load, varying, varying=True) for load in loads]
+
+
+def common_text(loads: Sequence[Load]) -> str:
+    """Return what all `loads` have in common."""
+    return describe_load(
+        loads[0], [name for name in _DESCRIBED if len({getattr(load, name) for load in loads}) == 1]
+    )
+
+
 def labels(runs: Sequence[RunResult]) -> list[str]:
     """Return a different text for each run: what sets its configuration apart, and its number among equal ones."""
-    varying = [name for name in _DESCRIBED if len({getattr(run.load, name) for run in runs}) > 1]
-    texts = [describe_load(run.load, varying, varying=True) for run in runs]
+    texts = differences([run.load for run in runs])
     seen: Counter[str] = Counter()
     numbered = []
     for text in texts:
@@ -112,17 +127,17 @@ def document_lines(document: Document, percentiles: Sequence[float] = PERCENTILE
     """Return the lines of all runs: one in full, or a table of several; then the machine."""
     runs = document.runs
     lines = run_lines(runs[0], percentiles) if len(runs) == 1 else _table(runs)
-    return [*lines, *_machine_lines(document)]
+    machine = machine_text(document.machine)
+    return [*lines, f"  machine: {machine}"] if machine else lines
 
 
 def _table(runs: Sequence[RunResult]) -> list[str]:
     if not runs:
         return ["no runs"]
 
-    common = [name for name in _DESCRIBED if len({getattr(run.load, name) for run in runs}) == 1]
     width = max(map(len, labels(runs)))
     heads = ("msg/s", "p50", "p99", "max", "lag p99", "wrong", "lost")
-    lines = [describe_load(runs[0].load, common), "", " " * width + "".join(f"{head:>9}" for head in heads)]
+    lines = [common_text([run.load for run in runs]), "", " " * width + "".join(f"{head:>9}" for head in heads)]
     for label, run in zip(labels(runs), runs, strict=True):
         step = run.generator.clock.step_ns
         longest = run.latency.max if run.latency.count else None
@@ -135,13 +150,13 @@ def _table(runs: Sequence[RunResult]) -> list[str]:
     return [*lines, ""]
 
 
-def _machine_lines(document: Document) -> Iterator[str]:
-    machine = document.machine
+def machine_text(machine: Machine) -> str:
+    """Return the facts of the machine that are known, on one line."""
     facts = [machine.system, machine.processor, f"{machine.cores} cores" * bool(machine.cores)]
     facts.append(f"governor {machine.governor}" * bool(machine.governor))
     if machine.load_before and machine.load_after:
         facts.append(f"load {machine.load_before[0]:.2f} before, {machine.load_after[0]:.2f} after")
     if machine.steal is not None:
         facts.append(f"{machine.steal:.2f} s stolen")
-    if text := ", ".join(filter(None, facts)):
-        yield f"  machine: {text}"
+
+    return ", ".join(filter(None, facts))

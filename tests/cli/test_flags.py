@@ -14,23 +14,27 @@ from cyclopts import CycloptsError
 from anyecho.cli.flags import flattened
 from anyecho.cli.logs import LogOptions
 from anyecho.cli.main import app, main
+from anyecho.cli.output_options import OutputOptions
 from anyecho.client.options import ConnectOptions
 from anyecho.measure.ping_options import PingOptions
 from anyecho.net.sockets import SocketOptions
 from anyecho.net.tls.contexts import TLSClientOptions, TLSServerOptions
 from anyecho.server.options import ServeOptions
 from anyecho.units import Seconds, Size
+from anyecho.validation import FilePath
 
 #: Parameters of each verb besides the options.
 OWN_FLAGS = {
     "serve": {"--bind", "--backend", "--access-log", "--handler"},
     "send": {"--file", "--repeat", "-4", "-6", "--backend"},
     "ping": {"--quiet", "--timestamps", "--json", "-4", "-6", "--backend"},
+    "report": {"--merge", "--percentiles", "--schema"},
 }
 OPTIONS = {
     "serve": (ServeOptions, LogOptions),
     "send": (ConnectOptions, LogOptions),
     "ping": (PingOptions, LogOptions),
+    "report": (OutputOptions,),
 }
 
 
@@ -102,7 +106,8 @@ def test_flags_are_unique_and_come_from_options_only(verb: str, help_of: Callabl
     assert sorted(listed) == sorted(expected)
 
 
-def test_socket_options_are_flags_of_each_verb(verb: str, help_of: Callable[[str], str]) -> None:
+@pytest.mark.parametrize("verb", ["serve", "send", "ping"])
+def test_socket_options_are_flags_of_each_verb_with_a_socket(verb: str, help_of: Callable[[str], str]) -> None:
     page = help_of(verb)
 
     assert all(f"{flag(name)} " in page for name, _ in described(SocketOptions))
@@ -121,12 +126,16 @@ def test_every_default_is_shown_once(verb: str, help_of: Callable[[str], str]) -
 
     for options in OPTIONS[verb]:
         groups = (options, TLSServerOptions, TLSClientOptions)
-        # None is "off", except for the files and names of TLS.
+        # None is "off", except for files and for names of TLS.
         empty = {
             each.name
             for group in groups
             for each in fields(group)
-            if each.default == () or (each.default is None and group is not options)
+            if each.default == ()
+            or (
+                each.default is None
+                and (group is not options or get_type_hints(group)[each.name] == FilePath | None)
+            )
         }
         for name, _ in described(options):
             [row] = re.findall(rf"^│ {flag(name)} .*", page, re.M)
