@@ -130,7 +130,9 @@ def test_an_error_of_a_server_in_its_own_task_propagates() -> None:
 @needs_ipv6
 @needs_program("socat")
 def test_the_terminals_of_the_readme_show_what_is_printed(processes: Processes, short_path: Path) -> None:
-    (serve, *printed_by_server), typed = (block.text.splitlines() for block in blocks("console"))
+    (serve, *printed_by_server), typed = (
+        block.text.splitlines() for block in blocks("console", of=[ROOT / "README.md"])
+    )
     server = processes.serve(*serve.split()[3:], "localhost:0", listeners=2)
     program = short_path / "anyecho"
     program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m anyecho "$@"\n')
@@ -162,6 +164,25 @@ def test_the_terminals_of_the_readme_show_what_is_printed(processes: Processes, 
     assert output == ""
     log = server.read_errors(until="seconds=").splitlines()[0]
     assert same([*server.addresses, log]) == same(printed_by_server)
+
+
+@needs_ipv6
+def test_the_terminals_of_the_chapter_on_ping_show_what_is_printed(processes: Processes) -> None:
+    """Except for the numbers."""
+    chapter = [ROOT / "docs" / "ping.md"]
+    [[[_, *serve]]] = [commands(block) for block in blocks("sh", of=chapter)]
+    server = processes.serve(*(re.sub(":10\\d+", ":0", word) for word in serve), listeners=6)
+    ports = {each.partition(":")[0]: each.rpartition(":")[2] for each in server.addresses}
+    for block in blocks("console", of=chapter):
+        command, _, shown = block.text.partition("\n")
+        [words] = commands(block._replace(text=command))
+        scheme = next((each for each in ports if words[1].startswith(each)), "tcp")
+        quick = [re.sub(r":\d+$", f":{ports[scheme]}", word).replace("20ms", "1ms") for word in words]
+        status, output, errors = processes.run(*quick, *([] if "-i" in quick else ["-i", "1ms"]))
+
+        assert (status, errors) == (0, "")
+        printed, stated = (re.sub(r"\d+(\.\d+)?(e-\d+)?", "N", text) for text in (output.decode(), shown))
+        assert printed == stated
 
 
 @pytest.mark.parametrize("block", blocks("sh", "console"), ids=where)
