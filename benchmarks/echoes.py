@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ("Figures", "check", "measure_echoes", "measure_fairness")
+__all__ = ("Figures", "check", "check_complete", "measure_echoes", "measure_fairness")
 
-from array import array
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from time import process_time
+from functools import partial
 from typing import TypeAlias
 
 from anyio import create_task_group, sleep
@@ -15,11 +14,12 @@ from anyio.abc import SocketAttribute
 
 from anyecho.backends import Backend, run
 from anyecho.client.client import connect
-from anyecho.client.options import ConnectOptions, LoadOptions
-from anyecho.measure.load import Load, open_load
-from anyecho.net.poller import open_poller
+from anyecho.client.options import ConnectOptions
+from anyecho.measure.bench import BenchControl, run_bench
+from anyecho.measure.options import BenchOptions
+from anyecho.measure.result import RunResult
 from anyecho.net.sockets import SocketOptions
-from process import Running
+from process import Running, ServerFailed
 
 #: Measured values by name; the name includes the unit.
 Figures: TypeAlias = dict[str, float]
@@ -45,24 +45,38 @@ def check(server: Running, backend: Backend) -> None:
 def measure_echoes(server: Running, seconds: float, backend: Backend, *, connections: int, size: int) -> Figures:
     """Measure a closed loop: each connection sends its next message when the last is back and equal."""
 
-    async def load() -> Figures:
-        options = LoadOptions(connections=connections, size=size, connect=ConnectOptions(socket=_PLAIN))
-        async with open_load(server.address, options) as load:
-            await load.run(seconds=min(_WARM_UP, seconds))
-            spent, own = server.processor_ns(), process_time()
-            result = await load.run(seconds=seconds)
-            spent, own = server.processor_ns() - spent, process_time() - own
+    control = BenchControl()
+    control.server_cpu = server.processor_ns
+    options = _options(seconds, connections=connections, size=size)
+    result = run(partial(run_bench, server.address, options, control=control, exclusive=True), backend=backend)
+    check_complete(result)
+    assert result.server_cpu_per_echo is not None
+    return {
+        "messages_per_second": result.rate,
+        "megabytes_per_second": result.rate * size / 1e6,
+        "cpu_us_per_echo": result.server_cpu_per_echo * 1e6,
+        "server_busy": result.server_cpu_per_echo * result.rate,
+        "load_busy": result.generator.cpu_share,
+        "p50_us": result.latency.value_at(0.5) / 1e3,
+        "p99_us": result.latency.value_at(0.99) / 1e3,
+    }
 
-        return {
-            "messages_per_second": result.echoes / result.seconds,
-            "megabytes_per_second": result.bytes / result.seconds / 1e6,
-            "cpu_us_per_echo": spent / result.echoes / 1e3,
-            "server_busy": spent / result.seconds / 1e9,
-            "load_busy": own / result.seconds,
-            **_percentiles(result.latencies),
-        }
 
-    return run(load, backend=backend)
+def check_complete(result: RunResult) -> None:
+    """Raise `ServerFailed` if a message was lost or wrong."""
+    if result.counts.verified != result.counts.sent:
+        raise ServerFailed(result.error)
+
+
+def _options(seconds: float, *, connections: int, size: int = 64, socket: SocketOptions = _PLAIN) -> BenchOptions:
+    return BenchOptions(
+        connections=connections,
+        size=size,
+        duration=seconds,
+        warmup=min(_WARM_UP, seconds),
+        connect_rate=None,
+        connect=ConnectOptions(socket=socket),
+    )
 
 
 def measure_fairness(server: Running, seconds: float, backend: Backend) -> Figures:
@@ -73,21 +87,19 @@ def measure_fairness(server: Running, seconds: float, backend: Backend) -> Figur
     """
 
     async def load() -> Figures:
-        options = LoadOptions(connections=99, connect=ConnectOptions(socket=_PLAIN))
-        async with open_poller() as poller, open_load(server.address, options, poller=poller) as pings:
+        async def p99() -> float:
+            result = await run_bench(server.address, _options(seconds, connections=99))
+            check_complete(result)
+            return result.latency.value_at(0.99) / 1e3
 
-            async def p99() -> float:
-                await pings.run(seconds=min(_WARM_UP, seconds))
-                return _percentiles((await pings.run(seconds=seconds)).latencies)["p99_us"]
-
-            alone = await p99()
-            steady = LoadOptions(connections=1, size=16 * _MIB, connect=ConnectOptions(socket=_STEADY))
-            async with open_load(server.address, steady, poller=poller) as flood, create_task_group() as tasks:
-                tasks.start_soon(_flood, flood)
-                beside_flood = await p99()
-                tasks.cancel_scope.cancel()
-            async with _never_reading(server):
-                beside_deaf = await p99()
+        alone = await p99()
+        async with create_task_group() as tasks:
+            flood = _options(3600, connections=1, size=16 * _MIB, socket=_STEADY)
+            tasks.start_soon(run_bench, server.address, flood)
+            beside_flood = await p99()
+            tasks.cancel_scope.cancel()
+        async with _never_reading(server):
+            beside_deaf = await p99()
 
         return {
             "alone_p99_us": alone,
@@ -98,10 +110,6 @@ def measure_fairness(server: Running, seconds: float, backend: Backend) -> Figur
         }
 
     return run(load, backend=backend)
-
-
-async def _flood(flood: Load) -> None:
-    await flood.run(seconds=3600)  # until cancelled
 
 
 @asynccontextmanager
@@ -118,9 +126,3 @@ async def _never_reading(server: Running) -> AsyncIterator[None]:
                 refusals += 1
                 await sleep(0.005)
         yield
-
-
-def _percentiles(latencies: array[int]) -> Figures:
-    """Return percentiles in microseconds, by nearest rank: each is a measured value."""
-    ranked = sorted(latencies)
-    return {f"p{percent}_us": ranked[(len(ranked) * percent - 1) // 100] / 1e3 for percent in (50, 99)}

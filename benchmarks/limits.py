@@ -14,15 +14,17 @@ import os
 import statistics
 import sys
 from collections.abc import Sequence
+from functools import partial
 from time import monotonic
 
 from anyio import BrokenResourceError, create_task_group, move_on_after, sleep
 
 from anyecho.backends import Backend, run
 from anyecho.client.client import Client, connect
-from anyecho.client.options import ConnectOptions, LoadOptions
+from anyecho.client.options import ConnectOptions
 from anyecho.errors import AnyechoError
-from anyecho.measure.load import open_load
+from anyecho.measure.bench import BenchControl, run_bench
+from anyecho.measure.options import BenchOptions
 from anyecho.net.sockets import SocketOptions
 from process import Running, running
 
@@ -102,15 +104,13 @@ def measure_min_rate(backend: Backend, rate: int, seconds: float, core: int) -> 
 def measure_cost(server: Running, seconds: float, *, proxied: bool) -> float:
     """Return the microseconds of server CPU per 64-byte echo, with 100 connections."""
 
-    async def measure() -> float:
-        options = ConnectOptions(socket=_PLAIN, proxy_header="v2" if proxied else "off")
-        async with open_load(server.address, LoadOptions(connections=100, connect=options)) as load:
-            await load.run(seconds=min(0.2, seconds))
-            spent = server.processor_ns()
-            result = await load.run(seconds=seconds)
-            return (server.processor_ns() - spent) / result.echoes / 1e3
-
-    return run(measure, backend="uvloop")
+    control = BenchControl()
+    control.server_cpu = server.processor_ns
+    connect = ConnectOptions(socket=_PLAIN, proxy_header="v2" if proxied else "off")
+    options = BenchOptions(connections=100, duration=seconds, warmup=min(0.2, seconds), connect=connect)
+    result = run(partial(run_bench, server.address, options, control=control, exclusive=True), backend="uvloop")
+    assert result.server_cpu_per_echo is not None
+    return result.server_cpu_per_echo * 1e6
 
 
 def compare_costs(backend: Backend, rounds: int, seconds: float, core: int) -> tuple[float, float]:

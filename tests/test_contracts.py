@@ -9,7 +9,6 @@ import select
 import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, is_dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,9 +17,9 @@ from anyio import BrokenResourceError, BusyResourceError, ClosedResourceError, c
 
 import anyecho
 from anyecho import backends
-from anyecho.client.options import LoadOptions
 from anyecho.errors import unwrap_single
-from anyecho.measure.load import Load, open_load
+from anyecho.measure.bench import run_bench
+from anyecho.measure.options import BenchOptions
 from anyecho.measure.ping import Ping
 from anyecho.measure.ping_options import PingOptions
 from anyecho.net.poller import Fallback, has_epoll
@@ -37,7 +36,7 @@ CONTRACTS: list[Any] = [
     *(each for each in EXPORTED if is_dataclass(each) and hasattr(each, "__post_init__")),
     *(each for name, each in vars(anyecho.Client).items() if not name.startswith("_")),
     *(each for name, each in vars(anyecho.Server).items() if not name.startswith("_")),
-    *(Certificates.reload, LoadOptions, open_load, Load.run, Load.aclose, Ping, Ping.run, PingOptions),
+    *(Certificates.reload, BenchOptions, run_bench, Ping, Ping.run, PingOptions),
 ]
 
 
@@ -142,31 +141,6 @@ def exchanging(call: Call) -> Provocations:
     }
 
 
-def loading() -> Provocations:
-    """The provocations of `exchanging` that a load has too, and its own."""
-
-    async def run(client: anyecho.Client, _: Any, *, seconds: float = 0.01) -> None:
-        options = LoadOptions(size=5, connect=anyecho.ConnectOptions(timeout=0.05))
-        load = Load([client], options, Fallback())
-        await load.run(seconds=seconds)
-
-    async def run_closed(s: Scene) -> None:
-        load = Load([s.client], LoadOptions(), Fallback())
-        await load.aclose()
-        await load.run(seconds=1)
-
-    async def run_twice(s: Scene) -> None:
-        load = Load([s.client], LoadOptions(), Fallback())
-        await twice(partial(load.run, seconds=60))
-
-    echo_errors = (anyecho.EchoMismatch, anyecho.EchoTruncated, anyecho.EchoStalled)
-    return {error: exchanging(run)[error] for error in echo_errors} | {
-        anyecho.UsageError: lambda s: run(s.client, b"", seconds=0),
-        BusyResourceError: run_twice,
-        ClosedResourceError: run_closed,
-    }
-
-
 async def open_without_descriptors(s: Scene) -> None:
     def epoll() -> None:
         raise OSError(24, "Too many open files")
@@ -174,12 +148,7 @@ async def open_without_descriptors(s: Scene) -> None:
     if not has_epoll():
         skip("epoll")
     s.patch.setattr(select, "epoll", epoll)
-    await load_address(TCP)
-
-
-async def load_address(address: str) -> None:
-    async with open_load(address):
-        pass
+    await run_bench(TCP)
 
 
 async def echo_after_reset(s: Scene) -> None:
@@ -257,13 +226,13 @@ TABLE: dict[Any, Provocations] = {
     anyecho.Server.drain: in_another_thread(lambda server: server.drain().send(None)),
     anyecho.Server.wait_closed: in_another_thread(lambda server: server.wait_closed().send(None)),
     anyecho.Server.port: {anyecho.UsageError: ask_for_port},
-    open_load: {
-        anyecho.AddressError: lambda _: load_address("nonsense"),
-        anyecho.UsageError: lambda _: load_address("udp://localhost:1"),
-        anyecho.ConnectError: lambda _: load_address(f"unix:{ABSENT}"),
+    run_bench: {
+        anyecho.AddressError: lambda _: run_bench("nonsense"),
+        anyecho.UsageError: lambda _: run_bench("udp://localhost:1", BenchOptions(size=1)),
+        anyecho.ConnectError: lambda _: run_bench(f"unix:{ABSENT}"),
+        anyecho.CertificateError: lambda _: run_bench("tls://localhost:1", BenchOptions(connect=UNTRUSTED)),
         anyecho.StartError: open_without_descriptors,
     },
-    Load.run: loading(),
     Certificates.reload: {anyecho.CertificateError: reload_without_files},
     anyecho.TCPAddress: {anyecho.AddressError: lambda _: anyecho.TCPAddress(host="localhost", port=65536)},
     anyecho.UDPAddress: {anyecho.AddressError: lambda _: anyecho.UDPAddress(host="localhost", port=65536)},
@@ -283,7 +252,7 @@ TABLE: dict[Any, Provocations] = {
         anyecho.CertificateError: lambda _: Ping("tls://localhost:1", PingOptions(tls=UNTRUSTED.tls)).run(),
     },
     PingOptions: {anyecho.UsageError: lambda _: PingOptions(count=0)},
-    LoadOptions: {anyecho.UsageError: lambda _: LoadOptions(size=0)},
+    BenchOptions: {anyecho.UsageError: lambda _: BenchOptions(size=0)},
 }
 
 

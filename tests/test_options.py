@@ -13,15 +13,15 @@ import pytest
 
 import anyecho
 from anyecho.cli.main import app
-from anyecho.client.options import LoadOptions
 from anyecho.errors import UsageError
+from anyecho.measure.options import BenchOptions
 
 VERBS: dict[Any, list[str]] = {
     anyecho.ServeOptions: ["serve"],
     anyecho.ConnectOptions: ["send", "tcp://localhost:1"],
     anyecho.SocketOptions: ["serve"],
 }
-GROUPS: list[Any] = [*VERBS, anyecho.TLSServerOptions, anyecho.TLSClientOptions, LoadOptions]
+GROUPS: list[Any] = [*VERBS, anyecho.TLSServerOptions, anyecho.TLSClientOptions, BenchOptions]
 #: All options that are a number or None.
 LIMITS = [
     (group, name)

@@ -11,9 +11,10 @@ import pytest
 
 from anyecho.address import FDAddress, TCPAddress, UDPAddress, UnixAddress, parse_address
 from anyecho.client.client import connect
-from anyecho.client.options import ConnectOptions, LoadOptions
+from anyecho.client.options import ConnectOptions
 from anyecho.errors import AddressError, UsageError
-from anyecho.measure.load import open_load
+from anyecho.measure.bench import run_bench
+from anyecho.measure.options import BenchOptions
 from anyecho.net.sockets import SocketOptions
 from anyecho.net.tls.contexts import TLSClientOptions, TLSServerOptions
 from anyecho.server.options import ServeOptions
@@ -57,7 +58,7 @@ from anyecho.validation import given_options
         (ConnectOptions, {"family": 5}, "family must be 4, 6 or None, not 5"),
         (ConnectOptions, {"family": "4"}, "family must be 4, 6 or None, not '4'"),
         (ConnectOptions, {"timeout": "10"}, "timeout must be float (seconds) or None, not '10'"),
-        (LoadOptions, {"connections": "many"}, "connections must be int, not 'many'"),
+        (BenchOptions, {"connections": "many"}, "connections must be int, not 'many'"),
     ],
 )
 def test_a_wrong_value_is_one_line_that_names_option_and_value(
@@ -118,9 +119,8 @@ async def test_options_of_another_class_are_refused(wrong: Any) -> None:
     with pytest.raises(UsageError, match=r"^options must be ServeOptions, not "):
         async with open_server("tcp://127.0.0.1:0", options=wrong):
             pytest.fail("it opened")
-    with pytest.raises(UsageError, match=r"^options must be LoadOptions, not "):
-        async with open_load("tcp://127.0.0.1:1", wrong):
-            pytest.fail("it opened")
+    with pytest.raises(UsageError, match=r"^options must be BenchOptions, not "):
+        await run_bench("tcp://127.0.0.1:1", wrong)
     with pytest.raises(UsageError, match=r"^options must be ConnectOptions, not "):
         given: Any = ServeOptions() if wrong == ConnectOptions() else wrong
         await connect("tcp://127.0.0.1:1", options=given)

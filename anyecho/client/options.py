@@ -1,17 +1,16 @@
-"""Options of the client and the load: the only place of their defaults and help texts."""
+"""Options of the client: the only place of their defaults and help texts."""
 
 from __future__ import annotations
 
-__all__ = ("ConnectOptions", "LoadOptions")
+__all__ = ("ConnectOptions",)
 
 from dataclasses import dataclass
 from typing import Literal
 
-from anyecho.errors import UsageError
 from anyecho.net.sockets import SocketOptions
 from anyecho.net.tls.contexts import TLSClientOptions
 from anyecho.options import documented, option
-from anyecho.units import Seconds, Size
+from anyecho.units import Seconds
 from anyecho.validation import check_types, require_positive
 
 
@@ -45,27 +44,3 @@ class ConnectOptions:
     def __post_init__(self) -> None:
         check_types(self)
         require_positive(self, ("timeout", "deadline"))
-
-
-@documented
-@dataclass(frozen=True, kw_only=True)
-class LoadOptions:
-    """Number of connections and size of messages of a load.
-
-    Raises:
-        UsageError: a value has the wrong type or is out of range.
-    """
-
-    connections: int = option(100, "Connections, each with one outstanding message.")
-    size: Size = option(64, "Bytes per message.")
-    connect: ConnectOptions = option(
-        ConnectOptions(),
-        "Its `timeout` also limits the wait for the last replies; its `deadline`, connecting only.",
-        flag=False,
-    )
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        for name in ("connections", "size"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be 1 or more, not {getattr(self, name)}", options=(name,))

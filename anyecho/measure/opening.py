@@ -14,7 +14,7 @@ from anyio.abc import SocketAttribute, TaskGroup
 
 from anyecho.address import Address, UDPAddress
 from anyecho.client.client import Client, connect_checked
-from anyecho.errors import ConnectError, UsageError, unwrap_single
+from anyecho.errors import ConnectError, EchoError, UsageError, unwrap_single
 from anyecho.measure.datagram_load import SIZE_MIN, DatagramConnection
 from anyecho.measure.drivers import attach
 from anyecho.measure.load_connection import LoadConnection
@@ -48,8 +48,8 @@ async def open_connections(
 ) -> AsyncIterator[Opened]:
     """Yield the connections, attached to `poller`; fewer if `connecting` cancels its block or some were refused.
 
-    They are closed after the block. Raises `ConnectError` if the first cannot be opened, `EchoLost` if it has no
-    reply over UDP, and `UsageError` for a size that no datagram has.
+    They are closed after the block. Raises `ConnectError` if the first cannot be opened, or over UDP has no reply,
+    and `UsageError` for a size that no datagram has.
     """
     if isinstance(address, UDPAddress) and not SIZE_MIN <= options.size <= DATAGRAM_MAX:
         text = f"size must be {SIZE_MIN} to {DATAGRAM_MAX} bytes over UDP, not {options.size}"
@@ -84,7 +84,7 @@ async def _connect_all(
     first = await connect_checked(address, options.connect)
     clients.append(first)
     if isinstance(address, UDPAddress):
-        await first.exchange(b"anyecho")  # only a reply shows that a server is there
+        await _check_reply(first, address)
     slots = Semaphore(_CONNECTING)
     begin = current_time()
 
@@ -103,6 +103,14 @@ async def _connect_all(
                 if options.connect_rate is not None:
                     await sleep(max(begin + number / options.connect_rate - current_time(), 0))
                 tasks.start_soon(connect)
+
+
+async def _check_reply(client: Client, address: Address) -> None:
+    """Exchange a datagram: only a reply shows that a server is there. Raises `ConnectError`."""
+    try:
+        await client.exchange(b"anyecho")
+    except EchoError as exc:
+        raise ConnectError(f"cannot reach {address}: a first datagram was not echoed ({exc})") from exc
 
 
 def _attached(

@@ -8,9 +8,10 @@ import pytest
 
 from anyecho.address import Address, UnixAddress
 from anyecho.client.client import connect
-from anyecho.client.options import ConnectOptions, LoadOptions
+from anyecho.client.options import ConnectOptions
 from anyecho.errors import ConnectError, UsageError
-from anyecho.measure.load import open_load
+from anyecho.measure.bench import run_bench
+from anyecho.measure.options import BenchOptions
 from anyecho.net.sockets import SocketOptions
 from anyecho.net.tls.contexts import TLSClientOptions
 from anyecho.server.server import Server
@@ -97,8 +98,7 @@ async def test_options_with_an_effect_are_not_logged(caplog: pytest.LogCaptureFi
 async def test_a_load_warns_once_and_not_for_each_connection(
     server: Server, carrier: Address, caplog: pytest.LogCaptureFixture
 ) -> None:
-    options = LoadOptions(connections=5, connect=TUNING)
-    async with open_load(server.addresses[0], options):
-        pass
+    options = BenchOptions(connections=5, requests=5, warmup=0.0, connect=TUNING)
+    await run_bench(server.addresses[0], options)
 
     assert caplog.text.count("without effect") == isinstance(carrier, UnixAddress)
