@@ -80,6 +80,23 @@ async def test_an_idle_client_is_closed_at_once(carrier: Address) -> None:
 
 
 @on_linux
+async def test_an_idle_client_is_closed_without_a_pause(
+    carrier: Address, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first check precedes the first pause. The events engine closes before `request_close` returns."""
+    monkeypatch.setattr(linger, "_FIRST_CHECK", LONG)
+    async with open_server(carrier, options=ServeOptions(linger=LONG)) as server:
+        with dial(server.addresses[0]) as sock:
+            await until(lambda: server.stats.active == 1)
+            await wait_all_tasks_blocked()
+            [connection] = server._connections
+            connection.request_close(CloseReason.DRAINED)
+            assert server.stats.active == (engine == "tasks")
+            await until(lambda: server.stats.closed == {"drained": 1})
+            assert sock.recv(1) == b""
+
+
+@on_linux
 async def test_a_byte_after_an_immediate_close_is_answered_by_a_reset(carrier: Address) -> None:
     async with open_server(carrier, options=ServeOptions(linger=LONG)) as server:
         sock = dial(server.addresses[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from anyecho.net.resolve import resolve
 from anyecho.net.sockets import SocketOptions
 from anyecho.net.tls.connect import client_session
 from anyecho.net.tls.contexts import Certificates, TLSClientOptions, TLSServerOptions, client_context
+from anyecho.net.tls.records import Records
 from tests.support.certificates import files_in, server_context
 from tests.support.peers import SOON
 from tests.support.process import peer
@@ -88,8 +90,16 @@ async def test_localhost_is_both_loopback_addresses_however_it_is_written(name: 
 
 
 def test_a_self_signed_certificate_has_names_without_a_trailing_dot() -> None:
-    address: Address = TCPAddress(host="localhost.", port=0, tls=True)
-    Certificates(TLSServerOptions(ssl_self_signed=True), [address]).close()
+    address: Address = TCPAddress(host="echo.test.", port=0, tls=True)
+    certificates = Certificates(TLSServerOptions(ssl_self_signed=True), [address])
+    trusting = ssl.create_default_context(cafile=certificates.cacert)
+    certificates.close()
+    client = Records(trusting, server_side=False, server_hostname="echo.test")
+    server = Records(certificates.context, server_side=True)
+    while not (client.handshake() and server.established):
+        server.feed(client.take())
+        server.handshake()
+        client.feed(server.take())
 
 
 @pytest.mark.parametrize("cacert", [True, False], ids=["cacert", "system"])
