@@ -10,6 +10,8 @@ __all__ = ("MAX_VALUE", "MIN_BEYOND", "Histogram")
 
 import math
 import zlib
+from array import array
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -34,13 +36,22 @@ _DAMAGES = (HdrCookieException, HdrLengthException, LookupError, ValueError, Typ
 
 
 class Histogram:
-    """Immutable counts of durations, with the exact minimum and maximum. `min` and `max` are 0 without samples."""
+    """Immutable counts of durations, with the exact minimum and maximum. `min` and `max` are 0 without samples.
+
+    It holds the compressed encoding and the buckets with samples: 1 to 40 kB, where an HdrHistogram takes 270 kB.
+    """
 
     def __init__(self, hdr: HdrHistogram, *, minimum: int, maximum: int) -> None:
-        self._hdr = hdr
         self.count: int = hdr.get_total_count()
         self.min = minimum
         self.max = maximum
+        #: The compressed V2 encoding in base64.
+        self.payload: str = hdr.encode().decode()
+        counts = hdr.counts[:]
+        indices = [index for index, count in enumerate(counts) if count]
+        #: The tops of the buckets with samples, and the number of samples up to each.
+        self._tops = array("q", [_top(hdr.get_value_from_index(index)) for index in indices])
+        self._below = array("q", accumulate(counts[index] for index in indices))
 
     @classmethod
     def from_samples(cls, samples: Sequence[int]) -> Histogram:
@@ -69,7 +80,7 @@ class Histogram:
         hdr = _new()
         parts = [each for each in histograms if each.count]
         for each in parts:
-            hdr.add(each._hdr)
+            hdr.add(_decode(each.payload))
 
         return cls(
             hdr,
@@ -92,7 +103,7 @@ class Histogram:
             raise UsageError("a histogram is damaged")
 
         histogram = cls(hdr, minimum=low, maximum=high)
-        buckets = [bucket for bucket, _ in histogram._cumulative]
+        buckets = histogram._tops
         if hdr.get_total_count() != count or (count and (_top(low), _top(high)) != (buckets[0], buckets[-1])):
             raise UsageError("a histogram is damaged: its count, minimum or maximum differs from its samples")
 
@@ -102,12 +113,6 @@ class Histogram:
         """Return the count, exact minimum and maximum, and the base64 text that HdrHistogram's tools decode."""
         return {"count": self.count, "min": self.min, "max": self.max, "hdr": self.payload}
 
-    @cached_property
-    def payload(self) -> str:
-        """The compressed V2 encoding in base64."""
-        text: str = self._hdr.encode().decode()
-        return text
-
     def value_at(self, quantile: float) -> int:
         """Return the nearest-rank `quantile` (0 to 1): the top of its bucket, at most `max`; 0 without samples."""
         if not self.count:
@@ -116,8 +121,7 @@ class Histogram:
             return self.min
 
         rank = max(self._rank(quantile), 1)
-        top = next((top for top, below in self._cumulative if below >= rank), self.max)
-        return max(min(top, self.max), self.min)
+        return max(min(self._tops[bisect_left(self._below, rank)], self.max), self.min)
 
     def quantile(self, quantile: float) -> int | None:
         """Return the `value_at` the quantile; None unless at least `MIN_BEYOND` samples are beyond it."""
@@ -145,7 +149,7 @@ class Histogram:
             return
 
         level = 0.0
-        for top, below in self._cumulative:
+        for top, below in zip(self._tops, self._below, strict=True):
             while below / self.count >= level and below < self.count:
                 yield level, min(top, self.max), below
                 # As HdrHistogram's PercentileIterator does it: each halving of the distance to 1 has `ticks` steps.
@@ -153,17 +157,9 @@ class Histogram:
 
         yield 1.0, self.max, self.count
 
-    @cached_property
-    def _cumulative(self) -> list[tuple[int, int]]:
-        """(top of a bucket, number of samples up to it), for each bucket with samples."""
-        counts = self._hdr.counts[:]
-        indices = [index for index, count in enumerate(counts) if count]
-        tops = [_top(self._hdr.get_value_from_index(index)) for index in indices]
-        return [*zip(tops, accumulate(counts[index] for index in indices), strict=True)]
-
     def _weights(self) -> Iterator[tuple[int, int]]:
         before = 0
-        for top, below in self._cumulative:
+        for top, below in zip(self._tops, self._below, strict=True):
             width = 1 << _SHIFTS[top.bit_length()]
             yield top + 1 - width + width // 2, below - before  # the middle, as HdrHistogram rounds it
             before = below
