@@ -118,6 +118,7 @@ FOLDERS = {
     ),
     "measure": (
         "options",
+        "series_options",
         "schedule",
         "traffic",
         "load_connection",
@@ -153,6 +154,9 @@ FOLDERS = {
         "svg",
         "charts",
         "time_charts",
+        "find_rate",
+        "series",
+        "series_text",
         "page",
     ),
     "cli": (

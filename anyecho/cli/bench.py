@@ -17,23 +17,29 @@ from anyecho.cli.output_options import OutputOptions
 from anyecho.cli.signals import caught_signals
 from anyecho.errors import UsageError
 from anyecho.measure.options import BenchOptions
+from anyecho.measure.series_options import OwnServerOptions, SeriesOptions
+from anyecho.validation import given_options
 
 logger = logging.getLogger("anyecho.client")
 
 
 def bench(
-    address: str,
+    address: Annotated[str | None, Parameter(help="Address of the server (default: one of its own).")] = None,
     /,
     *,
     ipv4: Annotated[bool, Parameter(name="-4", help="Use only IPv4.", negative=())] = False,
     ipv6: Annotated[bool, Parameter(name="-6", help="Use only IPv6.", negative=())] = False,
     backend: BackendFlag = "asyncio",
+    series: SeriesOptions,
     options: BenchOptions,
+    server: OwnServerOptions,
     outputs: OutputOptions,
     log: LogOptions,
     environment: Environment,
 ) -> int:
     """Load an echo server and measure latency and throughput. Every byte of every reply is compared.
+
+    Without an address, each run starts a server of its own in another process, and has its CPU time per echo.
 
     Without --rate, each connection sends its next message when a reply is back (closed loop): a slow server is
     asked less often. With --rate, messages are sent when they are due (open loop), and the corrected latency counts
@@ -46,8 +52,14 @@ def bench(
 
     # Late: the other verbs need neither histograms nor statistics.
     from anyecho.cli.bench_run import run_and_report
+    from anyecho.measure.series import plan_of
 
     connect = replace(options.connect, family=4 if ipv4 else 6 if ipv6 else None)
     options = replace(options, connect=connect)
+    if address is not None and (unused := set(given_options(server)) - set(environment.used)):
+        names = sorted(unused)
+        raise UsageError(f"without effect, because an address is given: {', '.join(names)}", options=names)
+
+    plan = plan_of(address, options, series, server, backend=backend)
     with log_to_stderr(log), environment.attached_to(logger), caught_signals(handled=1) as signals:
-        return run_and_report(address, options, backend, outputs, signals)
+        return run_and_report(plan, backend, outputs, signals)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 __all__ = ("run_and_report",)
 
+import logging
 import sys
+from collections.abc import Sequence
 
 from anyio import create_task_group
 
@@ -15,35 +17,45 @@ from anyecho.cli.results import deliver, parsed_gates
 from anyecho.cli.signals import Signals
 from anyecho.errors import unwrap_single
 from anyecho.measure.bench import BenchControl, run_bench
+from anyecho.measure.checks import rate_text
+from anyecho.measure.compare import compare_within
 from anyecho.measure.machine import MachineState, library_versions
 from anyecho.measure.options import BenchOptions
 from anyecho.measure.page import page
 from anyecho.measure.result import Document, RunResult
-from anyecho.measure.text import document_lines
+from anyecho.measure.series import Cell, Plan, run_plan
+from anyecho.measure.series_text import series_lines
+from anyecho.measure.text import describe_load
+
+logger = logging.getLogger("anyecho.client")
 
 
-def run_and_report(
-    address: str, options: BenchOptions, backend: Backend, outputs: OutputOptions, signals: Signals
-) -> int:
-    """Run the load, print, write; return the exit status. Raises the errors of `run_bench`, and `LocalError`."""
+def run_and_report(plan: Plan, backend: Backend, outputs: OutputOptions, signals: Signals) -> int:
+    """Run the loads, print, write; return the exit status. Raises the errors of `run_plan`, and `LocalError`."""
     parsed_gates(outputs, has_baseline=False)  # before the load
     state = MachineState.now()
-    result, signum = run(_run, address, options, backend, signals, backend=backend)
+    runs, signum = run(_run, plan, backend, signals, backend=backend)
     document = Document(
         version=__version__,
         command=("anyecho", *sys.argv[1:]),
         machine=state.until_now(),
         versions=library_versions(),
-        runs=(result,),
+        runs=tuple(runs),
     )
-    lines = document_lines(document, options.percentiles)
-    status = deliver(document, outputs, lines, name=address, page=lambda: page([(address, document)]))
-    return 128 + signum if signum else status or _status(result)
+    lines = series_lines(document, plan.cells[0].options.percentiles)
+    if plan.search is not None:
+        lines = [plan.search.summary(), "", *lines]
+    name = plan.cells[0].shown_address if len(plan.cells) == 1 else ""
+    comparisons = compare_within(document)
+    title = name or "anyecho bench"
+    status = deliver(document, outputs, lines, name=name, page=lambda: page([(title, document)], comparisons))
+    return 128 + signum if signum else status or _status(plan, runs)
 
 
-async def _run(address: str, options: BenchOptions, backend: Backend, signals: Signals) -> tuple[RunResult, int]:
-    """Return the result, and the number of the signal that ended the run early, or 0."""
+async def _run(plan: Plan, backend: Backend, signals: Signals) -> tuple[list[RunResult], int]:
+    """Return the results, and the number of the signal that ended the runs early, or 0."""
     control = BenchControl()
+    results: list[RunResult] = []
     signum = 0
 
     async def interrupt_on_signal() -> None:
@@ -51,15 +63,31 @@ async def _run(address: str, options: BenchOptions, backend: Backend, signals: S
         signum = await signals.next()
         control.interrupt()
 
+    async def measure(address: str, options: BenchOptions, control: BenchControl) -> RunResult:
+        return await run_bench(address, options, backend=backend, control=control, exclusive=True)
+
+    def report(cell: Cell, result: RunResult) -> None:
+        results.append(result)
+        failed = bool(result.error) and not result.counts.verified
+        if failed or len(plan.cells) * plan.rounds > 1 or plan.search:
+            text = f"{rate_text(result.rate)}" if not failed else result.error
+            logger.log(logging.WARNING if failed else logging.INFO, "%s: %s", describe_load(result.load), text)
+
     with unwrap_single():
         async with create_task_group() as tasks:
             tasks.start_soon(interrupt_on_signal)
-            result = await run_bench(address, options, backend=backend, control=control, exclusive=True)
+            await run_plan(plan, measure, control, report)
             tasks.cancel_scope.cancel()
 
-    return result, signum
+    return results, signum
 
 
-def _status(result: RunResult) -> int:
-    counts = result.counts
-    return int(counts.verified != counts.sent or counts.connect_failed > 0 or not counts.sent)
+def _status(plan: Plan, runs: Sequence[RunResult]) -> int:
+    """Return 1 if a message did not come back equal. In a search, rates that are too high are no failure."""
+    if plan.search is not None:
+        return int(plan.search.held is None)
+
+    return max(
+        int(run.counts.verified != run.counts.sent or run.counts.connect_failed > 0 or not run.counts.sent)
+        for run in runs
+    )

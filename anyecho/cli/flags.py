@@ -100,26 +100,44 @@ _INT = Unit("INT", _parse_int, str)
 
 
 def _annotate(field: Field[Any], hint: Any) -> Any:
-    # `None` is no limit; its text is "off".
-    is_limit = NoneType in get_args(hint)
-    kind = get_args(hint)[0] if is_limit else hint
-    unit = next((extra for extra in get_args(kind)[1:] if isinstance(extra, Unit)), _INT if kind is int else None)
+    is_list = get_origin(hint) is tuple
+    unit, is_limit = _unit_of(get_args(hint)[0] if is_list else hint)
     if any(get_origin(each) is os.PathLike for each in get_args(hint)):
         return Annotated[Path | None, Parameter(converter=file_name, **field.metadata)]
-    if unit is None:
+    if unit is None or "converter" in field.metadata:
         # A flag of several values is repeated for each; a negative flag that clears the list is not needed.
-        given: dict[str, Any] = {"negative": (), "show_default": False} if get_origin(hint) is tuple else {}
+        given: dict[str, Any] = {"negative": (), "show_default": False} if is_list else {}
         return Annotated[hint, Parameter(**given | field.metadata)]
 
-    def convert(_: type, tokens: Sequence[Token]) -> float | None:
-        text = tokens[0].value
+    def parse(text: str) -> float | None:
         return None if is_limit and text == OFF else unit.parse(text)
 
     def show(value: float | None) -> str:
         return OFF if value is None else unit.format(value)
 
-    flag: dict[str, Any] = {"converter": convert, "show_default": show, "metavar": unit.name}
+    if is_list:
+        flag: dict[str, Any] = {
+            "converter": lambda _, tokens: tuple(parse(part) for each in tokens for part in each.value.split(",")),
+            "show_default": lambda values: ",".join(map(show, values)),
+            "metavar": f"{unit.name},...",
+            "negative": (),
+        }
+        return Annotated[tuple[float | None, ...], Parameter(**flag | field.metadata)]
+
+    flag = {
+        "converter": lambda _, tokens: parse(tokens[0].value),
+        "show_default": show,
+        "metavar": unit.name,
+    }
     return Annotated[float | None, Parameter(**flag | field.metadata)]
+
+
+def _unit_of(hint: Any) -> tuple[Unit | None, bool]:
+    """Return the unit of a number, None for other types, and whether it may be None, whose text is "off"."""
+    is_limit = NoneType in get_args(hint)
+    kind = get_args(hint)[0] if is_limit else hint
+    unit = next((extra for extra in get_args(kind)[1:] if isinstance(extra, Unit)), _INT if kind is int else None)
+    return unit, is_limit
 
 
 def _build(options: Any, given: dict[str, Any], from_environment: tuple[str, ...]) -> Any:
@@ -131,7 +149,7 @@ def _build(options: Any, given: dict[str, Any], from_environment: tuple[str, ...
             values[field.name] = _build(hints[field.name], given, from_environment)
         elif field.name == "from_environment":
             values[field.name] = from_environment
-        elif (value := given.pop(field.name, MISSING)) is not MISSING:
+        elif "help" in field.metadata and (value := given.pop(field.name, MISSING)) is not MISSING:
             values[field.name] = value
 
     return options(**values)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from anyecho.cli.output_options import STDOUT, OutputOptions
 from anyecho.cli.results import deliver, parsed_gates
 from anyecho.errors import UsageError
-from anyecho.measure.compare import Comparison, Group, compare, groups, matched
+from anyecho.measure.compare import Comparison, Group, compare, compare_within, groups, matched
 from anyecho.measure.comparison_text import comparison_lines
 from anyecho.measure.merge import merge_documents
 from anyecho.measure.page import page
@@ -28,7 +28,7 @@ def run_report(files: Sequence[str], outputs: OutputOptions, percentiles: Sequen
         files = ["merged"]
     if len(documents) == 1:
         [document] = documents
-        comparisons = _within(document)
+        comparisons = compare_within(document)
         lines = document_lines(document, percentiles)
     else:
         if outputs.json is not None or outputs.hdr is not None:
@@ -75,17 +75,3 @@ def _named(file: str, document: Document) -> list[Group]:
     """Return the groups of `document`, by the name of its file unless there are several."""
     found = groups(document)
     return [replace(found[0], name=file)] if len(found) == 1 else found
-
-
-def _within(document: Document) -> list[Comparison]:
-    """Compare the servers of one document that were measured in the same rounds with the first of them."""
-    found = groups(document)
-    if not found or found[0].rounds is None:
-        return []
-
-    first, *rest = found
-
-    def same(group: Group) -> object:
-        return replace(group.load, address="", server_backend="", server_engine="")
-
-    return [compare(first, each) for each in rest if same(each) == same(first) and each.rounds is not None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("BenchControl", "run_bench", "run_shard")
+__all__ = ("BenchControl", "load_of", "run_bench", "run_shard")
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -156,7 +156,8 @@ class _Run:
                 now = self._traffic.clock()
                 measured = self._measured(opened, now)
 
-        return result_of(measured, self._describe(len(opened.connections)))
+        count = len(opened.connections)
+        return result_of(measured, load_of(self._address, self._options, connections=count, shard=self._shard))
 
     async def _load(self, connections: Sequence[OpenConnection], poller: Poller | Fallback) -> None:
         options, traffic = self._options, self._traffic
@@ -263,24 +264,25 @@ class _Run:
             saturated=traffic.is_saturated,
         )
 
-    def _describe(self, connections: int) -> Load:
-        options = self._options
-        return Load(
-            address=str(self._address),
-            transport=_transport(self._address),
-            connections=connections,
-            size=options.size,
-            pipeline=options.pipeline,
-            rate=options.rate,
-            arrivals=options.arrivals,
-            duration=options.duration,
-            requests=options.requests,
-            warm_up=options.warmup,
-            timeout=options.connect.timeout,
-            seed=options.seed,
-            shard_index=self._shard[0],
-            shard_count=self._shard[1],
-        )
+
+def load_of(address: Address, options: BenchOptions, *, connections: int, shard: tuple[int, int] = (0, 1)) -> Load:
+    """Return the configuration of a run as its result has it; `connections` are those opened."""
+    return Load(
+        address=str(address),
+        transport=_transport(address),
+        connections=connections,
+        size=options.size,
+        pipeline=options.pipeline,
+        rate=options.rate,
+        arrivals=options.arrivals,
+        duration=options.duration,
+        requests=options.requests,
+        warm_up=options.warmup,
+        timeout=options.connect.timeout,
+        seed=options.seed,
+        shard_index=shard[0],
+        shard_count=shard[1],
+    )
 
 
 def _transport(address: Address) -> Literal["tcp", "tls", "unix", "udp"]:

@@ -6,7 +6,17 @@ one; its p-values are adjusted for the number of metrics by Holm's method.
 
 from __future__ import annotations
 
-__all__ = ("REPETITIONS_MIN", "Comparison", "Group", "Row", "compare", "groups", "matched", "ratio_of")
+__all__ = (
+    "REPETITIONS_MIN",
+    "Comparison",
+    "Group",
+    "Row",
+    "compare",
+    "compare_within",
+    "groups",
+    "matched",
+    "ratio_of",
+)
 
 import math
 from collections.abc import Iterator, Sequence
@@ -124,6 +134,21 @@ def compare(baseline: Group, changed: Group) -> Comparison:
         paired=paired,
         rows=tuple(_judged(row, p_values.get(row.metric.name), floor) for row in rows),
     )
+
+
+def compare_within(document: Document) -> list[Comparison]:
+    """Compare the servers of one document that were measured in rounds, each with the first of its load."""
+    first: dict[object, Group] = {}
+    comparisons = []
+    for group in groups(document):
+        if group.rounds is None:
+            continue
+        load = replace(group.load, address="", server_backend="", server_engine="")
+        baseline = first.setdefault((load, group.backend), group)
+        if group is not baseline:
+            comparisons.append(compare(baseline, group))
+
+    return comparisons
 
 
 def ratio_of(metric: Metric, comparison: Comparison) -> Interval | None:

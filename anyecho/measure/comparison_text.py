@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("comparison_lines", "interval_text")
+__all__ = ("comparison_lines", "interval_text", "p_text")
 
 from collections.abc import Iterator
 from statistics import median
@@ -33,13 +33,17 @@ def interval_text(interval: Interval) -> str:
     return f"{interval.low:.3f} to {interval.high:.3f}"
 
 
+def p_text(p: float | None) -> str:
+    """Return a p-value with 3 decimals; "-" if there is none."""
+    return "-" if p is None else f"{p:.3f}" if p >= 0.0005 else "<0.001"
+
+
 def _metric_line(row: Row) -> str:
     one, other = (row.metric.show(median(each)) if each else "-" for each in (row.baseline, row.changed))
     ratio = f"{row.ratio.estimate:.3f}" if row.ratio else "-"
     # The resamples of a few runs are few: their interval would be too narrow.
     interval = interval_text(row.ratio) if row.ratio and row.p is not None else "-"
-    p = "-" if row.p is None else f"{row.p:.3f}" if row.p >= 0.0005 else "<0.001"
-    return _row(row.metric.name, one, other, ratio, interval, p, row.verdict)
+    return _row(row.metric.name, one, other, ratio, interval, p_text(row.p), row.verdict)
 
 
 def _row(name: str, one: str, other: str, ratio: str, interval: str, p: str, verdict: str) -> str:

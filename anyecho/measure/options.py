@@ -44,25 +44,27 @@ def format_percentiles(percentiles: Sequence[float]) -> str:
 class BenchOptions:
     """The load of one run. Times are seconds, sizes bytes, rates messages per second.
 
+    The command line has flags for lists of connections, sizes, rates and pipelines (`SeriesOptions`).
+
     Raises:
         UsageError: a value has the wrong type or is out of range.
     """
 
-    connections: int = option(10, "Connections.", name=("--connections", "-c"))
+    connections: int = option(10, "Connections.", flag=False)
     duration: Seconds | None = option(10.0, "Measure for this long.", name=("--duration", "-d"))
     requests: int | None = option(
         None, "Measure this many messages, within --duration (default then: off).", name=("--requests", "-n")
     )
     rate: Rate | None = option(
         None,
-        "Messages per second in all, each sent when due (open loop); off: when a reply is back (closed loop).",
-        name=("--rate", "-r"),
+        "Messages per second in all, each sent when due (open loop); None: when a reply is back (closed loop).",
+        flag=False,
     )
     arrivals: Literal["fixed", "exponential"] = option(
         "fixed", "Gaps between due times of --rate: equal, or random (a Poisson process)."
     )
-    size: Size = option(64, "Bytes per message.", name=("--size", "-s"))
-    pipeline: int = option(1, "Maximum outstanding messages per connection.", name=("--pipeline", "-P"))
+    size: Size = option(64, "Bytes per message.", flag=False)
+    pipeline: int = option(1, "Maximum outstanding messages per connection.", flag=False)
     warmup: Seconds = option(1.0, "Load before the measurement, in no figure.")
     connect_rate: Rate | None = option(1000.0, "Connections opened per second, before the load.")
     percentiles: tuple[float, ...] = option(

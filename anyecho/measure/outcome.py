@@ -147,7 +147,7 @@ def _notes(measured: Measured, samples: Samples, load: Load) -> list[str]:
     seconds = max(measured.now - measured.start, 1) / 1e9
     if load.transport == "udp" and samples.lost and samples.verified < _UDP_RATE * seconds + _UDP_BURST:
         notes.append("a server of anyecho limits the datagrams of each source (--udp-rate): a cause of loss")
-    if cores_available() == 1:
+    if cores_available() == 1 and not measured.is_pinned:
         notes.append("the load has one core: on this machine, the server shares it")
 
     return notes

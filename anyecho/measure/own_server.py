@@ -6,7 +6,7 @@ The process keeps the CPU time and the event loop of the server apart from those
 
 from __future__ import annotations
 
-__all__ = ("Carrier", "Engine", "OwnServer", "OwnServerOptions", "Placement", "open_own_server", "placement")
+__all__ = ("OwnServer", "Placement", "open_own_server", "placement")
 
 import fcntl
 import os
@@ -18,60 +18,20 @@ from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import IO, Literal, TypeAlias
+from typing import IO, Literal
 
 from anyio import CancelScope, move_on_after
 
-from anyecho.backends import Backend
 from anyecho.errors import StartError
 from anyecho.measure.generator import parse_cores
+from anyecho.measure.series_options import OwnServerOptions
 from anyecho.net.fallback import Fallback
-from anyecho.options import documented, option
-from anyecho.validation import check_types
-
-Carrier: TypeAlias = Literal["tcp", "tls", "unix", "udp"]
-Engine: TypeAlias = Literal["auto", "events", "tasks"]
 
 #: Seconds that the server may take to print its address, and to end.
 _START_TIMEOUT, _END_TIMEOUT = 20.0, 2.0
 _numbers = count()
 #: Variables that would change the server, or let it speak to the service manager of this process.
 _FOREIGN_VARIABLES = ("ANYECHO_", "LISTEN_", "NOTIFY_SOCKET", "WATCHDOG_")
-
-
-@documented
-@dataclass(frozen=True, kw_only=True)
-class OwnServerOptions:
-    """The server that `anyecho bench` starts if it is given no address.
-
-    Raises:
-        UsageError: a value is unknown.
-    """
-
-    carrier: Carrier = option("tcp", "Without ADDRESS: carrier between the load and its own server.")
-    server_backend: Backend = option("asyncio", "Without ADDRESS: event loop of its own server.")
-    server_engine: Engine = option("auto", "Without ADDRESS: engine of its own server.")
-
-    def __post_init__(self) -> None:
-        check_types(self)
-
-    def address(self, family: Literal[4, 6] | None = None, name: str = "anyecho-bench") -> str:
-        """Return the address that the server is told to listen on; `name` is that of a Unix socket."""
-        if self.carrier == "unix":
-            # An abstract name leaves no file behind; other systems than Linux have none.
-            return f"unix:{'@' if sys.platform == 'linux' else f'{tempfile.gettempdir()}/'}{name}"
-
-        return f"{self.carrier}://{'[::1]' if family == 6 else '127.0.0.1'}:0"
-
-    def command(self, family: Literal[4, 6] | None = None) -> list[str]:
-        """Return the command line of the server."""
-        name = f"anyecho-bench-{os.getpid()}-{next(_numbers)}"
-        words = ["serve", "-b", self.address(family, name), "--backend", self.server_backend]
-        if self.carrier == "udp":
-            return [*words, "--udp-rate", "off", "--unsafe-udp"]  # all of the load comes from one source
-
-        words += ["--engine", self.server_engine]
-        return [*words, "--ssl-self-signed"] if self.carrier == "tls" else words
 
 
 @dataclass(frozen=True)
@@ -112,7 +72,7 @@ async def open_own_server(
         StartError: the server does not start; the text has its last line.
     """
     options = OwnServerOptions() if options is None else options
-    server = OwnServer(options.command(family), core)
+    server = OwnServer(options.command(family, f"anyecho-bench-{os.getpid()}-{next(_numbers)}"), core)
     try:
         await server.wait_ready()
         yield server

@@ -19,7 +19,8 @@ from anyecho.errors import StartError, UsageError
 from anyecho.measure import own_server
 from anyecho.measure.bench import BenchControl, run_bench
 from anyecho.measure.options import BenchOptions
-from anyecho.measure.own_server import Carrier, OwnServer, OwnServerOptions, Placement, open_own_server, placement
+from anyecho.measure.own_server import OwnServer, Placement, open_own_server, placement
+from anyecho.measure.series_options import Carrier, OwnServerOptions
 from anyecho.net.tls.contexts import TLSClientOptions
 from tests.support.machine import needs, skip
 from tests.support.process import TIMEOUT, wait_until
