@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ("report",)
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -17,6 +17,9 @@ from anyecho.measure.options import PERCENTILES, format_percentiles, parse_perce
 def report(
     *files: Annotated[str, Parameter(show_env_var=False, allow_leading_hyphen=True)],
     merge: Annotated[bool, Parameter(help="Merge all runs into one, as shards of one load.", negative=())] = False,
+    join: Annotated[
+        bool, Parameter(help="Put the runs of all files into one result, as repetitions.", negative=())
+    ] = False,
     percentiles: Annotated[
         tuple[float, ...],
         Parameter(
@@ -33,7 +36,8 @@ def report(
     """Print result files of anyecho bench --json; - is standard input.
 
     One file is printed. Of several, each is compared with the first, the baseline: the unit is the repetition, and
-    four of each are needed for a verdict. With --merge, all runs become one, exactly.
+    four of each are needed for a verdict. With --merge, all runs become one, exactly; with --join, they are the
+    repetitions of one result.
     Exit status: 0, or 2 for a file that is no result, or 99 if a condition of --fail-if holds. A run that was
     interrupted, saturated, or sent late fails every condition.
     """
@@ -42,6 +46,9 @@ def report(
 
         print_lines([Path(__file__).parent.parent.joinpath("measure", "result.schema.json").read_text().rstrip()])
         return 0
+    if merge and join:
+        raise UsageError("merge and join exclude each other", options=("merge", "join"))
+
     # An option that does not exist is among the files, because - is a file.
     if unknown := [each for each in files if each.startswith("-") and each != STDOUT]:
         raise UsageError(f"unknown option {unknown[0]}: see anyecho report --help")
@@ -51,4 +58,5 @@ def report(
     # Late: the other verbs need neither histograms nor statistics.
     from anyecho.cli.report_run import run_report
 
-    return run_report(files, outputs, percentiles, merge=merge)
+    together: Literal["merged", "joined", ""] = "merged" if merge else "joined" if join else ""
+    return run_report(files, outputs, percentiles, together)

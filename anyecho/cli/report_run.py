@@ -7,32 +7,40 @@ __all__ = ("read_document", "run_report")
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 from anyecho.cli.output_options import STDOUT, OutputOptions
 from anyecho.cli.results import deliver, parsed_gates
 from anyecho.errors import UsageError
 from anyecho.measure.compare import Comparison, Group, compare, compare_within, groups, matched
 from anyecho.measure.comparison_text import comparison_lines
-from anyecho.measure.merge import merge_documents
+from anyecho.measure.merge import join_documents, merge_documents
 from anyecho.measure.page import page
 from anyecho.measure.result import Document
 from anyecho.measure.text import document_lines
 
 
-def run_report(files: Sequence[str], outputs: OutputOptions, percentiles: Sequence[float], *, merge: bool) -> int:
-    """Print the files, or their merge or comparison; write the outputs; return the exit status."""
-    parsed_gates(outputs, has_baseline=len(files) > 1 and not merge)
+def run_report(
+    files: Sequence[str],
+    outputs: OutputOptions,
+    percentiles: Sequence[float],
+    together: Literal["merged", "joined", ""],
+) -> int:
+    """Print the files, compared or `together` in one; write the outputs; return the exit status."""
+    parsed_gates(outputs, has_baseline=len(files) > 1 and not together)
     documents = [read_document(each) for each in files]
-    if merge:
-        documents = [merge_documents(documents)]
-        files = ["merged"]
+    if together:
+        documents = [(merge_documents if together == "merged" else join_documents)(documents)]
+        files = [together]
     if len(documents) == 1:
         [document] = documents
         comparisons = compare_within(document)
         lines = document_lines(document, percentiles)
     else:
         if outputs.json is not None or outputs.hdr is not None:
-            raise UsageError("json and hdr take one result: give one file, or --merge", options=("json", "hdr"))
+            raise UsageError(
+                "json and hdr take one result: give one file, --merge or --join", options=("json", "hdr")
+            )
         comparisons = _with_first(files, documents)
         # The gates are about the files after the baseline.
         document = replace(documents[-1], runs=tuple(run for each in documents[1:] for run in each.runs))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("Check", "checks", "duration_text", "failures", "rate_text", "volume_text")
+__all__ = ("Check", "checks", "duration_text", "failures", "p_text", "rate_text", "volume_text")
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -29,6 +29,11 @@ def duration_text(seconds: float) -> str:
     scale, unit = next((each for each in _UNITS if abs(seconds) >= each[0] * 0.9995), _UNITS[-1])
     value = seconds / scale
     return f"{value:.{2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0}f}{unit}" if seconds else "0s"
+
+
+def p_text(p: float | None) -> str:
+    """Return a p-value with 3 decimals; "-" if there is none."""
+    return "-" if p is None else f"{p:.3f}" if p >= 0.0005 else "<0.001"
 
 
 def rate_text(rate: float) -> str:
@@ -128,7 +133,7 @@ def _of_server(run: RunResult) -> Iterator[Check]:
     if steady.steady is None or steady.halves_p is None or steady.trend_p is None or steady.trend_rho is None:
         yield Check("steadiness", "too short to tell")
     else:
-        text = f"halves p = {steady.halves_p:.3f}, trend {steady.trend_rho:+.2f} (p = {steady.trend_p:.3f})"
+        text = f"halves p {p_text(steady.halves_p)}, trend {steady.trend_rho:+.2f} (p {p_text(steady.trend_p)})"
         yield Check("steadiness", f"{'steady' if steady.steady else 'not steady'}: {text}", not steady.steady)
     if run.server_cpu_per_echo is not None:
         yield Check("server", f"{duration_text(run.server_cpu_per_echo)} of CPU per echo")

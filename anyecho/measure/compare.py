@@ -13,9 +13,9 @@ __all__ = (
     "Row",
     "compare",
     "compare_within",
+    "compared_by",
     "groups",
     "matched",
-    "ratio_of",
 )
 
 import math
@@ -151,10 +151,9 @@ def compare_within(document: Document) -> list[Comparison]:
     return comparisons
 
 
-def ratio_of(metric: Metric, comparison: Comparison) -> Interval | None:
-    """Return the ratio of the medians of `metric`; None below `REPETITIONS_MIN`, or if it is not known."""
-    row = _row(metric, comparison.baseline, comparison.changed, comparison.paired)
-    return row.ratio if min(len(row.baseline), len(row.changed)) >= REPETITIONS_MIN else None
+def compared_by(metric: Metric, comparison: Comparison) -> Row:
+    """Return the comparison by one more `metric`. Its p-value is not adjusted: it is the only question."""
+    return _row(metric, comparison.baseline, comparison.changed, comparison.paired)
 
 
 def _by_round(group: Group) -> Group:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ("comparison_lines", "interval_text", "p_text")
+__all__ = ("comparison_lines", "interval_text")
 
 from collections.abc import Iterator
 from statistics import median
 
-from anyecho.measure.checks import failures
+from anyecho.measure.checks import failures, p_text
 from anyecho.measure.compare import Comparison, Group, Row
 from anyecho.measure.statistics import Interval
 from anyecho.measure.text import describe_load
@@ -31,11 +31,6 @@ def comparison_lines(comparison: Comparison) -> list[str]:
 
 def interval_text(interval: Interval) -> str:
     return f"{interval.low:.3f} to {interval.high:.3f}"
-
-
-def p_text(p: float | None) -> str:
-    """Return a p-value with 3 decimals; "-" if there is none."""
-    return "-" if p is None else f"{p:.3f}" if p >= 0.0005 else "<0.001"
 
 
 def _metric_line(row: Row) -> str:

@@ -5,7 +5,7 @@ Counts and histograms are added exactly. A figure that cannot be added, as the m
 
 from __future__ import annotations
 
-__all__ = ("merge_documents", "merge_runs")
+__all__ = ("join_documents", "merge_documents", "merge_runs")
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -20,10 +20,15 @@ from anyecho.measure.result import Counts, Document, Generator, Load, RunResult,
 _OF_THE_PART = {"connections", "rate", "seed", "shard_index", "requests"}
 
 
+def join_documents(documents: Sequence[Document]) -> Document:
+    """Return a document with the runs of all `documents`, each on its own, on the machine of the first."""
+    return replace(documents[0], runs=tuple(run for each in documents for run in each.runs))
+
+
 def merge_documents(documents: Sequence[Document]) -> Document:
     """Return a document with one run, merged from all runs of `documents`. Raises as `merge_runs` does."""
-    runs = [run for each in documents for run in each.runs]
-    return replace(documents[0], runs=(merge_runs(runs),))
+    joined = join_documents(documents)
+    return replace(joined, runs=(merge_runs(joined.runs),))
 
 
 def merge_runs(runs: Sequence[RunResult]) -> RunResult:

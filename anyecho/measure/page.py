@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 
 from anyecho.measure.charts import ranges, ratios, spectrum
-from anyecho.measure.checks import checks, rate_text
+from anyecho.measure.checks import checks, p_text, rate_text
 from anyecho.measure.compare import Comparison, Group, groups
 from anyecho.measure.comparison_text import interval_text
 from anyecho.measure.histogram import Histogram
@@ -191,7 +191,7 @@ def _comparison(comparison: Comparison) -> str:
         if row.ratio is not None:
             values = [row.metric.show(median(side)) for side in (row.baseline, row.changed)]
             interval = interval_text(row.ratio) if row.p is not None else "-"
-            p = "-" if row.p is None else f"{row.p:.3f}"
+            p = "-" if row.p is None else p_text(row.p)
             rows.append([row.metric.name, *values, f"{row.ratio.estimate:.3f}", interval, p, row.verdict])
     paired = ", by pairs of the same round" * comparison.paired
     return (

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from statistics import median
 
-from anyecho.measure.checks import checks, rate_text
+from anyecho.measure.checks import checks, p_text, rate_text
 from anyecho.measure.compare import Comparison, Group, Row, compare_within, groups
-from anyecho.measure.comparison_text import interval_text, p_text
+from anyecho.measure.comparison_text import interval_text
 from anyecho.measure.metrics import COMPARED, find_metric
 from anyecho.measure.options import PERCENTILES
 from anyecho.measure.result import Document, RunResult

@@ -28,7 +28,7 @@ OWN_FLAGS = {
     "serve": {"--bind", "--backend", "--access-log", "--handler"},
     "send": {"--file", "--repeat", "-4", "-6", "--backend"},
     "ping": {"--quiet", "--timestamps", "--json", "-4", "-6", "--backend"},
-    "report": {"--merge", "--percentiles", "--schema"},
+    "report": {"--merge", "--join", "--percentiles", "--schema"},
 }
 OPTIONS = {
     "serve": (ServeOptions, LogOptions),

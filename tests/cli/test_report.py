@@ -73,6 +73,15 @@ def test_merged_files_are_one_run(save: Callable[..., str], capfd: pytest.Captur
     assert (run.load.connections, run.latency.count) == (4, 6000)
 
 
+def test_joined_files_are_repetitions(save: Callable[..., str], capfd: pytest.CaptureFixture[str]) -> None:
+    names = [save(f"{number}.json", run) for number, run in enumerate(repeated(20e-6))]
+    assert main(["report", "--join", *names, "--json", "j.json", "--fail-if", "cpu>20.1us"]) == 0
+    assert [line.split()[:2] for line in capfd.readouterr().out.splitlines()[3:8]] == [
+        ["run", str(number)] for number in range(1, 6)
+    ]
+    assert len(Document.from_json(Path("j.json").read_bytes()).runs) == 5
+
+
 def test_files_are_compared_with_the_first(save: Callable[..., str], capfd: pytest.CaptureFixture[str]) -> None:
     names = [save(f"{number}.json", *repeated(cost)) for number, cost in enumerate((20e-6, 25e-6, 20e-6))]
     assert main(["report", *names]) == 0
@@ -145,7 +154,8 @@ def test_a_late_generator_fails_every_condition(
         (["later.json"], "later.json is of version 2 of the schema, and this program reads 1 only"),
         (["a.json", "--fail-if", "p99>slow"], "'p99>slow' is not a condition: 'slow' is not a duration: *"),
         (["a.json", "--fail-if", "p99>+5%"], "--fail-if 'p99>+5%' needs a baseline: anyecho report BASELINE FILE"),
-        (["a.json", "a.json", "--json", "x"], "--json and --hdr take one result: give one file, or --merge"),
+        (["a.json", "a.json", "--json", "x"], "--json and --hdr take one result: give one file, --merge or --join"),
+        (["a.json", "--merge", "--join"], "--merge and --join exclude each other"),
         (["a.json", "other.json", "--merge"], "cannot merge runs of different loads: size is 64 and 1024"),
         (["a.json", "--json", "x", "--hdr", "x"], "two outputs have the same file: x"),
         (["a.json", "--json", "--hdr"], "Invalid value for --json: the name of a file is missing before --hdr"),

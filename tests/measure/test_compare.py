@@ -227,6 +227,13 @@ def test_a_gate_against_a_baseline_fails_if_the_whole_interval_is_beyond(
     assert [reason.startswith(f"b.json: {condition}: cpu changed by ") for reason in reasons] == [True] * broken
 
 
+def test_a_gate_against_a_baseline_passes_if_the_test_finds_no_difference() -> None:
+    # One outlier of each: the resampled medians never show it, and the ranks do.
+    comparison = compared([10] * 6 + [30], [12] * 6 + [9])
+    assert (cpu(comparison).ratio.low, cpu(comparison).different) == (1.2, False)
+    assert broken_gates([parse_gate("cpu>+5%")], [comparison.changed], [comparison]) == []
+
+
 def test_a_gate_against_a_baseline_needs_one_and_four_runs_of_each() -> None:
     gate = parse_gate("cpu>+5%")
     with pytest.raises(UsageError, match=r"^'cpu>\+5%' needs a baseline: give its file first$"):
