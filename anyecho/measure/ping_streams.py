@@ -42,9 +42,14 @@ def peer_of(stream: Any, address: Address) -> str:
     return str(address)
 
 
-def is_timeout(exc: ConnectError) -> bool:
+def _is_timeout(exc: ConnectError) -> bool:
     """Whether the peer was silent, which is a lost probe, rather than refused, which is an error."""
     return isinstance(exc.__cause__, TimeoutError)
+
+
+def _is_later(probe: Probe, exc: ConnectError) -> bool:
+    """Whether a ping goes on after `exc`. A refusal of its first probe ends it: the address is probably wrong."""
+    return probe.number > 1 or _is_timeout(exc)
 
 
 class StreamPing:
@@ -90,9 +95,9 @@ class StreamPing:
         try:
             client = await self._connect(lambda _: None)
         except ConnectError as exc:
-            if not (self._has_connected or is_timeout(exc)):
+            if not _is_later(probe, exc):
                 raise
-            self._probes.fail([probe], str(exc), error=not is_timeout(exc))
+            self._probes.fail([probe], str(exc), error=not _is_timeout(exc))
             return None
 
         assert isinstance(client.stream, PolledStream)
@@ -165,7 +170,6 @@ class ConnectionPing:
         self._connect = connect
         self._probes = probes
         self._tasks = tasks
-        self._has_connected = self._has_received = False
 
     async def send(self, probe: Probe) -> None:
         """Start a connection for `probe`. `ConnectError` is raised in the task group if the first is refused."""
@@ -194,19 +198,15 @@ class ConnectionPing:
         with move_on_after(None if math.isinf(limit) else limit):
             try:
                 async with await self._connect(reached) as client:
-                    self._has_connected = True
                     last = probes.clock()
                     await client.exchange(probe.payload)
                     now = probes.clock()
-                    self._has_received = True
                     probes.reply(probe, now, steps | {"echo": now - last})
             except EchoMismatch as exc:
                 probes.wrong(probe, str(exc))
             except ConnectError as exc:
-                # Over TLS 1.3 a server refuses the client's certificate after the handshake.
-                is_first = not (self._has_received if "connect" in steps else self._has_connected)
-                if is_first and not is_timeout(exc):
+                if not _is_later(probe, exc):
                     raise
-                probes.fail([probe], str(exc), error=not is_timeout(exc))
+                probes.fail([probe], str(exc), error=not _is_timeout(exc))
             except EchoError as exc:
                 probes.fail([probe], str(exc))
