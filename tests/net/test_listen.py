@@ -6,7 +6,7 @@ import errno
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -192,6 +192,18 @@ async def test_a_stopped_listener_refuses_connections_and_keeps_the_file_of_its_
         async with listening(str(listener.address)) as [successor]:
             listener.close()
             dial(successor.address).close()
+
+
+async def test_the_descriptor_number_of_a_stopped_listener_is_not_reused_until_it_is_closed() -> None:
+    """A task may still wait for the number."""
+    async with listening("tcp://127.0.0.1:0") as [listener]:
+        number = listener.sock.fileno()
+        listener.stop()
+        with socket.socket() as opened:
+            assert opened.fileno() != number
+        listener.close()
+        with ExitStack() as stack:
+            assert number in [stack.enter_context(socket.socket()).fileno() for _ in range(number + 1)]
 
 
 async def test_accepted_sockets_have_the_options_of_the_listener() -> None:

@@ -6,6 +6,7 @@ import os
 import socket
 import ssl
 import time
+from array import array
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import nullcontext, suppress
 from typing import Any
@@ -71,6 +72,13 @@ async def test_the_server_of_a_tls_stream_conforms(check: Check) -> None:
     """The server side, over a Unix socket, without a poller."""
     client, server = await tls_pair("unix", Fallback())
     await run_check(check, server, client)
+
+
+async def test_the_total_of_a_view_of_ints_is_in_bytes(pair: tuple[TLSStream, TLSStream]) -> None:
+    left, right = pair
+    view: Any = memoryview(array("I", [1, 2, 3]))
+    await left.send(view)
+    assert left.bytes_sent == len(await right.receive()) == view.nbytes
 
 
 @pytest.mark.parametrize("contract", [check_two_way_stream, check_half_closeable_stream])
