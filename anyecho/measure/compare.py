@@ -74,6 +74,7 @@ class Comparison:
     changed: Group
     paired: bool
     rows: tuple[Row, ...]
+    test: str = "Mann-Whitney"
 
 
 def groups(document: Document, name: str = "") -> list[Group]:
@@ -116,22 +117,30 @@ def matched(baseline: Sequence[Group], changed: Sequence[Group]) -> list[tuple[G
     return pairs
 
 
-def compare(baseline: Group, changed: Group) -> Comparison:
-    """Compare two groups by each metric of `COMPARED`."""
+def compare(baseline: Group, changed: Group, metrics: Sequence[str] = COMPARED) -> Comparison:
+    """Compare two groups by each of `metrics`.
+
+    Ratios are of pairs if the groups are `paired`. So is the test, unless so few pairs cannot reach `SIGNIFICANT`
+    with so many metrics: 7 pairs cannot with 4, but 7 runs against 7 can.
+    """
     paired = baseline.rounds is not None and sorted(baseline.rounds) == sorted(changed.rounds or ())
     if paired:
         baseline, changed = (_by_round(each) for each in (baseline, changed))
 
     given_rate = baseline.load.rate is not None and changed.load.rate is not None
-    rows = [_row(find_metric(name), baseline, changed, paired) for name in COMPARED]
-    tested = [row for row in rows if row.p is not None and not (row.metric.name == "rate" and given_rate)]
-    adjusted = adjusted_by_holm([row.p for row in tested if row.p is not None])
+    rows = [_row(find_metric(name), baseline, changed, paired) for name in metrics]
+    tested = [row for row in rows if _is_testable(row) and not (row.metric.name == "rate" and given_rate)]
+    counts = len(baseline.runs), len(changed.runs)
+    by_pairs = paired and _smallest_p(*counts, paired=True) * len(tested) < SIGNIFICANT
+    test = wilcoxon_p if by_pairs else mann_whitney_p
+    adjusted = adjusted_by_holm([test(row.baseline, row.changed) for row in tested])
     p_values = dict(zip((row.metric.name for row in tested), adjusted, strict=True))
-    floor = _smallest_p(len(baseline.runs), len(changed.runs), paired) * len(tested)
+    floor = _smallest_p(*counts, paired=by_pairs) * len(tested)
     return Comparison(
         baseline=baseline,
         changed=changed,
         paired=paired,
+        test="Wilcoxon" if by_pairs else "Mann-Whitney",
         rows=tuple(_judged(row, p_values.get(row.metric.name), floor) for row in rows),
     )
 
@@ -173,11 +182,11 @@ def _row(metric: Metric, baseline: Group, changed: Group, paired: bool) -> Row:
     if len(one) < len(baseline.runs) or len(other) < len(changed.runs) or min([*one, *other], default=0) <= 0:
         return row
 
-    ratio = median_ratio(one, other, paired=paired)
-    if min(len(one), len(other)) < REPETITIONS_MIN:
-        return replace(row, ratio=ratio)
+    return replace(row, ratio=median_ratio(one, other, paired=paired))
 
-    return replace(row, ratio=ratio, p=(wilcoxon_p if paired else mann_whitney_p)(one, other))
+
+def _is_testable(row: Row) -> bool:
+    return row.ratio is not None and min(len(row.baseline), len(row.changed)) >= REPETITIONS_MIN
 
 
 def _judged(row: Row, p: float | None, floor: float) -> Row:
@@ -199,5 +208,5 @@ def _judged(row: Row, p: float | None, floor: float) -> Row:
     return replace(row, p=p, verdict=verdict)
 
 
-def _smallest_p(one: int, other: int, paired: bool) -> float:
+def _smallest_p(one: int, other: int, *, paired: bool) -> float:
     return 2 / (2**one if paired else math.comb(one + other, one))

@@ -22,7 +22,7 @@ def comparison_lines(comparison: Comparison) -> list[str]:
         load = describe_load(group.load)
         lines.append(f"{role}: {f'{group.name}: ' * (group.name != load)}{load}: {count}")
     if comparison.paired:
-        lines[-1] += ", by pairs of the same round"
+        lines[-1] += f", by pairs of the same round, {comparison.test} test"
 
     lines += ["", _row("", "baseline", "changed", "ratio", "95% interval", "p", "verdict")]
     lines += [_metric_line(row) for row in comparison.rows if row.baseline or row.changed]

@@ -91,8 +91,8 @@ def _doubts(group: Group) -> dict[str, list[RunResult]]:
 def _comparison(comparisons: Sequence[Comparison], width: int) -> Iterator[str]:
     """Yield a block per metric: each server, its ratio to the first, and whether there is a difference."""
     baseline = comparisons[0].baseline
-    pairs = ", by pairs of the same round" if all(each.paired for each in comparisons) else ""
-    yield f"ratio to {baseline.name}{pairs}"
+    pairs = "by pairs of the same round, " if all(each.paired for each in comparisons) else ""
+    yield f"ratio to {baseline.name}: {pairs}{comparisons[0].test} test, p adjusted for the metrics"
     for metric in COMPARED:
         rows = [row for each in comparisons for row in each.rows if row.metric.name == metric]
         if not any(row.ratio for row in rows):

@@ -275,3 +275,13 @@ def test_metrics_have_the_units_of_their_kind() -> None:
         if value is not None
     }
     assert shown == {"p99": "325us", "rate": "1000/s", "lost": "0"}
+
+
+def test_seven_pairs_are_tested_by_pairs_if_that_can_reach_a_verdict() -> None:
+    """The smallest p-value of 7 pairs is 0.016: 4 metrics in a closed loop make it 0.06."""
+    [one] = repetitions(costs(1, count=7), rounds=True, rate=None)
+    [other] = repetitions(costs(2, 1.25, count=7), rounds=True, rate=None)
+    each_metric, cpu_only = compare(one, other), compare(one, other, ["cpu"])
+    assert (each_metric.paired, each_metric.test, cpu(each_metric).verdict) == (True, "Mann-Whitney", "higher")
+    assert (cpu_only.paired, cpu_only.test, cpu(cpu_only).verdict) == (True, "Wilcoxon", "higher")
+    assert cpu(each_metric).ratio == cpu(cpu_only).ratio
