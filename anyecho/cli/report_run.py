@@ -17,7 +17,7 @@ from anyecho.measure.comparison_text import comparison_lines
 from anyecho.measure.merge import join_documents, merge_documents
 from anyecho.measure.page import page
 from anyecho.measure.result import Document
-from anyecho.measure.text import document_lines
+from anyecho.measure.series_text import series_lines
 
 
 def run_report(
@@ -35,7 +35,7 @@ def run_report(
     if len(documents) == 1:
         [document] = documents
         comparisons = compare_within(document)
-        lines = document_lines(document, percentiles)
+        lines = series_lines(document, percentiles)
     else:
         if outputs.json is not None or outputs.hdr is not None:
             raise UsageError(
@@ -44,10 +44,8 @@ def run_report(
         comparisons = _with_first(files, documents)
         # The gates are about the files after the baseline.
         document = replace(documents[-1], runs=tuple(run for each in documents[1:] for run in each.runs))
-        lines = []
+        lines = [line for each in comparisons for line in comparison_lines(each)]
 
-    for each in comparisons:
-        lines += [*comparison_lines(each)]
     named = [*zip(files, documents, strict=True)]
     return deliver(
         document,

@@ -24,6 +24,8 @@ from anyecho.measure.time_charts import heat_map, throughput
 _SIZE_MAX = 185_000
 #: Runs of a file with charts over time; all runs are in its table.
 _CHARTS_MAX = 4
+#: Of several runs, shorter ones have no charts over time.
+_SECONDS_MIN = 5
 #: Rows of a table or a chart, and lines of a spectrum.
 _ROWS_MAX = 100
 _LINES_MAX = 8
@@ -42,7 +44,8 @@ def page(documents: Sequence[tuple[str, Document]], comparisons: Sequence[Compar
     It stays below 200 KB: parts that do not fit are left out, and their number is stated.
     """
     title = documents[0][0] if len(documents) == 1 else f"{documents[0][0]} and {len(documents) - 1} more"
-    body = _fitting([*_head(documents), *map(_comparison, comparisons), *_parts(documents)])
+    compared = [_comparison(each, len(documents) > 1) for each in comparisons]
+    body = _fitting([*_head(documents), *compared, *_parts(documents)])
     style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
     return f"""<!doctype html>
 <html lang="en">
@@ -119,7 +122,7 @@ def _runs(of: str, document: Document) -> Iterator[str]:
     """Yield the charts over time and the points of each run."""
     for label, run in [*zip(labels(document.runs), document.runs, strict=True)][:_CHARTS_MAX]:
         which = f": {escape(label)}" if len(document.runs) > 1 else ""
-        if run.per_second:
+        if len(run.per_second) >= (_SECONDS_MIN if len(document.runs) > 1 else 1):
             yield f"<h2>Latency over time{of}{which}</h2>{heat_map(run)}"
             yield f"<h2>Replies per second{of}{which}</h2>{throughput(run)}"
         yield f"<h2>Checks{of}{which}</h2>{_points(run)}"
@@ -138,19 +141,20 @@ def _table_of_runs(of: str, document: Document) -> str:
 
 def _spectrum(found: Sequence[Group]) -> str:
     """Return the spectrum of one configuration with its lag, or the corrected latencies of several."""
-    merged = [(group, Histogram.merged(run.latency for run in group.runs)) for group in found[:_LINES_MAX]]
-    if len(merged) > 1:
-        return spectrum([(group.name, latency) for group, latency in merged])
+    if len(found) > 1:
+        return spectrum([(group.name, _merged(group, "latency")) for group in found[:_LINES_MAX]])
 
-    [(group, latency)] = merged
-    uncorrected, lag = (
-        Histogram.merged(getattr(run, name) for run in group.runs) for name in ("uncorrected", "lag")
-    )
+    [group] = found
+    latency, uncorrected, lag = (_merged(group, name) for name in ("latency", "uncorrected", "lag"))
     name = "latency" if group.load.rate is None else "corrected"
     if uncorrected == latency:
         return spectrum([(name if group.load.rate is None else "corrected and uncorrected", latency), ("lag", lag)])
 
     return spectrum([(name, latency), ("uncorrected", uncorrected), ("lag", lag)])
+
+
+def _merged(group: Group, name: str) -> Histogram:
+    return Histogram.merged(getattr(run, name) for run in group.runs)
 
 
 def _figures(runs: Sequence[RunResult]) -> str:
@@ -184,20 +188,23 @@ def _points(run: RunResult) -> str:
     return f'<table class="points">{"".join(rows)}</table>'
 
 
-def _comparison(comparison: Comparison) -> str:
+def _comparison(comparison: Comparison, several: bool) -> str:
+    """Return the ratios; between `several` documents also the spectra, which one document shows together anyway."""
     baseline, changed = comparison.baseline, comparison.changed
     rows = []
     for row in comparison.rows:
         if row.ratio is not None:
             values = [row.metric.show(median(side)) for side in (row.baseline, row.changed)]
             interval = interval_text(row.ratio) if row.p is not None else "-"
-            p = "-" if row.p is None else p_text(row.p)
-            rows.append([row.metric.name, *values, f"{row.ratio.estimate:.3f}", interval, p, row.verdict])
+            cells = [f"{row.ratio.estimate:.3f}", interval, p_text(row.p), row.verdict]
+            rows.append([row.metric.name, *values, *cells])
     paired = ", by pairs of the same round" * comparison.paired
     return (
         f"<h2>{escape(changed.name)} against {escape(baseline.name)}</h2>"
         f'<p class="soft">{len(changed.runs)} runs against {len(baseline.runs)}{paired}</p>'
-        f"{ratios(comparison)}" + _table(["", "baseline", "changed", "ratio", "95% interval", "p", "verdict"], rows)
+        f"{ratios(comparison)}"
+        + _table(["", "baseline", "changed", "ratio", "95% interval", "p", "verdict"], rows)
+        + (spectrum([(group.name, _merged(group, "latency")) for group in (baseline, changed)]) if several else "")
     )
 
 

@@ -17,7 +17,7 @@ __all__ = (
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from anyecho.measure.checks import checks, duration_text, rate_text
+from anyecho.measure.checks import checks, duration_text
 from anyecho.measure.histogram import Histogram
 from anyecho.measure.options import PERCENTILES
 from anyecho.measure.result import Document, Load, Machine, RunResult
@@ -124,30 +124,10 @@ def _row(name: str, cells: Sequence[str]) -> str:
 
 
 def document_lines(document: Document, percentiles: Sequence[float] = PERCENTILES) -> list[str]:
-    """Return the lines of all runs: one in full, or a table of several; then the machine."""
-    runs = document.runs
-    lines = run_lines(runs[0], percentiles) if len(runs) == 1 else _table(runs)
+    """Return the lines of each run in full, then of the machine."""
+    lines = [line for run in document.runs for line in run_lines(run, percentiles)] or ["no runs"]
     machine = machine_text(document.machine)
     return [*lines, f"  machine: {machine}"] if machine else lines
-
-
-def _table(runs: Sequence[RunResult]) -> list[str]:
-    if not runs:
-        return ["no runs"]
-
-    width = max(map(len, labels(runs)))
-    heads = ("msg/s", "p50", "p99", "max", "lag p99", "wrong", "lost")
-    lines = [common_text([run.load for run in runs]), "", " " * width + "".join(f"{head:>9}" for head in heads)]
-    for label, run in zip(labels(runs), runs, strict=True):
-        step = run.generator.clock.step_ns
-        longest = run.latency.max if run.latency.count else None
-        values = [run.latency.quantile(0.5), run.latency.quantile(0.99), longest, run.lag.quantile(0.99)]
-        cells = [rate_text(run.rate).removesuffix("/s"), *(latency_text(each, step) for each in values)]
-        cells += [str(run.counts.wrong), str(run.counts.lost)]
-        lines.append(f"{label:<{width}}" + "".join(f"{cell:>9}" for cell in cells))
-        lines += [f"! {point.name}: {point.text}" for point in checks(run) if point.doubt]
-
-    return [*lines, ""]
 
 
 def machine_text(machine: Machine) -> str:

@@ -10,7 +10,8 @@ import pytest
 from anyecho.measure.checks import checks, duration_text, failures, rate_text, volume_text
 from anyecho.measure.histogram import Histogram
 from anyecho.measure.result import Counts, RunResult, Spread
-from anyecho.measure.text import document_lines, labels, latency_text, run_lines
+from anyecho.measure.series_text import series_lines
+from anyecho.measure.text import labels, latency_text, run_lines
 from tests.measure.results import document, load, result
 
 NOTHING = Histogram.from_samples([])
@@ -78,7 +79,7 @@ def test_what_casts_doubt_on_a_run_is_marked(name: str) -> None:
     run = DOUBTFUL[name]
     assert [point.name for point in checks(run) if point.doubt] == [name]
     assert [line.split()[1] for line in run_lines(run) if line.startswith("!")] == [name]
-    assert [line.split()[1] for line in document_lines(document(run, result())) if line.startswith("!")] == [
+    assert [line.split()[1] for line in series_lines(document(run, result())) if line.startswith("!")] == [
         f"{name}:"
     ]
 
@@ -118,14 +119,14 @@ def test_a_table_names_what_sets_the_runs_apart() -> None:
     assert labels(runs) == ["64 bytes", "1KiB"]
     assert labels([*runs, *runs]) == ["64 bytes, run 1", "1KiB, run 1", "64 bytes, run 2", "1KiB, run 2"]
     assert labels(runs[:1] * 2) == ["run 1", "run 2"]
-    lines = document_lines(document(*runs))
+    lines = series_lines(document(*runs))
     assert lines[0] == "tcp://127.0.0.1:10000, 2 connections, 1k/s, 3s"
     assert [re.split(" {2,}", line)[0] for line in lines[3:5]] == ["64 bytes", "1KiB"]
 
 
 @pytest.mark.parametrize("runs", [(), (result(),), (result(), result())])
 def test_the_machine_is_the_last_line(runs: tuple[RunResult, ...]) -> None:
-    lines = document_lines(replace(document(), runs=runs))
+    lines = series_lines(replace(document(), runs=runs))
     assert lines[-1] == (
         "  machine: Linux 6.18, Some processor, 2 cores, governor performance,"
         " load 0.50 before, 0.70 after, 0.02 s stolen"
@@ -142,4 +143,4 @@ def test_a_run_without_any_reply_can_be_shown() -> None:
         error="connection refused",
     )
     for runs in ((nothing,), (nothing, nothing)):
-        assert any("connection refused" in line for line in document_lines(document(*runs)))
+        assert any("connection refused" in line for line in series_lines(document(*runs)))
