@@ -42,6 +42,15 @@ _SYNONYMS: dict[str, dict[str, str]] = {
         **dict.fromkeys(("--repeat", "-n"), "--count"),
         **dict.fromkeys(("-A", "-f", "--flood", "--adaptive"), "--interval 0"),
     },
+    "bench": {
+        **dict.fromkeys(("--host", "--address", "--bind", "-b"), "give the address first: anyecho bench HOST:PORT"),
+        **_CLIENT,
+        **dict.fromkeys(("-t", "--time"), "--duration"),
+        **dict.fromkeys(("-q", "--qps", "-R", "--throughput"), "--rate"),
+        **dict.fromkeys(("--concurrency", "--clients"), "--connections"),
+        **dict.fromkeys(("--latency", "-L"), "the latencies are always printed (--percentiles LIST)"),
+        **dict.fromkeys(("--length", "-l"), "--size"),
+    },
     "send": {
         **dict.fromkeys(("--host", "--address", "--bind", "-b"), "give the address first: anyecho send HOST:PORT"),
         **_CLIENT,

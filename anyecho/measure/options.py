@@ -93,8 +93,8 @@ class BenchOptions:
         if not 0 <= self.warmup < float("inf"):
             raise UsageError(f"warmup must be 0 or more seconds, not {self.warmup}", options=("warmup",))
         for each in self.percentiles:
-            if not 0 < each <= 100:
-                text = f"percentiles must be above 0 and at most 100, not {each:g}"
+            if not 0 < each < 100:
+                text = f"percentiles must be above 0 and below 100, not {each:g}"
                 raise UsageError(text, options=("percentiles",))
         if self.duration is None and self.requests is None:
             raise UsageError("duration is off: give a number of requests", options=("duration", "requests"))

@@ -16,7 +16,9 @@ from anyecho.cli.logs import LogOptions
 from anyecho.cli.main import app, main
 from anyecho.cli.output_options import OutputOptions
 from anyecho.client.options import ConnectOptions
+from anyecho.measure.options import BenchOptions
 from anyecho.measure.ping_options import PingOptions
+from anyecho.measure.series_options import OwnServerOptions, SeriesOptions
 from anyecho.net.sockets import SocketOptions
 from anyecho.net.tls.contexts import TLSClientOptions, TLSServerOptions
 from anyecho.server.options import ServeOptions
@@ -28,12 +30,14 @@ OWN_FLAGS = {
     "serve": {"--bind", "--backend", "--access-log", "--handler"},
     "send": {"--file", "--repeat", "-4", "-6", "--backend"},
     "ping": {"--quiet", "--timestamps", "--json", "-4", "-6", "--backend"},
+    "bench": {"-4", "-6", "--backend"},
     "report": {"--merge", "--join", "--percentiles", "--schema"},
 }
 OPTIONS = {
     "serve": (ServeOptions, LogOptions),
     "send": (ConnectOptions, LogOptions),
     "ping": (PingOptions, LogOptions),
+    "bench": (SeriesOptions, BenchOptions, OwnServerOptions, OutputOptions, LogOptions),
     "report": (OutputOptions,),
 }
 
@@ -106,7 +110,7 @@ def test_flags_are_unique_and_come_from_options_only(verb: str, help_of: Callabl
     assert sorted(listed) == sorted(expected)
 
 
-@pytest.mark.parametrize("verb", ["serve", "send", "ping"])
+@pytest.mark.parametrize("verb", ["serve", "send", "ping", "bench"])
 def test_socket_options_are_flags_of_each_verb_with_a_socket(verb: str, help_of: Callable[[str], str]) -> None:
     page = help_of(verb)
 
@@ -126,7 +130,7 @@ def test_every_default_is_shown_once(verb: str, help_of: Callable[[str], str]) -
 
     for options in OPTIONS[verb]:
         groups = (options, TLSServerOptions, TLSClientOptions)
-        # None is "off", except for files and for names of TLS.
+        # None is "off", except for files, for names of TLS, and for other text.
         empty = {
             each.name
             for group in groups
@@ -134,7 +138,7 @@ def test_every_default_is_shown_once(verb: str, help_of: Callable[[str], str]) -
             if each.default == ()
             or (
                 each.default is None
-                and (group is not options or get_type_hints(group)[each.name] == FilePath | None)
+                and (group is not options or get_type_hints(group)[each.name] in (FilePath | None, str | None))
             )
         }
         for name, _ in described(options):

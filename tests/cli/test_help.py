@@ -42,7 +42,7 @@ def width(page: str) -> int:
     return max(map(len, page.splitlines()))
 
 
-@pytest.mark.parametrize("verb", ["serve", "send", "ping"])
+@pytest.mark.parametrize("verb", ["serve", "send", "ping", "bench"])
 def test_the_text_of_a_help_page_breaks_at_the_width_of_the_terminal_only(
     verb: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -311,7 +311,7 @@ async def test_cores_that_do_not_exist_are_refused(cores: str, server: Server) -
         ({"rate": 0.0}, "rate must be more than 0, not 0.0 (no limit: off, in Python None)"),
         ({"connections": 0}, "connections must be 1 or more, not 0"),
         ({"requests": 0}, "requests must be 1 or more, not 0"),
-        ({"percentiles": (101.0,)}, "percentiles must be above 0 and at most 100, not 101"),
+        ({"percentiles": (101.0,)}, "percentiles must be above 0 and below 100, not 101"),
         ({"warmup": -1.0}, "warmup must be 0 or more seconds, not -1.0"),
         ({"duration": None}, "duration is off: give a number of requests"),
     ],
