@@ -136,7 +136,6 @@ def _cpu(processes: Processes, address: str) -> int:
 @pytest.mark.parametrize(
     ("arguments", "status", "error"),
     [
-        ((), 2, "requires an argument"),
         (("localhost:1", "-r", "0"), 2, "--rate must be more than 0, not 0.0"),
         (("localhost:1", "-r", "fast"), 2, "'fast' is not a rate: write like 10k or 50/1s"),
         (("localhost:1", "-c", "0"), 2, "--connections must be 1 or more, not 0"),

@@ -136,6 +136,7 @@ def test_every_default_is_shown_once(verb: str, help_of: Callable[[str], str]) -
             for group in groups
             for each in fields(group)
             if each.default == ()
+            or each.metadata.get("show_default") is False
             or (
                 each.default is None
                 and (group is not options or get_type_hints(group)[each.name] in (FilePath | None, str | None))
