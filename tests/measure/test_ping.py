@@ -236,7 +236,8 @@ async def test_a_deadline_ends_the_ping_unless_count_replies_come_first(
     assert scene.ping.exit_status == status
     assert scene.counts["transmitted"] >= (count or 1)
     if behaviour is echo and count:
-        assert scene.counts["received"] == count
+        # More if another probe was outstanding, and its reply came in one piece with that of the last.
+        assert scene.counts["received"] >= count
 
 
 async def test_fewer_replies_than_count_by_the_deadline_are_status_1() -> None:
