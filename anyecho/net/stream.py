@@ -23,7 +23,6 @@ from anyio.abc import ByteStream, SocketAttribute
 from anyio.lowlevel import checkpoint
 
 from anyecho.net.readiness import Registration
-from anyecho.net.wire import PlainWire, Wire
 
 #: A stream yields after this many bytes, however few the calls: 16 reads of the default size.
 _BUDGET_BYTES = 1 << 20
@@ -181,10 +180,6 @@ class PolledStream(ByteStream):
             self._sock.close()
 
         await checkpoint()
-
-    def as_wire(self) -> Wire:
-        """Return the connection as a wire. Of this stream, only `aclose` may be used then."""
-        return PlainWire(self._sock)
 
     @property
     def sending(self) -> bool:

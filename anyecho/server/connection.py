@@ -28,7 +28,7 @@ from anyecho.net.tls.records import Records
 from anyecho.net.tls.stream import TLSStream
 from anyecho.server.peer_log import LoggedPeer, ProxiedSource
 from anyecho.server.phases import CLOSED, CLOSING, HANDSHAKE, HEADER, OPEN, Phase
-from anyecho.server.reasons import CLOSED_BY_PEER, CLOSED_BY_SERVER, NETWORK_ERRORS, CloseReason, reason_for
+from anyecho.server.reasons import CLOSED_BY_SERVER, NETWORK_ERRORS, CloseReason, reason_for
 from anyecho.throttle import ThrottledLog
 
 if TYPE_CHECKING:
@@ -236,7 +236,7 @@ class Connection(LoggedPeer):
 
         with scope:
             try:
-                if self.reason not in CLOSED_BY_PEER and deadline > current_time():
+                if self.reason is not CloseReason.EOF and deadline > current_time():
                     await call_until(deadline, min_seconds, send_rest)
             finally:
                 # Pending on a plain stream is only `rest`; over TLS, encrypted bytes may be pending too.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("CLOSED_BY_PEER", "CLOSED_BY_SERVER", "NETWORK_ERRORS", "CloseReason", "reason_for")
+__all__ = ("CLOSED_BY_SERVER", "NETWORK_ERRORS", "CloseReason", "reason_for")
 
 import errno
 from collections.abc import Iterator
@@ -50,8 +50,6 @@ class CloseReason(StrEnum):
     ERROR = "error", "The server has a bug, logged with its traceback."
 
 
-#: Reasons of a close by the peer or the network: no lingering close is needed.
-CLOSED_BY_PEER = frozenset({CloseReason.EOF, CloseReason.BROKEN, CloseReason.TLS_TRUNCATED})
 #: Reasons of a close by the server that no byte from the peer caused. An EOF that arrived earlier takes precedence.
 CLOSED_BY_SERVER = frozenset(
     map(CloseReason, ("drained", "cancelled", "idle", "duration", "rate", "write", "returned"))

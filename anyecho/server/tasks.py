@@ -10,7 +10,7 @@ __all__ = ("TaskConnection",)
 
 import logging
 import math
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ from anyecho.server.connection import Connection, Engine
 from anyecho.server.phases import OPEN
 from anyecho.server.reasons import CloseReason
 from anyecho.streams.limits import Capped, Paced
-from anyecho.streams.transcript import Transcript, shorten
+from anyecho.streams.transcript import Transcript, log_chunk
 
 if TYPE_CHECKING:
     import socket
@@ -87,10 +87,6 @@ class TaskConnection(Connection):
         if not math.isinf(self.engine.rate_limit):
             stream = Paced(stream, self.engine.rate_limit)
         if logger.isEnabledFor(logging.DEBUG):
-            stream = Transcript(stream, partial(_debug, {"peer": self.name}))
+            stream = Transcript(stream, partial(log_chunk, logger, extra={"peer": self.name}))
 
         return stream
-
-
-def _debug(extra: Mapping[str, str], what: str, chunk: bytes) -> None:
-    logger.debug("%s %s", what, shorten(chunk), extra=extra)

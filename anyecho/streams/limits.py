@@ -17,7 +17,7 @@ _BURST = 0.1
 
 
 class LimitReached(Exception):
-    """The peer has sent more than its limit. The text is the close reason, a key of `Stats.closed`."""
+    """The peer has sent more than its limit."""
 
 
 @dataclass(eq=False)
@@ -31,7 +31,7 @@ class Capped(Passthrough):
         left = self.max_bytes - self._received
         item = await self.stream.receive(min(max_bytes, left) or 1)
         if not left:
-            raise LimitReached("bytes")
+            raise LimitReached
 
         self._received += len(item)
         return item

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ("Transcript", "log_chunk", "shorten")
+__all__ = ("Transcript", "log_chunk")
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from anyecho.streams.passthrough import Passthrough
@@ -14,7 +14,7 @@ from anyecho.streams.passthrough import Passthrough
 _SHOWN = 64
 
 
-def shorten(chunk: bytes) -> str:
+def _shorten(chunk: bytes) -> str:
     """Return the repr of `chunk`, cut after 64 bytes and then followed by its full size."""
     if len(chunk) <= _SHOWN:
         return repr(bytes(chunk))
@@ -22,10 +22,10 @@ def shorten(chunk: bytes) -> str:
     return f"{bytes(chunk[:_SHOWN])!r}... ({len(chunk)} bytes)"
 
 
-def log_chunk(logger: logging.Logger, what: str, chunk: bytes) -> None:
+def log_chunk(logger: logging.Logger, what: str, chunk: bytes, *, extra: Mapping[str, str] | None = None) -> None:
     """Log `chunk`, shortened, at level DEBUG."""
     if logger.isEnabledFor(logging.DEBUG):
-        logger.debug("%s %s", what, shorten(chunk))
+        logger.debug("%s %s", what, _shorten(chunk), extra=extra)
 
 
 @dataclass(eq=False)

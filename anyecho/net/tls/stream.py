@@ -38,8 +38,6 @@ from anyecho.net.tls.attributes import attributes_of
 from anyecho.net.tls.errors import alert_of
 from anyecho.net.tls.records import CHUNK, Records
 from anyecho.net.tls.transfer import TLSTransfer
-from anyecho.net.tls.wire import TLSWire
-from anyecho.net.wire import Wire
 
 #: Maximum seconds of a close, if the peer reads nothing.
 CLOSE_TIMEOUT = 2.0
@@ -218,9 +216,6 @@ class TLSStream(TLSTransfer):
         for _ in range(_MAX_DISCARDED // CHUNK):
             if not self._sock.recv(CHUNK):
                 break
-
-    def as_wire(self) -> Wire:
-        return TLSWire(self._sock, self.records)
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:

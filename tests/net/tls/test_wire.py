@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 import pytest
 from anyio import EndOfStream, create_task_group
+from anyio.abc import SocketAttribute
 
 from anyecho.net.poller import Fallback
 from anyecho.net.tls.errors import TLSError, TLSTruncated
@@ -260,11 +261,11 @@ def test_input_that_is_not_tls_is_an_error(opened_pair: Sockets) -> None:
 
 
 @pytest.mark.by_turns
-async def test_a_stream_becomes_a_wire_with_its_unread_input() -> None:
+async def test_a_wire_reads_the_input_that_a_stream_has_left_in_the_session() -> None:
     left, right = await tls_pair("tcp", Fallback())
     await left.send(b"123456")
     assert await right.receive(2) == b"12"
-    wire = right.as_wire()
+    wire = TLSWire(right.extra(SocketAttribute.raw_socket), right.records)
     assert wire.read_into(BUFFER) == 4
     assert bytes(BUFFER[:4]) == b"3456"
     assert wire.write(b"back") == 4
