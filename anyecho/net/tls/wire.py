@@ -41,7 +41,7 @@ class TLSWire:
     def handshake(self) -> bool:
         records = self.records
         try:
-            while not (records.established or records.handshake()):
+            while not records.handshake():
                 self.flush()
                 self._feed()
         except BlockingIOError:

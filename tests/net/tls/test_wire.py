@@ -13,11 +13,13 @@ from anyio import EndOfStream, create_task_group
 from anyio.abc import SocketAttribute
 
 from anyecho.net.poller import Fallback
+from anyecho.net.tls import wire as tls_wire
 from anyecho.net.tls.errors import TLSError, TLSTruncated
 from anyecho.net.tls.records import Records
 from anyecho.net.tls.wire import TLSWire
 from tests.net.pairs import raw_pair, reset
 from tests.support.certificates import client_context, client_over, server_context, server_over, tls_pair
+from tests.support.peers import unread
 from tests.support.tls13 import (
     ALERT,
     CLOSE_NOTIFY,
@@ -75,9 +77,9 @@ def pair(unused: Wires) -> Wires:
     return unused
 
 
-def read_available(wire: TLSWire) -> bytes:
+def read_available(wire: TLSWire) -> bytearray:
     """All input until none is left, or until EOF."""
-    data = b""
+    data = bytearray()
     while True:
         try:
             count = wire.read_into(BUFFER)
@@ -101,6 +103,11 @@ def write_available(wire: TLSWire, data: memoryview) -> int:
             break
 
     return sent
+
+
+def expect_no_data(wire: TLSWire) -> None:
+    with pytest.raises(BlockingIOError):
+        wire.read_into(BUFFER)
 
 
 def transfer(source: TLSWire, target: TLSWire, payload: bytes) -> bytes:
@@ -161,6 +168,16 @@ def test_a_full_read_of_the_socket_announces_more_input(pair: Wires) -> None:
     assert server.has_input
 
 
+def test_an_empty_socket_has_no_input_after_a_full_read(pair: Wires, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, server = pair
+    client.write(b"data")
+    monkeypatch.setattr(tls_wire, "WIRE_CHUNK", unread(server.sock))
+    assert server.read_into(BUFFER) == 4
+    before = server.has_input
+    expect_no_data(server)
+    assert (before, server.has_input) == (True, False)
+
+
 @pytest.mark.parametrize("writer", [0, 1], ids=["client", "server"])
 def test_bytes_pending_are_bounded_while_the_peer_does_not_read(pair: Wires, writer: int) -> None:
     wire, peer = pair[writer], pair[1 - writer]
@@ -179,6 +196,18 @@ def test_bytes_pending_are_bounded_while_the_peer_does_not_read(pair: Wires, wri
         received += read_available(peer)
     assert received == PAYLOAD[:accepted]
     assert wire.flush()
+
+
+def test_a_write_sends_pending_bytes_first(pair: Wires) -> None:
+    client, server = pair
+    accepted = write_available(client, memoryview(PAYLOAD))
+    received = bytearray()
+    while not write_available(client, memoryview(b"more")):
+        received += read_available(server)
+    while len(received) < accepted + 4:
+        client.flush()
+        received += read_available(server)
+    assert received == PAYLOAD[:accepted] + b"more"
 
 
 def test_data_that_arrives_with_close_notify_is_read_before_eof(pair: Wires) -> None:
@@ -280,7 +309,7 @@ async def test_a_wire_reads_the_input_that_a_stream_has_left_in_the_session() ->
 async def crafted(request: pytest.FixtureRequest) -> AsyncIterator[tuple[TLSWire, CraftedPeer]]:
     """Our wire of either side, and a peer that makes its own records."""
     are_server = request.param == "server"
-    left, right = raw_pair("tcp")
+    left, right = raw_pair("unix")
     stream = (server_over if are_server else client_over)(left, Fallback())
     async with create_task_group() as tasks:
         tasks.start_soon(stream.handshake)
@@ -294,11 +323,6 @@ async def crafted(request: pytest.FixtureRequest) -> AsyncIterator[tuple[TLSWire
 Crafted: TypeAlias = tuple[TLSWire, CraftedPeer]
 
 
-def expect_no_data(wire: TLSWire) -> None:
-    with pytest.raises(BlockingIOError):
-        wire.read_into(BUFFER)
-
-
 @pytest.mark.by_turns
 async def test_a_requested_key_update_is_answered_by_the_read(crafted: Crafted) -> None:
     wire, peer = crafted
@@ -308,6 +332,19 @@ async def test_a_requested_key_update_is_answered_by_the_read(crafted: Crafted) 
     wire.write(b"echo")
     assert await peer.read() == (DATA, b"echo")
     assert peer.messages[-1:] == [KEY_UPDATE]
+
+
+@pytest.mark.by_turns
+async def test_data_is_read_although_held_bytes_cannot_be_sent(crafted: Crafted) -> None:
+    wire, peer = crafted
+    peer.send(peer.seal(HANDSHAKE, KEY_UPDATE[:4]))
+    expect_no_data(wire)
+    wire.write(b"held")
+    peer.send(peer.seal(HANDSHAKE, KEY_UPDATE[4:]))
+    peer.next_keys()
+    peer.send(peer.seal(DATA, b"data"))
+    peer.sock.close()  # from now on a send fails
+    assert wire.read_into(BUFFER) == 4
 
 
 @pytest.mark.by_turns
