@@ -117,17 +117,22 @@ def matched(baseline: Sequence[Group], changed: Sequence[Group]) -> list[tuple[G
     return pairs
 
 
-def compare(baseline: Group, changed: Group, metrics: Sequence[str] = COMPARED) -> Comparison:
+def compare(
+    baseline: Group, changed: Group, metrics: Sequence[str] = COMPARED, *, interleaved: bool = False
+) -> Comparison:
     """Compare two groups by each of `metrics`.
 
-    Ratios are of pairs if the groups are `paired`. So is the test, unless so few pairs cannot reach `SIGNIFICANT`
-    with so many metrics: 7 pairs cannot with 4, but 7 runs against 7 can.
+    If the runs are `interleaved`, those of the same round are pairs: they were measured side by side.
+    Ratios are of pairs then, and so is the test, unless so few pairs cannot reach `SIGNIFICANT` with so many
+    metrics: 7 pairs cannot with 4, but 7 runs against 7 can.
     """
-    paired = baseline.rounds is not None and sorted(baseline.rounds) == sorted(changed.rounds or ())
+    rounds, others = baseline.rounds, changed.rounds
+    paired = interleaved and rounds is not None and others is not None and sorted(rounds) == sorted(others)
     if paired:
         baseline, changed = (_by_round(each) for each in (baseline, changed))
 
-    given_rate = baseline.load.rate is not None and changed.load.rate is not None
+    # The rate of an open loop is given; asked for alone, it is tested all the same.
+    given_rate = baseline.load.rate is not None and changed.load.rate is not None and len(metrics) > 1
     rows = [_row(find_metric(name), baseline, changed, paired) for name in metrics]
     tested = [row for row in rows if _is_testable(row) and not (row.metric.name == "rate" and given_rate)]
     counts = len(baseline.runs), len(changed.runs)
@@ -155,14 +160,15 @@ def compare_within(document: Document) -> list[Comparison]:
         load = replace(group.load, address="", server_backend="", server_engine="")
         baseline = first.setdefault((load, group.backend), group)
         if group is not baseline:
-            comparisons.append(compare(baseline, group))
+            comparisons.append(compare(baseline, group, interleaved=True))
 
     return comparisons
 
 
 def compared_by(metric: Metric, comparison: Comparison) -> Row:
     """Return the comparison by one more `metric`. Its p-value is not adjusted: it is the only question."""
-    return _row(metric, comparison.baseline, comparison.changed, comparison.paired)
+    [row] = compare(comparison.baseline, comparison.changed, [metric.name], interleaved=comparison.paired).rows
+    return row
 
 
 def _by_round(group: Group) -> Group:

@@ -14,7 +14,7 @@ from anyecho.errors import UsageError
 from anyecho.measure.compare import Comparison, Group, compare, groups, matched
 from anyecho.measure.comparison_text import comparison_lines
 from anyecho.measure.gates import broken_gates, parse_gate
-from anyecho.measure.metrics import find_metric
+from anyecho.measure.metrics import COMPARED, find_metric
 from anyecho.measure.result import Counts, RunResult
 from tests.measure.results import document, load, result
 
@@ -51,7 +51,7 @@ def costs(seed: int, scale: float = 1.0, count: int = 7) -> list[float]:
 
 def compared(one: Sequence[float], other: Sequence[float], *, rounds: bool = False) -> Comparison:
     [before], [after] = repetitions(one, rounds=rounds), repetitions(other, rounds=rounds, name="b.json")
-    return compare(before, after)
+    return compare(before, after, interleaved=True)
 
 
 def test_repetitions_with_other_seeds_are_one_configuration() -> None:
@@ -106,10 +106,21 @@ def test_runs_of_the_same_rounds_are_compared_by_pairs() -> None:
     assert (cpu(paired).verdict, cpu(alone).verdict) == ("higher", "no difference found")
 
 
+def test_runs_of_two_commands_are_no_pairs_whatever_their_rounds() -> None:
+    [one], [other] = repetitions(costs(1), rounds=True), repetitions(costs(2), rounds=True)
+    assert not compare(one, other).paired
+
+
+@pytest.mark.parametrize("rounds", [False, True])
+def test_a_gate_on_the_given_rate_of_an_open_loop_is_decided(rounds: bool) -> None:
+    comparison = compared(costs(1), costs(2), rounds=rounds)
+    assert broken_gates([parse_gate("rate<-5%")], [comparison.changed], [comparison]) == []
+
+
 def test_pairs_are_those_of_the_same_round_in_any_order() -> None:
     [one], [other] = repetitions(costs(1, count=8), rounds=True), repetitions(costs(2, count=8), rounds=True)
     shuffled = replace(other, runs=other.runs[::-1])
-    one_row, other_row = (cpu(compare(one, each)) for each in (shuffled, other))
+    one_row, other_row = (cpu(compare(one, each, interleaved=True)) for each in (shuffled, other))
     assert (one_row.p, one_row.ratio, one_row.changed) == (other_row.p, other_row.ratio, other_row.changed)
 
 
@@ -117,7 +128,7 @@ def test_other_or_repeated_rounds_make_no_pairs() -> None:
     [one], [other] = repetitions(costs(1), rounds=True), repetitions(costs(2), rounds=True)
     later = replace(other, runs=tuple(replace(run, round=(run.round or 0) + 1) for run in other.runs))
     same = replace(other, runs=tuple(replace(run, round=0) for run in other.runs))
-    assert [compare(one, each).paired for each in (other, later, same)] == [True, False, False]
+    assert [compare(one, each, interleaved=True).paired for each in (other, later, same)] == [True, False, False]
 
 
 def test_a_metric_that_one_run_lacks_is_not_compared() -> None:
@@ -281,7 +292,7 @@ def test_seven_pairs_are_tested_by_pairs_if_that_can_reach_a_verdict() -> None:
     """The smallest p-value of 7 pairs is 0.016: 4 metrics in a closed loop make it 0.06."""
     [one] = repetitions(costs(1, count=7), rounds=True, rate=None)
     [other] = repetitions(costs(2, 1.25, count=7), rounds=True, rate=None)
-    each_metric, cpu_only = compare(one, other), compare(one, other, ["cpu"])
+    each_metric, cpu_only = (compare(one, other, metrics, interleaved=True) for metrics in (COMPARED, ["cpu"]))
     assert (each_metric.paired, each_metric.test, cpu(each_metric).verdict) == (True, "Mann-Whitney", "higher")
     assert (cpu_only.paired, cpu_only.test, cpu(cpu_only).verdict) == (True, "Wilcoxon", "higher")
     assert cpu(each_metric).ratio == cpu(cpu_only).ratio
