@@ -69,6 +69,7 @@ FOLDERS = {
         "timerfd",
         "timer",
         "stream",
+        "abrupt",
         "tls",
         "linger",
         "proxy",
@@ -95,7 +96,7 @@ FOLDERS = {
     "net.proxy": ("header", "reader", "trust"),
     "net.udp": ("counts", "pktinfo", "recvfrom", "mmsg", "echo", "stream"),
     "systemd": ("activation", "notify"),
-    "faults": (),
+    "faults": ("fault", "latency", "delays", "ends", "contents", "plan", "spec"),
     "client": ("options", "unused", "source", "exchange", "matcher", "datagrams", "client"),
     "server": (
         "options",
@@ -187,6 +188,9 @@ FOLDERS = {
     ),
 }
 
+#: Folders whose ``__init__`` collects public names, and so comes last in its folder.
+PUBLIC = ("faults",)
+
 #: Names that only the listed folders or modules may use; a module includes everything in it.
 RESTRICTED = {
     "asyncio": (),
@@ -229,7 +233,7 @@ def is_within(name: str, outer: str) -> bool:
 def place_of(module: str) -> tuple[int, str, tuple[int, ...]] | None:
     """Floor, room, and the places of the folders within it and of the module in the last of them.
 
-    ``__init__`` comes first in its folder, and so imports none of the other modules there.
+    ``__init__`` comes first in its folder unless it is `PUBLIC`, and so imports none of the other modules there.
     """
     room, *rest = module.split(".")
     if room not in LAYERS:
@@ -243,7 +247,7 @@ def place_of(module: str) -> tuple[int, str, tuple[int, ...]] | None:
         places.append(FOLDERS[folder].index(name) + 1)
         folder = f"{folder}.{name}"
     if folder in FOLDERS:
-        places.append(0)
+        places.append(len(FOLDERS[folder]) + 1 if folder in PUBLIC else 0)
     return LAYERS[room], room, tuple(places)
 
 

@@ -1,0 +1,41 @@
+"""Streams that misbehave on purpose: faults for any anyio byte stream, and for the connections of a server."""
+
+from __future__ import annotations
+
+from anyecho.faults.contents import Corrupt as Corrupt
+from anyecho.faults.contents import PacketLoss as PacketLoss
+from anyecho.faults.contents import Slicer as Slicer
+from anyecho.faults.delays import Bandwidth as Bandwidth
+from anyecho.faults.delays import SlowClose as SlowClose
+from anyecho.faults.delays import Stall as Stall
+from anyecho.faults.ends import Cut as Cut
+from anyecho.faults.ends import HalfClose as HalfClose
+from anyecho.faults.ends import LimitData as LimitData
+from anyecho.faults.ends import ResetPeer as ResetPeer
+from anyecho.faults.ends import Timeout as Timeout
+from anyecho.faults.fault import ConnectionEnded as ConnectionEnded
+from anyecho.faults.fault import Fault as Fault
+from anyecho.faults.fault import StreamFault as StreamFault
+from anyecho.faults.latency import Latency as Latency
+from anyecho.faults.plan import spoil as spoil
+from anyecho.faults.spec import parse_fault as parse_fault
+
+__all__ = (
+    "Bandwidth",
+    "ConnectionEnded",
+    "Corrupt",
+    "Cut",
+    "Fault",
+    "HalfClose",
+    "Latency",
+    "LimitData",
+    "PacketLoss",
+    "ResetPeer",
+    "Slicer",
+    "SlowClose",
+    "Stall",
+    "StreamFault",
+    "Timeout",
+    "parse_fault",
+    "spoil",
+)

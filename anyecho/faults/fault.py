@@ -1,0 +1,199 @@
+"""What a fault is: a value that says what goes wrong, and on which connections.
+
+A fault of streams makes a wrapper for each connection on which it acts. Everything drawn at random comes from one
+generator, so the same generator gives the same fault on every backend.
+"""
+
+from __future__ import annotations
+
+__all__ = ("ConnectionEnded", "Direction", "Fault", "Spoiled", "StreamFault", "logger")
+
+import logging
+import math
+from abc import abstractmethod
+from dataclasses import dataclass, field, fields
+from random import Random
+from typing import ClassVar, Generic, Literal, NoReturn, TypeAlias, TypeVar
+
+from anyio import BrokenResourceError, ClosedResourceError, ResourceGuard
+from anyio.abc import ByteStream, TaskGroup
+from anyio.lowlevel import checkpoint
+
+from anyecho.errors import UsageError
+from anyecho.options import documented, option
+from anyecho.streams.passthrough import Passthrough
+from anyecho.validation import check_types
+
+logger = logging.getLogger("anyecho.faults")
+
+Direction: TypeAlias = Literal["upstream", "downstream"]
+
+
+class ConnectionEnded(BrokenResourceError):
+    """A fault ended the connection."""
+
+
+@documented
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """A fault, and the connections on which it acts: those that meet every condition.
+
+    Raises:
+        UsageError: a value has the wrong type or is out of range.
+    """
+
+    #: The name in a specification, ``name:key=value``.
+    name: ClassVar[str]
+    #: Options that must be more than 0.
+    positive: ClassVar[tuple[str, ...]] = ("first", "on", "every")
+    #: Options that are probabilities.
+    probable: ClassVar[tuple[str, ...]] = ("toxicity",)
+
+    toxicity: float = option(1.0, "The probability that it acts on a connection, drawn once for each; 0: never.")
+    first: int | None = option(None, "Only on this many connections, the first ones.")
+    on: int | None = option(None, "Only on the connection with this number, counted from 1.")
+    every: int | None = option(None, "Only on each connection whose number is a multiple of this.")
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if not isinstance(value, int | float):
+                continue
+            if each.name in self.positive and not value > 0:
+                self._refuse(each.name, "more than 0")
+            if each.name in self.probable and not 0 <= value <= 1:
+                self._refuse(each.name, "from 0 to 1")
+            if not 0 <= value < math.inf:
+                self._refuse(each.name, "0 or more")
+
+    def _refuse(self, option_name: str, wanted: str) -> NoReturn:
+        text = f"{self.name}: {option_name} must be {wanted}, not {getattr(self, option_name)}"
+        raise UsageError(text, options=(option_name,))
+
+    def is_drawn(self, number: int, random: Random) -> bool:
+        """Whether it acts on the connection with this `number`. Takes one value of `random` in each case."""
+        likely = random.random() < self.toxicity
+        chosen = self.on in (None, number) and number <= (self.first or number) and not number % (self.every or 1)
+        return likely and chosen
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamFault(Fault):
+    """A fault of one direction of a byte stream."""
+
+    stream: Direction = option(
+        "downstream", "The direction: upstream is what a peer sends, downstream what it gets."
+    )
+
+    @abstractmethod
+    def wrap(self, stream: ByteStream, random: Random, tasks: TaskGroup | None = None) -> ByteStream:
+        """Return a stream over `stream` with this fault.
+
+        It owns `stream`. `tasks` must outlive it; without them, a delay makes `send` wait.
+        """
+
+
+F = TypeVar("F", bound=StreamFault)
+
+
+@dataclass(eq=False)
+class Spoiled(Passthrough, Generic[F]):
+    """A stream with a fault: bytes of one direction pass in pieces, each late, altered or not at all.
+
+    A subclass overrides the steps of a piece. No step may lose bytes when it is cancelled: it is called again.
+    The fault may be replaced while the stream is in use.
+    """
+
+    fault: F
+    random: Random
+    #: Bytes that have passed, in the direction of the fault.
+    passed: int = field(init=False, default=0)
+    #: Bytes that may pass before the next call of `_admit`.
+    _allowance: int = field(init=False, default=0)
+    #: Bytes received that have not passed.
+    _held: bytes = field(init=False, default=b"", repr=False)
+    _ended: bool = field(init=False, default=False)
+    _closed: bool = field(init=False, default=False)
+    _receiving: ResourceGuard = field(init=False, default_factory=lambda: ResourceGuard("receiving from"))
+    _sending: ResourceGuard = field(init=False, default_factory=lambda: ResourceGuard("sending to"))
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        self._check()
+        if self.fault.stream == "downstream":
+            return await self.stream.receive(max_bytes)
+        if max_bytes <= 0:
+            raise ValueError(f"max_bytes must be positive, not {max_bytes}")
+
+        with self._receiving:
+            while True:
+                await self._at_boundary()
+                if self._held:
+                    await checkpoint()
+                else:
+                    self._held = await self.stream.receive()
+                while not self._allowance:
+                    self._allowance = await self._admit(len(self._held))
+                # Nothing is awaited from here to the return: a cancelled call has not taken any bytes.
+                count = min(len(self._held), self._allowance, max_bytes)
+                piece = self._pass(self._held[:count])
+                self._held = self._held[count:]
+                if piece:
+                    return piece
+
+    async def send(self, item: bytes) -> None:
+        self._check()
+        if self.fault.stream == "upstream" or not item:
+            await self.stream.send(item)
+            return
+
+        rest = memoryview(item).cast("B")
+        with self._sending:
+            await self._at_boundary()
+            while rest:
+                while not self._allowance:
+                    self._allowance = await self._admit(len(rest))
+                count = min(len(rest), self._allowance)
+                piece = self._pass(bytes(rest[:count]))
+                rest = rest[count:]
+                if piece:
+                    await self.stream.send(piece)
+                else:
+                    await checkpoint()
+                await self._at_boundary()
+
+    async def send_eof(self) -> None:
+        with self._sending:  # not while a piece waits
+            await self.stream.send_eof()
+
+    async def aclose(self) -> None:
+        self._closed = True
+        await self.stream.aclose()
+
+    async def _at_boundary(self) -> None:
+        """Called before and after each piece."""
+
+    async def _admit(self, size: int) -> int:
+        """Wait until bytes may pass, of which there are `size`; return how many may, at least 1."""
+        return size
+
+    def _alter(self, piece: bytes) -> bytes:
+        """Return the bytes that pass in place of `piece`, which begins at the offset `passed`."""
+        return piece
+
+    def _pass(self, piece: bytes) -> bytes:
+        altered = self._alter(piece)
+        self.passed += len(piece)
+        self._allowance -= len(piece)
+        return altered
+
+    def _check(self) -> None:
+        if self._closed:
+            raise ClosedResourceError
+        if self._ended:
+            raise ConnectionEnded
+
+    def _end(self) -> NoReturn:
+        logger.info("%s ends the connection after %d bytes", self.fault.name, self.passed)
+        self._ended = True
+        raise ConnectionEnded(f"ended by the fault {self.fault.name}")

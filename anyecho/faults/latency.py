@@ -1,0 +1,188 @@
+"""The fault latency: each chunk arrives later, while the chunks after it are on their way."""
+
+from __future__ import annotations
+
+__all__ = ("Latency",)
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from random import Random
+from typing import ClassVar
+
+from anyio import (
+    BrokenResourceError,
+    CancelScope,
+    EndOfStream,
+    Event,
+    current_time,
+    sleep_forever,
+    sleep_until,
+)
+from anyio.abc import ByteStream, TaskGroup
+from anyio.lowlevel import checkpoint
+
+from anyecho.faults.fault import Spoiled, StreamFault
+from anyecho.options import documented, option
+from anyecho.units import Seconds
+
+#: Bytes that are held at most: 40 MB/s at a latency of 0.1 s.
+_WINDOW = 4 << 20
+
+
+@documented
+@dataclass(frozen=True, kw_only=True)
+class Latency(StreamFault):
+    """Each chunk arrives later by `latency`, plus or minus up to `jitter`. Chunks keep their order.
+
+    Chunks that follow each other are delayed at the same time, as by a long cable.
+    """
+
+    name: ClassVar[str] = "latency"
+
+    latency: Seconds = option(0.0, "The delay.")
+    jitter: Seconds = option(0.0, "The most by which a delay differs, drawn for each chunk.")
+
+    def wrap(self, stream: ByteStream, random: Random, tasks: TaskGroup | None = None) -> ByteStream:
+        return _Late(stream, self, random, tasks)
+
+
+@dataclass(eq=False)
+class _Late(Spoiled[Latency]):
+    tasks: TaskGroup | None = None
+    #: Chunks with the times at which they are due. An `EndOfStream` is the end of a direction.
+    _queue: deque[tuple[float, bytes | Exception]] = field(init=False, default_factory=deque)
+    _queued: int = field(init=False, default=0)
+    _last_due: float = field(init=False, default=-math.inf)
+    _flushing: bool = field(init=False, default=False)
+    _taken: Event = field(init=False, default_factory=Event)
+    _failure: Exception | None = field(init=False, default=None)
+    #: Whether the end of what is received has passed.
+    _at_end: bool = field(init=False, default=False)
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        if self.fault.stream == "downstream" or max_bytes <= 0 or self._at_end:
+            return await self.stream.receive(max_bytes)
+
+        self._check()
+        with self._receiving:
+            if self._is_due():
+                await checkpoint()
+            while not self._is_due():
+                with CancelScope(deadline=self._queue[0][0] if self._queue else math.inf):
+                    await self._read_ahead()
+
+            due, item = self._queue[0]
+            if isinstance(item, Exception):
+                self._at_end = True
+                raise type(item)(*item.args) from item.__cause__
+
+            piece, rest = item[:max_bytes], item[max_bytes:]
+            self._queued -= len(piece)
+            if rest:
+                self._queue[0] = due, rest
+            else:
+                self._queue.popleft()
+            return piece
+
+    def _is_due(self) -> bool:
+        return bool(self._queue) and self._queue[0][0] <= current_time()
+
+    async def _read_ahead(self) -> None:
+        if self._queued >= _WINDOW or (self._queue and isinstance(self._queue[-1][1], Exception)):
+            await sleep_forever()
+        try:
+            self._put(await self.stream.receive())
+        except (EndOfStream, BrokenResourceError) as exc:
+            self._put(exc)
+
+    async def send(self, item: bytes) -> None:
+        if self.fault.stream == "upstream" or not item:
+            await self.stream.send(item)
+            return
+
+        self._check()
+        with self._sending:
+            await checkpoint()
+            if self.tasks is None:
+                await sleep_until(self._due())
+                await self.stream.send(item)
+                return
+
+            while self._queued >= _WINDOW:
+                await self._wait_taken()
+            self._check_sent()
+            self._put(bytes(item))
+            self._start_flush(self.tasks)
+
+    async def send_eof(self) -> None:
+        if self.fault.stream == "upstream":
+            await self.stream.send_eof()
+            return
+
+        with self._sending:
+            if self.tasks is None:
+                await sleep_until(self._last_due)
+                await self.stream.send_eof()
+                return
+
+            self._put(EndOfStream())
+            self._start_flush(self.tasks)
+            while self._queue:
+                await self._wait_taken()
+            self._check_sent()
+
+    async def aclose(self) -> None:
+        """Wait until all is sent; at once if cancelled."""
+        try:
+            while self._flushing and not self._closed:
+                await self._wait_taken()
+        finally:
+            await super().aclose()
+
+    def _start_flush(self, tasks: TaskGroup) -> None:
+        if not self._flushing:
+            self._flushing = True
+            tasks.start_soon(self._flush)
+
+    async def _flush(self) -> None:
+        try:
+            while self._queue:
+                due, item = self._queue[0]
+                await sleep_until(due)
+                if isinstance(item, Exception):
+                    await self.stream.send_eof()
+                else:
+                    await self.stream.send(item)
+                    self._queued -= len(item)
+                self._queue.popleft()
+                self._wake()
+        except Exception as exc:  # for the next call
+            self._failure = exc
+            self._queue.clear()
+            self._queued = 0
+        finally:
+            self._flushing = False
+            self._wake()
+
+    async def _wait_taken(self) -> None:
+        await self._taken.wait()
+
+    def _wake(self) -> None:
+        self._taken.set()
+        self._taken = Event()
+
+    def _check_sent(self) -> None:
+        if self._failure is not None:
+            raise type(self._failure)(*self._failure.args) from self._failure.__cause__
+
+    def _put(self, item: bytes | Exception) -> None:
+        self._queue.append((self._due(), item))
+        if not isinstance(item, Exception):
+            self._queued += len(item)
+
+    def _due(self) -> float:
+        fault = self.fault
+        delay = fault.latency + (self.random.uniform(-fault.jitter, fault.jitter) if fault.jitter else 0.0)
+        self._last_due = max(self._last_due, current_time() + max(0.0, delay))
+        return self._last_due

@@ -1,0 +1,84 @@
+"""Which faults act on which connection, from one seed.
+
+Each fault of a connection has a generator of its own, derived from the seed, the number of the connection and the
+place of the fault in the list. So a run repeats, and a further fault changes nothing about the others.
+"""
+
+from __future__ import annotations
+
+__all__ = ("Drawn", "FaultPlan", "new_seed", "spoil", "wrap_all")
+
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import NamedTuple
+
+from anyio.abc import ByteStream, TaskGroup
+
+from anyecho.faults.fault import Fault, StreamFault
+
+
+class Drawn(NamedTuple):
+    """A fault that acts on a connection, and the generator for its decisions."""
+
+    fault: Fault
+    random: Random
+
+
+def new_seed() -> int:
+    """Return a seed that is short enough to be typed."""
+    return secrets.randbelow(10**9)
+
+
+def _draw(faults: Sequence[Fault], seed: int, number: int) -> tuple[Drawn, ...]:
+    each_with_random = [(fault, Random(f"{seed}/{number}/{place}")) for place, fault in enumerate(faults)]
+    return tuple(Drawn(fault, random) for fault, random in each_with_random if fault.is_drawn(number, random))
+
+
+@dataclass(eq=False)
+class FaultPlan:
+    """Numbers the connections of a listener and draws their faults.
+
+    `faults` may be replaced at any time; the next connection is drawn from the new ones.
+    """
+
+    faults: tuple[Fault, ...]
+    seed: int
+    #: Connections so far.
+    connections: int = 0
+
+    def draw(self) -> tuple[Drawn, ...]:
+        """Return the faults of the next connection."""
+        self.connections += 1
+        return _draw(self.faults, self.seed, self.connections)
+
+
+def wrap_all(stream: ByteStream, drawn: Iterable[Drawn], tasks: TaskGroup | None = None) -> ByteStream:
+    """Return `stream` with the faults of streams in `drawn`. In each direction, bytes pass the first one first."""
+    faults = [each for each in drawn if isinstance(each.fault, StreamFault)]
+    by_direction: dict[str, list[Drawn]] = {"upstream": [], "downstream": []}
+    for each in faults:
+        assert isinstance(each.fault, StreamFault)
+        by_direction[each.fault.stream].append(each)
+    for fault, random in (*by_direction["upstream"], *reversed(by_direction["downstream"])):
+        assert isinstance(fault, StreamFault)
+        stream = fault.wrap(stream, random, tasks)
+
+    return stream
+
+
+def spoil(
+    stream: ByteStream,
+    *faults: StreamFault,
+    seed: int | None = None,
+    number: int = 1,
+    tasks: TaskGroup | None = None,
+) -> ByteStream:
+    """Return `stream` with those of `faults` that act on connection `number`; `stream` itself if none does.
+
+    The result owns `stream`. The same `seed` gives the same result; None is any seed. On the stream of a server,
+    upstream is what it receives. A latency of what is sent needs `tasks`, a group that outlives the stream;
+    without it, `send` waits for the delay of its chunk.
+    """
+    return wrap_all(stream, _draw(faults, new_seed() if seed is None else seed, number), tasks)
