@@ -24,8 +24,11 @@ from anyecho.net.sockets import SocketOptions
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
 from tests.measure.listening import listening
+from tests.support.certificates import Files
 from tests.support.peers import SOON, until
 from tests.support.process import descriptors
+from tests.support.tls import TLS
+from tests.support.tls import options as tls_options
 
 MIB = 1 << 20
 #: Buffers so small that a MiB is never sent in one piece.
@@ -280,6 +283,19 @@ async def test_refused_connections_are_counted_and_the_load_goes_on_with_the_oth
     assert result.counts.connect_failed == 3
     assert result.load.connections == 6
     assert result.counts.verified == 90
+
+
+@pytest.mark.parametrize("rate", [None, 2000.0])
+@pytest.mark.parametrize(("size", "pipeline"), [(64, 1), (100_000, 3)])
+async def test_a_load_over_tls_is_verified(
+    rate: float | None, size: int, pipeline: int, files: Files, ca_options: ConnectOptions
+) -> None:
+    async with open_server(TLS, options=tls_options(files)) as server:
+        address, connect = server.addresses[0], ca_options
+        result = await load(address, requests=60, size=size, pipeline=pipeline, rate=rate, connect=connect)
+    assert result.load.transport == "tls"
+    assert result.counts.verified == result.counts.sent == 60
+    assert result.error == ""
 
 
 async def test_no_descriptor_is_left_open(server: Server) -> None:
