@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ("BenchControl", "load_of", "run_bench", "run_shard")
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
@@ -178,7 +179,7 @@ class _Run:
                 if not options.warmup:
                     self._begin(connections)
             else:
-                cores = cores_available()
+                cores = (os.cpu_count() or 1) if options.cpu is not None else cores_available()
                 self._pacer = pacer = Pacer(self._due_times(options.rate), self._start, connections, traffic)
                 wait = busy_wait_for(options.rate / self._shard[1], cores)
                 if pacer.next_due is not None:

@@ -12,8 +12,8 @@ from anyecho.measure.traffic import Traffic
 
 #: Messages handed over before replies are read, after the generator was held up.
 _BURST = 32
-#: Busy-waiting replaces the scheduler's wake-up, which takes about 50 us: so long, in nanoseconds, and at most this
-#: share of a gap, because the time is taken from the replies.
+#: Busy-waiting replaces the scheduler's wake-up, which takes about 50 us. It lasts so many nanoseconds, and at most
+#: this share of a gap: a busy-waiting generator reads replies, but its core is not free for anything else.
 _BUSY_WAIT = 100_000
 _BUSY_SHARE = 0.25
 

@@ -30,7 +30,7 @@ _DESCRIBED = (
     *("rate", "arrivals", "duration", "requests", "shard_index"),
 )
 _EXPLANATION = (
-    "corrected: from the due time to the reply; uncorrected: from the send; lag: from the due time to the send"
+    "corrected: from the due time to the reply; uncorrected: from the send; lag: how late the generator itself was"
 )
 
 
