@@ -209,7 +209,10 @@ def test_the_commands_of_a_chapter_work_together(name: str, processes: Processes
 
 
 def test_every_flag_in_the_chapters_exists(processes: Processes) -> None:
-    helps = "".join(processes.run(*verb, "--help")[1].decode() for verb in (["serve"], ["send"], ["ping"], []))
+    helps = "".join(
+        processes.run(*verb, "--help")[1].decode()
+        for verb in (["serve"], ["send"], ["ping"], ["bench"], ["report"], [])
+    )
     for path in CHAPTERS:
         spans = re.findall(r"`(-[^`]+|anyecho[^`]+)`", re.sub(r"(?s)^```.*?^```", "", path.read_text(), flags=re.M))
         for flag in re.findall(r"(?<!\S)--?[a-z][a-z-]*", " ".join(spans)):

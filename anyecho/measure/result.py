@@ -181,7 +181,7 @@ class RunResult:
     seconds: Annotated[float, "From the start of the measurement to the last reply or timeout."]
     latency: Annotated[Histogram, "From the due time to the reply; a lost message counts its timeout."]
     uncorrected: Annotated[Histogram, "From the actual send to the reply; without lost messages."]
-    lag: Annotated[Histogram, "From the due time until the generator handed the message over; empty in a closed loop."]
+    lag: Annotated[Histogram, "From the due time until the generator acted; empty in a closed loop."]
     generator: Annotated[Generator, "What the load generator did."]
     per_second: Annotated[tuple[Second, ...], "Consecutive seconds of the measurement."] = ()
     spread: Annotated[Spread | None, "Over connections; null if there is only one."] = None
