@@ -185,6 +185,36 @@ def test_the_terminals_of_the_chapter_on_ping_show_what_is_printed(processes: Pr
         assert printed == stated
 
 
+def test_the_terminals_of_the_chapter_on_reports_have_the_lines_that_are_printed(
+    processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By their first words. Points in doubt and verdicts differ between machines."""
+    monkeypatch.chdir(tmp_path)
+    server = processes.serve("tcp://127.0.0.1:0")
+    for block in blocks("console", of=[ROOT / "docs" / "report.md"]):
+        for command, shown in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block.text, re.MULTILINE):
+            [words] = commands(block._replace(text=command))
+            # Fewer and shorter runs, each with the 1,000 messages that a p99 needs.
+            changes = {"1k": "3k", "2s": "400ms", "30s": "400ms", "7": "4"}
+            quick = [changes.get(word, word) for word in words if word != "localhost:10000"]
+            if words[1] == "localhost:10000":
+                quick.insert(1, server.addresses[0])
+            status, output, errors = processes.run(*quick, *["--warmup", "0s"] * (words[0] == "bench"))
+
+            assert (status, errors) == (0, "")
+            printed, stated = (first_words(text) for text in (output.decode(), shown))
+            assert printed == stated
+    assert {each.name for each in tmp_path.iterdir()} == {
+        *("monday.json", "monday.html", "before.json", "after.json", "both.html")
+    }
+
+
+def first_words(text: str) -> list[str]:
+    """Return the first word of each line, without marks of doubt, addresses and lines that only state a doubt."""
+    lines = re.sub(r"(?m)^! \S+: .*\n|^! rate  .*\n", "", text).replace("! ", "  ").splitlines()
+    return [line.split()[0].partition(":")[0] for line in lines if line.strip()]
+
+
 @pytest.mark.parametrize("block", blocks("sh", "console"), ids=where)
 def test_commands_are_accepted(block: Block) -> None:
     for verb, *words in commands(block):

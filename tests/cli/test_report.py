@@ -101,7 +101,7 @@ def test_servers_of_the_same_rounds_in_one_file_are_compared(
     ]
     assert main(["report", save("matrix.json", *runs)]) == 0
     output = capfd.readouterr().out
-    assert "ratio to tasks engine, by pairs of the same round" in output
+    assert "ratio to tasks engine: by pairs of the same round" in output
     assert main(["report", save("sweep.json", RUN, replace(RUN, load=load(size=1024)))]) == 0
     assert "ratio to" not in capfd.readouterr().out
 
