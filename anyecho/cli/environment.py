@@ -63,7 +63,8 @@ class Environment(Env):
         variable = self._convert_argument((), argument)
         text = os.environ.get(variable, "")
         if get_origin(argument.hint) is tuple:
-            values = re.findall(r"[^\s,]+", text)
+            # A fault has commas of its own.
+            values = text.split() if argument.name == "--fault" else re.findall(r"[^\s,]+", text)
         else:
             values = [text] if text.strip() else []
         for index, value in enumerate(values):

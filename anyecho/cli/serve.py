@@ -10,6 +10,7 @@ import resource
 import signal
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from threading import Thread
 from typing import Annotated
 
@@ -19,11 +20,12 @@ from cyclopts import Parameter
 from anyecho.address import Address, UDPAddress, parse_address
 from anyecho.backends import run
 from anyecho.cli.environment import Environment
-from anyecho.cli.flags import BackendFlag
+from anyecho.cli.flags import BackendFlag, whole_number
 from anyecho.cli.handler import find_handler
 from anyecho.cli.logs import LogOptions, log_to_stderr
 from anyecho.cli.signals import Signals, caught_signals
 from anyecho.errors import CertificateError, unwrap_single
+from anyecho.faults.spec import parse_fault
 from anyecho.handlers import Handler
 from anyecho.net.descriptors import write_all
 from anyecho.net.tls.contexts import Certificates
@@ -54,6 +56,22 @@ def serve(
             help="What serves a connection: echo, discard, chargen, upper, prefix, or a function of yours.",
         ),
     ] = "echo",
+    fault: Annotated[
+        tuple[str, ...],
+        Parameter(
+            name="--fault",
+            metavar="NAME:key=value,...",
+            help="Misbehave on purpose, like latency:latency=100ms or cut:bytes=1k,on=2; repeatable.",
+            negative=(),
+            show_default=False,
+        ),
+    ] = (),
+    seed: Annotated[
+        int | None,
+        Parameter(
+            help="Repeat the faults of the run that logged this seed.", converter=whole_number, show_default=False
+        ),
+    ] = None,
     backend: BackendFlag = "asyncio",
     options: ServeOptions,
     log: LogOptions,
@@ -76,6 +94,7 @@ def serve(
     if addresses and "bind" in environment.used:
         bind = ()  # the command line overrides the environment
     serving = find_handler(handler)
+    options = replace(options, faults=tuple(map(parse_fault, fault)), seed=seed)
     resolved = activation.resolve([parse_address(text) for text in (*addresses, *bind)])
     with (
         log_to_stderr(log, access=access_log),

@@ -10,7 +10,12 @@ from collections.abc import Collection
 #: The prefix of environment variables.
 PREFIX = "ANYECHO_"
 #: Flags that are not derived from the attribute: for a switch that is on by default, the flag that turns it off.
-_FLAGS = {"family": "-4 or -6", "keepalive": "--no-keepalive", "tcp_nodelay": "--no-tcp-nodelay"}
+_FLAGS = {
+    "family": "-4 or -6",
+    "faults": "--fault",
+    "keepalive": "--no-keepalive",
+    "tcp_nodelay": "--no-tcp-nodelay",
+}
 
 
 class OptionNames:

@@ -16,6 +16,7 @@ from anyio.abc import TaskGroup
 
 from anyecho.echo import echo
 from anyecho.errors import StartError
+from anyecho.faults.plan import FaultPlan
 from anyecho.handlers import Handler
 from anyecho.net.accept import AcceptLimit
 from anyecho.net.names import peer_name, remote_address
@@ -54,6 +55,8 @@ class ListenerPolicy(NamedTuple):
     versions: Versions | None = None
     #: The certificates to present over TLS; None: no TLS.
     certificates: Certificates | None = None
+    #: The faults of its connections; None: no fault.
+    faults: FaultPlan | None = None
 
 
 class Admission:
@@ -138,8 +141,9 @@ class Admission:
     def _connection(self, sock: socket.socket, policy: ListenerPolicy) -> Connection:
         certificates = policy.certificates
         records = Records(certificates.context, server_side=True) if certificates else None
-        if self._handler is not echo:
-            return HandlerConnection(sock, self._engine, records, self._handler)
+        drawn = policy.faults.draw() if policy.faults else ()
+        if drawn or self._handler is not echo:
+            return HandlerConnection(sock, self._engine, records, self._handler, drawn)
         if self._events is None or self._needs_task():
             return TaskConnection(sock, self._engine, records)
 

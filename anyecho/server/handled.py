@@ -1,4 +1,4 @@
-"""Connections of a handler of the user's own, in the tasks engine.
+"""Connections with faults, or of a handler of the user's own, in the tasks engine.
 
 A handler owes its peer nothing: pending is only what it is sending. Its exceptions end its connection only.
 """
@@ -8,10 +8,13 @@ from __future__ import annotations
 __all__ = ("HandlerConnection",)
 
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
+from anyio import BrokenResourceError, ClosedResourceError, EndOfStream, create_task_group
 
+from anyecho.faults.fault import logger as fault_logger
+from anyecho.faults.plan import Drawn, wrap_all
 from anyecho.handlers import Handler
 from anyecho.net.stream import PolledStream
 from anyecho.net.tls.records import Records
@@ -30,13 +33,21 @@ _OF_THE_STREAM = (BrokenResourceError, ClosedResourceError, EndOfStream, LimitRe
 
 
 class HandlerConnection(TaskConnection):
-    __slots__ = ("_handler", "_handling", "_sent_before", "_stalled")
+    __slots__ = ("_faults", "_handler", "_handling", "_sent_before", "_stalled")
 
     end_reason = CloseReason.RETURNED
 
-    def __init__(self, sock: socket.socket, engine: Engine, records: Records | None, handler: Handler) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        engine: Engine,
+        records: Records | None,
+        handler: Handler,
+        faults: Sequence[Drawn] = (),
+    ) -> None:
         super().__init__(sock, engine, records)
         self._handler = handler
+        self._faults = faults
         self._handling = False
         #: Bytes sent at the last check, and successive checks since then at which a send was waiting.
         self._sent_before = 0
@@ -44,7 +55,16 @@ class HandlerConnection(TaskConnection):
 
     async def _serve(self, stream: PolledStream) -> None:
         self._handling = True
-        await self._handler(self._wrapped(stream))
+        if not self._faults:
+            await self._handler(self._wrapped(stream))
+            return
+
+        names = ", ".join(each.fault.name for each in self._faults)
+        fault_logger.info("faults: %s", names, extra={"peer": self.name})
+        async with create_task_group() as tasks:
+            spoiled = wrap_all(stream, self._faults, tasks)
+            await self._handler(self._wrapped(spoiled))
+            await spoiled.send_eof()  # after the bytes that faults hold, and the delay of the close
 
     def has_pending(self) -> bool:
         stream = self._stream

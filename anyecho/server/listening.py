@@ -13,6 +13,7 @@ from functools import partial
 from anyio import CancelScope, Event, create_task_group
 
 from anyecho.address import UDPAddress
+from anyecho.faults.plan import FaultPlan
 from anyecho.net.accept import Acceptor
 from anyecho.net.listen import Listener
 from anyecho.net.poller import Fallback, Poller
@@ -36,6 +37,8 @@ class Listening:
         stats: Stats,
         poller: Poller | Fallback,
         certificates: Certificates | None,
+        *,
+        seed: int,
     ) -> None:
         #: Set once all listeners are closed and no task waits for one.
         self.closed = Event()
@@ -47,7 +50,8 @@ class Listening:
             requested = listener.requested
             if not isinstance(listener.address, UDPAddress):
                 versions = expected_header(requested, options)
-                policy = ListenerPolicy(versions, certificates if requested.tls else None)
+                faults = FaultPlan(options.faults, seed) if options.faults else None
+                policy = ListenerPolicy(versions, certificates if requested.tls else None, faults)
                 acceptor = Acceptor(
                     sock=listener.sock,
                     limit=admission.accept_limit(policy),

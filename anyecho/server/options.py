@@ -9,6 +9,7 @@ from typing import Literal
 
 from anyecho.address import ProxyMode
 from anyecho.errors import UsageError
+from anyecho.faults.fault import Fault
 from anyecho.net.proxy.trust import TrustedNetworks
 from anyecho.net.sockets import SocketOptions
 from anyecho.net.tls.contexts import TLSServerOptions
@@ -83,6 +84,12 @@ class ServeOptions:
     udp_burst: int = option(200, "Datagrams answered to one source in a burst above --udp-rate.")
     unsafe_udp: bool = option(
         False, "For labs: answer source ports below 1024 too, and no rate limit over all sources."
+    )
+    faults: tuple[Fault, ...] = option(
+        (), "Faults of `anyecho.faults`, for the connections that they choose.", flag=False
+    )
+    seed: int | None = option(
+        None, "Seed of every decision of the faults; None: a new one, which is logged.", flag=False
     )
     socket: SocketOptions = option(SocketOptions(), "`SocketOptions` of every listener and connection.", flag=False)
     tls: TLSServerOptions = option(TLSServerOptions(), "`TLSServerOptions` of the addresses over TLS.", flag=False)

@@ -11,6 +11,7 @@ from typing import Self
 
 from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
 
+from anyecho.faults.fault import ConnectionEnded
 from anyecho.net.proxy.header import ProxyProtocolError
 from anyecho.net.tls.errors import TLSError, TLSTruncated
 from anyecho.server.phases import HANDSHAKE, Phase
@@ -43,6 +44,7 @@ class CloseReason(StrEnum):
     HANDSHAKE = "handshake", "The TLS handshake failed, was abandoned, or was incomplete at its time limit."
     TLS_TRUNCATED = "tls_truncated", "The peer sent a FIN without close_notify: data may be missing."
     TLS_ERROR = "tls_error", "The peer sent an invalid TLS record."
+    FAULT = "fault", "A fault of the server ended the connection."
     RETURNED = "returned", "The server's handler returned before EOF from the peer."
     HANDLER = "handler", "The server's handler raised an exception, logged with its traceback."
     DRAINED = "drained", "The grace period of a drain was over, or the server's block was left."
@@ -59,6 +61,7 @@ CLOSED_BY_SERVER = frozenset(
 NETWORK_ERRORS = (BrokenResourceError, ClosedResourceError, EndOfStream, OSError)
 #: Each error with its reason. The first match counts: `TLSTruncated` is a `TLSError`.
 _REASONS = {
+    ConnectionEnded: CloseReason.FAULT,
     ProxyProtocolError: CloseReason.PROXY,
     LimitReached: CloseReason.BYTES,
     TLSTruncated: CloseReason.TLS_TRUNCATED,

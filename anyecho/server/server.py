@@ -19,6 +19,7 @@ from anyecho.address import Address, FDAddress, TCPAddress, UDPAddress, parse_ad
 from anyecho.clock import run_within
 from anyecho.echo import echo
 from anyecho.errors import UsageError, unwrap_single
+from anyecho.faults.plan import new_seed
 from anyecho.handlers import Handler
 from anyecho.net.listen import Listener, open_listeners
 from anyecho.net.poller import Fallback, Poller, open_poller
@@ -30,7 +31,7 @@ from anyecho.server.options import ServeOptions
 from anyecho.server.reaper import Reaper
 from anyecho.server.reasons import CloseReason
 from anyecho.server.stats import Peer, Stats
-from anyecho.server.unused import Bound, check_handler, check_options
+from anyecho.server.unused import check_all
 from anyecho.units import or_infinite
 from anyecho.validation import check_kind
 
@@ -100,7 +101,7 @@ async def open_server(
     # A passed socket may be for streams or for datagrams: its options are checked once it is open.
     inherits = any(isinstance(address, FDAddress) for address in wanted)
     if not inherits:
-        _check(options, handler, [(address, address) for address in wanted])
+        check_all(options, handler, [(address, address) for address in wanted])
     limit = cap_by_fd_limit(options.max_connections, descriptor_limit())
     with ExitStack() as opened, unwrap_single() as kept:
         certificates: Certificates | None = None
@@ -111,7 +112,7 @@ async def open_server(
         for listener in listeners:
             opened.callback(listener.close)
         if inherits:
-            _check(options, handler, [(listener.requested, listener.address) for listener in listeners])
+            check_all(options, handler, [(listener.requested, listener.address) for listener in listeners])
 
         async with open_poller() as poller, create_task_group() as tasks:
             connection_limit = ConnectionLimit(limit, wait=options.over_limit == "wait")
@@ -133,11 +134,6 @@ async def open_server(
     logger.info("closing server")
 
 
-def _check(options: ServeOptions, handler: Handler, addresses: Sequence[Bound]) -> None:
-    check_handler(handler, options, addresses)
-    check_options(options, addresses)
-
-
 class Server:
     """A running server, as `open_server` yields it.
 
@@ -146,6 +142,7 @@ class Server:
 
     * `addresses`: the bound addresses, one for each listener; `options`: those of `open_server`;
     * `stats`: its counters;
+    * `seed`: the seed of its faults, also a new one;
     * `certificates`: the TLS certificates, which can be reloaded, and the file of a generated CA; None without an
       address over TLS.
     """
@@ -170,12 +167,18 @@ class Server:
         self._admission = Admission(options, limit, self.stats, poller, tasks, handler)
         self._connections = self._admission.connections
         self._reaper = Reaper(self._connections, options)
-        self._listening = Listening(listeners, self._admission, options, self.stats, poller, certificates)
+        self.seed = new_seed() if options.seed is None else options.seed
+        self._listening = Listening(
+            listeners, self._admission, options, self.stats, poller, certificates, seed=self.seed
+        )
         self._thread = get_ident()
         #: Whether the block has been left. Then the methods do nothing, in any thread.
         self._exited = False
 
     def _start(self) -> None:
+        if self.options.faults:
+            names = ", ".join(fault.name for fault in self.options.faults)
+            logger.warning("this server misbehaves on purpose: %s, seed %d", names, self.seed)
         for requested, listener in {listener.requested: listener for listener in self._listeners}.items():
             logger.info("starting up on %s", _describe(requested, listener.address))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("Bound", "check_handler", "check_options", "expected_header")
+__all__ = ("check_all", "check_options", "expected_header")
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -34,6 +34,7 @@ _ANY = frozenset({"sndbuf", "rcvbuf"})
 #: These depend on more than the kind of an address: each is its own key in `_reasons`.
 _OWN_REASON = frozenset(
     {
+        *("faults", "seed"),
         *("handshake_timeout", "max_connections_per_ip", "min_rate_window"),
         *("proxy_protocol", "proxy_timeout", "proxy_trusted", "udp_burst"),
     }
@@ -45,6 +46,23 @@ def expected_header(address: Address, options: ServeOptions) -> Versions | None:
     mode = None if isinstance(address, UDPAddress) else address.proxy
     mode = mode or options.proxy_protocol
     return None if mode == "off" else mode
+
+
+def check_all(options: ServeOptions, handler: object, addresses: Sequence[Bound]) -> None:
+    """Raise `UsageError` for a handler, a fault or an option that cannot be used, or must not be without effect."""
+    check_faults(options, addresses)
+    check_handler(handler, options, addresses)
+    check_options(options, addresses)
+
+
+def check_faults(options: ServeOptions, addresses: Sequence[Bound]) -> None:
+    """Raise `UsageError` for a fault that acts on no connection."""
+    if options.faults and options.engine == "events":
+        text = "faults need a task for each connection: engine must be auto or tasks"
+        raise UsageError(text, options=("faults", "engine"))
+    for fault in options.faults:
+        if all(isinstance(bound, UDPAddress) for _, bound in addresses):
+            raise UsageError(f"{fault.name} has no effect: every address is for UDP", options=("faults",))
 
 
 def check_handler(handler: object, options: ServeOptions, addresses: Sequence[Bound]) -> None:
@@ -119,6 +137,8 @@ def _reasons(options: ServeOptions, addresses: Sequence[Bound]) -> Iterator[tupl
         yield "max_connections_per_ip", "peers on Unix sockets have no IP address" if streams else no_stream
     if not any(getattr(requested, "proxy", None) is None for requested, _ in streams):
         yield "proxy_protocol", "each address has its own ?proxy=" if streams else no_stream
+    if not options.faults:
+        yield "seed", "there is no fault"
     if not (streams and options.min_rate):
         yield "min_rate_window", "min_rate is off" if streams else no_stream
 

@@ -27,7 +27,7 @@ from anyecho.validation import FilePath
 
 #: Parameters of each verb besides the options.
 OWN_FLAGS = {
-    "serve": {"--bind", "--backend", "--access-log", "--handler"},
+    "serve": {"--bind", "--backend", "--access-log", "--handler", "--fault", "--seed"},
     "send": {"--file", "--repeat", "-4", "-6", "--backend"},
     "ping": {"--quiet", "--timestamps", "--json", "-4", "-6", "--backend"},
     "bench": {"-4", "-6", "--backend"},
@@ -122,7 +122,12 @@ def test_every_server_socket_and_tls_option_has_help() -> None:
     plain = {name for name, hint in hints.items() if not is_dataclass(hint)}
 
     # A flag cannot hold a Python object; the command line sets `from_environment` itself.
-    assert {name for name, _ in described(ServeOptions)} == plain - {"context", "from_environment"}
+    assert {name for name, _ in described(ServeOptions)} == plain - {
+        "context",
+        "from_environment",
+        "faults",
+        "seed",
+    }
 
 
 def test_every_default_is_shown_once(verb: str, help_of: Callable[[str], str]) -> None:

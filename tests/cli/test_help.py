@@ -101,7 +101,8 @@ def test_a_non_blocking_standard_output_gets_the_whole_page(processes: Processes
         process = processes.start(*arguments, stdout=write_end)
         os.close(write_end)
         if len(usual) > capacity:
-            wait_until(lambda: unread(read_end) > capacity // 2)
+            # Of a write that does not fit, the kernel may take nothing.
+            wait_until(lambda: unread(read_end) > capacity // 4)
         assert reader.read() == usual
 
     assert process.wait() == 0
