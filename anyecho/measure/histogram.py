@@ -18,10 +18,13 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
-from hdrh.codec import HdrCookieException, HdrHistogramEncoder, HdrLengthException
-from hdrh.histogram import HdrHistogram
+from anyecho.errors import InternalError, StartError, UsageError
 
-from anyecho.errors import InternalError, UsageError
+try:
+    from hdrh.codec import HdrCookieException, HdrHistogramEncoder, HdrLengthException
+    from hdrh.histogram import HdrHistogram
+except ImportError as exc:  # a Python built without libffi has no ctypes
+    raise StartError(f"histograms need {exc.name}, which this Python does not have") from exc
 
 #: One hour, the largest duration of a histogram.
 MAX_VALUE = 3_600_000_000_000
