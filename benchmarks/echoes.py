@@ -15,7 +15,8 @@ from anyio.abc import SocketAttribute
 from anyecho.backends import Backend, run
 from anyecho.client.client import connect
 from anyecho.client.options import ConnectOptions
-from anyecho.measure.bench import BenchControl, run_bench
+from anyecho.measure.bench import run_bench
+from anyecho.measure.control import BenchControl
 from anyecho.measure.options import BenchOptions
 from anyecho.measure.result import RunResult
 from anyecho.net.sockets import SocketOptions

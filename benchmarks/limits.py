@@ -23,7 +23,8 @@ from anyecho.backends import Backend, run
 from anyecho.client.client import Client, connect
 from anyecho.client.options import ConnectOptions
 from anyecho.errors import AnyechoError
-from anyecho.measure.bench import BenchControl, run_bench
+from anyecho.measure.bench import run_bench
+from anyecho.measure.control import BenchControl
 from anyecho.measure.options import BenchOptions
 from anyecho.net.sockets import SocketOptions
 from process import Running, running

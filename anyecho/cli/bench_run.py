@@ -16,9 +16,10 @@ from anyecho.cli.output_options import OutputOptions
 from anyecho.cli.results import deliver, parsed_gates
 from anyecho.cli.signals import Signals
 from anyecho.errors import unwrap_single
-from anyecho.measure.bench import BenchControl, run_bench
+from anyecho.measure.bench import run_bench
 from anyecho.measure.checks import rate_text
 from anyecho.measure.compare import compare_within
+from anyecho.measure.control import BenchControl
 from anyecho.measure.machine import MachineState, library_versions
 from anyecho.measure.options import BenchOptions
 from anyecho.measure.page import page

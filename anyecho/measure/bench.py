@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-__all__ = ("BenchControl", "load_of", "run_bench", "run_shard")
+__all__ = ("load_of", "run_bench", "run_shard")
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack
 from functools import partial
 from itertools import chain
 from time import process_time_ns
 from typing import Literal
 
-from anyio import CancelScope, sleep
+from anyio import sleep
 
 from anyecho.address import Address, UDPAddress, UnixAddress, parse_address
 from anyecho.backends import Backend, run
 from anyecho.client.unused import check_options
 from anyecho.errors import unwrap_single
+from anyecho.measure.control import BenchControl
 from anyecho.measure.generator import cores_available, pinned, without_gc
 from anyecho.measure.opening import OpenConnection, Opened, open_connections
 from anyecho.measure.options import BenchOptions
@@ -39,50 +40,23 @@ _TICK, _LAST_TICK = 0.05, 0.002
 _LEAD = 2_000_000
 
 
-class BenchControl:
-    """The other side of a run: ends it early, and is told of its progress.
-
-    `server_cpu`, if known, returns the nanoseconds of CPU time that the server has used so far.
-    """
-
-    def __init__(self, on_progress: Callable[[Sequence[OpenConnection]], None] | None = None) -> None:
-        self.server_cpu: Callable[[], int | None] = lambda: None
-        self.interrupted = False
-        self.on_progress = on_progress or (lambda connections: None)
-        self._scope: CancelScope | None = None
-
-    def interrupt(self) -> None:
-        """End the run soon; its result has what was measured so far."""
-        self.interrupted = True
-        if self._scope is not None:
-            self._scope.cancel()
-
-    @contextmanager
-    def interruptible(self) -> Iterator[None]:
-        """Cancel the block when the run is interrupted."""
-        with CancelScope() as self._scope:
-            if self.interrupted:
-                self._scope.cancel()
-            yield
-        self._scope = None
-
-
 async def run_bench(
     address: str | Address,
     options: BenchOptions | None = None,
     *,
     backend: str = "",
     shard: tuple[int, int] = (0, 1),
-    start_at: float | None = None,
+    start_at: float | Callable[[], Awaitable[float]] | None = None,
     control: BenchControl | None = None,
     exclusive: bool = False,
 ) -> RunResult:
     """Run one load against the server at `address`; return its result, also if the load failed in part.
 
     `backend` is the name of the running one, for the result. A `shard` (index, count) sends its part of the
-    schedule of an open loop, on connections of its own. The measurement begins after connections and warm-up, or
-    at `start_at`, in seconds since 1970, so that shards can begin together. An `exclusive` load costs less and is
-    paced more exactly: other tasks of the event loop run every few milliseconds only.
+    schedule, on connections of its own. The measurement begins after connections and warm-up, or at `start_at`, in
+    seconds since 1970, so that shards can begin together; a function is called when the connections are open, and
+    returns that time. A start that is too early for the warm-up is an error of the result. An `exclusive` load
+    costs less and is paced more exactly: other tasks of the event loop run every few milliseconds only.
 
     Raises:
         AddressError: `address` is not an address.
@@ -114,7 +88,7 @@ class _Run:
         options: BenchOptions,
         backend: str,
         shard: tuple[int, int],
-        start_at: float | None,
+        start_at: float | Callable[[], Awaitable[float]] | None,
         control: BenchControl,
         exclusive: bool,
     ) -> None:
@@ -132,12 +106,14 @@ class _Run:
             pipeline=options.pipeline,
             is_open_loop=options.rate is not None,
             timeout=self._timeout,
-            seed=options.seed,
+            seed=options.seed + shard[0],
         )
         self._pacer: Pacer | None = None
         self._cpu_before = 0
         self._server_cpu_before: int | None = None
         self._start = 0
+        #: Nanoseconds by which the start was too late for `start_at`.
+        self._start_delay = 0
 
     async def run(self) -> RunResult:
         with unwrap_single():
@@ -162,10 +138,11 @@ class _Run:
 
     async def _load(self, connections: Sequence[OpenConnection], poller: Poller | Fallback) -> None:
         options, traffic = self._options, self._traffic
-        begin = traffic.clock() + _LEAD
-        self._start = begin + int(options.warmup * 1e9)
-        if self._start_at is not None:
-            self._start = max(traffic.clock() + int((self._start_at - time.time()) * 1e9), self._start)
+        with self._control.interruptible():
+            await self._plan_start()
+        if self._control.interrupted:
+            return
+
         async with AsyncExitStack() as stack:
             if options.rate is None:
                 if options.warmup:
@@ -173,7 +150,9 @@ class _Run:
                 await self._sleep_until_start()
                 # Now, not at the planned time: every message from here on is counted.
                 self._start = traffic.clock()
-                traffic.left = options.requests
+                if options.requests is not None:
+                    index, count = self._shard
+                    traffic.left = len(range(index, options.requests, count))
                 if options.duration is not None:
                     traffic.deadline = self._start + int(options.duration * 1e9)
                 if not options.warmup:
@@ -188,6 +167,16 @@ class _Run:
             self._cpu_before = process_time_ns()
             self._server_cpu_before = self._control.server_cpu()
             await self._wait_until_over(connections)
+
+    async def _plan_start(self) -> None:
+        planned = self._start_at
+        if callable(planned):
+            planned = await planned()
+        now = self._traffic.clock()
+        earliest = now + _LEAD + int(self._options.warmup * 1e9)
+        start = earliest if planned is None else now + int((planned - time.time()) * 1e9)
+        self._start = max(start, earliest)
+        self._start_delay = self._start - start
 
     def _begin(self, connections: Sequence[OpenConnection]) -> None:
         for connection in connections:
@@ -259,11 +248,15 @@ class _Run:
             server_cpu=None if after is None or before is None else after - before,
             is_pinned=options.cpu is not None,
             backend=self._backend,
-            failure=traffic.first_failure,
+            failure=self._start_failure() or traffic.first_failure,
             connect_failed=len(opened.failures),
             interrupted=self._control.interrupted,
             saturated=traffic.is_saturated,
         )
+
+    def _start_failure(self) -> str:
+        delay = self._start_delay / 1e9
+        return f"the measurement began {delay:.3f} s after the planned start" if delay else ""
 
 
 def load_of(address: Address, options: BenchOptions, *, connections: int, shard: tuple[int, int] = (0, 1)) -> Load:

@@ -13,7 +13,7 @@ import zlib
 from array import array
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
@@ -166,6 +166,10 @@ class Histogram:
             width = 1 << _SHIFTS[top.bit_length()]
             yield top + 1 - width + width // 2, below - before  # the middle, as HdrHistogram rounds it
             before = below
+
+    def __reduce__(self) -> tuple[Callable[[dict[str, Any]], Histogram], tuple[dict[str, Any]]]:
+        # The counts of hdrhistogram are a ctypes array, which cannot be pickled.
+        return type(self).from_json, (self.to_json(),)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Histogram) and self.to_json() == other.to_json()

@@ -8,14 +8,18 @@ from __future__ import annotations
 __all__ = ("join_documents", "merge_documents", "merge_runs")
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from itertools import zip_longest
+from types import MappingProxyType
 
 from anyecho.errors import UsageError
 from anyecho.measure.histogram import Histogram
+from anyecho.measure.parts import parts_of
 from anyecho.measure.result import Counts, Document, Generator, Load, RunResult, Second, Spread, Steadiness
 
+#: Seconds between the first and the last start of shards that began together, at most.
+_TOGETHER = 0.1
 #: Fields that may differ between parts.
 _OF_THE_PART = {"connections", "rate", "seed", "shard_index", "requests"}
 
@@ -31,8 +35,12 @@ def merge_documents(documents: Sequence[Document]) -> Document:
     return replace(joined, runs=(merge_runs(joined.runs),))
 
 
-def merge_runs(runs: Sequence[RunResult]) -> RunResult:
+def merge_runs(
+    runs: Sequence[RunResult], names: Sequence[str] = (), lost: Mapping[int, str] = MappingProxyType({})
+) -> RunResult:
     """Return the result of all `runs` as if one generator had made them.
+
+    `names` are those of all shards, by their number; `lost` says why shards are not among `runs`.
 
     Raises:
         UsageError: there are no runs; they are parts of different loads; or a shard is there twice.
@@ -42,9 +50,6 @@ def merge_runs(runs: Sequence[RunResult]) -> RunResult:
 
     _check_parts(runs)
     load, sharded = runs[0].load, runs[0].load.shard_count > 1
-    missing = sorted({*range(load.shard_count)} - {run.load.shard_index for run in runs}) if sharded else []
-    names = ", ".join(str(index + 1) for index in missing)
-    absent = f"of {load.shard_count} shards, {'these are' if len(missing) > 1 else 'one is'} missing: {names}"
     return RunResult(
         load=replace(
             load,
@@ -62,17 +67,35 @@ def merge_runs(runs: Sequence[RunResult]) -> RunResult:
         latency=Histogram.merged(run.latency for run in runs),
         uncorrected=Histogram.merged(run.uncorrected for run in runs),
         lag=Histogram.merged(run.lag for run in runs),
-        generator=_merge_generators([run.generator for run in runs]),
+        generator=_merge_generators([run.generator for run in runs], load.rate if sharded else None),
         per_second=_merge_seconds([run.per_second for run in runs]),
         spread=_merge_spreads(runs),
         steadiness=runs[0].steadiness if len(runs) == 1 else Steadiness(),
         server_cpu_per_echo=runs[0].server_cpu_per_echo if len(runs) == 1 else None,
+        parts=parts_of(runs, names, lost),
         round=runs[0].round,
-        interrupted=bool(missing) or any(run.interrupted for run in runs),
+        interrupted=any(run.interrupted for run in runs),
         saturated=any(run.saturated for run in runs),
-        error="; ".join(dict.fromkeys(filter(None, [*(run.error for run in runs), absent * bool(missing)]))),
+        error="; ".join(dict.fromkeys(filter(None, _errors(runs, lost)))),
         notes=tuple(dict.fromkeys(note for run in runs for note in run.notes)),
     )
+
+
+def _errors(runs: Sequence[RunResult], lost: Mapping[int, str]) -> Iterator[str]:
+    count = runs[0].load.shard_count
+    yield from (run.error for run in runs)
+    yield from (f"shard {index + 1} of {count} was lost: {reason}" for index, reason in sorted(lost.items()))
+    if count == 1:
+        return
+
+    missing = sorted({*range(count)} - {run.load.shard_index for run in runs} - {*lost})
+    if missing:
+        text = ", ".join(str(index + 1) for index in missing)
+        yield f"of {count} shards, {'these are' if len(missing) > 1 else 'one is'} missing: {text}"
+    starts = [run.started_at for run in runs]
+    apart = max(starts) - min(starts)
+    if apart > _TOGETHER and not any(run.interrupted for run in runs):
+        yield f"the shards began {apart:.3f} s apart: their messages are not one schedule"
 
 
 def _check_parts(runs: Sequence[RunResult]) -> None:
@@ -102,8 +125,11 @@ def _added_whole(values: Iterable[int | None]) -> int | None:
     return sum(present) if present else None
 
 
-def _merge_generators(generators: Sequence[Generator]) -> Generator:
-    """Return the sum of the rates, and the worst of every figure that tells of trouble."""
+def _merge_generators(generators: Sequence[Generator], rate: float | None) -> Generator:
+    """Return the sum of the rates, and the worst of every figure that tells of trouble.
+
+    `rate` is that asked of all, also of those that are missing, if it is known.
+    """
     return replace(
         generators[0],
         cpu_share=max(each.cpu_share for each in generators),
@@ -112,7 +138,8 @@ def _merge_generators(generators: Sequence[Generator]) -> Generator:
         late=any(each.late for each in generators),
         gc="on" if any(each.gc == "on" for each in generators) else "off",
         gc_pauses=tuple(pause for each in generators for pause in each.gc_pauses),
-        asked_rate=_added(each.asked_rate for each in generators),
+        host=generators[0].host if len({each.host for each in generators}) == 1 else "",
+        asked_rate=_added(each.asked_rate for each in generators) if rate is None else rate,
         achieved_rate=sum(each.achieved_rate for each in generators),
         seconds_off_rate=max(each.seconds_off_rate for each in generators),
     )
@@ -138,9 +165,9 @@ def _merge_seconds(parts: Sequence[Sequence[Second]]) -> tuple[Second, ...]:
 
 
 def _merge_spreads(runs: Sequence[RunResult]) -> Spread | None:
-    """Return the extremes; Jain's index is that of the worst part. A part of one connection has no spread."""
-    spreads = [run.spread for run in runs if run.spread is not None]
-    if not spreads:
+    """Return the extremes, and Jain's index over all connections; None if it is not known of all."""
+    spreads = [each for each in map(_spread_of, runs) if each is not None]
+    if len(spreads) < len(runs) or sum(run.load.connections for run in runs) < 2:
         return None
 
     lows = [each.p50_min for each in spreads if each.p50_min is not None]
@@ -150,5 +177,24 @@ def _merge_spreads(runs: Sequence[RunResult]) -> Spread | None:
         messages_max=max(each.messages_max for each in spreads),
         p50_min=min(lows, default=None),
         p50_max=max(highs, default=None),
-        jain=min(each.jain for each in spreads),
+        jain=_merge_jain(runs, [each.jain for each in spreads]),
     )
+
+
+def _spread_of(run: RunResult) -> Spread | None:
+    count = run.counts.verified
+    if run.spread is not None or run.load.connections > 1:
+        return run.spread
+
+    p50 = run.latency.value_at(0.5) / 1e9 if count else None
+    return Spread(messages_min=count, messages_max=count, p50_min=p50, p50_max=p50, jain=1.0)
+
+
+def _merge_jain(runs: Sequence[RunResult], indices: Sequence[float]) -> float:
+    # The index is total**2 / (connections * squares), and so tells the sum of the squares.
+    total = sum(run.counts.verified for run in runs)
+    connections = sum(run.load.connections for run in runs)
+    squares = sum(
+        run.counts.verified**2 / (run.load.connections * jain) for run, jain in zip(runs, indices, strict=True)
+    )
+    return total**2 / (connections * squares) if squares else 1.0

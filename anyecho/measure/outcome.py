@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ("Measured", "generator_of", "off_rate", "result_of")
 
+import platform
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -117,6 +118,7 @@ def generator_of(measured: Measured, load: Load, samples: Samples, *, is_late: b
 
     return Generator(
         backend=measured.backend,
+        host=platform.node(),
         clock=measure_clock(),
         cpu_share=measured.cpu_share,
         cores=cores_available(),

@@ -15,6 +15,7 @@ __all__ = (
     "Generator",
     "Load",
     "Machine",
+    "Part",
     "RunResult",
     "Second",
     "Spread",
@@ -98,6 +99,7 @@ class Generator:
     """What the load generator did, as opposed to what was asked."""
 
     backend: Annotated[str, "Backend of the generator."]
+    host: Annotated[str, "Name of its machine."] = ""
     clock: Annotated[Clock, "The clock of all stamps."]
     cpu_share: Annotated[float, "CPU time of the generator per second, 1 is one core."]
     cores: Annotated[int, "Cores that the generator may use."]
@@ -172,6 +174,24 @@ class Second:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Part:
+    """One generator of a merged run; its figures are part of those of the run, unless it was lost."""
+
+    name: Annotated[str, "The shard, and the process or worker that ran it."]
+    host: Annotated[str, "Name of its machine; empty if it was lost."] = ""
+    connections: Annotated[int, "Connections."] = 0
+    sent: Annotated[int, "Messages sent."] = 0
+    verified: Annotated[int, "Replies in time, complete and equal."] = 0
+    rate: Annotated[float, "Verified replies per second."] = 0.0
+    p50: Annotated[float | None, "Median latency in seconds; null for few replies."] = None
+    p99: Annotated[float | None, "p99 of the latency in seconds; null as for p50."] = None
+    lag_p99: Annotated[float | None, "p99 of the lag in seconds; null as for p50."] = None
+    cpu_share: Annotated[float, "CPU time of the generator per second, 1 is one core."] = 0.0
+    pinned: Annotated[bool, "Whether it was pinned to cores."] = False
+    error: Annotated[str, "One line: why it was lost, or its own error."] = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunResult:
     """One run: a repetition, a step of a sweep, or a shard."""
 
@@ -186,6 +206,7 @@ class RunResult:
     per_second: Annotated[tuple[Second, ...], "Consecutive seconds of the measurement."] = ()
     spread: Annotated[Spread | None, "Over connections; null if there is only one."] = None
     steadiness: Annotated[Steadiness, "Whether the latency stayed the same."] = field(default_factory=Steadiness)
+    parts: Annotated[tuple[Part, ...], "The generators, if the run is merged; lost ones too."] = ()
     server_cpu_per_echo: Annotated[float | None, "CPU seconds of the server per reply, if known."] = None
     round: Annotated[int | None, "Round in which runs of several configurations were interleaved."] = None
     interrupted: Annotated[bool, "A signal or an error ended the run before its time."] = False

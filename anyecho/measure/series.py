@@ -18,7 +18,8 @@ from typing import TypeAlias
 from anyecho.address import parse_address
 from anyecho.backends import BACKENDS
 from anyecho.errors import AnyechoError, StartError, UsageError
-from anyecho.measure.bench import BenchControl, load_of
+from anyecho.measure.bench import load_of
+from anyecho.measure.control import BenchControl
 from anyecho.measure.find_rate import RateSearch, parse_condition
 from anyecho.measure.options import BenchOptions
 from anyecho.measure.outcome import Measured, result_of

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from anyecho.measure.checks import checks, duration_text
 from anyecho.measure.histogram import Histogram
 from anyecho.measure.options import PERCENTILES
+from anyecho.measure.parts import part_lines
 from anyecho.measure.result import Document, Load, Machine, RunResult
 from anyecho.units import format_duration, format_rate, format_size
 
@@ -95,7 +96,7 @@ def labels(runs: Sequence[RunResult]) -> list[str]:
 
 def run_lines(run: RunResult, percentiles: Sequence[float] = PERCENTILES) -> list[str]:
     """Return the lines of one run: its load, the percentiles, and the points of `checks`."""
-    lines = [describe_load(run.load), "", *_percentile_lines(run, percentiles), ""]
+    lines = [describe_load(run.load), "", *_percentile_lines(run, percentiles), "", *part_lines(run.parts)]
     points = checks(run)
     width = max(len(point.name) for point in points)
     return [*lines, *(f"{'! ' if point.doubt else '  '}{point.name:<{width}}  {point.text}" for point in points)]

@@ -16,7 +16,8 @@ from anyecho.client.client import Client, connect_checked
 from anyecho.client.options import ConnectOptions
 from anyecho.errors import ConnectError, UsageError
 from anyecho.measure import bench, opening
-from anyecho.measure.bench import BenchControl, run_bench
+from anyecho.measure.bench import run_bench
+from anyecho.measure.control import BenchControl
 from anyecho.measure.options import BenchOptions
 from anyecho.measure.outcome import Measured, result_of
 from anyecho.measure.result import RunResult

@@ -60,7 +60,7 @@ def test_medians_of_seconds_and_steadiness_of_shards_are_dropped() -> None:
 )
 def test_a_missing_shard_is_an_error_of_the_merged_run(present: tuple[int, ...], error: str) -> None:
     merged = merge_runs([part(index, 3) for index in present])
-    assert (merged.error, merged.interrupted) == (error, True)
+    assert (merged.error, merged.interrupted) == (error, False)
 
 
 def test_generators_without_shards_add_their_rates() -> None:
@@ -81,16 +81,63 @@ def test_the_worst_figures_of_the_generators_are_kept() -> None:
     assert (merged.interrupted, merged.saturated, merged.notes, merged.seconds) == (True, True, ("a note",), 9)
 
 
-def test_the_spread_has_the_extremes_of_all_parts() -> None:
-    one = replace(part(0, 2), spread=Spread.of((5, 9), (0.1, 0.3)))
-    other = replace(part(1, 2), spread=Spread.of((7, 8), (0.05, 0.2)))
-    assert merge_runs(
-        [
-            one,
-            other,
-        ]
-    ).spread == replace(Spread.of((5, 9), (0.05, 0.3)) or pytest.fail("no spread"))
-    assert merge_runs([replace(one, spread=None), replace(other, spread=None)]).spread is None
+def with_connections(index: int, *messages: int) -> RunResult:
+    """Return shard `index` of 2, which verified so many messages on each connection."""
+    run = part(index, 2)
+    total, p50s = sum(messages), [0.1 * (index + 1), *[0.3] * (len(messages) - 1)]
+    return replace(
+        run,
+        load=replace(run.load, connections=len(messages)),
+        counts=Counts(sent=total, verified=total, wrong=0, lost=0),
+        latency=Histogram.from_samples([100_000_000 * (index + 1)] * total),
+        spread=Spread.of(messages, p50s),
+    )
+
+
+@pytest.mark.parametrize(("one", "other"), [((5, 9), (7, 8, 1)), ((4,), (3,)), ((4,), (3, 5)), ((0, 0), (0, 4))])
+def test_the_spread_of_shards_is_that_of_all_their_connections(
+    one: tuple[int, ...], other: tuple[int, ...]
+) -> None:
+    merged = merge_runs([with_connections(0, *one), with_connections(1, *other)]).spread
+    whole = Spread.of([*one, *other], [])
+    assert merged is not None
+    assert whole is not None
+    assert (merged.messages_min, merged.messages_max) == (whole.messages_min, whole.messages_max)
+    assert merged.jain == pytest.approx(whole.jain)
+    assert merged.p50_min == pytest.approx(0.1, rel=0.002)
+
+
+def test_the_spread_of_parts_is_unknown_if_that_of_one_is() -> None:
+    assert merge_runs([with_connections(0, 1, 2), replace(with_connections(1, 1, 2), spread=None)]).spread is None
+
+
+def test_a_merged_run_has_a_row_for_each_shard_and_for_those_lost() -> None:
+    other = replace(part(2, 3), error="an error", counts=Counts(sent=1001, verified=1000, wrong=0, lost=1))
+    merged = merge_runs([other, part(0, 3)], ["a", "b", "c"], {1: "it is gone"})
+    assert [(each.name, each.connections, each.sent, each.verified, each.error) for each in merged.parts] == [
+        ("a", 2, 1002, 1002, ""),
+        ("b", 0, 0, 0, "lost: it is gone"),
+        ("c", 2, 1001, 1000, "an error"),
+    ]
+    assert merged.error == "an error; shard 2 of 3 was lost: it is gone"
+    assert merged.generator.asked_rate == 1000
+    assert [each.name for each in merge_runs([part(0, 2), part(1, 2)]).parts] == ["shard 1 of 2", "shard 2 of 2"]
+    assert [each.name for each in merge_runs([part(0, 1), part(0, 1)]).parts] == ["generator 1", "generator 2"]
+
+
+def test_merged_runs_keep_their_rows_when_they_are_merged() -> None:
+    merged = merge_runs([part(0, 2), part(1, 2)])
+    assert len(merge_runs([merged, merged]).parts) == 4
+    assert merge_runs([merged]) == merged
+
+
+@pytest.mark.parametrize(("apart", "is_error"), [(0.09, False), (0.11, True)])
+def test_shards_that_did_not_begin_together_are_an_error(apart: float, is_error: bool) -> None:
+    one = part(0, 2)
+    other = replace(part(1, 2), started_at=one.started_at + apart)
+    line = "the shards began 0.110 s apart: their messages are not one schedule"
+    assert merge_runs([one, other]).error == (line if is_error else "")
+    assert merge_runs([replace(one, interrupted=True), other]).error == ""
 
 
 @pytest.mark.parametrize(

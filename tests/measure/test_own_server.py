@@ -17,7 +17,8 @@ from anyecho.client.client import connect
 from anyecho.client.options import ConnectOptions
 from anyecho.errors import StartError, UsageError
 from anyecho.measure import own_server
-from anyecho.measure.bench import BenchControl, run_bench
+from anyecho.measure.bench import run_bench
+from anyecho.measure.control import BenchControl
 from anyecho.measure.options import BenchOptions
 from anyecho.measure.own_server import OwnServer, Placement, open_own_server, placement
 from anyecho.measure.series_options import Carrier, OwnServerOptions
