@@ -120,6 +120,7 @@ FOLDERS = {
     "measure": (
         "options",
         "series_options",
+        "shard_options",
         "schedule",
         "traffic",
         "load_connection",
@@ -162,6 +163,8 @@ FOLDERS = {
         "time_charts",
         "find_rate",
         "series",
+        "dask_workers",
+        "division",
         "series_text",
         "page",
     ),
@@ -210,18 +213,22 @@ RESTRICTED = {
     "cyclopts": ("cli",),
     "rich": ("cli",),
     "hdrh": ("measure.histogram",),
+    "distributed": ("measure.dask_workers",),
+    "dask": (),
     "signal": ("cli",),
     "anyio.open_signal_receiver": ("cli",),
     "print": ("cli",),
     "sys.exit": ("cli", "__main__"),
 }
 
-#: The names are lazy here; Ctrl-C may come there while the command line is being imported; trustme is an extra;
-#: ctypes is missing from a Python that was built without libffi; rich is slow to import, and needed for help only.
+#: The names are lazy here; Ctrl-C may come there while the command line is being imported; trustme and distributed
+#: are extras; ctypes is missing from a Python that was built without libffi; rich is slow to import, and needed for
+#: help only.
 MAY_IMPORT_LATE = (
     "cli.bench",
     "cli.report",
     "cli.ping",
+    "measure.dask_workers",
     "",
     "__main__",
     "cli.main",

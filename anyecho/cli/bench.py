@@ -18,6 +18,7 @@ from anyecho.cli.signals import caught_signals
 from anyecho.errors import UsageError
 from anyecho.measure.options import BenchOptions
 from anyecho.measure.series_options import OwnServerOptions, SeriesOptions
+from anyecho.measure.shard_options import ShardOptions
 from anyecho.validation import given_options
 
 logger = logging.getLogger("anyecho.client")
@@ -33,6 +34,7 @@ def bench(
     series: SeriesOptions,
     options: BenchOptions,
     server: OwnServerOptions,
+    shards: ShardOptions,
     outputs: OutputOptions,
     log: LogOptions,
     environment: Environment,
@@ -44,6 +46,8 @@ def bench(
     Without --rate, each connection sends its next message when a reply is back (closed loop): a slow server is
     asked less often. With --rate, messages are sent when they are due (open loop), and the corrected latency counts
     from the due time. A message without a reply within --timeout is lost; its latency counts as that time.
+    --processes, --dask and --shard divide a load that one core cannot generate; its schedule stays one.
+
     Exit status: 0 if every message came back equal, 1 if not, 2 for wrong usage, 3 if there was no connection, 130
     after Ctrl-C, with the figures so far, 99 if a condition of --fail-if holds.
     """
@@ -60,6 +64,9 @@ def bench(
         names = sorted(unused)
         raise UsageError(f"without effect, because an address is given: {', '.join(names)}", options=names)
 
-    plan = plan_of(address, options, series, server, backend=backend)
+    if address is None and (remote := [name for name in ("shard", "dask") if getattr(shards, name) is not None]):
+        raise UsageError(f"{remote[0]} needs the address of a server: its own is on this machine", options=remote)
+
+    plan = plan_of(address, options, series, server, backend=backend, processes=shards.processes)
     with log_to_stderr(log), environment.attached_to(logger), caught_signals(handled=1) as signals:
-        return run_and_report(plan, backend, outputs, signals)
+        return run_and_report(plan, shards, backend, outputs, signals)

@@ -16,26 +16,29 @@ from anyecho.cli.output_options import OutputOptions
 from anyecho.cli.results import deliver, parsed_gates
 from anyecho.cli.signals import Signals
 from anyecho.errors import unwrap_single
-from anyecho.measure.bench import run_bench
 from anyecho.measure.checks import rate_text
 from anyecho.measure.compare import compare_within
 from anyecho.measure.control import BenchControl
+from anyecho.measure.division import measure_of
 from anyecho.measure.machine import MachineState, library_versions
-from anyecho.measure.options import BenchOptions
 from anyecho.measure.page import page
 from anyecho.measure.result import Document, RunResult
-from anyecho.measure.series import Cell, Plan, run_plan
+from anyecho.measure.series import Cell, Measure, Plan, run_plan
 from anyecho.measure.series_text import series_lines
+from anyecho.measure.shard_options import ShardOptions
 from anyecho.measure.text import describe_load
 
 logger = logging.getLogger("anyecho.client")
 
 
-def run_and_report(plan: Plan, backend: Backend, outputs: OutputOptions, signals: Signals) -> int:
+def run_and_report(
+    plan: Plan, shards: ShardOptions, backend: Backend, outputs: OutputOptions, signals: Signals
+) -> int:
     """Run the loads, print, write; return the exit status. Raises the errors of `run_plan`, and `LocalError`."""
     parsed_gates(outputs, has_baseline=False)  # before the load
     state = MachineState.now()
-    runs, signum = run(_run, plan, backend, signals, backend=backend)
+    with measure_of(plan, shards, backend) as measure:
+        runs, signum = run(_run, plan, measure, signals, backend=backend)
     document = Document(
         version=__version__,
         command=("anyecho", *sys.argv[1:]),
@@ -53,7 +56,7 @@ def run_and_report(plan: Plan, backend: Backend, outputs: OutputOptions, signals
     return 128 + signum if signum else status or _status(plan, runs)
 
 
-async def _run(plan: Plan, backend: Backend, signals: Signals) -> tuple[list[RunResult], int]:
+async def _run(plan: Plan, measure: Measure, signals: Signals) -> tuple[list[RunResult], int]:
     """Return the results, and the number of the signal that ended the runs early, or 0."""
     control = BenchControl()
     results: list[RunResult] = []
@@ -63,9 +66,6 @@ async def _run(plan: Plan, backend: Backend, signals: Signals) -> tuple[list[Run
         nonlocal signum
         signum = await signals.next()
         control.interrupt()
-
-    async def measure(address: str, options: BenchOptions, control: BenchControl) -> RunResult:
-        return await run_bench(address, options, backend=backend, control=control, exclusive=True)
 
     def report(cell: Cell, result: RunResult) -> None:
         results.append(result)
@@ -88,7 +88,9 @@ def _status(plan: Plan, runs: Sequence[RunResult]) -> int:
     if plan.search is not None:
         return int(plan.search.held is None)
 
-    return max(
-        int(run.counts.verified != run.counts.sent or run.counts.connect_failed > 0 or not run.counts.sent)
-        for run in runs
-    )
+    return max(map(_failed, runs))
+
+
+def _failed(run: RunResult) -> int:
+    counts = run.counts
+    return int(counts.verified != counts.sent or not counts.sent or counts.connect_failed > 0 or bool(run.error))

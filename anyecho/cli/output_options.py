@@ -28,6 +28,7 @@ class OutputOptions:
     json: FilePath | None = option(
         None,
         "Write the result as JSON to this file; -: standard output, without text.",
+        name=("--json", "-o"),
         allow_leading_hyphen=True,
     )
     hdr: FilePath | None = option(

@@ -43,19 +43,21 @@ class Placement:
     note: str
 
 
-def placement(cpu: str | None) -> Placement:
+def placement(cpu: str | None, processes: int = 1) -> Placement:
     """Return cores for the load and its own server: different ones if possible. `cpu` is the list of ``--cpu``.
+
+    A load of several `processes` has a core for each, if one is left for the server.
 
     Raises:
         UsageError: `cpu` is not a list of cores.
     """
     available = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    chosen = set(available[-1:]) if cpu is None else parse_cores(cpu)
+    chosen = set(available[-min(processes, max(len(available) - 1, 1)) :]) if cpu is None else parse_cores(cpu)
     others = [core for core in available if core not in chosen]
     if not others:
         return Placement(cpu, None, "the load and its own server share their cores")
 
-    load = cpu or str(available[-1])
+    load = cpu or ",".join(map(str, sorted(chosen)))
     name = "core" if len(chosen) == 1 else "cores"
     return Placement(load, others[0], f"the load runs on {name} {load}, its own server on core {others[0]}")
 

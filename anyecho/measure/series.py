@@ -37,8 +37,9 @@ class Cell:
     options: BenchOptions
     server: OwnServerOptions
     address: str | None = None
-    #: Backend of the load.
+    #: Backend of the load, and its processes.
     backend: str = ""
+    processes: int = 1
 
     @property
     def shown_address(self) -> str:
@@ -68,8 +69,9 @@ def plan_of(
     server: OwnServerOptions,
     *,
     backend: str = "",
+    processes: int = 1,
 ) -> Plan:
-    """Return the runs that the options ask for; `backend` is that of the load. Raises `UsageError`."""
+    """Return the runs that the options ask for; the last two are of the load. Raises `UsageError`."""
     if address is not None:
         parse_address(address)
         if series.matrix:
@@ -82,7 +84,7 @@ def plan_of(
             raise UsageError(text, options=("matrix", "server_backend", "server_engine"))
         servers = list(_installed(server))
     cells = [
-        Cell(options=load, server=each, address=address, backend=backend)
+        Cell(options=load, server=each, address=address, backend=backend, processes=processes)
         for load in series.loads(options)
         for each in servers
     ]
@@ -178,7 +180,7 @@ async def run_cell(cell: Cell, measure: Measure, control: BenchControl) -> RunRe
         return await measure(cell.address, cell.options, control)
 
     options, connect = cell.options, cell.options.connect
-    cores = placement(options.cpu)
+    cores = placement(options.cpu, cell.processes)
     if cell.server.carrier == "tls" and connect.tls.cacert is None:
         # The certificate is made for this run, and its CA is known to the server only.
         connect = replace(connect, tls=replace(connect.tls, insecure=True))

@@ -51,6 +51,8 @@ class _Child:
 
 #: By key: the shards of this process.
 _children: dict[str, _Child] = {}
+#: The keys of interrupted shards: a signal may come before the process is started.
+_interrupted: set[str] = set()
 
 
 def prepare(job: ShardJob) -> Prepared:
@@ -68,6 +70,8 @@ def prepare(job: ShardJob) -> Prepared:
     cpu, note = core_of(job.options, job.place)
     _children[job.key] = child = _start()
     child.tell(b64encode(pickle.dumps(replace(job, options=replace(job.options, cpu=cpu)))))
+    if job.key in _interrupted:
+        child.tell(INTERRUPT)
     line = child.stdout.readline().strip()
     if line != CONNECTED:
         child.result = _result(child, line)
@@ -94,12 +98,14 @@ def finish(key: str, start_at: float) -> RunResult:
 
 def interrupt(key: str) -> None:
     """End the shard soon; `finish` returns what it has measured so far."""
+    _interrupted.add(key)
     if (child := _children.get(key)) is not None:
         child.tell(INTERRUPT)
 
 
 def discard(key: str) -> None:
     """End the process of the shard, if it is still there."""
+    _interrupted.discard(key)
     if (child := _children.pop(key, None)) is not None:
         child.popen.kill()
         child.popen.wait()

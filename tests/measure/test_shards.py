@@ -49,7 +49,8 @@ def _no_process_is_left() -> Any:
 
 
 def pids() -> list[int]:
-    return [child.popen.pid for child in shard._children.values()]
+    """Return the numbers of the processes, by the numbers of their shards."""
+    return [child.popen.pid for _, child in sorted(shard._children.items())]
 
 
 async def until_loaded(server: Server) -> None:
@@ -265,8 +266,9 @@ async def gone() -> bool:
     return True
 
 
-def place(*replies: Any, **fields: Any) -> Place:
-    return Place(name="worker", executor=Replies(*replies), call=lambda function, key: None, **fields)
+def place(*replies: Any, **fields: Any) -> Callable[[], Place]:
+    """Return what makes a place: its replies are used up."""
+    return lambda: Place(name="worker", executor=Replies(*replies), call=lambda function, key: None, **fields)
 
 
 @pytest.mark.parametrize(
@@ -281,10 +283,10 @@ def place(*replies: Any, **fields: Any) -> Place:
     ],
 )
 async def test_what_happens_to_a_place_is_an_error_of_one_line(
-    at: Place, kind: type[AnyechoError], line: str
+    at: Callable[[], Place], kind: type[AnyechoError], line: str
 ) -> None:
-    with pytest.raises(kind) as caught:
-        await run_shards("127.0.0.1:1", bench_options(), [at])
+    with fail_after(40), pytest.raises(kind) as caught:
+        await run_shards("127.0.0.1:1", bench_options(), [at()])
     assert str(caught.value) == line
 
 
@@ -299,7 +301,7 @@ async def test_the_clock_of_another_machine_is_compared(offset: float, note: str
         return Prepared(now, now)
 
     result = await run_bench(server.addresses[0], bench_options(requests=5))
-    merged = await run_shards("127.0.0.1:1", bench_options(), [place(prepared, lambda: result)])
+    merged = await run_shards("127.0.0.1:1", bench_options(), [place(prepared, lambda: result)()])
     assert [each[: len(note or "")] for each in merged.notes if "clock" in each] == ([note] if note else [])
     if note:
         assert ("ahead of" if offset > 0 else "behind") in merged.notes[-1]

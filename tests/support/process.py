@@ -7,8 +7,10 @@ __all__ = (
     "Process",
     "Processes",
     "accepts",
+    "descendants",
     "descriptors",
     "echo",
+    "is_alive",
     "peer",
     "port_of",
     "resident",
@@ -166,6 +168,24 @@ def resident(pid: int | str = "self", *, peak: bool = False) -> int:
 def descriptors(pid: int | str = "self") -> int:
     """Return the number of open descriptors of process `pid`."""
     return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the numbers of all children of process `pid`, and theirs."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended meanwhile
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    children = [child for child, parent in parents.items() if parent == pid]
+    return [*children, *(each for child in children for each in descendants(child))]
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether process `pid` is there, and no zombie."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+    return False
 
 
 def wait_until(condition: Callable[[], bool], timeout: float = TIMEOUT) -> None:
