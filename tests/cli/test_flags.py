@@ -19,6 +19,7 @@ from anyecho.client.options import ConnectOptions
 from anyecho.measure.options import BenchOptions
 from anyecho.measure.ping_options import PingOptions
 from anyecho.measure.series_options import OwnServerOptions, SeriesOptions
+from anyecho.measure.shard_options import ShardOptions
 from anyecho.net.sockets import SocketOptions
 from anyecho.net.tls.contexts import TLSClientOptions, TLSServerOptions
 from anyecho.server.options import ServeOptions
@@ -37,7 +38,7 @@ OPTIONS = {
     "serve": (ServeOptions, LogOptions),
     "send": (ConnectOptions, LogOptions),
     "ping": (PingOptions, LogOptions),
-    "bench": (SeriesOptions, BenchOptions, OwnServerOptions, OutputOptions, LogOptions),
+    "bench": (SeriesOptions, BenchOptions, OwnServerOptions, ShardOptions, OutputOptions, LogOptions),
     "report": (OutputOptions,),
 }
 
