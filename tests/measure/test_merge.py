@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 
 from anyecho.errors import UsageError
+from anyecho.measure.bench import run_bench
 from anyecho.measure.histogram import Histogram
 from anyecho.measure.merge import merge_documents, merge_runs
+from anyecho.measure.options import BenchOptions
 from anyecho.measure.result import Counts, RunResult, Spread, Steadiness
+from anyecho.server.server import Server
 from tests.measure.results import document, latencies, load, result, second
 
 SAMPLES = latencies(1)
@@ -164,3 +167,15 @@ def test_documents_are_merged_into_one_run() -> None:
     merged = merge_documents([document(part(0, 2)), document(part(1, 2))])
     assert [run.counts.sent for run in merged.runs] == [3000]
     assert merged.machine == document().machine
+
+
+async def test_two_shards_of_a_real_run_send_the_whole_schedule(server: Server) -> None:
+    options = BenchOptions(connections=2, rate=2000.0, requests=101, warmup=0)
+    runs = [await run_bench(server.address, options, shard=(index, 2)) for index in range(2)]
+    merged = merge_runs(runs)
+
+    assert [run.counts.verified for run in runs] == [51, 50]
+    assert (merged.counts.sent, merged.counts.verified, merged.latency.count, merged.lag.count) == (101,) * 4
+    assert (merged.load.connections, merged.load.rate, merged.error) == (4, 2000, "")
+    assert merged.generator.asked_rate == pytest.approx(2000)
+    assert sum(each.verified for each in merged.per_second) == 101
