@@ -190,6 +190,7 @@ FOLDERS = {
         "results",
         "report_run",
         "report",
+        "progress",
         "bench_run",
         "bench",
         "main",

@@ -13,6 +13,7 @@ from anyio import create_task_group
 from anyecho._version import __version__
 from anyecho.backends import Backend, run
 from anyecho.cli.output_options import OutputOptions
+from anyecho.cli.progress import ProgressLine
 from anyecho.cli.results import deliver, parsed_gates
 from anyecho.cli.signals import Signals
 from anyecho.errors import unwrap_single
@@ -21,6 +22,7 @@ from anyecho.measure.compare import compare_within
 from anyecho.measure.control import BenchControl
 from anyecho.measure.division import measure_of
 from anyecho.measure.machine import MachineState, library_versions
+from anyecho.measure.options import BenchOptions
 from anyecho.measure.page import page
 from anyecho.measure.result import Document, RunResult
 from anyecho.measure.series import Cell, Measure, Plan, run_plan
@@ -58,7 +60,8 @@ def run_and_report(
 
 async def _run(plan: Plan, measure: Measure, signals: Signals) -> tuple[list[RunResult], int]:
     """Return the results, and the number of the signal that ended the runs early, or 0."""
-    control = BenchControl()
+    progress = ProgressLine()
+    control = BenchControl(progress.update)
     results: list[RunResult] = []
     signum = 0
 
@@ -66,6 +69,13 @@ async def _run(plan: Plan, measure: Measure, signals: Signals) -> tuple[list[Run
         nonlocal signum
         signum = await signals.next()
         control.interrupt()
+
+    async def measure_shown(address: str, options: BenchOptions, control: BenchControl) -> RunResult:
+        progress.begin(options)
+        try:
+            return await measure(address, options, control)
+        finally:
+            progress.end()
 
     def report(cell: Cell, result: RunResult) -> None:
         results.append(result)
@@ -77,7 +87,7 @@ async def _run(plan: Plan, measure: Measure, signals: Signals) -> tuple[list[Run
     with unwrap_single():
         async with create_task_group() as tasks:
             tasks.start_soon(interrupt_on_signal)
-            await run_plan(plan, measure, control, report)
+            await run_plan(plan, measure_shown, control, report)
             tasks.cancel_scope.cancel()
 
     return results, signum

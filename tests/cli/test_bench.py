@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
+from array import array
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from jsonschema import Draft202012Validator
 
 from anyecho.cli.main import main
+from anyecho.cli.progress import ProgressLine
+from anyecho.measure.options import BenchOptions
 from anyecho.measure.result import Document
 from tests.measure.schema import schema_text
-from tests.support.process import Process, Processes, peer, wait_until
+from tests.support.process import Process, Processes, peer, terminal, wait_until
+
+
+class Stamps(NamedTuple):
+    due: array[int]
+    received: array[int]
+
 
 QUICK = ("-n", "100", "--warmup", "0", "-c", "2")
 
@@ -164,6 +175,36 @@ def test_wrong_input_is_one_line(
     assert output == ""
     assert errors.count("\n") == 1
     assert error in errors
+
+
+def test_a_terminal_shows_rate_and_p99_once_a_second_and_nothing_at_the_end() -> None:
+    second = 1_000_000_000
+    now = 5 * second
+    written: list[str] = []
+    connection = Stamps(due=array("q"), received=array("q"))
+    progress = ProgressLine(lambda: now, written.append)
+    progress.begin(BenchOptions(duration=4.0, warmup=1.0))
+    for step in range(1, 21):
+        now = 5 * second + step * second // 10
+        connection.due.append(now - 3_000_000)
+        connection.received.append(now)
+        progress.update([connection])
+    progress.end()
+
+    assert written == [
+        "\r\x1b[K[####                ]  20%  10.0 msg/s  p99 3.00ms",
+        "\r\x1b[K[########            ]  40%  10.0 msg/s  p99 3.00ms",
+        "\r\x1b[K",
+    ]
+
+
+def test_the_progress_line_is_shown_on_a_terminal(processes: Processes, server: Process) -> None:
+    with terminal() as (keyboard, screen):
+        process = processes.start("bench", server.addresses[0], "-d", "2", "--warmup", "0", stderr=screen)
+        text = b""
+        while b"msg/s" not in text:
+            text += os.read(keyboard, 4096)
+        assert process.wait() == 0
 
 
 def test_the_other_verbs_import_no_histogram(processes: Processes) -> None:
