@@ -94,9 +94,9 @@ FOLDERS = {
         "connect",
     ),
     "net.proxy": ("header", "reader", "trust"),
-    "net.udp": ("counts", "pktinfo", "recvfrom", "mmsg", "echo", "stream"),
+    "net.udp": ("counts", "pktinfo", "recvfrom", "mmsg", "altered", "echo", "stream"),
     "systemd": ("activation", "notify"),
-    "faults": ("fault", "latency", "delays", "ends", "contents", "plan", "spec"),
+    "faults": ("fault", "latency", "delays", "ends", "contents", "datagrams", "plan", "spec"),
     "client": ("options", "unused", "source", "exchange", "matcher", "datagrams", "client"),
     "server": (
         "options",

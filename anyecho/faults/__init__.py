@@ -5,6 +5,11 @@ from __future__ import annotations
 from anyecho.faults.contents import Corrupt as Corrupt
 from anyecho.faults.contents import PacketLoss as PacketLoss
 from anyecho.faults.contents import Slicer as Slicer
+from anyecho.faults.datagrams import DatagramFault as DatagramFault
+from anyecho.faults.datagrams import Duplicate as Duplicate
+from anyecho.faults.datagrams import Loss as Loss
+from anyecho.faults.datagrams import Reorder as Reorder
+from anyecho.faults.datagrams import Truncate as Truncate
 from anyecho.faults.delays import Bandwidth as Bandwidth
 from anyecho.faults.delays import SlowClose as SlowClose
 from anyecho.faults.delays import Stall as Stall
@@ -25,17 +30,22 @@ __all__ = (
     "ConnectionEnded",
     "Corrupt",
     "Cut",
+    "DatagramFault",
+    "Duplicate",
     "Fault",
     "HalfClose",
     "Latency",
     "LimitData",
+    "Loss",
     "PacketLoss",
+    "Reorder",
     "ResetPeer",
     "Slicer",
     "SlowClose",
     "Stall",
     "StreamFault",
     "Timeout",
+    "Truncate",
     "parse_fault",
     "spoil",
 )

@@ -12,7 +12,7 @@ from typing import ClassVar
 from anyio import current_time, sleep_until
 from anyio.abc import ByteStream, TaskGroup
 
-from anyecho.faults.fault import Spoiled, StreamFault, logger
+from anyecho.faults.fault import Alter, Spoiled, StreamFault, logger
 from anyecho.options import documented, option
 from anyecho.units import Seconds, Size
 
@@ -93,6 +93,7 @@ class Corrupt(StreamFault):
     """Bytes are changed, at one `offset` or at a `rate`. Each is logged, with its value before and after."""
 
     name: ClassVar[str] = "corrupt"
+    carriers: ClassVar[tuple[str, ...]] = ("stream", "datagram")
     probable: ClassVar[tuple[str, ...]] = (*StreamFault.probable, "rate")
 
     rate: float = option(0.0, "The probability that a byte is changed.")
@@ -101,27 +102,47 @@ class Corrupt(StreamFault):
     def wrap(self, stream: ByteStream, random: Random, tasks: TaskGroup | None = None) -> ByteStream:
         return _Corrupted(stream, self, random)
 
+    def alter_datagrams(self, random: Random) -> Alter:
+        """The offset is counted in each datagram."""
+
+        def alter(due: float, datagram: bytes) -> list[tuple[float, bytes]]:
+            return [(due, Changes(self, random).apply(datagram, 0))]
+
+        return alter
+
 
 @dataclass(eq=False)
 class _Corrupted(Spoiled[Corrupt]):
-    #: The next byte to change by the rate, and the one at the offset: its offset, and the mask that changes it.
-    _next: tuple[int, int] = field(init=False, default=(-1, 0))
-    _fixed: tuple[int, int] = field(init=False, default=(-1, 0))
+    _changes: Changes = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.fault.offset is not None:
-            self._fixed = self.fault.offset, mask(self.random)
-        self._draw()
+        self._changes = Changes(self.fault, self.random)
 
     def _alter(self, piece: bytes) -> bytes:
+        return self._changes.apply(piece, self.passed)
+
+
+class Changes:
+    """The bytes of a stream that are changed, drawn in their order."""
+
+    def __init__(self, fault: Corrupt, random: Random) -> None:
+        self._rate = fault.rate
+        self._random = random
+        #: The byte at the offset, and the next one by the rate: its offset, and the bits that are flipped.
+        self._fixed = (-1, 0) if fault.offset is None else (fault.offset, mask(random))
+        self._next = (-1, 0)
+        self._draw()
+
+    def apply(self, piece: bytes, start: int) -> bytes:
+        """Return `piece`, which begins at the offset `start`, with its changes."""
         changed = bytearray(piece)
-        end = self.passed + len(piece)
-        changes = [self._fixed] if self.passed <= self._fixed[0] < end else []
+        end = start + len(piece)
+        changes = [self._fixed] if start <= self._fixed[0] < end else []
         while 0 <= self._next[0] < end:
             changes.append(self._next)
             self._draw()
         for offset, bits in changes:
-            at = offset - self.passed
+            at = offset - start
             changed[at] ^= bits
             logger.info("corrupt: byte %d was 0x%02x, is 0x%02x", offset, piece[at], changed[at])
 
@@ -129,8 +150,8 @@ class _Corrupted(Spoiled[Corrupt]):
 
     def _draw(self) -> None:
         """Draw the offset and the mask together: their order must not depend on the chunks."""
-        if self.fault.rate:
-            self._next = self._next[0] + 1 + gap(self.random, self.fault.rate), mask(self.random)
+        if self._rate:
+            self._next = self._next[0] + 1 + gap(self._random, self._rate), mask(self._random)
 
 
 def mask(random: Random) -> int:

@@ -6,11 +6,12 @@ generator, so the same generator gives the same fault on every backend.
 
 from __future__ import annotations
 
-__all__ = ("ConnectionEnded", "Direction", "Fault", "Spoiled", "StreamFault", "logger")
+__all__ = ("Alter", "ConnectionEnded", "Direction", "Fault", "Spoiled", "StreamFault", "logger")
 
 import logging
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from random import Random
 from typing import ClassVar, Generic, Literal, NoReturn, TypeAlias, TypeVar
@@ -26,6 +27,8 @@ from anyecho.validation import check_types
 
 logger = logging.getLogger("anyecho.faults")
 
+#: Returns what a datagram that is due at a time becomes: datagrams, each with the time when it is due.
+Alter: TypeAlias = Callable[[float, bytes], list[tuple[float, bytes]]]
 Direction: TypeAlias = Literal["upstream", "downstream"]
 
 
@@ -44,6 +47,8 @@ class Fault:
 
     #: The name in a specification, ``name:key=value``.
     name: ClassVar[str]
+    #: What it acts on: stream, datagram, tls.
+    carriers: ClassVar[tuple[str, ...]] = ("stream",)
     #: Options that must be more than 0.
     positive: ClassVar[tuple[str, ...]] = ("first", "on", "every")
     #: Options that are probabilities.
@@ -70,6 +75,10 @@ class Fault:
     def _refuse(self, option_name: str, wanted: str) -> NoReturn:
         text = f"{self.name}: {option_name} must be {wanted}, not {getattr(self, option_name)}"
         raise UsageError(text, options=(option_name,))
+
+    def alter_datagrams(self, random: Random) -> Alter:
+        """Return the function that alters each datagram. Only for faults of datagrams."""
+        raise NotImplementedError
 
     def is_drawn(self, number: int, random: Random) -> bool:
         """Whether it acts on the connection with this `number`. Takes one value of `random` in each case."""

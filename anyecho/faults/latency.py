@@ -22,7 +22,7 @@ from anyio import (
 from anyio.abc import ByteStream, TaskGroup
 from anyio.lowlevel import checkpoint
 
-from anyecho.faults.fault import Spoiled, StreamFault
+from anyecho.faults.fault import Alter, Spoiled, StreamFault
 from anyecho.options import documented, option
 from anyecho.units import Seconds
 
@@ -40,11 +40,27 @@ class Latency(StreamFault):
 
     name: ClassVar[str] = "latency"
 
+    carriers: ClassVar[tuple[str, ...]] = ("stream", "datagram")
+
     latency: Seconds = option(0.0, "The delay.")
     jitter: Seconds = option(0.0, "The most by which a delay differs, drawn for each chunk.")
 
     def wrap(self, stream: ByteStream, random: Random, tasks: TaskGroup | None = None) -> ByteStream:
         return _Late(stream, self, random, tasks)
+
+    def alter_datagrams(self, random: Random) -> Alter:
+        last_due = -math.inf
+
+        def alter(due: float, datagram: bytes) -> list[tuple[float, bytes]]:
+            nonlocal last_due
+            last_due = max(last_due, due + self.delay(random))
+            return [(last_due, datagram)]
+
+        return alter
+
+    def delay(self, random: Random) -> float:
+        """Draw the delay of a chunk."""
+        return max(0.0, self.latency + (random.uniform(-self.jitter, self.jitter) if self.jitter else 0.0))
 
 
 @dataclass(eq=False)
@@ -182,7 +198,5 @@ class _Late(Spoiled[Latency]):
             self._queued += len(item)
 
     def _due(self) -> float:
-        fault = self.fault
-        delay = fault.latency + (self.random.uniform(-fault.jitter, fault.jitter) if fault.jitter else 0.0)
-        self._last_due = max(self._last_due, current_time() + max(0.0, delay))
+        self._last_due = max(self._last_due, current_time() + self.fault.delay(self.random))
         return self._last_due

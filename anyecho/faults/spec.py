@@ -13,6 +13,7 @@ from typing import Any, get_args, get_type_hints
 
 from anyecho.errors import UnitError, UsageError
 from anyecho.faults.contents import Corrupt, PacketLoss, Slicer
+from anyecho.faults.datagrams import Duplicate, Loss, Reorder, Truncate
 from anyecho.faults.delays import Bandwidth, SlowClose, Stall
 from anyecho.faults.ends import Cut, HalfClose, LimitData, ResetPeer, Timeout
 from anyecho.faults.fault import Fault
@@ -23,8 +24,9 @@ _STREAMS = (
     *(Latency, Bandwidth, SlowClose, Timeout, ResetPeer, Slicer, LimitData, PacketLoss),
     *(Corrupt, Cut, Stall, HalfClose),
 )
+_DATAGRAMS = (Loss, Duplicate, Reorder, Truncate)
 #: Every fault by its name.
-FAULTS: Mapping[str, type[Fault]] = {kind.name: kind for kind in _STREAMS}
+FAULTS: Mapping[str, type[Fault]] = {kind.name: kind for kind in (*_STREAMS, *_DATAGRAMS)}
 
 
 def parse_fault(text: str) -> Fault:

@@ -13,6 +13,7 @@ from functools import partial
 from anyio import CancelScope, Event, create_task_group
 
 from anyecho.address import UDPAddress
+from anyecho.faults.datagrams import DatagramPlan
 from anyecho.faults.plan import FaultPlan
 from anyecho.net.accept import Acceptor
 from anyecho.net.listen import Listener
@@ -50,7 +51,9 @@ class Listening:
             requested = listener.requested
             if not isinstance(listener.address, UDPAddress):
                 versions = expected_header(requested, options)
-                faults = FaultPlan(options.faults, seed) if options.faults else None
+                carriers = {"stream", "tls"} if requested.tls else {"stream"}
+                acting = tuple(fault for fault in options.faults if carriers & {*fault.carriers})
+                faults = FaultPlan(acting, seed) if acting else None
                 policy = ListenerPolicy(versions, certificates if requested.tls else None, faults)
                 acceptor = Acceptor(
                     sock=listener.sock,
@@ -64,7 +67,11 @@ class Listening:
         # One guard for all: a source has one token bucket.
         guard = SourceGuard(options, {sock.getsockname()[1] for sock in datagrams}, stats.datagrams.dropped)
         tune = not options.socket.rcvbuf
-        self._reflectors = [Reflector(sock, guard, stats.datagrams, tune=tune) for sock in datagrams]
+        plans = [DatagramPlan(options.faults, seed) for _ in datagrams]
+        self._reflectors = [
+            Reflector(sock, guard, stats.datagrams, tune=tune, replies=plan.replies if plan else None)
+            for sock, plan in zip(datagrams, plans, strict=True)
+        ]
         self._running: tuple[Acceptor | Reflector, ...] = (*self._acceptors, *self._reflectors)
         self._scope = CancelScope()
         self._stopped = False

@@ -57,12 +57,17 @@ def check_all(options: ServeOptions, handler: object, addresses: Sequence[Bound]
 
 def check_faults(options: ServeOptions, addresses: Sequence[Bound]) -> None:
     """Raise `UsageError` for a fault that acts on no connection."""
-    if options.faults and options.engine == "events":
+    if options.engine == "events" and any({"stream", "tls"} & {*fault.carriers} for fault in options.faults):
         text = "faults need a task for each connection: engine must be auto or tasks"
         raise UsageError(text, options=("faults", "engine"))
+    served = [
+        {"datagram"} if isinstance(bound, UDPAddress) else {"stream", "tls"} if requested.tls else {"stream"}
+        for requested, bound in addresses
+    ]
     for fault in options.faults:
-        if all(isinstance(bound, UDPAddress) for _, bound in addresses):
-            raise UsageError(f"{fault.name} has no effect: every address is for UDP", options=("faults",))
+        if not any(carriers & {*fault.carriers} for carriers in served):
+            missing = {"datagram": "UDP", "stream": "streams", "tls": "TLS"}[fault.carriers[0]]
+            raise UsageError(f"{fault.name} has no effect: no address is for {missing}", options=("faults",))
 
 
 def check_handler(handler: object, options: ServeOptions, addresses: Sequence[Bound]) -> None:

@@ -25,6 +25,7 @@ from anyecho.faults import (
     HalfClose,
     Latency,
     LimitData,
+    Loss,
     PacketLoss,
     ResetPeer,
     Slicer,
@@ -343,7 +344,8 @@ async def test_a_run_repeats_with_its_seed() -> None:
     ("addresses", "given", "error"),
     [
         ((TCP,), {"engine": "events"}, "^faults need a task for each connection: engine must be auto or tasks$"),
-        (("udp://127.0.0.1:0",), {}, "^cut has no effect: every address is for UDP$"),
+        (("udp://127.0.0.1:0",), {}, "^cut has no effect: no address is for streams$"),
+        ((TCP,), {"faults": (Loss(),)}, "^loss has no effect: no address is for UDP$"),
         ((TCP,), {"faults": ("cut",)}, "^faults must be "),
     ],
 )

@@ -15,7 +15,8 @@ Source: TypeAlias = tuple[Any, ...]
 
 @dataclass(eq=False)
 class DatagramCounts:
-    """Counters of echoed and dropped datagrams. `dropped` is by the guard's reasons, `errors` by errno name.
+    """Counters of echoed and dropped datagrams. `dropped` is by the guard's reasons, and by ``fault``;
+    `errors` by errno name.
 
     ``EAGAIN`` counts replies for which the send buffer had no room.
     """

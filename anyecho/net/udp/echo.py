@@ -13,11 +13,12 @@ import socket
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from anyio import sleep
+from anyio import create_task_group, sleep
 
 from anyecho.net import tuning
 from anyecho.net.names import unmapped
 from anyecho.net.poller import Fallback, Poller, call_while_readable
+from anyecho.net.udp.altered import AlteredEcho, Replies
 from anyecho.net.udp.counts import DatagramCounts, Guard, Source
 from anyecho.net.udp.pktinfo import enable_pktinfo
 from anyecho.net.udp.recvfrom import SingleEcho
@@ -44,7 +45,16 @@ _ANY = ("0.0.0.0", "::")
 class Reflector:
     """Echoes the datagrams that `guard` admits. `sock` is bound and non-blocking; its owner closes it."""
 
-    def __init__(self, sock: socket.socket, guard: Guard, counts: DatagramCounts, *, tune: bool = True) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        guard: Guard,
+        counts: DatagramCounts,
+        *,
+        tune: bool = True,
+        replies: Replies | None = None,
+    ) -> None:
+        """Without `replies`, the reply to a datagram is the same datagram."""
         self.sock = sock
         self._guard = _UnmappingGuard(guard) if _is_dual(sock) else guard
         self._counts = counts
@@ -53,10 +63,23 @@ class Reflector:
             tuning.tune(sock, socket.SOL_SOCKET, "SO_RCVBUF", _QUEUE_SIZE)
         # On a wildcard address, the source that the kernel selects by route may differ from the destination asked.
         reply_from_dst = unmapped(sock.getsockname()[0]) in _ANY and enable_pktinfo(sock)
-        self._echo: BatchEcho | SingleEcho = _echo_class()(sock, reply_from_dst=reply_from_dst)
+        self._echo: BatchEcho | SingleEcho | AlteredEcho
+        if replies is None:
+            self._echo = _echo_class()(sock, reply_from_dst=reply_from_dst)
+        else:
+            self._echo = AlteredEcho(sock, replies, self._guard, counts, reply_from_dst=reply_from_dst)
 
     async def run(self, poller: Poller | Fallback) -> None:
         """Echo until cancelled or stopped."""
+        if isinstance(self._echo, AlteredEcho):
+            async with create_task_group() as tasks:
+                tasks.start_soon(self._echo.run)
+                await self._run(poller)
+                tasks.cancel_scope.cancel()
+        else:
+            await self._run(poller)
+
+    async def _run(self, poller: Poller | Fallback) -> None:
         while not self._stopped:
             await call_while_readable(poller, self.sock, self.echo_burst)
             await sleep(_RETRY_DELAY)

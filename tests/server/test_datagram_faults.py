@@ -1,0 +1,126 @@
+"""Faults of datagrams, as a plain blocking socket sees them."""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import Any
+
+import pytest
+from anyio import fail_after, to_thread
+
+from anyecho.address import UDPAddress
+from anyecho.faults import Corrupt, Duplicate, Fault, Latency, Loss, Reorder, Truncate
+from anyecho.faults.datagrams import DatagramPlan
+from anyecho.server.options import ServeOptions
+from anyecho.server.server import Server, open_server
+from tests.support.peers import SOON, converse, dial
+
+pytestmark = pytest.mark.by_turns("engine")
+
+UDP = "udp://127.0.0.1:0"
+DATAGRAMS = [b"%d" % number for number in range(100, 120)]
+
+
+def options(*faults: Fault, **given: Any) -> ServeOptions:
+    defaults: dict[str, Any] = {"engine": "auto", "seed": 1, "faults": faults}
+    return ServeOptions(**defaults | given)
+
+
+async def replies(server: Server, *datagrams: bytes, patience: float = 0.25) -> list[bytes]:
+    """Send `datagrams`; return the replies in their order, until none comes for `patience` seconds."""
+    address = server.address
+    assert isinstance(address, UDPAddress)
+
+    def talk() -> list[bytes]:
+        found = []
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.connect((address.host, address.port))
+            for each in datagrams:
+                sock.send(each)
+            sock.settimeout(patience)
+            try:
+                while True:
+                    found.append(sock.recv(65536))
+            except TimeoutError:
+                return found
+
+    with fail_after(SOON):
+        return await to_thread.run_sync(talk)
+
+
+async def test_lost_datagrams_are_counted_and_repeat_with_the_seed() -> None:
+    found = []
+    for _ in range(2):
+        async with open_server(UDP, options=options(Loss(loss_rate=0.5))) as server:
+            found.append(await replies(server, *DATAGRAMS))
+            counts = server.stats.datagrams
+            assert (counts.received, counts.echoed) == (20, len(found[-1]))
+            assert counts.dropped == {"fault": 20 - len(found[-1])}
+    assert found[0] == found[1]
+    assert 0 < len(found[0]) < 20
+
+
+async def test_the_first_datagrams_are_lost_and_no_later_one() -> None:
+    async with open_server(UDP, options=options(Loss(loss_rate=1, first=2))) as server:
+        assert await replies(server, b"a", b"b", b"c", b"d") == [b"c", b"d"]
+
+
+async def test_a_datagram_arrives_twice() -> None:
+    async with open_server(UDP, options=options(Duplicate(on=2))) as server:
+        assert await replies(server, b"a", b"", b"c") == [b"a", b"", b"", b"c"]
+        assert server.stats.datagrams.echoed == 4
+
+
+async def test_a_datagram_is_overtaken() -> None:
+    async with open_server(UDP, options=options(Reorder(rate=1, delay=0.1, on=1))) as server:
+        assert await replies(server, b"a", b"b", b"c") == [b"b", b"c", b"a"]
+
+
+async def test_replies_are_never_earlier_than_the_latency_and_keep_their_order() -> None:
+    async with open_server(UDP, options=options(Latency(latency=0.2, jitter=0.1))) as server:
+        start = time.monotonic()
+        assert await replies(server, *DATAGRAMS, patience=0.5) == DATAGRAMS
+        assert time.monotonic() - start >= 0.1 + 0.5
+
+
+async def test_a_datagram_is_changed_or_shortened() -> None:
+    faults = (Corrupt(offset=2, on=1), Truncate(bytes=3, on=2))
+    async with open_server(UDP, options=options(*faults)) as server:
+        changed, shortened, intact = await replies(server, b"hello", b"hello", b"hello")
+    assert [a == b for a, b in zip(changed, b"hello", strict=True)] == [True, True, False, True, True]
+    assert (shortened, intact) == (b"hel", b"hello")
+
+
+async def test_a_reply_leaves_from_the_address_that_was_asked() -> None:
+    async with open_server("udp://0.0.0.0:0", options=options(Reorder(rate=1, delay=0.05))) as server:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(SOON)
+            sock.connect(("127.0.0.2", server.port))  # receives from this address only
+            sock.send(b"late")
+            assert await to_thread.run_sync(sock.recv, 100) == b"late"
+
+
+async def test_faults_of_datagrams_and_of_streams_act_on_their_own_addresses() -> None:
+    faults = (Loss(loss_rate=1), Corrupt(offset=0))
+    async with open_server("tcp://127.0.0.1:0", UDP, options=options(*faults)) as server:
+        echo = await to_thread.run_sync(converse, dial(server.addresses[0]), b"hello")
+        assert echo[:1] != b"h"
+        assert echo[1:] == b"ello"
+
+
+async def test_a_drain_does_not_wait_for_late_replies() -> None:
+    async with open_server(UDP, options=options(Latency(latency=60))) as server:
+        assert await replies(server, b"a") == []
+        with fail_after(SOON):
+            await server.drain(0)
+
+
+def test_the_loss_has_its_rate_and_comes_in_bursts_if_correlated() -> None:
+    for correlation in (0.0, 0.8):
+        plan = DatagramPlan([Loss(loss_rate=0.2, correlation=correlation)], seed=1)
+        lost = [not plan.replies(0.0, b"x") for _ in range(20_000)]
+        assert 0.17 < sum(lost) / len(lost) < 0.23
+        after = [lost[at + 1] for at in range(len(lost) - 1) if lost[at]]
+        expected = 0.2 * (1 - correlation) + correlation
+        assert expected - 0.05 < sum(after) / len(after) < expected + 0.05
