@@ -226,6 +226,7 @@ def test_a_run_in_doubt_fails_every_gate(changes: dict[str, Any], reason: str) -
         ("cpu>+25%", 1.25, False),  # within the interval
         ("cpu>+50%", 1.25, False),
         ("cpu<-5%", 0.8, True),
+        ("cpu<-20%", 0.8, False),  # within the interval
         ("cpu<-5%", 1.25, False),
         ("cpu>+5%", 1, False),
     ],

@@ -175,6 +175,13 @@ def test_a_page_has_the_charts_and_the_figures() -> None:
     assert "<th>lag</th>" in text
 
 
+def test_a_long_run_has_at_most_120_columns_with_all_replies() -> None:
+    tips = re.findall(r'data-t="(\d+) to (\d+) s\n(\d+) replies', made("ten minutes"))
+    assert len(tips) == 2 * 120
+    assert tips[0] == ("0", "5", "5000")
+    assert sum(int(replies) for _, _, replies in tips) == 2 * 600_000
+
+
 def test_a_comparison_has_the_ratios_with_their_intervals() -> None:
     text = made("compared")
     assert "<h2>after.json against before.json</h2>" in text
