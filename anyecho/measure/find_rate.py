@@ -101,7 +101,7 @@ class RateSearch:
             assert self.held is not None
             return self.held * 2
         if self.held is None:
-            return _rounded(self.failed / 2) if self.failed / 2 >= _LOWEST else None
+            return max(_rounded(self.failed / 2), _LOWEST) if self.failed > _LOWEST else None
         if self.failed <= self.held * _PRECISION:
             return None
 
