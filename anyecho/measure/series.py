@@ -17,7 +17,7 @@ from typing import TypeAlias
 
 from anyecho.address import parse_address
 from anyecho.backends import BACKENDS
-from anyecho.errors import AnyechoError, StartError, UsageError
+from anyecho.errors import AnyechoError, CertificateError, StartError, UsageError
 from anyecho.measure.bench import load_of
 from anyecho.measure.control import BenchControl
 from anyecho.measure.find_rate import RateSearch, parse_condition
@@ -135,6 +135,7 @@ async def _run_series(
     Raises:
         AnyechoError: the only run fails, or the first one at an address.
         UsageError: the options are wrong.
+        CertificateError: a file of the TLS options cannot be used.
     """
     failed: list[Cell] = []
     is_single = len(cells) * rounds == 1
@@ -144,7 +145,7 @@ async def _run_series(
             continue
         try:
             result = await run_cell(cell, measure, control)
-        except UsageError:
+        except (UsageError, CertificateError):
             raise
         except AnyechoError as exc:
             if must_work:

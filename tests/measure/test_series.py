@@ -11,7 +11,8 @@ import pytest
 
 from anyecho.errors import ConnectError, StartError, UsageError
 from anyecho.measure import series
-from anyecho.measure.bench import BenchControl, run_bench
+from anyecho.measure.bench import run_bench
+from anyecho.measure.control import BenchControl
 from anyecho.measure.options import BenchOptions
 from anyecho.measure.result import Document, RunResult
 from anyecho.measure.series import Cell, Plan, in_rounds, plan_of, run_plan
