@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import count
-from time import perf_counter_ns
 from typing import Any, Literal
 
-import anyio
 import pytest
-from anyio import create_task_group, fail_after, move_on_after
+from anyio import create_task_group, move_on_after
 from anyio.abc import ByteStream
 
 from anyecho.client.client import Client, connect_checked
 from anyecho.client.options import ConnectOptions
 from anyecho.errors import ConnectError, UsageError
-from anyecho.measure import bench, opening
+from anyecho.measure import opening
 from anyecho.measure.bench import run_bench
 from anyecho.measure.control import BenchControl
 from anyecho.measure.options import BenchOptions
-from anyecho.measure.outcome import Measured, result_of
-from anyecho.measure.result import RunResult
 from anyecho.net.sockets import SocketOptions
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
 from tests.measure.listening import listening
+from tests.measure.loading import load
 from tests.support.certificates import Files
 from tests.support.peers import SOON, until
 from tests.support.process import descriptors
@@ -34,38 +30,6 @@ from tests.support.tls import options as tls_options
 MIB = 1 << 20
 #: Buffers so small that a MiB is never sent in one piece.
 TINY = SocketOptions(sndbuf=8192, rcvbuf=8192)
-
-
-async def load(address: Any, *, timeout: float | None = 5.0, **options: Any) -> RunResult:
-    """Run a load without warm-up."""
-    connect = ConnectOptions(timeout=timeout, socket=options.pop("socket", SocketOptions()))
-    control, exclusive = options.pop("control", None), options.pop("exclusive", False)
-    given: dict[str, Any] = {"warmup": 0.0, "connect": connect} | options
-    with fail_after(40):
-        return await run_bench(address, BenchOptions(**given), control=control, exclusive=exclusive)
-
-
-def per_connection(behaviour: Callable[[ByteStream, int], Any]) -> Callable[[ByteStream], Any]:
-    """Pass to `behaviour` the number of its connection."""
-    numbers = count()
-
-    async def behave(stream: ByteStream) -> None:
-        await behaviour(stream, next(numbers))
-
-    return behave
-
-
-@pytest.fixture
-def stamps(monkeypatch: pytest.MonkeyPatch) -> list[Measured]:
-    """The stamps of each run."""
-    seen: list[Measured] = []
-
-    def remember(measured: Measured, load: Any) -> RunResult:
-        seen.append(measured)
-        return result_of(measured, load)
-
-    monkeypatch.setattr(bench, "result_of", remember)
-    return seen
 
 
 @pytest.mark.parametrize("rate", [None, 2000.0])
@@ -128,103 +92,6 @@ async def test_a_load_completes_on_a_server_that_reads_a_whole_message_before_ec
     async with listening(store_and_forward) as address:
         result = await load(address, connections=1, size=8 * MIB, requests=3, timeout=30.0)
     assert result.counts.verified == 3
-
-
-@pytest.mark.parametrize("rate", [None, 300.0])
-async def test_no_latency_is_below_the_delay_that_the_server_recorded(
-    rate: float | None, stamps: list[Measured]
-) -> None:
-    delays: list[int] = []
-
-    async def delay(stream: ByteStream) -> None:
-        async for chunk in stream:
-            arrived = perf_counter_ns()
-            await anyio.sleep(len(delays) % 3 / 1000)
-            delays.append(perf_counter_ns() - arrived)
-            await stream.send(chunk)
-
-    async with listening(delay) as address:
-        result = await load(address, connections=1, requests=150, rate=rate)
-
-    [record] = stamps[0].records
-    latencies = [reply - due for due, reply in zip(record.due, record.received, strict=True)]
-    assert len(delays) == result.counts.verified == 150
-    assert [pair for pair in zip(latencies, delays, strict=True) if pair[0] < pair[1]] == []
-    assert result.latency.min == min(latencies) >= min(delays)
-    assert result.latency.max == max(latencies) >= max(delays)
-
-
-async def test_a_corrupted_byte_in_10000_echoes_is_one_wrong_message() -> None:
-    async def corrupt(stream: ByteStream, number: int) -> None:
-        offset = 0
-        async for chunk in stream:
-            if number == 2 and offset <= 64_007 < offset + len(chunk):
-                chunk = chunk[: 64_007 - offset] + b"?" + chunk[64_008 - offset :]
-            offset += len(chunk)
-            await stream.send(chunk)
-
-    async with listening(per_connection(corrupt)) as address:
-        result = await load(address, connections=4, requests=10_000, pipeline=50)
-
-    assert (result.counts.verified, result.counts.wrong, result.counts.lost) == (9999, 1, 0)
-    assert result.latency.count == 10_000
-    assert result.latency.max >= 5_000_000_000
-    assert result.uncorrected.count == 9999
-    assert result.error.startswith("message 1000 of connection")
-    assert "is wrong at byte 7: sent 0x" in result.error
-
-
-@pytest.mark.parametrize("rate", [None, 1000.0])
-async def test_messages_of_a_dropped_connection_are_lost_and_the_others_go_on(rate: float | None) -> None:
-    async def quit_early(stream: ByteStream, number: int) -> None:
-        received = 0
-        async for chunk in stream:
-            received += len(chunk)
-            if number == 1 and received >= 640:
-                return
-            await stream.send(chunk)
-
-    async with listening(per_connection(quit_early)) as address:
-        result = await load(address, connections=4, requests=400, pipeline=2, rate=rate)
-
-    counts = result.counts
-    assert counts.sent == 400
-    assert counts.lost + counts.verified == 400
-    # A closed loop loses what was outstanding; an open loop also what was due on that connection.
-    assert 1 <= counts.lost <= 2 if rate is None else 90 <= counts.lost <= 92
-    assert result.latency.count == 400
-    assert result.latency.max >= 5_000_000_000
-    assert result.uncorrected.max < 5_000_000_000
-    assert "was dropped: " in result.error
-
-
-@pytest.mark.parametrize("rate", [None, 100.0])
-async def test_a_silent_server_ends_a_run_after_the_timeout_with_all_messages_lost(rate: float | None) -> None:
-    async def swallow(stream: ByteStream) -> None:
-        async for _ in stream:
-            pass
-
-    async with listening(swallow) as address:
-        result = await load(address, connections=2, requests=5, rate=rate, timeout=0.2)
-
-    counts = result.counts
-    assert counts.lost == counts.sent == (2 if rate is None else 5)
-    assert result.latency.min >= 200_000_000
-    assert result.uncorrected.count == 0
-    assert result.error == "message 0 of connection 0 had no reply within 0.2 s"
-
-
-async def test_a_server_too_slow_for_the_rate_saturates_the_run() -> None:
-    async def crawl(stream: ByteStream) -> None:
-        async for chunk in stream:
-            await anyio.sleep(0.1)
-            await stream.send(chunk)
-
-    async with listening(crawl) as address:
-        result = await load(address, connections=1, duration=60.0, rate=200.0, timeout=0.3)
-    assert result.saturated
-    assert result.counts.lost > 0
-    assert result.seconds < 30
 
 
 async def test_an_interrupted_run_has_the_figures_so_far(server: Server) -> None:
