@@ -138,6 +138,7 @@ def test_each_message_with_a_wrong_byte_is_wrong_once_and_the_rest_verified(pipe
 
     samples = scene.samples()
     assert counts(samples) == (10, 2, 0, 0)
+    assert scene.connection.wrong == [3, 8]
     assert len(samples.corrected) == 12
     assert sorted(samples.corrected)[-2:] == [TIMEOUT, TIMEOUT]
     assert scene.traffic.first_failure.startswith("message 3 of connection 0 is wrong at byte 5: sent 0x")

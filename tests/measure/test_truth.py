@@ -95,3 +95,14 @@ def test_a_lag_below_1_percent_of_the_messages_is_not_late() -> None:
     ).run()
     assert result.lag.max == 90 * MILLISECOND
     assert not result.generator.late
+
+
+def test_messages_sent_after_the_end_lower_the_achieved_rate() -> None:
+    begin, end = 9 * SECOND + 500 * MILLISECOND, 10 * SECOND + 500 * MILLISECOND
+    result = Simulation(
+        lambda number, time: time + SERVICE, rate=1000, seconds=10, connections=1000, starved=(begin, end)
+    ).run()
+    assert result.counts.verified == 10_000
+    assert result.generator.asked_rate == 1000
+    assert result.generator.achieved_rate == pytest.approx(1000 * 10 / 10.5)
+    assert result.generator.seconds_off_rate == 1
