@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from anyecho.address import parse_address
 from anyecho.cli.main import app
 from anyecho.server.reasons import CloseReason
 from anyecho.server.stats import Stats
-from tests.support.machine import needs_ipv6, needs_program
+from tests.support.machine import ABSENT, needs_ipv6, needs_program
 from tests.support.process import TIMEOUT, Process, Processes, wait_until
 from tests.test_layering import LAYERS, modules
 
@@ -86,7 +87,7 @@ def commands(block: Block) -> list[list[str]]:
 
 
 def test_every_block_is_of_a_kind_that_is_tested() -> None:
-    assert {each.language for each in blocks()} == {"console", "ini", "python", "sh"}
+    assert {each.language for each in blocks()} == {"console", "ini", "python", "sh", "yaml"}
     assert (len(PAIR), len(TEST_SUITES)) == (2, 2)
     assert {each.language for each in blocks(of=[*(ROOT / "docs").glob("[A-Z]*.md"), *ROOT.glob("C*.md")])} == {
         "sh",
@@ -213,6 +214,62 @@ def first_words(text: str) -> list[str]:
     """Return the first word of each line, without marks of doubt, addresses and lines that only state a doubt."""
     lines = re.sub(r"(?m)^! \S+: .*\n|^! rate  .*\n", "", text).replace("! ", "  ").splitlines()
     return [line.split()[0].partition(":")[0] for line in lines if line.strip()]
+
+
+@pytest.fixture
+def in_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return an empty working directory, for shells that find ``anyecho`` in PATH."""
+    program = tmp_path / "bin" / "anyecho"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m anyecho "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+CLUSTER = [ROOT / "docs" / "bench-cluster.md"]
+
+
+def test_shards_by_files_are_merged_as_the_chapter_shows(processes: Processes, in_shell: Path) -> None:
+    [script] = [each.text for each in blocks("sh", of=CLUSTER) if "shard1.json" in each.text]
+    server = processes.serve("tcp://127.0.0.1:0")
+    result = subprocess.run(
+        ["sh", "-ec", script.replace("localhost:10000", server.addresses[0])],
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    merged = result.stdout.rpartition("tcp://")[2]
+    assert "4000 sent: 4000 verified" in merged
+    assert "100 connections" in merged
+    assert re.search(r"^shard 2 of 2 +2000 ", merged, re.M)
+
+
+def test_the_pods_of_the_kubernetes_job_are_the_shards_of_one_load(processes: Processes, in_shell: Path) -> None:
+    yaml = pytest.importorskip("yaml", reason=f"{ABSENT}PyYAML")
+    [text] = [each.text for each in blocks("yaml", of=CLUSTER)]
+    job = yaml.safe_load(text.replace("@START@", str(int(time.time()) + 15)))["spec"]
+    [container] = job["template"]["spec"]["containers"]
+    [argument] = container["args"]
+    server = processes.serve("tcp://127.0.0.1:0")
+    script = argument.replace("tcp://echo:10000", server.addresses[0]).replace("-r 40k -d 30", "-r 400 -d 1")
+    script = re.sub("pip install .*&&", "", script)
+    environment = os.environ | {each["name"]: each["value"] for each in container["env"]}
+    files = [in_shell / f"shard{index}.json" for index in range(job["completions"])]
+    pods = []
+    for index, path in enumerate(files):
+        with path.open("wb") as file:
+            own = environment | {"JOB_COMPLETION_INDEX": str(index)}
+            pods.append(Process(subprocess.Popen([*container["command"], script], stdout=file, env=own)))
+        processes.adopt(pods[-1])
+    assert [each.wait(40) for each in pods] == [0] * 4
+    status, output, errors = processes.run("report", "--merge", *map(str, files))
+    assert (status, errors) == (0, "")
+    assert "400 sent: 400 verified" in output.decode()
 
 
 @pytest.mark.parametrize("block", blocks("sh", "console"), ids=where)
