@@ -61,6 +61,8 @@ def failures(run: RunResult) -> list[str]:
         reasons.append("the run was saturated")
     if run.interrupted:
         reasons.append("the run was interrupted")
+    if any(part.error.startswith("lost: ") for part in run.parts):
+        reasons.append("a shard is missing")
     if run.counts.connect_failed:
         reasons.append(f"{run.counts.connect_failed} connections failed")
     if run.counts.wrong:

@@ -72,7 +72,7 @@ def merge_runs(
         spread=_merge_spreads(runs),
         steadiness=runs[0].steadiness if len(runs) == 1 else Steadiness(),
         server_cpu_per_echo=runs[0].server_cpu_per_echo if len(runs) == 1 else None,
-        parts=parts_of(runs, names, lost),
+        parts=parts_of(runs, names, {**lost, **dict.fromkeys(_missing(runs, lost), "no result")}),
         round=runs[0].round,
         interrupted=any(run.interrupted for run in runs),
         saturated=any(run.saturated for run in runs),
@@ -88,14 +88,18 @@ def _errors(runs: Sequence[RunResult], lost: Mapping[int, str]) -> Iterator[str]
     if count == 1:
         return
 
-    missing = sorted({*range(count)} - {run.load.shard_index for run in runs} - {*lost})
-    if missing:
+    if missing := _missing(runs, lost):
         text = ", ".join(str(index + 1) for index in missing)
         yield f"of {count} shards, {'these are' if len(missing) > 1 else 'one is'} missing: {text}"
     starts = [run.started_at for run in runs]
     apart = max(starts) - min(starts)
     if apart > _TOGETHER and not any(run.interrupted for run in runs):
         yield f"the shards began {apart:.3f} s apart: their messages are not one schedule"
+
+
+def _missing(runs: Sequence[RunResult], lost: Mapping[int, str]) -> list[int]:
+    """Return the numbers of shards of which nothing is known."""
+    return sorted({*range(runs[0].load.shard_count)} - {run.load.shard_index for run in runs} - {*lost})
 
 
 def _check_parts(runs: Sequence[RunResult]) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from anyecho.errors import UsageError
 from anyecho.measure.bench import run_bench
+from anyecho.measure.checks import failures
 from anyecho.measure.histogram import Histogram
 from anyecho.measure.merge import merge_documents, merge_runs
 from anyecho.measure.options import BenchOptions
@@ -64,6 +65,9 @@ def test_medians_of_seconds_and_steadiness_of_shards_are_dropped() -> None:
 def test_a_missing_shard_is_an_error_of_the_merged_run(present: tuple[int, ...], error: str) -> None:
     merged = merge_runs([part(index, 3) for index in present])
     assert (merged.error, merged.interrupted) == (error, False)
+    assert len(merged.parts) == 3
+    assert failures(merged) == ["a shard is missing"]
+    assert failures(merge_runs([part(index, 3) for index in range(3)])) == []
 
 
 def test_generators_without_shards_add_their_rates() -> None:
