@@ -89,6 +89,7 @@ FOLDERS = {
         "attributes",
         "transfer",
         "files",
+        "generated",
         "contexts",
         "stream",
         "connect",
@@ -96,7 +97,7 @@ FOLDERS = {
     "net.proxy": ("header", "reader", "trust"),
     "net.udp": ("counts", "pktinfo", "recvfrom", "mmsg", "altered", "echo", "stream"),
     "systemd": ("activation", "notify"),
-    "faults": ("fault", "latency", "delays", "ends", "contents", "datagrams", "plan", "spec"),
+    "faults": ("fault", "latency", "delays", "ends", "contents", "datagrams", "tls", "plan", "spec"),
     "client": ("options", "unused", "source", "exchange", "matcher", "datagrams", "client"),
     "server": (
         "options",
@@ -235,7 +236,7 @@ MAY_IMPORT_LATE = (
     "cli.main",
     "net.udp.echo",
     "net.timer",
-    "net.tls.contexts",
+    "net.tls.generated",
 )
 
 

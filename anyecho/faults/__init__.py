@@ -24,6 +24,12 @@ from anyecho.faults.fault import StreamFault as StreamFault
 from anyecho.faults.latency import Latency as Latency
 from anyecho.faults.plan import spoil as spoil
 from anyecho.faults.spec import parse_fault as parse_fault
+from anyecho.faults.tls import ExpiredCertificate as ExpiredCertificate
+from anyecho.faults.tls import NoCloseNotify as NoCloseNotify
+from anyecho.faults.tls import SelfSignedCertificate as SelfSignedCertificate
+from anyecho.faults.tls import StalledHandshake as StalledHandshake
+from anyecho.faults.tls import TLSFault as TLSFault
+from anyecho.faults.tls import WrongNameCertificate as WrongNameCertificate
 
 __all__ = (
     "Bandwidth",
@@ -32,20 +38,26 @@ __all__ = (
     "Cut",
     "DatagramFault",
     "Duplicate",
+    "ExpiredCertificate",
     "Fault",
     "HalfClose",
     "Latency",
     "LimitData",
     "Loss",
+    "NoCloseNotify",
     "PacketLoss",
     "Reorder",
     "ResetPeer",
+    "SelfSignedCertificate",
     "Slicer",
     "SlowClose",
     "Stall",
+    "StalledHandshake",
     "StreamFault",
+    "TLSFault",
     "Timeout",
     "Truncate",
+    "WrongNameCertificate",
     "parse_fault",
     "spoil",
 )

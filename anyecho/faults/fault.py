@@ -76,6 +76,13 @@ class Fault:
         text = f"{self.name}: {option_name} must be {wanted}, not {getattr(self, option_name)}"
         raise UsageError(text, options=(option_name,))
 
+    def wrap(self, stream: ByteStream, random: Random, tasks: TaskGroup | None = None) -> ByteStream:
+        """Return a stream over `stream` with this fault; `stream` itself if it has no effect on its bytes.
+
+        It owns `stream`. `tasks` must outlive it; without them, a delay makes `send` wait.
+        """
+        return stream
+
     def alter_datagrams(self, random: Random) -> Alter:
         """Return the function that alters each datagram. Only for faults of datagrams."""
         raise NotImplementedError
@@ -96,11 +103,7 @@ class StreamFault(Fault):
     )
 
     @abstractmethod
-    def wrap(self, stream: ByteStream, random: Random, tasks: TaskGroup | None = None) -> ByteStream:
-        """Return a stream over `stream` with this fault.
-
-        It owns `stream`. `tasks` must outlive it; without them, a delay makes `send` wait.
-        """
+    def wrap(self, stream: ByteStream, random: Random, tasks: TaskGroup | None = None) -> ByteStream: ...
 
 
 F = TypeVar("F", bound=StreamFault)

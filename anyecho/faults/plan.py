@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from anyio.abc import ByteStream, TaskGroup
 
-from anyecho.faults.fault import Fault, StreamFault
+from anyecho.faults.fault import Fault
 
 
 class Drawn(NamedTuple):
@@ -55,14 +55,12 @@ class FaultPlan:
 
 
 def wrap_all(stream: ByteStream, drawn: Iterable[Drawn], tasks: TaskGroup | None = None) -> ByteStream:
-    """Return `stream` with the faults of streams in `drawn`. In each direction, bytes pass the first one first."""
-    faults = [each for each in drawn if isinstance(each.fault, StreamFault)]
-    by_direction: dict[str, list[Drawn]] = {"upstream": [], "downstream": []}
-    for each in faults:
-        assert isinstance(each.fault, StreamFault)
-        by_direction[each.fault.stream].append(each)
-    for fault, random in (*by_direction["upstream"], *reversed(by_direction["downstream"])):
-        assert isinstance(fault, StreamFault)
+    """Return `stream` with the faults in `drawn`. In each direction, bytes pass the first one first."""
+    upstream: list[Drawn] = []
+    downstream: list[Drawn] = []
+    for each in drawn:
+        (downstream if getattr(each.fault, "stream", "") == "downstream" else upstream).append(each)
+    for fault, random in (*upstream, *reversed(downstream)):
         stream = fault.wrap(stream, random, tasks)
 
     return stream
@@ -70,7 +68,7 @@ def wrap_all(stream: ByteStream, drawn: Iterable[Drawn], tasks: TaskGroup | None
 
 def spoil(
     stream: ByteStream,
-    *faults: StreamFault,
+    *faults: Fault,
     seed: int | None = None,
     number: int = 1,
     tasks: TaskGroup | None = None,

@@ -18,6 +18,13 @@ from anyecho.faults.delays import Bandwidth, SlowClose, Stall
 from anyecho.faults.ends import Cut, HalfClose, LimitData, ResetPeer, Timeout
 from anyecho.faults.fault import Fault
 from anyecho.faults.latency import Latency
+from anyecho.faults.tls import (
+    ExpiredCertificate,
+    NoCloseNotify,
+    SelfSignedCertificate,
+    StalledHandshake,
+    WrongNameCertificate,
+)
 from anyecho.units import OFF, Unit
 
 _STREAMS = (
@@ -25,8 +32,9 @@ _STREAMS = (
     *(Corrupt, Cut, Stall, HalfClose),
 )
 _DATAGRAMS = (Loss, Duplicate, Reorder, Truncate)
+_TLS = (StalledHandshake, NoCloseNotify, ExpiredCertificate, SelfSignedCertificate, WrongNameCertificate)
 #: Every fault by its name.
-FAULTS: Mapping[str, type[Fault]] = {kind.name: kind for kind in (*_STREAMS, *_DATAGRAMS)}
+FAULTS: Mapping[str, type[Fault]] = {kind.name: kind for kind in (*_STREAMS, *_DATAGRAMS, *_TLS)}
 
 
 def parse_fault(text: str) -> Fault:

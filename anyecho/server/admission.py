@@ -17,6 +17,7 @@ from anyio.abc import TaskGroup
 from anyecho.echo import echo
 from anyecho.errors import StartError
 from anyecho.faults.plan import FaultPlan
+from anyecho.faults.tls import CertificateFault
 from anyecho.handlers import Handler
 from anyecho.net.accept import AcceptLimit
 from anyecho.net.names import peer_name, remote_address
@@ -139,9 +140,14 @@ class Admission:
         self._stats.closed[str(reason)] += 1
 
     def _connection(self, sock: socket.socket, policy: ListenerPolicy) -> Connection:
-        certificates = policy.certificates
-        records = Records(certificates.context, server_side=True) if certificates else None
         drawn = policy.faults.draw() if policy.faults else ()
+        records = None
+        if policy.certificates:
+            context = policy.certificates.context
+            for fault, _ in drawn:
+                if isinstance(fault, CertificateFault):
+                    context = policy.certificates.flawed(fault.flaw)
+            records = Records(context, server_side=True)
         if drawn or self._handler is not echo:
             return HandlerConnection(sock, self._engine, records, self._handler, drawn)
         if self._events is None or self._needs_task():

@@ -11,13 +11,15 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from anyio import BrokenResourceError, ClosedResourceError, EndOfStream, create_task_group
+from anyio import BrokenResourceError, ClosedResourceError, EndOfStream, create_task_group, sleep, sleep_forever
 
 from anyecho.faults.fault import logger as fault_logger
 from anyecho.faults.plan import Drawn, wrap_all
+from anyecho.faults.tls import NoCloseNotify, StalledHandshake
 from anyecho.handlers import Handler
 from anyecho.net.stream import PolledStream
 from anyecho.net.tls.records import Records
+from anyecho.net.tls.stream import TLSStream
 from anyecho.server.connection import Engine
 from anyecho.server.reasons import CloseReason
 from anyecho.server.tasks import TaskConnection
@@ -65,6 +67,19 @@ class HandlerConnection(TaskConnection):
             spoiled = wrap_all(stream, self._faults, tasks)
             await self._handler(self._wrapped(spoiled))
             await spoiled.send_eof()  # after the bytes that faults hold, and the delay of the close
+
+    async def _shake_hands(self, stream: TLSStream) -> None:
+        for fault, _ in self._faults:
+            if isinstance(fault, StalledHandshake):
+                await (sleep_forever() if fault.seconds is None else sleep(fault.seconds))
+        await super()._shake_hands(stream)
+
+    async def _close(self) -> None:
+        stream = self._stream
+        if isinstance(stream, TLSStream) and any(isinstance(fault, NoCloseNotify) for fault, _ in self._faults):
+            await self._linger(stream.without_tls())
+        else:
+            await super()._close()
 
     def has_pending(self) -> bool:
         stream = self._stream

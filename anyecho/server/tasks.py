@@ -58,7 +58,7 @@ class TaskConnection(Connection):
                 self._stream = PolledStream(self.sock, registration, budget=_BUDGET)
             else:
                 self._stream = stream = TLSStream(self.sock, registration, self.records, budget=_BUDGET)
-                await stream.handshake(self.engine.handshake_lock)
+                await self._shake_hands(stream)
                 self.engine.advance(self, OPEN)
             await self._serve(self._stream)
             reason = self.end_reason
@@ -66,6 +66,9 @@ class TaskConnection(Connection):
             reason = self.close_reason(group)
         finally:
             await self._end_task(reason)
+
+    async def _shake_hands(self, stream: TLSStream) -> None:
+        await stream.handshake(self.engine.handshake_lock)
 
     async def _close(self) -> None:
         if self._stream is None:

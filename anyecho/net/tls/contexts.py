@@ -23,6 +23,7 @@ from anyecho.errors import CertificateError, UsageError
 from anyecho.net.names import host_name, is_host_name
 from anyecho.net.tls.errors import explain
 from anyecho.net.tls.files import load_chain
+from anyecho.net.tls.generated import Flaw, GeneratedAuthority
 from anyecho.options import documented, option
 from anyecho.validation import FilePath, check_types, given_options
 
@@ -180,6 +181,10 @@ class Certificates:
         #: The file of the generated CA, for clients to trust. It belongs to the process `_owner`.
         self.cacert: Path | None = None
         self._owner = os.getpid()
+        #: The generated CA, if there is one, the names in its certificate, and the certificates with a flaw.
+        self._authority: GeneratedAuthority | None = None
+        self._names: set[str] = set()
+        self._flawed: dict[Flaw, ssl.SSLContext] = {}
         if options.context is not None:
             self.context = options.context
             self.context.options |= ssl.OP_NO_RENEGOTIATION
@@ -200,6 +205,22 @@ class Certificates:
         if self._options.ssl_certfile:
             self.context = self._load(self._options.ssl_certfile)
 
+    def flawed(self, flaw: Flaw) -> ssl.SSLContext:
+        """Return the context with a certificate that has this flaw; it is generated at the first call.
+
+        Raises `UsageError` if the CA that has to sign it is not generated.
+        """
+        if flaw not in self._flawed:
+            if flaw != "self_signed" and self._authority is None:
+                text = f"a certificate with the flaw {flaw} needs ssl_self_signed: the generated CA signs it"
+                raise UsageError(text, options=("ssl_self_signed",))
+            # A self-signed one must not be the CA that clients trust.
+            authority = None if flaw == "self_signed" else self._authority
+            self._flawed[flaw] = context = self._new_context()
+            (authority or GeneratedAuthority()).configure(context, self._names, flaw)
+
+        return self._flawed[flaw]
+
     def close(self) -> None:
         """Remove the file of a generated CA, unless this is a forked child of the process that made it."""
         if self.cacert is not None and os.getpid() == self._owner:
@@ -218,23 +239,19 @@ class Certificates:
         return context
 
     def _self_signed(self, addresses: Sequence[Address]) -> ssl.SSLContext:
-        try:
-            import trustme  # an optional extra
-        except ImportError as exc:
-            raise CertificateError("trustme is not installed: pip install 'anyecho[trustme]'") from exc
-
+        self._authority = authority = GeneratedAuthority()
         names = {"localhost", "127.0.0.1", "::1"}
         for address in addresses:
             if isinstance(address, TCPAddress):
                 names.add(host_name(address.host.partition("%")[0]) or socket.gethostname())
-        ca = trustme.CA()
+        self._names = names
         context = self._new_context()
         try:
-            ca.issue_cert(*sorted(names)).configure_cert(context)
+            authority.configure(context, names)
             descriptor, path = tempfile.mkstemp(prefix="anyecho-ca-", suffix=".pem")
             self.cacert = Path(path)
             with open(descriptor, "wb") as file:
-                file.write(ca.cert_pem.bytes())
+                file.write(authority.pem)
         except (OSError, ValueError) as exc:
             self.close()
             raise CertificateError(f"cannot generate a certificate for {', '.join(sorted(names))}: {exc}") from exc

@@ -1,0 +1,54 @@
+"""A CA made for one run, and the certificates that it signs: good ones, and ones with a flaw.
+
+It needs trustme, an optional extra.
+"""
+
+from __future__ import annotations
+
+__all__ = ("Flaw", "GeneratedAuthority")
+
+import ssl
+from collections.abc import Collection
+from datetime import UTC, datetime
+from typing import Literal, TypeAlias
+
+from anyecho.errors import CertificateError
+
+Flaw: TypeAlias = Literal["expired", "self_signed", "wrong_name"]
+
+#: The CA itself is valid from 2000.
+_LONG_AGO = (datetime(2001, 1, 1, tzinfo=UTC), datetime(2002, 1, 1, tzinfo=UTC))
+#: A name that no host has (RFC 6761).
+_WRONG_NAME = "wrong-name.invalid"
+
+
+class GeneratedAuthority:
+    """A CA whose key stays in memory. Raises `CertificateError` if trustme is not installed."""
+
+    def __init__(self) -> None:
+        try:
+            import trustme  # an optional extra
+        except ImportError as exc:
+            raise CertificateError("trustme is not installed: pip install 'anyecho[trustme]'") from exc
+
+        self._trustme = trustme
+        self._ca = trustme.CA()
+
+    @property
+    def pem(self) -> bytes:
+        """The certificate of the CA, for clients to trust."""
+        return self._ca.cert_pem.bytes()
+
+    def configure(self, context: ssl.SSLContext, names: Collection[str], flaw: Flaw | None = None) -> None:
+        """Load a new certificate for `names` into `context`. Of a `flaw`, only that is wrong."""
+        ca = self._ca
+        if flaw == "self_signed":
+            with self._trustme.Blob(ca.private_key_pem.bytes() + ca.cert_pem.bytes()).tempfile() as path:
+                context.load_cert_chain(path)
+        elif flaw == "expired":
+            not_before, not_after = _LONG_AGO
+            certificate = ca.issue_cert(*sorted(names), not_before=not_before, not_after=not_after)
+            certificate.configure_cert(context)
+        else:
+            wanted = [_WRONG_NAME] if flaw == "wrong_name" else sorted(names)
+            ca.issue_cert(*wanted).configure_cert(context)
