@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Any
 from uuid import uuid4
 
@@ -25,7 +26,7 @@ from anyecho.measure import shard
 from anyecho.measure.control import BenchControl
 from anyecho.measure.merge import merge_runs
 from anyecho.measure.options import BenchOptions
-from anyecho.measure.result import RunResult
+from anyecho.measure.result import Counts, RunResult
 from anyecho.measure.shard import Prepared
 from anyecho.measure.shard_child import ShardJob
 
@@ -157,6 +158,9 @@ class _Shards:
         self._control = control
         #: Until when an interrupted shard may give its result; None: not interrupted.
         self._deadline: float | None = None
+        #: When the measurement begins, and the CPU time of the server at the first look after that.
+        self._start_at = inf
+        self._server_cpu: int | None = None
         key, shares = uuid4().hex, shares_of(options, len(places))
         self._members = [
             _Member(
@@ -191,9 +195,11 @@ class _Shards:
         """Start the shards that have connected; return the merged result of those that are not lost."""
         ready = [each for each in self._members if each.prepared.done()]
         start_at = time.time() + self._warm_up + max((each.place.latency for each in ready), default=0.0)
+        self._start_at = start_at
         for each in ready:
             each.finished = each.place.executor.submit(shard.finish, each.job.key, start_at)
         await self._wait(lambda each: each.finished)
+        server_cpu = self._control.server_cpu()
         for each in self._members:
             if each.finished.done() and (error := _error(each.finished)) is not None:
                 each.lost = str(error) or type(error).__name__
@@ -203,7 +209,18 @@ class _Shards:
             raise LocalError(f"all shards were lost: {'; '.join(dict.fromkeys(lost.values()))}")
 
         merged = merge_runs(runs, [each.place.name for each in self._members], lost)
-        return replace(merged, notes=tuple(dict.fromkeys([*merged.notes, *self._notes()])))
+        return replace(
+            merged,
+            server_cpu_per_echo=self._cpu_per_echo(server_cpu, merged.counts) if not lost else None,
+            notes=tuple(dict.fromkeys([*merged.notes, *self._notes()])),
+        )
+
+    def _cpu_per_echo(self, server_cpu: int | None, counts: Counts) -> float | None:
+        echoes = counts.verified + counts.wrong + counts.late
+        if server_cpu is None or self._server_cpu is None or not echoes:
+            return None
+
+        return (server_cpu - self._server_cpu) / echoes / 1e9
 
     async def discard(self) -> None:
         """End every process that is left."""
@@ -220,6 +237,8 @@ class _Shards:
             ):
                 return
 
+            if self._server_cpu is None and time.time() >= self._start_at:
+                self._server_cpu = self._control.server_cpu()
             for each in waiting:
                 if await each.place.is_lost():
                     each.lost = "it is gone"

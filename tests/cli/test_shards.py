@@ -47,6 +47,7 @@ def test_processes_load_an_own_server(backend: str, processes: Processes, tmp_pa
     [run] = read(tmp_path / "a.json").runs
     assert run.counts.verified == 100
     assert run.load.server_backend == "asyncio"
+    assert run.server_cpu_per_echo is not None
 
 
 @pytest.mark.by_turns("backend")

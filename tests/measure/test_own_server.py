@@ -143,19 +143,21 @@ def test_the_server_ends_when_its_load_is_killed(kill: signal.Signals) -> None:
 
 
 @pytest.mark.parametrize(
-    ("available", "cpu", "expected"),
+    ("available", "cpu", "processes", "expected"),
     [
-        ({0, 1}, None, Placement("1", 0, "the load runs on core 1, its own server on core 0")),
-        ({2, 5, 7}, "2,7", Placement("2,7", 5, "the load runs on cores 2,7, its own server on core 5")),
-        ({3}, None, Placement(None, None, "the load and its own server share their cores")),
-        ({0, 1}, "0-1", Placement("0-1", None, "the load and its own server share their cores")),
+        ({0, 1}, None, 1, Placement("1", 0, "the load runs on core 1, its own server on core 0")),
+        ({2, 5, 7}, "2,7", 1, Placement("2,7", 5, "the load runs on cores 2,7, its own server on core 5")),
+        ({3}, None, 1, Placement(None, None, "the load and its own server share their cores")),
+        ({0, 1}, "0-1", 1, Placement("0-1", None, "the load and its own server share their cores")),
+        ({2, 5, 7}, None, 2, Placement("5,7", 2, "the load runs on cores 5,7, its own server on core 2")),
+        ({2, 5, 7}, None, 4, Placement("5,7", 2, "the load runs on cores 5,7, its own server on core 2")),
     ],
 )
 def test_load_and_server_run_on_different_cores_if_there_are_two(
-    available: set[int], cpu: str | None, expected: Placement, monkeypatch: pytest.MonkeyPatch
+    available: set[int], cpu: str | None, processes: int, expected: Placement, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: available, raising=False)
-    assert placement(cpu) == expected
+    assert placement(cpu, processes) == expected
 
 
 def test_a_wrong_list_of_cores_is_a_usage_error() -> None:
