@@ -6,6 +6,7 @@ import logging
 import socket
 import ssl
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -104,17 +105,20 @@ async def test_eof_over_tls_is_the_reason_although_nothing_was_echoed(files: Fil
 
 @pytest.mark.fault(row=3, injected="a handler of the user's own raises, alone and in a group")
 @pytest.mark.parametrize(
-    "error",
+    "make",
     [
-        ValueError("wrong"),
-        FileNotFoundError(2, "no such file"),
-        ssl.SSLError("x"),
-        ExceptionGroup("g", [KeyError(1)]),
+        lambda: ValueError("wrong"),
+        lambda: FileNotFoundError(2, "no such file"),
+        lambda: ssl.SSLError("x"),
+        lambda: ExceptionGroup("g", [KeyError(1)]),
     ],
 )
 async def test_an_exception_ends_one_connection_with_one_traceback(
-    error: Exception, caplog: pytest.LogCaptureFixture
+    make: Callable[[], Exception], caplog: pytest.LogCaptureFixture
 ) -> None:
+    # Made here: the traceback of one that outlives the test would keep the connection.
+    error = make()
+
     async def fail_at_x(stream: ByteStream) -> None:
         async for chunk in stream:
             if chunk == b"x":
