@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ import pytest
 
 from anyecho.address import parse_address
 from anyecho.cli.main import app
+from anyecho.faults import StreamFault, parse_fault
+from anyecho.faults.spec import FAULTS
 from anyecho.server.reasons import CloseReason
 from anyecho.server.stats import Stats
 from tests.support.machine import ABSENT, needs_ipv6, needs_program
@@ -279,6 +282,26 @@ def test_commands_are_accepted(block: Block) -> None:
         named = [*bound.arguments.get("addresses", ()), *bound.arguments.get("bind", ())]
         for address in [*named, *filter(None, [bound.arguments.get("address")])]:
             parse_address(address)
+
+
+def test_the_chapter_on_faults_has_every_fault_with_its_keys() -> None:
+    text = (ROOT / "docs" / "faults.md").read_text()
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| (.*) \|$", text, re.MULTILINE)
+    keys = {name: row for names, row in rows for name in re.findall(r"`(\w+)`", names)}
+    shared = {each.name for each in fields(StreamFault)}
+    for name, kind in FAULTS.items():
+        own = {each.name for each in fields(kind)} - shared
+        assert own <= set(re.findall(r"`(\w+)`", keys[name])) or "as above" in keys[name], name
+    for key in shared:
+        assert f"`{key}=" in text
+
+
+@pytest.mark.parametrize("block", blocks("sh", "console"), ids=where)
+def test_the_faults_in_commands_are_accepted(block: Block) -> None:
+    for _, *words in commands(block):
+        for at, word in enumerate(words):
+            if word == "--fault":
+                parse_fault(words[at + 1])
 
 
 @pytest.mark.parametrize("name", ["proxy.md", "udp.md"])
