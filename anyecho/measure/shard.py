@@ -155,7 +155,7 @@ def core_of(options: BenchOptions, place: tuple[int, int]) -> tuple[str | None, 
     cores = sorted(os.sched_getaffinity(0) if options.cpu is None else parse_cores(options.cpu))
     if count > len(cores):
         have = "1 core" if len(cores) == 1 else f"{len(cores)} cores"
-        return options.cpu, f"the shards are not pinned: there are {count} on {have}"
+        return options.cpu, f"the shards share their cores: there are {count} on {have}"
     if options.cpu is None and count == len(cores):
         return str(cores[number]), "the load has every core of its machine: a server there shares them"
 

@@ -216,8 +216,8 @@ async def test_a_shard_that_is_late_for_the_start_says_so(server: Server) -> Non
         ({3, 5}, None, 2, ["3", "5"], "the load has every core of its machine: a server there shares them"),
         ({3, 5, 7}, None, 2, ["3", "5"], ""),
         ({3, 5}, "5,7", 2, ["5", "7"], ""),
-        ({3}, None, 2, [None, None], "the shards are not pinned: there are 2 on 1 core"),
-        ({3, 4}, "3-4", 3, ["3-4"] * 3, "the shards are not pinned: there are 3 on 2 cores"),
+        ({3}, None, 2, [None, None], "the shards share their cores: there are 2 on 1 core"),
+        ({3, 4}, "3-4", 3, ["3-4"] * 3, "the shards share their cores: there are 3 on 2 cores"),
         (None, None, 2, [None, None], "the shards are not pinned: this system cannot pin a process"),
     ],
 )
