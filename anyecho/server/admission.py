@@ -86,7 +86,8 @@ class Admission:
         self._stats = stats
         self._trusted = TrustedNetworks.parse(options.proxy_trusted)
         shared: dict[str, Any] = {"acquire_source": self._per_source.acquire, "advance": self._advance}
-        shared |= {name: or_infinite(getattr(options, name)) for name in ("linger", "max_bytes", "rate_limit")}
+        shared |= {name: or_infinite(getattr(options, name)) for name in ("linger", "rate_limit")}
+        shared["max_bytes"] = options.max_bytes or 0
         shared |= {"poller": poller, "tasks": tasks}
         self._events = EventsEngine(**shared) if isinstance(poller, Poller) else None
         self._engine = self._events or Engine(**shared)
