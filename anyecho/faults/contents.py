@@ -93,6 +93,7 @@ class Corrupt(StreamFault):
     """Bytes are changed, at one `offset` or at a `rate`. Each is logged, with its value before and after."""
 
     name: ClassVar[str] = "corrupt"
+    needs: ClassVar[tuple[str, ...]] = ("rate", "offset")
     carriers: ClassVar[tuple[str, ...]] = ("stream", "datagram")
     probable: ClassVar[tuple[str, ...]] = (*StreamFault.probable, "rate")
 

@@ -26,6 +26,7 @@ class Bandwidth(StreamFault):
     """At most `rate` bytes per second pass, in pieces of a tenth of a second."""
 
     name: ClassVar[str] = "bandwidth"
+    needs: ClassVar[tuple[str, ...]] = ("rate",)
     positive: ClassVar[tuple[str, ...]] = (*StreamFault.positive, "rate")
 
     rate: Rate | None = option(None, "Bytes per second.")
@@ -60,6 +61,7 @@ class SlowClose(StreamFault):
     """The end of the data arrives later by `delay`."""
 
     name: ClassVar[str] = "slow_close"
+    needs: ClassVar[tuple[str, ...]] = ("delay",)
 
     delay: Seconds = option(0.0, "The delay.")
 

@@ -93,6 +93,7 @@ class Cut(StreamFault):
     """The connection ends in the middle: a FIN, and over TLS no close_notify before it."""
 
     name: ClassVar[str] = "cut"
+    needs: ClassVar[tuple[str, ...]] = ("seconds", "bytes")
 
     seconds: Seconds | None = option(None, "When, counted from accept.")
     bytes: Size | None = option(None, "After how many bytes.")

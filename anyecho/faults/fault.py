@@ -49,6 +49,8 @@ class Fault:
     name: ClassVar[str]
     #: What it acts on: stream, datagram, tls.
     carriers: ClassVar[tuple[str, ...]] = ("stream",)
+    #: Options of which a specification must give at least one: without them it has no effect.
+    needs: ClassVar[tuple[str, ...]] = ()
     #: Options that must be more than 0.
     positive: ClassVar[tuple[str, ...]] = ("first", "on", "every")
     #: Options that are probabilities.

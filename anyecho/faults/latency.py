@@ -12,7 +12,9 @@ from typing import ClassVar
 
 from anyio import (
     BrokenResourceError,
+    BusyResourceError,
     CancelScope,
+    ClosedResourceError,
     EndOfStream,
     Event,
     current_time,
@@ -41,6 +43,7 @@ class Latency(StreamFault):
     name: ClassVar[str] = "latency"
 
     carriers: ClassVar[tuple[str, ...]] = ("stream", "datagram")
+    needs: ClassVar[tuple[str, ...]] = ("latency", "jitter")
 
     latency: Seconds = option(0.0, "The delay.")
     jitter: Seconds = option(0.0, "The most by which a delay differs, drawn for each chunk.")
@@ -173,7 +176,7 @@ class _Late(Spoiled[Latency]):
                     self._queued -= len(item)
                 self._queue.popleft()
                 self._wake()
-        except Exception as exc:  # for the next call
+        except (BrokenResourceError, BusyResourceError, ClosedResourceError) as exc:  # for the next call
             self._failure = exc
             self._queue.clear()
             self._queued = 0

@@ -63,6 +63,9 @@ def parse_fault(text: str) -> Fault:
         except ValueError as exc:
             raise UsageError(f"{name}: {key}: {exc}") from None
 
+    if kind.needs and not given.keys() & kind.needs:
+        raise UsageError(f"{name}: give {' or '.join(kind.needs)}")
+
     return kind(**given)
 
 

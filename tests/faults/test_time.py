@@ -30,7 +30,7 @@ from anyecho.faults import (
     Timeout,
     spoil,
 )
-from anyecho.faults.fault import Direction
+from anyecho.faults.fault import Direction, Spoiled
 from tests.support.memory import MemoryStream, memory_pair
 from tests.support.virtual_time import VIRTUAL_BACKENDS
 
@@ -247,3 +247,18 @@ async def test_faults_combine_in_any_order(tasks: TaskGroup) -> None:
     for each in (faults, faults[::-1]):
         arrivals = await Line("downstream", tasks, *each).arrivals(send)
         assert arrivals == [(1.0, b"abc"), (1.5, b"def"), (1.5, b"")]
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+async def test_a_fault_that_is_replaced_acts_on_the_next_chunk(direction: Direction, tasks: TaskGroup) -> None:
+    one = line(Latency(latency=1, stream=direction), tasks)
+    assert isinstance(one.spoiled, Spoiled)
+    wrapper = one.spoiled
+
+    async def send(stream: ByteStream) -> None:
+        await stream.send(b"a")
+        await sleep(0.5)
+        wrapper.fault = Latency(latency=2, stream=direction)
+        await stream.send(b"b")
+
+    assert await one.arrivals(send) == [(1.0, b"a"), (2.5, b"b"), (2.5, b"")]
