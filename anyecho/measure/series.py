@@ -24,7 +24,7 @@ from anyecho.measure.find_rate import RateSearch, parse_condition
 from anyecho.measure.options import BenchOptions
 from anyecho.measure.outcome import Measured, result_of
 from anyecho.measure.own_server import OwnServer, open_own_server, placement
-from anyecho.measure.result import RunResult
+from anyecho.measure.result import Load, RunResult
 from anyecho.measure.series_options import Engine, OwnServerOptions, SeriesOptions
 
 _ENGINES: tuple[Engine, ...] = ("events", "tasks")
@@ -180,16 +180,11 @@ async def run_cell(cell: Cell, measure: Measure, control: BenchControl) -> RunRe
     if cell.address is not None:
         return await measure(cell.address, cell.options, control)
 
-    options, connect = cell.options, cell.options.connect
-    cores = placement(options.cpu, cell.processes)
-    if cell.server.carrier == "tls" and connect.tls.cacert is None:
-        # The certificate is made for this run, and its CA is known to the server only.
-        connect = replace(connect, tls=replace(connect.tls, insecure=True))
-    options = replace(options, cpu=cores.load, connect=connect)
+    cores = placement(cell.options.cpu, cell.processes)
     async with AsyncExitStack() as opened:
         started: list[OwnServer] = []
         with control.interruptible():
-            opening = open_own_server(cell.server, family=connect.family, core=cores.server)
+            opening = open_own_server(cell.server, family=cell.options.connect.family, core=cores.server)
             started.append(await opened.enter_async_context(opening))
         if not started:
             return _unmeasured(cell, "interrupted", interrupted=True)
@@ -197,23 +192,33 @@ async def run_cell(cell: Cell, measure: Measure, control: BenchControl) -> RunRe
         [server] = started
         control.server_cpu = server.cpu_ns
         try:
-            result = await measure(server.address, options, control)
+            result = await measure(server.address, _for_own_server(cell, cores.load), control)
         except StartError as exc:
             raise type(exc)(server.failure() or str(exc)) from exc
         finally:
             control.server_cpu = lambda: None
         failure = server.failure()
 
+    notes = (*result.notes, cores.note)
+    return replace(result, load=_shown(result.load, cell), error=failure or result.error, notes=notes)
+
+
+def _for_own_server(cell: Cell, cores: str | None) -> BenchOptions:
+    connect = cell.options.connect
+    if cell.server.carrier == "tls" and connect.tls.cacert is None:
+        # The certificate is made for this run, and its CA is known to the server only.
+        connect = replace(connect, tls=replace(connect.tls, insecure=True))
+    return replace(cell.options, cpu=cores, connect=connect)
+
+
+def _shown(load: Load, cell: Cell) -> Load:
+    """Return `load` with the address and the server that results have."""
+    if cell.address is not None:
+        return load
+
+    server = cell.server
     return replace(
-        result,
-        load=replace(
-            result.load,
-            address=cell.shown_address,
-            server_backend=cell.server.server_backend,
-            server_engine=cell.server.engine,
-        ),
-        error=failure or result.error,
-        notes=(*result.notes, cores.note),
+        load, address=cell.shown_address, server_backend=server.server_backend, server_engine=server.engine
     )
 
 
@@ -221,8 +226,6 @@ def _unmeasured(cell: Cell, error: str, *, interrupted: bool = False) -> RunResu
     """Return the result of a run of `cell` that did not begin."""
     address = parse_address(cell.shown_address)
     load = load_of(address, cell.options, connections=cell.options.connections)
-    if cell.address is None:
-        load = replace(load, server_backend=cell.server.server_backend, server_engine=cell.server.engine)
     measured = Measured(
         records=(),
         start=0,
@@ -237,4 +240,4 @@ def _unmeasured(cell: Cell, error: str, *, interrupted: bool = False) -> RunResu
         failure=error,
         interrupted=interrupted,
     )
-    return result_of(measured, load)
+    return result_of(measured, _shown(load, cell))
