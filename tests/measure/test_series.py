@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from anyecho.errors import ConnectError, StartError, UsageError
 from anyecho.measure import series
@@ -19,6 +21,7 @@ from anyecho.measure.series import Cell, Plan, in_rounds, plan_of, run_plan
 from anyecho.measure.series_options import OwnServerOptions, SeriesOptions
 from anyecho.measure.series_text import series_lines
 from tests.measure.results import document, load, result
+from tests.measure.schema import PATH
 
 OPTIONS = BenchOptions(requests=10, warmup=0.0)
 
@@ -76,6 +79,13 @@ async def measured(
 
     await run_plan(plan, measure, control, lambda cell, run: results.append(run))
     return results
+
+
+def check_json(results: list[RunResult]) -> None:
+    """Check that the JSON of `results` is valid, and read again without a loss."""
+    text = document(*results).to_json()
+    Draft202012Validator(json.loads(PATH.read_text())).validate(json.loads(text))
+    assert Document.from_json(text) == document(*results)
 
 
 def names(results: list[RunResult]) -> list[tuple[int | None, str]]:
@@ -160,9 +170,8 @@ async def test_a_server_that_does_not_start_ends_its_cell_only(servers: dict[str
     ]
     others = [name for name in names(runs) if name[1] != "trio"]
     assert len(others) == len(set(others)) * 2 == (len({cell.server.server_backend for cell in PLANNED}) - 1) * 8
-    text = document(*runs)
-    assert Document.from_json(text.to_json()) == text
-    lines = series_lines(text)
+    check_json(runs)
+    lines = series_lines(document(*runs))
     assert [line for line in lines if line.endswith("  failed: cannot start a server: no trio")]
     assert any(line.startswith("ratio to asyncio server, events engine") for line in lines)
 
@@ -223,7 +232,8 @@ async def test_an_interrupt_keeps_the_results_and_marks_the_last(servers: dict[s
     runs = await measured(plan(repeat=5), on_run=interrupt)
     assert [run.interrupted for run in runs] == [False, False, False, True]
     assert [run.round for run in runs] == [0, 1, 2, 2]
-    assert Document.from_json(document(*runs).to_json()).runs[-1].error == "interrupted"
+    assert runs[-1].error == "interrupted"
+    check_json(runs)
 
 
 async def test_an_interrupt_before_the_server_accepts_is_a_marked_result() -> None:
