@@ -5,10 +5,9 @@ Here a datagram is what a connection is for a stream: it is numbered, chosen and
 
 from __future__ import annotations
 
-__all__ = ("DatagramFault", "DatagramPlan", "Duplicate", "Loss", "Reorder", "Truncate")
+__all__ = ("DatagramFault", "Duplicate", "Loss", "Reorder", "Truncate")
 
 from abc import abstractmethod
-from collections.abc import Iterable
 from dataclasses import dataclass
 from random import Random
 from typing import ClassVar
@@ -91,28 +90,3 @@ class Truncate(DatagramFault):
 
     def alter_datagrams(self, random: Random) -> Alter:
         return lambda due, datagram: [(due, datagram[: self.bytes])]
-
-
-class DatagramPlan:
-    """The replies to each datagram of a listener. Repeats with `seed`."""
-
-    def __init__(self, faults: Iterable[Fault], seed: int) -> None:
-        self._number = 0
-        self._alterations: list[tuple[Fault, Random, Alter]] = []
-        for place, fault in enumerate(faults):
-            if "datagram" in fault.carriers:
-                random = Random(f"{seed}/datagrams/{place}")
-                self._alterations.append((fault, random, fault.alter_datagrams(random)))
-
-    def __bool__(self) -> bool:
-        return bool(self._alterations)
-
-    def replies(self, now: float, datagram: bytes) -> list[tuple[float, bytes]]:
-        """Return what is sent in reply to the next datagram, each reply with the time when it is due."""
-        self._number += 1
-        found = [(now, datagram)]
-        for fault, random, alter in self._alterations:
-            if fault.is_drawn(self._number, random):
-                found = [altered for due, reply in found for altered in alter(due, reply)]
-
-        return found

@@ -21,6 +21,7 @@ from anyio.abc import ByteStream, TaskGroup
 from anyio.lowlevel import checkpoint
 
 from anyecho.errors import UsageError
+from anyecho.net.tls.generated import Flaw
 from anyecho.options import documented, option
 from anyecho.streams.passthrough import Passthrough
 from anyecho.validation import check_types
@@ -49,6 +50,10 @@ class Fault:
     name: ClassVar[str]
     #: What it acts on: stream, datagram, tls.
     carriers: ClassVar[tuple[str, ...]] = ("stream",)
+    #: The flaw of the certificate that the server presents instead of its own.
+    flaw: ClassVar[Flaw | None] = None
+    #: Whether the connection ends without close_notify.
+    omits_close_notify: ClassVar[bool] = False
     #: Options of which a specification must give at least one: without them it has no effect.
     needs: ClassVar[tuple[str, ...]] = ()
     #: Options that must be more than 0.
@@ -84,6 +89,9 @@ class Fault:
         It owns `stream`. `tasks` must outlive it; without them, a delay makes `send` wait.
         """
         return stream
+
+    async def before_handshake(self) -> None:
+        """Called by the server before it answers a ClientHello."""
 
     def alter_datagrams(self, random: Random) -> Alter:
         """Return the function that alters each datagram. Only for faults of datagrams."""

@@ -6,7 +6,7 @@ place of the fault in the list. So a run repeats, and a further fault changes no
 
 from __future__ import annotations
 
-__all__ = ("Drawn", "FaultPlan", "new_seed", "spoil", "wrap_all")
+__all__ = ("DatagramPlan", "Drawn", "FaultPlan", "new_seed", "spoil", "wrap_all")
 
 import secrets
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from anyio.abc import ByteStream, TaskGroup
 
-from anyecho.faults.fault import Fault
+from anyecho.faults.fault import Alter, Fault
 
 
 class Drawn(NamedTuple):
@@ -52,6 +52,31 @@ class FaultPlan:
         """Return the faults of the next connection."""
         self.connections += 1
         return _draw(self.faults, self.seed, self.connections)
+
+
+class DatagramPlan:
+    """The replies to each datagram of a listener. Repeats with `seed`."""
+
+    def __init__(self, faults: Iterable[Fault], seed: int) -> None:
+        self._number = 0
+        self._alterations: list[tuple[Fault, Random, Alter]] = []
+        for place, fault in enumerate(faults):
+            if "datagram" in fault.carriers:
+                random = Random(f"{seed}/datagrams/{place}")
+                self._alterations.append((fault, random, fault.alter_datagrams(random)))
+
+    def __bool__(self) -> bool:
+        return bool(self._alterations)
+
+    def replies(self, now: float, datagram: bytes) -> list[tuple[float, bytes]]:
+        """Return what is sent in reply to the next datagram, each reply with the time when it is due."""
+        self._number += 1
+        found = [(now, datagram)]
+        for fault, random, alter in self._alterations:
+            if fault.is_drawn(self._number, random):
+                found = [altered for due, reply in found for altered in alter(due, reply)]
+
+        return found
 
 
 def wrap_all(stream: ByteStream, drawn: Iterable[Drawn], tasks: TaskGroup | None = None) -> ByteStream:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 __all__ = (
-    "CertificateFault",
     "ExpiredCertificate",
     "NoCloseNotify",
     "SelfSignedCertificate",
     "StalledHandshake",
     "TLSFault",
     "WrongNameCertificate",
-    "flaws",
 )
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from random import Random
 from typing import ClassVar
 
+from anyio import sleep, sleep_forever
 from anyio.abc import ByteStream, TaskGroup
 from anyio.lowlevel import checkpoint
 
@@ -45,6 +43,9 @@ class StalledHandshake(TLSFault):
 
     seconds: Seconds | None = option(None, "How long; off: for ever.")
 
+    async def before_handshake(self) -> None:
+        await (sleep_forever() if self.seconds is None else sleep(self.seconds))
+
 
 @documented
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,7 @@ class NoCloseNotify(TLSFault):
     """The connection ends with a FIN without close_notify, as if it were truncated."""
 
     name: ClassVar[str] = "no_close_notify"
+    omits_close_notify: ClassVar[bool] = True
 
     def wrap(self, stream: ByteStream, random: Random, tasks: TaskGroup | None = None) -> ByteStream:
         return _Unannounced(stream)
@@ -65,40 +67,28 @@ class _Unannounced(Passthrough):
         await cut(self.stream)
 
 
-@dataclass(frozen=True, kw_only=True)
-class CertificateFault(TLSFault):
-    """The server presents a certificate with a flaw."""
-
-    flaw: ClassVar[Flaw]
-
-
-def flaws(faults: Iterable[Fault]) -> set[Flaw]:
-    """Return the flaws of the certificates that `faults` need."""
-    return {fault.flaw for fault in faults if isinstance(fault, CertificateFault)}
-
-
 @documented
 @dataclass(frozen=True, kw_only=True)
-class ExpiredCertificate(CertificateFault):
+class ExpiredCertificate(TLSFault):
     """The certificate has expired. Needs the generated CA, which signs it: `ssl_self_signed`."""
 
     name: ClassVar[str] = "expired_certificate"
-    flaw: ClassVar[Flaw] = "expired"
+    flaw: ClassVar[Flaw | None] = "expired"
 
 
 @documented
 @dataclass(frozen=True, kw_only=True)
-class WrongNameCertificate(CertificateFault):
+class WrongNameCertificate(TLSFault):
     """The certificate is for another host. Needs the generated CA, which signs it: `ssl_self_signed`."""
 
     name: ClassVar[str] = "wrong_name_certificate"
-    flaw: ClassVar[Flaw] = "wrong_name"
+    flaw: ClassVar[Flaw | None] = "wrong_name"
 
 
 @documented
 @dataclass(frozen=True, kw_only=True)
-class SelfSignedCertificate(CertificateFault):
+class SelfSignedCertificate(TLSFault):
     """The certificate is signed by itself, and by no CA that a client trusts."""
 
     name: ClassVar[str] = "self_signed_certificate"
-    flaw: ClassVar[Flaw] = "self_signed"
+    flaw: ClassVar[Flaw | None] = "self_signed"

@@ -17,7 +17,6 @@ from anyio.abc import TaskGroup
 from anyecho.echo import echo
 from anyecho.errors import StartError
 from anyecho.faults.plan import FaultPlan
-from anyecho.faults.tls import CertificateFault
 from anyecho.handlers import Handler
 from anyecho.net.accept import AcceptLimit
 from anyecho.net.names import peer_name, remote_address
@@ -146,7 +145,7 @@ class Admission:
         if policy.certificates:
             context = policy.certificates.context
             for fault, _ in drawn:
-                if isinstance(fault, CertificateFault):
+                if fault.flaw is not None:
                     context = policy.certificates.flawed(fault.flaw)
             records = Records(context, server_side=True)
         if drawn or self._handler is not echo:

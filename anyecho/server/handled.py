@@ -11,11 +11,10 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from anyio import BrokenResourceError, ClosedResourceError, EndOfStream, create_task_group, sleep, sleep_forever
+from anyio import BrokenResourceError, ClosedResourceError, EndOfStream, create_task_group
 
 from anyecho.faults.fault import logger as fault_logger
 from anyecho.faults.plan import Drawn, wrap_all
-from anyecho.faults.tls import NoCloseNotify, StalledHandshake
 from anyecho.handlers import Handler
 from anyecho.net.stream import PolledStream
 from anyecho.net.tls.records import Records
@@ -70,13 +69,12 @@ class HandlerConnection(TaskConnection):
 
     async def _shake_hands(self, stream: TLSStream) -> None:
         for fault, _ in self._faults:
-            if isinstance(fault, StalledHandshake):
-                await (sleep_forever() if fault.seconds is None else sleep(fault.seconds))
+            await fault.before_handshake()
         await super()._shake_hands(stream)
 
     async def _close(self) -> None:
         stream = self._stream
-        if isinstance(stream, TLSStream) and any(isinstance(fault, NoCloseNotify) for fault, _ in self._faults):
+        if isinstance(stream, TLSStream) and any(fault.omits_close_notify for fault, _ in self._faults):
             await self._linger(stream.without_tls())
         else:
             await super()._close()

@@ -13,8 +13,7 @@ from functools import partial
 from anyio import CancelScope, Event, create_task_group
 
 from anyecho.address import UDPAddress
-from anyecho.faults.datagrams import DatagramPlan
-from anyecho.faults.plan import FaultPlan
+from anyecho.faults.plan import DatagramPlan, FaultPlan
 from anyecho.net.accept import Acceptor
 from anyecho.net.listen import Listener
 from anyecho.net.poller import Fallback, Poller

@@ -20,7 +20,6 @@ from anyecho.clock import run_within
 from anyecho.echo import echo
 from anyecho.errors import UsageError, unwrap_single
 from anyecho.faults.plan import new_seed
-from anyecho.faults.tls import flaws
 from anyecho.handlers import Handler
 from anyecho.net.listen import Listener, open_listeners
 from anyecho.net.poller import Fallback, Poller, open_poller
@@ -109,8 +108,9 @@ async def open_server(
         if over_tls := [address for address in wanted if address.tls]:
             certificates = Certificates(options.tls, over_tls)
             opened.callback(certificates.close)
-            for flaw in flaws(options.faults):
-                certificates.flawed(flaw)  # made now, because it may fail
+            for fault in options.faults:
+                if fault.flaw is not None:
+                    certificates.flawed(fault.flaw)  # made now, because it may fail
         listeners = await open_listeners(wanted, backlog=options.backlog, options=options.socket)
         for listener in listeners:
             opened.callback(listener.close)

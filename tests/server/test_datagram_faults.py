@@ -11,7 +11,7 @@ from anyio import fail_after, to_thread
 
 from anyecho.address import UDPAddress
 from anyecho.faults import Corrupt, Duplicate, Fault, Latency, Loss, Reorder, Truncate
-from anyecho.faults.datagrams import DatagramPlan
+from anyecho.faults.plan import DatagramPlan
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
 from tests.support.peers import SOON, converse, dial
