@@ -124,6 +124,7 @@ def test_every_server_socket_and_tls_option_has_help() -> None:
 
     # A flag cannot hold a Python object; the command line sets `from_environment` itself.
     assert {name for name, _ in described(ServeOptions)} == plain - {
+        "authority",
         "context",
         "from_environment",
         "faults",

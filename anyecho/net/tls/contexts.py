@@ -57,6 +57,9 @@ class TLSServerOptions:
     ssl_self_signed: bool = option(
         False, "Generate a CA and a certificate for this run only (needs trustme).", negative=()
     )
+    authority: GeneratedAuthority | None = option(
+        None, "The CA for `ssl_self_signed`, in place of a new one.", flag=False
+    )
     context: ssl.SSLContext | None = option(
         None, "A context of the caller's own, in place of the files.", flag=False
     )
@@ -66,6 +69,8 @@ class TLSServerOptions:
         if self.ssl_self_signed and self.ssl_certfile:
             both = ("ssl_self_signed", "ssl_certfile")
             raise UsageError("ssl_self_signed and ssl_certfile exclude each other", options=both)
+        if self.authority and not self.ssl_self_signed:
+            raise UsageError("authority needs ssl_self_signed", options=("authority", "ssl_self_signed"))
         for name in ("ssl_keyfile", "ssl_keyfile_password_file"):
             if getattr(self, name) and not self.ssl_certfile:
                 raise UsageError(f"{name} needs ssl_certfile", options=(name, "ssl_certfile"))
@@ -239,7 +244,7 @@ class Certificates:
         return context
 
     def _self_signed(self, addresses: Sequence[Address]) -> ssl.SSLContext:
-        self._authority = authority = GeneratedAuthority()
+        self._authority = authority = self._options.authority or GeneratedAuthority()
         names = {"localhost", "127.0.0.1", "::1"}
         for address in addresses:
             if isinstance(address, TCPAddress):

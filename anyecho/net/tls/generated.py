@@ -10,6 +10,7 @@ __all__ = ("Flaw", "GeneratedAuthority")
 import ssl
 from collections.abc import Collection
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 from anyecho.errors import CertificateError
@@ -33,11 +34,25 @@ class GeneratedAuthority:
 
         self._trustme = trustme
         self._ca = trustme.CA()
+        #: The file that `save` has written.
+        self.cacert: Path | None = None
 
     @property
     def pem(self) -> bytes:
         """The certificate of the CA, for clients to trust."""
         return self._ca.cert_pem.bytes()
+
+    def save(self, path: Path) -> None:
+        """Write the certificate of the CA to `path`, for clients that need a file to trust."""
+        path.write_bytes(self.pem)
+        self.cacert = path
+
+    def client_context(self) -> ssl.SSLContext:
+        """Return a new context for clients. It trusts only this CA, and verifies the name of the server."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        self._ca.configure_trust(context)
+        return context
 
     def configure(self, context: ssl.SSLContext, names: Collection[str], flaw: Flaw | None = None) -> None:
         """Load a new certificate for `names` into `context`. Of a `flaw`, only that is wrong."""

@@ -18,6 +18,7 @@ import pytest
 from anyecho.address import TCPAddress
 from anyecho.errors import CertificateError, UsageError
 from anyecho.net.tls.contexts import Certificates, TLSClientOptions, TLSServerOptions, client_context
+from anyecho.net.tls.generated import GeneratedAuthority
 from tests.support.certificates import Files, files_in
 
 HERE = [TCPAddress(host="127.0.0.1", port=0, tls=True)]
@@ -38,6 +39,7 @@ def encrypted(files: Files) -> Path:
         ({"ssl_keyfile": "key.pem"}, "ssl_keyfile needs ssl_certfile"),
         ({"ssl_keyfile_password_file": "word"}, "ssl_keyfile_password_file needs ssl_certfile"),
         ({"ssl_self_signed": True, "ssl_certfile": "cert.pem"}, "exclude each other"),
+        ({"authority": GeneratedAuthority()}, "authority needs ssl_self_signed"),
         ({"ssl_ca_certs": "ca.pem"}, "ssl_ca_certs needs ssl_cert_reqs"),
         ({"ssl_cert_reqs": "required"}, "ssl_cert_reqs required needs ssl_ca_certs"),
         ({"ssl_certfile": ""}, "ssl_certfile is empty"),
@@ -237,6 +239,19 @@ def test_a_self_signed_certificate_is_valid_for_the_hosts_of_the_listeners() -> 
     finally:
         certificates.close()
     assert not certificates.cacert.exists()
+
+
+def test_servers_with_one_generated_ca_give_it_to_clients(tmp_path: Path) -> None:
+    authority = GeneratedAuthority()
+    authority.save(tmp_path / "ca.pem")
+    assert authority.cacert is not None
+    for _ in range(2):
+        certificates = Certificates(TLSServerOptions(ssl_self_signed=True, authority=authority), HERE)
+        try:
+            assert certificates.cacert is not None
+            assert certificates.cacert.read_bytes() == authority.cacert.read_bytes()
+        finally:
+            certificates.close()
 
 
 @pytest.mark.parametrize("host", ["my_host", "localhost..", "x" * 64])
