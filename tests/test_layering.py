@@ -40,7 +40,9 @@ LAYERS = {
     "client": 5,
     "server": 5,
     "measure": 6,
+    "threaded": 6,
     "cli": 7,
+    "pytest_plugin": 7,
     "__main__": 8,
     "": 9,
 }
@@ -104,6 +106,7 @@ FOLDERS = {
         "unused",
         "phases",
         "reasons",
+        "recorder",
         "stats",
         "limits",
         "peer_log",
@@ -227,6 +230,7 @@ RESTRICTED = {
 #: are extras; ctypes is missing from a Python that was built without libffi; rich is slow to import, and needed for
 #: help only.
 MAY_IMPORT_LATE = (
+    "pytest_plugin",
     "cli.bench",
     "cli.report",
     "cli.ping",

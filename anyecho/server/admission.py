@@ -15,7 +15,7 @@ from anyio import Event
 from anyio.abc import TaskGroup
 
 from anyecho.echo import echo
-from anyecho.errors import StartError
+from anyecho.errors import StartError, UsageError
 from anyecho.faults.plan import FaultPlan
 from anyecho.handlers import Handler
 from anyecho.net.accept import AcceptLimit
@@ -33,6 +33,7 @@ from anyecho.server.options import ServeOptions
 from anyecho.server.phases import CLOSED, HANDSHAKE, HEADER, OPEN, Phase
 from anyecho.server.reaper import PhaseTimeout
 from anyecho.server.reasons import CloseReason
+from anyecho.server.recorder import Recorder
 from anyecho.server.stats import Peer, Stats
 from anyecho.server.tasks import TaskConnection
 from anyecho.server.tls_events import CappedTLSEventConnection, TLSEventConnection
@@ -119,6 +120,8 @@ class Admission:
         self._stats.active += 1
         self._limit.acquire()
         self.connections.add(connection)
+        if self._engine.recorder is not None:
+            self._engine.recorder.begin(connection, sockaddr)
         if policy.certificates:
             self.handshakes.acquire()
         if policy.versions is None:
@@ -126,6 +129,15 @@ class Admission:
         else:
             self.timeouts[HEADER].enter(connection)
             connection.start_proxied(sockaddr, policy.versions)
+
+    def record(self) -> Recorder:
+        """Keep a record of each connection from now on. Connections then need a task."""
+        if self._options.engine == "events":
+            text = "a record needs a task for each connection: engine must be auto or tasks"
+            raise UsageError(text, options=("engine",))
+
+        self._engine.recorder = self._engine.recorder or Recorder()
+        return self._engine.recorder
 
     def peers(self) -> list[Peer]:
         """Return the peers of all established connections."""
@@ -160,9 +172,10 @@ class Admission:
         return (CappedTLSEventConnection if capped else TLSEventConnection)(sock, self._events, records)
 
     def _needs_task(self) -> bool:
-        """Whether a wrapped stream is needed, for a rate limit or a debug log."""
+        """Whether a wrapped stream is needed, for a rate limit, a record or a debug log."""
         if self._options.engine == "auto":
-            return self._options.rate_limit is not None or logger.isEnabledFor(logging.DEBUG)
+            wrapped = self._options.rate_limit is not None or self._engine.recorder is not None
+            return wrapped or logger.isEnabledFor(logging.DEBUG)
 
         return self._options.engine == "tasks"
 
@@ -191,6 +204,8 @@ class Admission:
         received, sent = connection.totals
         stats.bytes_received += received
         stats.bytes_sent += sent
+        if self._engine.recorder is not None:
+            self._engine.recorder.end(connection, str(connection.reason))
         if not self.connections:
             self._empty.set()
             self._empty = Event()

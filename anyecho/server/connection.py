@@ -29,6 +29,7 @@ from anyecho.net.tls.stream import TLSStream
 from anyecho.server.peer_log import LoggedPeer, ProxiedSource
 from anyecho.server.phases import CLOSED, CLOSING, HANDSHAKE, HEADER, OPEN, Phase
 from anyecho.server.reasons import CLOSED_BY_SERVER, NETWORK_ERRORS, CloseReason, reason_for
+from anyecho.server.recorder import Recorder
 from anyecho.throttle import ThrottledLog
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ class Engine:
     acquire_source: Callable[[Connection, Any], bool]
     #: Moves a connection on to a later phase, with its slots and time limit.
     advance: Callable[[Connection, Phase], None]
+    #: Keeps a record of each connection; None: there are no records.
+    recorder: Recorder | None = None
     #: Held by a task during one step of its handshake and one pass of the event loop. Without it, a hundred
     #: simultaneous handshakes would block all other tasks for their total time.
     handshake_lock: Lock = field(init=False, default_factory=lambda: Lock(fast_acquire=True))

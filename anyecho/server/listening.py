@@ -5,14 +5,14 @@ Accepted connections are passed on to `Admission`.
 
 from __future__ import annotations
 
-__all__ = ("Listening",)
+__all__ = ("Listening", "describe")
 
 from collections.abc import Sequence
 from functools import partial
 
 from anyio import CancelScope, Event, create_task_group
 
-from anyecho.address import UDPAddress
+from anyecho.address import Address, TCPAddress, UDPAddress
 from anyecho.faults.plan import DatagramPlan, FaultPlan
 from anyecho.net.accept import Acceptor
 from anyecho.net.listen import Listener
@@ -109,3 +109,13 @@ class Listening:
             self._poller.unregister(listener.sock)
             listener.stop()
         self._scope.cancel()
+
+
+def describe(requested: Address, bound: Address) -> str:
+    """Return the text of an address for the log: ``localhost port 10000``, the format of the original example."""
+    if isinstance(requested, TCPAddress) and isinstance(bound, TCPAddress):
+        return f"{requested.host or '*'} port {bound.port}"
+    if isinstance(requested, UDPAddress) and isinstance(bound, UDPAddress):
+        return f"{requested.host or '*'} port {bound.port} (UDP)"
+
+    return str(bound)

@@ -26,10 +26,11 @@ from anyecho.net.poller import Fallback, Poller, open_poller
 from anyecho.net.tls.contexts import Certificates
 from anyecho.server.admission import Admission
 from anyecho.server.limits import ConnectionLimit, cap_by_fd_limit, descriptor_limit
-from anyecho.server.listening import Listening
+from anyecho.server.listening import Listening, describe
 from anyecho.server.options import ServeOptions
 from anyecho.server.reaper import Reaper
 from anyecho.server.reasons import CloseReason
+from anyecho.server.recorder import Recorder
 from anyecho.server.stats import Peer, Stats
 from anyecho.server.unused import check_all
 from anyecho.units import or_infinite
@@ -183,7 +184,7 @@ class Server:
             names = ", ".join(fault.name for fault in self.options.faults)
             logger.warning("this server misbehaves on purpose: %s, seed %d", names, self.seed)
         for requested, listener in {listener.requested: listener for listener in self._listeners}.items():
-            logger.info("starting up on %s", _describe(requested, listener.address))
+            logger.info("starting up on %s", describe(requested, listener.address))
 
         self._tasks.start_soon(self._listening.run)
         for sweep in (self._reaper, *self._admission.timeouts.values()):
@@ -285,16 +286,14 @@ class Server:
         for connection in list(self._connections):
             connection.request_close(reason)
 
+    def record_connections(self) -> Recorder:
+        """Keep a record of each connection accepted from now on, for a test. Each then has a task.
+
+        Raises:
+            UsageError: `options.engine` is ``events``.
+        """
+        return self._admission.record()
+
     def peers(self) -> list[Peer]:
         """Return all connected peers, at most `max_connections`, without those whose handshake is incomplete."""
         return self._admission.peers()
-
-
-def _describe(requested: Address, bound: Address) -> str:
-    """Return the text of an address for the log: ``localhost port 10000``, the format of the original example."""
-    if isinstance(requested, TCPAddress) and isinstance(bound, TCPAddress):
-        return f"{requested.host or '*'} port {bound.port}"
-    if isinstance(requested, UDPAddress) and isinstance(bound, UDPAddress):
-        return f"{requested.host or '*'} port {bound.port} (UDP)"
-
-    return str(bound)

@@ -89,6 +89,8 @@ class TaskConnection(Connection):
             stream = Capped(stream, self.engine.max_bytes)
         if not math.isinf(self.engine.rate_limit):
             stream = Paced(stream, self.engine.rate_limit)
+        if self.engine.recorder is not None:
+            stream = self.engine.recorder.wrap(self, stream)
         if logger.isEnabledFor(logging.DEBUG):
             stream = Transcript(stream, partial(log_chunk, logger, extra={"peer": self.name}))
 
