@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from anyecho.server.server import serve as serve
     from anyecho.server.stats import Peer as Peer
     from anyecho.server.stats import Stats as Stats
+    from anyecho.threaded import ThreadedServer as ThreadedServer
+    from anyecho.threaded import threaded_server as threaded_server
 
 _MODULES = {
     "anyecho.address": "Address FDAddress TCPAddress UDPAddress UnixAddress parse_address",
@@ -66,6 +68,7 @@ _MODULES = {
     "anyecho.server.options": "ServeOptions",
     "anyecho.server.server": "Server open_server serve",
     "anyecho.server.stats": "Peer Stats",
+    "anyecho.threaded": "ThreadedServer threaded_server",
 }
 _MODULE_OF = {name: home for home, names in _MODULES.items() for name in names.split()}
 

@@ -27,6 +27,7 @@ from anyecho.net.tls.contexts import Certificates
 from tests.net.pairs import raw_pair, reset, stream_over
 from tests.support.certificates import files_in
 from tests.support.machine import skip
+from tests.support.process import wait_until
 
 TCP, ABSENT = "tcp://127.0.0.1:0", "/absent/file"
 EXPORTED = [getattr(anyecho, name) for name in anyecho.__all__]
@@ -36,6 +37,7 @@ CONTRACTS: list[Any] = [
     *(each for each in EXPORTED if is_dataclass(each) and hasattr(each, "__post_init__")),
     *(each for name, each in vars(anyecho.Client).items() if not name.startswith("_")),
     *(each for name, each in vars(anyecho.Server).items() if not name.startswith("_")),
+    *(each for name, each in vars(anyecho.ThreadedServer).items() if not name.startswith("_")),
     *(Certificates.reload, BenchOptions, run_bench, Ping, Ping.run, PingOptions),
 ]
 
@@ -62,6 +64,11 @@ Provocations: TypeAlias = dict[type[BaseException], Callable[[Scene], Any]]
 async def run_server(*addresses: str, **options: Any) -> None:
     async with anyecho.open_server(*addresses, **options) as server:
         await server.wait_closed()
+
+
+async def run_threaded(*addresses: str, **options: Any) -> None:
+    with anyecho.threaded_server(*addresses, **options) as server:
+        wait_until(lambda: not server._running)
 
 
 async def send(client: anyecho.Client, payload: Any) -> None:
@@ -174,6 +181,30 @@ def without_descriptors(s: Scene) -> None:
     anyecho.run(run_server)
 
 
+def with_thread(call: Call, *addresses: str) -> Call:
+    """Return what raises the error of `call` with a server in a thread of its own."""
+
+    async def provoke(_: Scene) -> None:
+        with anyecho.threaded_server(*addresses) as server:
+            result = call(server)
+            if inspect.isawaitable(result):
+                await result
+
+    return provoke
+
+
+async def record_with_events(_: Scene) -> None:
+    if not has_epoll():
+        skip("epoll")
+    async with anyecho.open_server(TCP, options=anyecho.ServeOptions(engine="events")) as server:
+        server.record_connections()
+
+
+def without_uvloop(s: Scene) -> Any:
+    s.patch.setattr(backends, "find_spec", lambda _: None)
+    return run_threaded(backend="uvloop")
+
+
 async def ask_for_port(_: Scene) -> int:
     async with anyecho.open_server(TCP, TCP) as server:
         return server.port
@@ -226,6 +257,24 @@ TABLE: dict[Any, Provocations] = {
     anyecho.Server.drain: in_another_thread(lambda server: server.drain().send(None)),
     anyecho.Server.wait_closed: in_another_thread(lambda server: server.wait_closed().send(None)),
     anyecho.Server.port: {anyecho.UsageError: ask_for_port},
+    anyecho.Server.record_connections: {anyecho.UsageError: record_with_events},
+    anyecho.threaded_server: serving(run_threaded) | {anyecho.BackendError: without_uvloop},
+    anyecho.ThreadedServer.host: {
+        anyecho.UsageError: with_thread(lambda server: server.host, "unix:@anyecho-test")
+    },
+    anyecho.ThreadedServer.port: {anyecho.UsageError: with_thread(lambda server: server.port, TCP, TCP)},
+    anyecho.ThreadedServer.wait_for_connections: {
+        TimeoutError: with_thread(lambda server: server.wait_for_connections(1, 0.01))
+    },
+    anyecho.ThreadedServer.wait_until: {
+        TimeoutError: with_thread(lambda server: server.wait_until(lambda: False, 0.01))
+    },
+    anyecho.ThreadedServer.await_for_connections: {
+        TimeoutError: with_thread(lambda server: server.await_for_connections(1, 0.01))
+    },
+    anyecho.ThreadedServer.await_until: {
+        TimeoutError: with_thread(lambda server: server.await_until(lambda: False, 0.01))
+    },
     run_bench: {
         anyecho.AddressError: lambda _: run_bench("nonsense"),
         anyecho.UsageError: lambda _: run_bench("udp://localhost:1", BenchOptions(size=1)),
