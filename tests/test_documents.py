@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -91,7 +92,7 @@ def commands(block: Block) -> list[list[str]]:
 
 def test_every_block_is_of_a_kind_that_is_tested() -> None:
     assert {each.language for each in blocks()} == {"console", "ini", "python", "sh", "yaml"}
-    assert (len(PAIR), len(TEST_SUITES)) == (2, 2)
+    assert (len(PAIR), len(TEST_SUITES)) == (2, 5)
     assert {each.language for each in blocks(of=[*(ROOT / "docs").glob("[A-Z]*.md"), *ROOT.glob("C*.md")])} == {
         "sh",
         "text",
@@ -117,17 +118,19 @@ def test_the_server_and_the_client_talk_to_each_other(short_path: Path, processe
 def test_the_examples_of_a_test_suite_pass(block: Block, tmp_path: Path) -> None:
     (tmp_path / "test_example.py").write_text(block.text)
     command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", "--rootdir", "."]
+    if find_spec("pytest_asyncio"):
+        command += ["-o", "asyncio_default_fixture_loop_scope=function"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stdout
     assert re.search(r"\d passed", result.stdout)
 
 
-def test_an_error_of_a_server_in_its_own_task_propagates() -> None:
+def test_an_error_of_a_server_in_its_own_thread_propagates() -> None:
     [unittest] = [each.text for each in TEST_SUITES if "unittest" in each.text]
     code = unittest.replace("tcp://127.0.0.1:0", "unix:/nonexistent/echo")
     command = [sys.executable, "-c", f"{code}\nimport unittest\nunittest.main(argv=['example'])"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert result.stderr.splitlines()[-1] == "FAILED (errors=1)"
+    assert result.stderr.splitlines()[-1] == "FAILED (errors=2)"
     assert "BindError: cannot listen on unix:/nonexistent/echo" in result.stderr
 
 
