@@ -19,6 +19,7 @@ from anyecho.address import Address, TCPAddress, UDPAddress, parse_address
 from anyecho.backends import Backend, run
 from anyecho.echo import echo
 from anyecho.errors import UsageError, unwrap_single
+from anyecho.faults.fault import Fault
 from anyecho.handlers import Handler
 from anyecho.net.threads import NoThreadError
 from anyecho.net.tls.contexts import TLSServerOptions
@@ -224,6 +225,15 @@ class ThreadedServer:
         """
         if not holds(condition):
             await self._portal.call_async(self._wait_until, condition, timeout, "the condition is false")
+
+    def set_faults(self, *faults: Fault) -> None:
+        """Let `faults` act on the connections accepted from now on, in place of the faults before.
+
+        Raises:
+            UsageError: one of them has no effect here, or is for datagrams.
+        """
+        if self._running:
+            self._portal.call(self._server.set_faults, *faults)
 
     def close(self) -> None:
         """Stop accepting before this returns: later connections are refused. Open connections continue."""

@@ -18,6 +18,7 @@ from anyio import BrokenResourceError, BusyResourceError, ClosedResourceError, c
 import anyecho
 from anyecho import backends
 from anyecho.errors import unwrap_single
+from anyecho.faults import Loss
 from anyecho.measure.bench import run_bench
 from anyecho.measure.options import BenchOptions
 from anyecho.measure.ping import Ping
@@ -193,6 +194,11 @@ def with_thread(call: Call, *addresses: str) -> Call:
     return provoke
 
 
+async def set_faults_in_vain(_: Scene) -> None:
+    async with anyecho.open_server(TCP) as server:
+        server.set_faults(Loss())
+
+
 async def record_with_events(_: Scene) -> None:
     if not has_epoll():
         skip("epoll")
@@ -259,6 +265,8 @@ TABLE: dict[Any, Provocations] = {
     anyecho.Server.port: {anyecho.UsageError: ask_for_port},
     anyecho.Server.record_connections: {anyecho.UsageError: record_with_events},
     anyecho.threaded_server: serving(run_threaded) | {anyecho.BackendError: without_uvloop},
+    anyecho.Server.set_faults: {anyecho.UsageError: set_faults_in_vain},
+    anyecho.ThreadedServer.set_faults: {anyecho.UsageError: with_thread(lambda server: server.set_faults(Loss()))},
     anyecho.ThreadedServer.host: {
         anyecho.UsageError: with_thread(lambda server: server.host, "unix:@anyecho-test")
     },

@@ -17,7 +17,7 @@ from anyio import connect_tcp, fail_after, get_cancelled_exc_class, move_on_afte
 
 import anyecho
 from anyecho import threaded
-from anyecho.faults import Corrupt, Fault, Slicer
+from anyecho.faults import Corrupt, ExpiredCertificate, Fault, Loss, SelfSignedCertificate, Slicer
 from anyecho.handlers import discard, upper
 from anyecho.server.recorder import RECORDED_BYTES
 from tests.support.process import TIMEOUT, wait_until
@@ -97,6 +97,45 @@ def test_a_record_is_what_the_handler_receives(fault: Fault) -> None:
         assert server.seed == 1
         assert server.connections[0].received.upper() == echoed
         assert (echoed == b"ABC") is (fault.name == "slicer")
+
+
+def test_faults_change_while_the_server_runs(server: anyecho.ThreadedServer) -> None:
+    with dial(server) as before:
+        server.wait_for_connections(1)
+        server.set_faults(Corrupt(offset=0))
+        with dial(server) as spoiled:
+            assert exchange(spoiled, b"hello") != b"hello"
+        assert exchange(before, b"hello") == b"hello"
+    server.set_faults()
+    with dial(server) as after:
+        assert exchange(after, b"hello") == b"hello"
+
+
+@pytest.mark.parametrize(
+    ("address", "fault", "error"),
+    [
+        ("udp://127.0.0.1:0", Loss(loss_rate=1), "loss is for datagrams, of which the faults are set at the start"),
+        ("tcp://127.0.0.1:0", Loss(loss_rate=1), "loss has no effect: no address is for UDP"),
+        (
+            "tcp://127.0.0.1:0",
+            SelfSignedCertificate(),
+            "self_signed_certificate has no effect: no address is for TLS",
+        ),
+    ],
+)
+def test_a_fault_that_cannot_be_set_is_refused(address: str, fault: Fault, error: str) -> None:
+    with anyecho.threaded_server(address) as server, pytest.raises(anyecho.UsageError) as caught:
+        server.set_faults(fault)
+    assert str(caught.value) == error
+    server.set_faults(fault)
+
+
+def test_a_certificate_with_a_flaw_is_presented_from_then_on() -> None:
+    with anyecho.threaded_server("tls://127.0.0.1:0", options=SELF_SIGNED) as server:
+        context = ssl.create_default_context(cafile=str(server.cacert))
+        server.set_faults(ExpiredCertificate())
+        with dial(server) as sock, pytest.raises(ssl.SSLCertVerificationError, match="expired"):
+            context.wrap_socket(sock, server_hostname="localhost")
 
 
 def test_a_client_over_tls_trusts_the_generated_ca() -> None:

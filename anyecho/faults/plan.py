@@ -51,7 +51,7 @@ class FaultPlan:
     def draw(self) -> tuple[Drawn, ...]:
         """Return the faults of the next connection."""
         self.connections += 1
-        return _draw(self.faults, self.seed, self.connections)
+        return () if not self.faults else _draw(self.faults, self.seed, self.connections)
 
 
 class DatagramPlan:

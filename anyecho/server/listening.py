@@ -7,12 +7,16 @@ from __future__ import annotations
 
 __all__ = ("Listening", "describe")
 
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from anyio import CancelScope, Event, create_task_group
 
 from anyecho.address import Address, TCPAddress, UDPAddress
+from anyecho.errors import UsageError
+from anyecho.faults.fault import Fault
 from anyecho.faults.plan import DatagramPlan, FaultPlan
 from anyecho.net.accept import Acceptor
 from anyecho.net.listen import Listener
@@ -23,7 +27,9 @@ from anyecho.server.admission import Admission, ListenerPolicy
 from anyecho.server.options import ServeOptions
 from anyecho.server.stats import Stats
 from anyecho.server.udp_guard import SourceGuard
-from anyecho.server.unused import expected_header
+from anyecho.server.unused import check_faults, expected_header
+
+logger = logging.getLogger("anyecho.server")
 
 
 class Listening:
@@ -44,16 +50,22 @@ class Listening:
         self.closed = Event()
         self._listeners = listeners
         self._poller = poller
-        self._backlog = options.backlog
+        self._options = options
+        self._certificates = certificates
+        self._seed = seed
+        #: The faults of each listener for streams, and the carriers of its connections.
+        self._plans: list[tuple[FaultPlan, frozenset[str]]] = []
+        if options.faults:
+            self._warn(options.faults)
         self._acceptors: list[Acceptor] = []
         for listener in listeners:
             requested = listener.requested
             if not isinstance(listener.address, UDPAddress):
                 versions = expected_header(requested, options)
-                carriers = {"stream", "tls"} if requested.tls else {"stream"}
-                acting = tuple(fault for fault in options.faults if carriers & {*fault.carriers})
-                faults = FaultPlan(acting, seed) if acting else None
-                policy = ListenerPolicy(versions, certificates if requested.tls else None, faults)
+                carriers = frozenset({"stream", "tls"} if requested.tls else {"stream"})
+                plan = FaultPlan(_acting(options.faults, carriers), seed)
+                self._plans.append((plan, carriers))
+                policy = ListenerPolicy(versions, certificates if requested.tls else None, plan)
                 acceptor = Acceptor(
                     sock=listener.sock,
                     limit=admission.accept_limit(policy),
@@ -66,10 +78,10 @@ class Listening:
         # One guard for all: a source has one token bucket.
         guard = SourceGuard(options, {sock.getsockname()[1] for sock in datagrams}, stats.datagrams.dropped)
         tune = not options.socket.rcvbuf
-        plans = [DatagramPlan(options.faults, seed) for _ in datagrams]
+        datagram_plans = [DatagramPlan(options.faults, seed) for _ in datagrams]
         self._reflectors = [
-            Reflector(sock, guard, stats.datagrams, tune=tune, replies=plan.replies if plan else None)
-            for sock, plan in zip(datagrams, plans, strict=True)
+            Reflector(sock, guard, stats.datagrams, tune=tune, replies=replying.replies if replying else None)
+            for sock, replying in zip(datagrams, datagram_plans, strict=True)
         ]
         self._running: tuple[Acceptor | Reflector, ...] = (*self._acceptors, *self._reflectors)
         self._scope = CancelScope()
@@ -93,9 +105,28 @@ class Listening:
         if not self._stopped:
             for acceptor in self._acceptors:
                 # The kernel holds one more connection than the backlog of listen(2).
-                acceptor.accept_some(self._backlog + 1)
+                acceptor.accept_some(self._options.backlog + 1)
             for reflector in self._reflectors:
                 reflector.finish()
+
+    def set_faults(self, faults: tuple[Fault, ...]) -> None:
+        """Let `faults` act on the connections accepted from now on. Raises `UsageError`."""
+        addresses = [(listener.requested, listener.address) for listener in self._listeners]
+        check_faults(replace(self._options, faults=faults), addresses)
+        for fault in faults:
+            if fault.carriers == ("datagram",):
+                text = f"{fault.name} is for datagrams, of which the faults are set at the start"
+                raise UsageError(text, options=("faults",))
+            if fault.flaw is not None and self._certificates is not None:
+                self._certificates.flawed(fault.flaw)  # made now, because it may fail
+        for plan, carriers in self._plans:
+            plan.faults = _acting(faults, carriers)
+        if faults:
+            self._warn(faults)
+
+    def _warn(self, faults: Sequence[Fault]) -> None:
+        names = ", ".join(fault.name for fault in faults)
+        logger.warning("this server misbehaves on purpose: %s, seed %d", names, self._seed)
 
     def stop(self) -> None:
         """Stop listening before this returns. The accepting tasks end soon afterwards."""
@@ -109,6 +140,10 @@ class Listening:
             self._poller.unregister(listener.sock)
             listener.stop()
         self._scope.cancel()
+
+
+def _acting(faults: Sequence[Fault], carriers: frozenset[str]) -> tuple[Fault, ...]:
+    return tuple(fault for fault in faults if carriers & {*fault.carriers})
 
 
 def describe(requested: Address, bound: Address) -> str:

@@ -19,6 +19,7 @@ from anyecho.address import Address, FDAddress, TCPAddress, UDPAddress, parse_ad
 from anyecho.clock import run_within
 from anyecho.echo import echo
 from anyecho.errors import UsageError, unwrap_single
+from anyecho.faults.fault import Fault
 from anyecho.faults.plan import new_seed
 from anyecho.handlers import Handler
 from anyecho.net.listen import Listener, open_listeners
@@ -121,7 +122,7 @@ async def open_server(
         async with open_poller() as poller, create_task_group() as tasks:
             connection_limit = ConnectionLimit(limit, wait=options.over_limit == "wait")
             server = Server(listeners, connection_limit, options, poller, tasks, certificates, handler)
-            opened.callback(server._set_exited)
+            opened.callback(setattr, server, "_exited", True)
             server._start()
             try:
                 yield server
@@ -180,9 +181,6 @@ class Server:
         self._exited = False
 
     def _start(self) -> None:
-        if self.options.faults:
-            names = ", ".join(fault.name for fault in self.options.faults)
-            logger.warning("this server misbehaves on purpose: %s, seed %d", names, self.seed)
         for requested, listener in {listener.requested: listener for listener in self._listeners}.items():
             logger.info("starting up on %s", describe(requested, listener.address))
 
@@ -261,11 +259,9 @@ class Server:
             RuntimeError: called in another thread than that of the event loop.
         """
         self._check_thread("wait_closed")
-        if self._exited:
-            return
-
-        await self._listening.closed.wait()
-        await self._admission.wait_empty()
+        if not self._exited:
+            await self._listening.closed.wait()
+            await self._admission.wait_empty()
 
     def _check_thread(self, method: str) -> None:
         if get_ident() != self._thread and not self._exited:
@@ -279,12 +275,17 @@ class Server:
             with suppress(TimeoutError):
                 await run_within(seconds, self._admission.wait_empty)
 
-    def _set_exited(self) -> None:
-        self._exited = True
-
     def _close_all(self, reason: CloseReason) -> None:
         for connection in list(self._connections):
             connection.request_close(reason)
+
+    def set_faults(self, *faults: Fault) -> None:
+        """Let `faults` act on the connections accepted from now on, in place of the faults before.
+
+        Raises:
+            UsageError: one of them has no effect here or is for datagrams, or `options.engine` is ``events``.
+        """
+        self._listening.set_faults(faults)
 
     def record_connections(self) -> Recorder:
         """Keep a record of each connection accepted from now on, for a test. Each then has a task.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("check_all", "check_options", "expected_header")
+__all__ = ("check_all", "check_faults", "check_options", "expected_header")
 
 import logging
 from collections.abc import Iterator, Sequence
