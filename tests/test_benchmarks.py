@@ -52,6 +52,13 @@ def test_the_limits_benchmark_measures() -> None:
     assert [line.split()[0] for line in run.stdout.splitlines()] == ["asyncio"] * 5, run.stderr
 
 
+def test_the_benchmark_of_fixtures_measures() -> None:
+    run = script("fixtures.py", "--rounds", "2")
+
+    assert run.returncode == 0, run.stderr
+    assert [line.split("|")[1].strip() for line in run.stdout.splitlines()[2:]] == ["asyncio", "uvloop", "trio"]
+
+
 def test_the_benchmark_of_clients_measures() -> None:
     run = script("clients.py", "1", "1000")
 
