@@ -22,12 +22,12 @@ VERBS: dict[Any, list[str]] = {
     anyecho.SocketOptions: ["serve"],
 }
 GROUPS: list[Any] = [*VERBS, anyecho.TLSServerOptions, anyecho.TLSClientOptions, BenchOptions]
-#: All options that are a number or None.
+#: All options that are a number or None, but the seed: None is a random one.
 LIMITS = [
     (group, name)
     for group in VERBS
     for name, hint in get_type_hints(group).items()
-    if hint in (int | None, float | None)
+    if hint in (int | None, float | None) and name != "seed"
 ]
 #: Those in which 0 is the same as None, and those in which it is a value of its own; all others refuse it.
 ZERO_IS_NONE = {"max_connections_per_ip", "max_bytes", "min_rate", "tcp_notsent_lowat", "sndbuf", "rcvbuf"}

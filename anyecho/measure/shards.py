@@ -281,9 +281,11 @@ def _error(future: Future[Any]) -> BaseException | None:
 
 
 def _at(place: Place, error: BaseException) -> BaseException:
-    """Return an error of one line that names a remote place."""
+    """Return an error of one line, from before the start, that names a remote or lost place."""
     if not isinstance(error, AnyechoError):
         return StartError(f"{place.name} cannot run a shard: {type(error).__name__}: {error}")
+    if isinstance(error, LocalError):
+        return StartError(f"{place.name} was lost before the start: {error}")
     if isinstance(error, StartError) and place.is_remote:
         return type(error)(f"{place.name}: {error}")
 

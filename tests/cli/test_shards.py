@@ -114,7 +114,7 @@ def test_a_killed_process_is_reported_and_the_rest_is_complete(
     output, errors = process.popen.communicate(timeout=40)
     text = output.decode()
     if process.popen.returncode == 3:  # before the start: no figures are better than half of them
-        assert "its process was ended by signal 9" in errors.decode()
+        assert "was lost before the start: its process was ended by signal 9" in errors.decode()
     else:
         assert (process.popen.returncode, errors) == (1, b"")
         assert "of 2 was lost: its process was ended by signal 9" in text

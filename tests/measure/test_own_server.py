@@ -29,6 +29,7 @@ from tests.support.process import TIMEOUT, wait_until
 #: Starts a server, prints its process number, and waits for a signal.
 WAITING = """
 import signal, anyio
+signal.signal(signal.SIGINT, signal.default_int_handler)  # may be ignored, as in a script's background job
 from anyecho.measure.own_server import open_own_server
 async def main():
     async with open_own_server() as server:
