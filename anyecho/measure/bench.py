@@ -112,6 +112,7 @@ class _Run:
         self._cpu_before = 0
         self._server_cpu_before: int | None = None
         self._start = 0
+        self._has_ended_early = False
         #: Nanoseconds by which the start was too late for `start_at`.
         self._start_delay = 0
 
@@ -214,6 +215,9 @@ class _Run:
             with control.interruptible():
                 await sleep(_TICK if is_sending else _LAST_TICK)
 
+        is_ended = control.interrupted or traffic.is_saturated
+        self._has_ended_early = not is_ended and self._is_sending()
+
     def _is_sending(self) -> bool:
         if self._pacer is not None:
             return self._pacer.next_due is not None
@@ -252,6 +256,7 @@ class _Run:
             connect_failed=len(opened.failures),
             interrupted=self._control.interrupted,
             saturated=traffic.is_saturated,
+            ended_early=self._has_ended_early,
         )
 
     def _start_failure(self) -> str:

@@ -59,6 +59,8 @@ def failures(run: RunResult) -> list[str]:
         reasons.append("the generator was late")
     if run.saturated:
         reasons.append("the run was saturated")
+    if run.ended_early:
+        reasons.append("every connection was dropped before the end")
     if run.interrupted:
         reasons.append("the run was interrupted")
     if any(part.error.startswith("lost: ") for part in run.parts):
@@ -146,6 +148,9 @@ def _of_the_end(run: RunResult) -> Iterator[Check]:
         yield Check(
             "saturated", "a queue of due messages became full: the server cannot hold this rate", doubt=True
         )
+    if run.ended_early:
+        text = "every connection was dropped before the end: the rest of the load was not sent"
+        yield Check("dropped", text, doubt=True)
     if run.interrupted or run.error:
         partial = "interrupted; the figures are of a part of the run" if run.interrupted else ""
         reason = run.error if run.error != "interrupted" else ""

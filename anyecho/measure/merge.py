@@ -76,6 +76,7 @@ def merge_runs(
         round=runs[0].round,
         interrupted=any(run.interrupted for run in runs),
         saturated=any(run.saturated for run in runs),
+        ended_early=any(run.ended_early for run in runs),
         error="; ".join(dict.fromkeys(filter(None, _errors(runs, lost)))),
         notes=tuple(dict.fromkeys(note for run in runs for note in run.notes)),
     )

@@ -42,6 +42,7 @@ class Measured:
     connect_failed: int = 0
     interrupted: bool = False
     saturated: bool = False
+    ended_early: bool = False
 
 
 def result_of(measured: Measured, load: Load) -> RunResult:
@@ -72,6 +73,7 @@ def result_of(measured: Measured, load: Load) -> RunResult:
         server_cpu_per_echo=_per_echo(measured.server_cpu, samples),
         interrupted=measured.interrupted,
         saturated=measured.saturated,
+        ended_early=measured.ended_early,
         error=measured.failure or _first_lost(samples, measured.timeout),
         notes=tuple(_notes(measured, samples, load)),
     )

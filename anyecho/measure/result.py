@@ -211,6 +211,7 @@ class RunResult:
     round: Annotated[int | None, "Round in which runs of several configurations were interleaved."] = None
     interrupted: Annotated[bool, "A signal or an error ended the run before its time."] = False
     saturated: Annotated[bool, "A queue of due messages became full."] = False
+    ended_early: Annotated[bool, "Every connection was dropped before the end of the load."] = False
     error: Annotated[str, "One line: why the run ended, or why a part of it is missing."] = ""
     notes: Annotated[tuple[str, ...], "Lines that qualify the figures."] = ()
 

@@ -12,6 +12,7 @@ import pytest
 from anyio.abc import ByteStream
 
 from anyecho.measure import bench
+from anyecho.measure.checks import failures
 from anyecho.measure.outcome import Measured, result_of
 from anyecho.measure.result import RunResult
 from tests.measure.listening import listening
@@ -107,6 +108,22 @@ async def test_messages_of_a_dropped_connection_are_lost_and_the_others_go_on(ra
     assert result.latency.max >= 5_000_000_000
     assert result.uncorrected.max < 5_000_000_000
     assert "was dropped: " in result.error
+    assert not result.ended_early
+
+
+@pytest.mark.parametrize("rate", [None, 500.0])
+async def test_a_run_whose_connections_are_all_dropped_is_marked_as_ended_early(rate: float | None) -> None:
+    async def quit_early(stream: ByteStream) -> None:
+        for _ in range(20):
+            await stream.send(await stream.receive())
+
+    async with listening(quit_early) as address:
+        result = await load(address, connections=2, duration=30.0, rate=rate)
+
+    assert result.ended_early
+    assert result.counts.verified == 40
+    assert result.seconds < 30
+    assert failures(result)[-1] == "every connection was dropped before the end"
 
 
 @pytest.mark.parametrize("rate", [None, 100.0])

@@ -70,6 +70,7 @@ DOUBTFUL = {
     "connections": result(spread=Spread.of((10, 10, 5, 3), (0.1,))),
     "steadiness": result(seconds=10, steadiness=replace(result(seconds=10).steadiness, steady=False)),
     "saturated": result(saturated=True),
+    "dropped": result(ended_early=True),
     "end": result(interrupted=True),
 }
 
@@ -94,6 +95,7 @@ def test_a_good_run_has_no_doubt_and_no_failure() -> None:
     [
         (DOUBTFUL["lag"], "the generator was late"),
         (DOUBTFUL["saturated"], "the run was saturated"),
+        (DOUBTFUL["dropped"], "every connection was dropped before the end"),
         (DOUBTFUL["end"], "the run was interrupted"),
         (result(counts=Counts(sent=2, verified=1, wrong=1, lost=0)), "a reply was wrong"),
         (result(counts=replace(result().counts, connect_failed=1)), "1 connections failed"),
