@@ -86,16 +86,16 @@ def _errors(runs: Sequence[RunResult], lost: Mapping[int, str]) -> Iterator[str]
     count = runs[0].load.shard_count
     yield from (run.error for run in runs)
     yield from (f"shard {index + 1} of {count} was lost: {reason}" for index, reason in sorted(lost.items()))
-    if count == 1:
-        return
-
-    if missing := _missing(runs, lost):
+    if count > 1 and (missing := _missing(runs, lost)):
         text = ", ".join(str(index + 1) for index in missing)
         yield f"of {count} shards, {'these are' if len(missing) > 1 else 'one is'} missing: {text}"
     starts = [run.started_at for run in runs]
     apart = max(starts) - min(starts)
     if apart > _TOGETHER and not any(run.interrupted for run in runs):
-        yield f"the shards began {apart:.3f} s apart: their messages are not one schedule"
+        what, effect = ("runs", "they were not one load")
+        if count > 1:
+            what, effect = ("shards", "their messages are not one schedule")
+        yield f"the {what} began {apart:.3f} s apart: {effect}"
 
 
 def _missing(runs: Sequence[RunResult], lost: Mapping[int, str]) -> list[int]:
@@ -118,6 +118,8 @@ def _check_parts(runs: Sequence[RunResult]) -> None:
         numbers = [run.load.shard_index for run in runs]
         if twice := [number for number in numbers if numbers.count(number) > 1]:
             raise UsageError(f"cannot merge: shard {twice[0] + 1} of {first.shard_count} is there twice")
+    if any(runs.count(run) > 1 for run in runs):
+        raise UsageError("cannot merge: a run is there twice")
 
 
 def _added(values: Iterable[float | None]) -> float | None:

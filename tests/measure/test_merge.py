@@ -35,6 +35,11 @@ def part(index: int, count: int, **fields: Any) -> RunResult:
     )
 
 
+def another(run: RunResult) -> RunResult:
+    """Return an equal run of another generator, at almost the same time."""
+    return replace(run, started_at=run.started_at + 0.01)
+
+
 @pytest.mark.parametrize("count", [1, 2, 8])
 def test_shards_have_the_percentiles_counts_and_levels_of_the_whole(count: int) -> None:
     [whole], merged = [part(0, 1)], merge_runs([part(index, count) for index in reversed(range(count))])
@@ -71,7 +76,7 @@ def test_a_missing_shard_is_an_error_of_the_merged_run(present: tuple[int, ...],
 
 
 def test_generators_without_shards_add_their_rates() -> None:
-    merged = merge_runs([part(0, 1), part(0, 1)])
+    merged = merge_runs([part(0, 1), another(part(0, 1))])
     assert (merged.load.rate, merged.generator.asked_rate, merged.generator.achieved_rate) == (2000, 2000, 2000)
     assert merged.counts.sent == 6000
     assert merged.error == ""
@@ -80,11 +85,20 @@ def test_generators_without_shards_add_their_rates() -> None:
 def test_the_worst_figures_of_the_generators_are_kept() -> None:
     one = part(0, 2)
     busy = replace(one.generator, cpu_share=0.9, late=True, gc="on", gc_pauses=(0.1,), seconds_off_rate=3, cores=1)
-    other = replace(part(1, 2), generator=busy, interrupted=True, saturated=True, notes=("a note",), seconds=9.0)
+    other = replace(
+        part(1, 2),
+        generator=busy,
+        interrupted=True,
+        saturated=True,
+        ended_early=True,
+        notes=("a note",),
+        seconds=9.0,
+    )
     generator = merge_runs([one, other]).generator
     assert (generator.cpu_share, generator.late, generator.gc, generator.gc_pauses) == (0.9, True, "on", (0.1,))
     assert (generator.seconds_off_rate, generator.cores) == (3, 1)
     merged = merge_runs([one, other])
+    assert merged.ended_early
     assert (merged.interrupted, merged.saturated, merged.notes, merged.seconds) == (True, True, ("a note",), 9)
 
 
@@ -129,12 +143,15 @@ def test_a_merged_run_has_a_row_for_each_shard_and_for_those_lost() -> None:
     assert merged.error == "an error; shard 2 of 3 was lost: it is gone"
     assert merged.generator.asked_rate == 1000
     assert [each.name for each in merge_runs([part(0, 2), part(1, 2)]).parts] == ["shard 1 of 2", "shard 2 of 2"]
-    assert [each.name for each in merge_runs([part(0, 1), part(0, 1)]).parts] == ["generator 1", "generator 2"]
+    assert [each.name for each in merge_runs([part(0, 1), another(part(0, 1))]).parts] == [
+        "generator 1",
+        "generator 2",
+    ]
 
 
 def test_merged_runs_keep_their_rows_when_they_are_merged() -> None:
     merged = merge_runs([part(0, 2), part(1, 2)])
-    assert len(merge_runs([merged, merged]).parts) == 4
+    assert len(merge_runs([merged, another(merged)]).parts) == 4
     assert merge_runs([merged]) == merged
 
 
@@ -147,10 +164,17 @@ def test_shards_that_did_not_begin_together_are_an_error(apart: float, is_error:
     assert merge_runs([replace(one, interrupted=True), other]).error == ""
 
 
+def test_runs_one_after_the_other_are_no_single_load() -> None:
+    line = "the runs began 30.000 s apart: they were not one load"
+    later = replace(result(), started_at=result().started_at + 30)
+    assert merge_runs([result(), later]).error == line
+
+
 @pytest.mark.parametrize(
     ("runs", "line"),
     [
         ([], "there is no run to merge"),
+        ([result(2), result(1), result(1)], "cannot merge: a run is there twice"),
         ([part(0, 2), part(0, 2)], "cannot merge: shard 1 of 2 is there twice"),
         ([part(0, 1), part(0, 1, size=1024)], "cannot merge runs of different loads: size is 64 and 1024"),
         ([part(0, 2), part(1, 3)], "cannot merge runs of different loads: shard_count is 2 and 3"),
