@@ -148,7 +148,8 @@ class _Run:
             if options.rate is None:
                 if options.warmup:
                     self._begin(connections)
-                await self._sleep_until_start()
+                if not await self._sleep_until_start():
+                    return
                 # Now, not at the planned time: every message from here on is counted.
                 self._start = traffic.clock()
                 if options.requests is not None:
@@ -164,7 +165,8 @@ class _Run:
                 wait = busy_wait_for(options.rate / self._shard[1], cores)
                 if pacer.next_due is not None:
                     await stack.enter_async_context(open_timer(poller, pacer.next_due, pacer, busy_wait=wait))
-                await self._sleep_until_start()
+                if not await self._sleep_until_start():
+                    return
             self._cpu_before = process_time_ns()
             self._server_cpu_before = self._control.server_cpu()
             await self._wait_until_over(connections)
@@ -192,9 +194,11 @@ class _Run:
         before = int(options.warmup * 1e9)
         return chain((time - before for time in warm_up), measured)
 
-    async def _sleep_until_start(self) -> None:
+    async def _sleep_until_start(self) -> bool:
+        """Return whether the start has come; false after an interruption."""
         with self._control.interruptible():
             await sleep(max(self._start - self._traffic.clock(), 0) / 1e9)
+        return not self._control.interrupted
 
     async def _wait_until_over(self, connections: Sequence[OpenConnection]) -> None:
         """Return when no message is outstanding any more, or none of those outstanding can be in time."""
@@ -252,7 +256,7 @@ class _Run:
             server_cpu=None if after is None or before is None else after - before,
             is_pinned=options.cpu is not None,
             backend=self._backend,
-            failure=self._start_failure() or traffic.first_failure,
+            failure=self._start_failure() or traffic.first_failure or next(map(str, opened.failures), ""),
             connect_failed=len(opened.failures),
             interrupted=self._control.interrupted,
             saturated=traffic.is_saturated,

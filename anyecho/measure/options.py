@@ -11,11 +11,13 @@ from typing import Literal, Protocol
 from anyecho.client.options import ConnectOptions
 from anyecho.errors import UsageError
 from anyecho.options import documented, option
-from anyecho.units import Rate, Seconds, Size
+from anyecho.units import Rate, Seconds, Size, format_duration
 from anyecho.validation import check_types, require_positive
 
 #: The percentiles of a table, in percent.
 PERCENTILES = (50.0, 90.0, 99.0, 99.9, 99.99)
+#: Seconds: the largest duration of a histogram, in which a lost message stands with its timeout.
+_TIMEOUT_MAX = 3600.0
 
 
 class _Token(Protocol):
@@ -92,6 +94,9 @@ class BenchOptions:
         require_positive(self, ("duration", "rate", "connect_rate"))
         if not 0 <= self.warmup < float("inf"):
             raise UsageError(f"warmup must be 0 or more seconds, not {self.warmup}", options=("warmup",))
+        if (timeout := self.connect.timeout) is not None and timeout > _TIMEOUT_MAX:
+            text = f"timeout must be at most 1h, not {format_duration(timeout)}"
+            raise UsageError(text, options=("timeout",))
         for each in self.percentiles:
             if not 0 < each < 100:
                 text = f"percentiles must be above 0 and below 100, not {each:g}"

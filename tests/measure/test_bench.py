@@ -6,7 +6,7 @@ from itertools import count
 from typing import Any, Literal
 
 import pytest
-from anyio import create_task_group, move_on_after
+from anyio import create_task_group, move_on_after, sleep_forever
 from anyio.abc import ByteStream
 
 from anyecho.client.client import Client, connect_checked
@@ -122,6 +122,22 @@ async def test_an_interruption_while_connecting_has_no_figures(server: Server) -
     await until(lambda: server.stats.active == 0)
 
 
+@pytest.mark.parametrize("rate", [None, 200.0])
+async def test_an_interrupted_warm_up_has_no_figures_and_no_failures(rate: float | None) -> None:
+    control = BenchControl()
+
+    async def interrupt(stream: ByteStream) -> None:
+        await stream.receive()
+        control.interrupt()
+        await sleep_forever()
+
+    async with listening(interrupt) as address:
+        result = await load(address, warmup=30.0, rate=rate, control=control)
+    assert result.interrupted
+    assert (result.counts.sent, result.notes, result.error) == (0, (), "")
+    assert result.generator.cpu_share == 0
+
+
 async def test_a_cancelled_run_closes_everything(server: Server) -> None:
     with move_on_after(0.3) as scope:
         await load(server.addresses[0], connections=10, size=MIB, duration=60.0)
@@ -149,6 +165,7 @@ async def test_refused_connections_are_counted_and_the_load_goes_on_with_the_oth
     monkeypatch.setattr(opening, "connect_checked", connect_some)
     result = await load(server.addresses[0], connections=9, requests=90)
     assert result.counts.connect_failed == 3
+    assert result.error == "enough"
     assert result.load.connections == 6
     assert result.counts.verified == 90
 
@@ -196,6 +213,7 @@ async def test_cores_that_do_not_exist_are_refused(cores: str, server: Server) -
         ({"connections": 0}, "connections must be 1 or more, not 0"),
         ({"requests": 0}, "requests must be 1 or more, not 0"),
         ({"percentiles": (101.0,)}, "percentiles must be above 0 and below 100, not 101"),
+        ({"connect": ConnectOptions(timeout=7200.0)}, "timeout must be at most 1h, not 2h"),
         ({"warmup": -1.0}, "warmup must be 0 or more seconds, not -1.0"),
         ({"duration": None}, "duration is off: give a number of requests"),
     ],
