@@ -97,7 +97,7 @@ def _broken_against_baseline(gate: Gate, comparisons: Sequence[Comparison]) -> I
         row = compared_by(gate.metric, each)
         if row.p is None or row.ratio is None:
             needed = f"{REPETITIONS_MIN} runs of each with a known {gate.metric.name}"
-            counts = f"{len(each.baseline.runs)} and {len(each.changed.runs)}"
+            counts = f"{len(row.baseline)} and {len(row.changed)}"
             raise UsageError(f"{gate.text!r} needs {needed}: there are {counts}")
         estimate, low, high = row.ratio
         # The interval of a few runs is too narrow at times; the test is exact.

@@ -29,7 +29,7 @@ def find_metric(name: str) -> Metric:
     """Return the metric of that name. Raises `UsageError` if there is none."""
     if name in _METRICS:
         return _METRICS[name]
-    if match := re.fullmatch(r"p(\d{1,2}(?:\.\d{1,6})?)", name, re.A):
+    if match := re.fullmatch(r"p(\d{1,2}(?:\.\d{1,12})?)", name, re.A):
         quantile = float(match[1]) / 100
         return _duration(name, lambda run: run.latency.quantile(quantile))
 

@@ -15,9 +15,11 @@ from anyecho.measure.comparison_text import interval_text
 from anyecho.measure.metrics import COMPARED, find_metric
 from anyecho.measure.options import PERCENTILES
 from anyecho.measure.result import Document, RunResult
-from anyecho.measure.text import common_text, document_lines, machine_text
+from anyecho.measure.text import common_text, document_lines, machine_text, percentile_name
 
-_COLUMNS = {"rate": "msg/s", "p50": "p50", "p99": "p99", "max": "max", "lag": "lag p99", "cpu": "cpu/echo"}
+_HEADS = {"rate": "msg/s", "lag": "lag p99", "cpu": "cpu/echo"}
+#: Percentiles of the table, unless others are asked for.
+_PERCENTILES = (50.0, 99.0)
 
 
 def series_lines(document: Document, percentiles: Sequence[float] = PERCENTILES) -> list[str]:
@@ -29,9 +31,11 @@ def series_lines(document: Document, percentiles: Sequence[float] = PERCENTILES)
     if len(found) == 1:
         found = [replace(found[0], name="median")]
     width = max(len(group.name) for group in found)
-    columns = [metric for metric in _COLUMNS if any(_cell(metric, _good(group)) != "-" for group in found)]
+    shown = map(percentile_name, _PERCENTILES if percentiles == PERCENTILES else dict.fromkeys(percentiles))
+    columns = ["rate", *shown, "max", "lag", "cpu"]
+    columns = [metric for metric in columns if any(_cell(metric, _good(group)) != "-" for group in found)]
     repeated = len(found) < len(document.runs)
-    heads = ["runs"] * repeated + [*(_COLUMNS[metric] for metric in columns), "wrong", "lost"]
+    heads = ["runs"] * repeated + [*(_HEADS.get(metric, metric) for metric in columns), "wrong", "lost"]
     lines = [common_text([run.load for run in document.runs]), ""]
     lines.append(" " * width + "".join(f"{head:>10}" for head in heads))
     for group in found:
@@ -97,7 +101,8 @@ def _comparison(comparisons: Sequence[Comparison], width: int) -> Iterator[str]:
         rows = [row for each in comparisons for row in each.rows if row.metric.name == metric]
         if not any(row.ratio for row in rows):
             continue
-        yield f"{_COLUMNS[metric]:<{width}}{'median':>10}{'ratio':>8}{'95% interval':>17}{'p':>8}  verdict"
+        head = _HEADS.get(metric, metric)
+        yield f"{head:<{width}}{'median':>10}{'ratio':>8}{'95% interval':>17}{'p':>8}  verdict"
         yield f"{baseline.name:<{width}}{_median(rows[0].metric.name, rows[0].baseline):>10}"
         for each, row in zip(comparisons, rows, strict=True):
             yield f"{each.changed.name:<{width}}{_ratio_cells(row)}"

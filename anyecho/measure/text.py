@@ -36,7 +36,7 @@ _EXPLANATION = (
 
 
 def percentile_name(percentile: float) -> str:
-    return f"p{percentile:g}"
+    return f"p{percentile:.12f}".rstrip("0").rstrip(".")
 
 
 def latency_text(nanoseconds: int | None, step_ns: int = 0) -> str:
@@ -51,7 +51,7 @@ def latency_text(nanoseconds: int | None, step_ns: int = 0) -> str:
 def describe_load(load: Load, names: Sequence[str] = _DESCRIBED, *, varying: bool = False) -> str:
     """Return these fields of the configuration in words. A pipeline of 1 is shown only if it is `varying`."""
     loop = "closed loop" if load.rate is None else f"{format_rate(load.rate)}/s"
-    size = f"{load.size} bytes" if load.size < 1024 else format_size(load.size)
+    size = f"{load.size} bytes" if load.size < 1024 or load.size % 1024 else format_size(load.size)
     words = {
         "address": load.address,
         "server_backend": f"{load.server_backend} server" * bool(load.server_backend),

@@ -253,6 +253,9 @@ def test_a_gate_against_a_baseline_needs_one_and_four_runs_of_each() -> None:
     few = compared(costs(1, count=3), costs(2, count=3))
     with pytest.raises(UsageError, match=r"needs 4 runs of each with a known cpu: there are 3 and 3$"):
         broken_gates([gate], [few.changed], [few])
+    many = compared(costs(1), costs(2))
+    with pytest.raises(UsageError, match=r"needs 4 runs of each with a known p99\.99: there are 0 and 0$"):
+        broken_gates([parse_gate("p99.99>+5%")], [many.changed], [many])
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ import pytest
 
 from anyecho.measure.checks import checks, duration_text, failures, rate_text, volume_text
 from anyecho.measure.histogram import Histogram
+from anyecho.measure.metrics import find_metric
 from anyecho.measure.result import Counts, RunResult, Spread
 from anyecho.measure.series_text import series_lines
-from anyecho.measure.text import labels, latency_text, run_lines
+from anyecho.measure.text import describe_load, labels, latency_text, percentile_name, run_lines
 from tests.measure.results import document, load, result
 
 NOTHING = Histogram.from_samples([])
@@ -35,6 +36,39 @@ GENERATOR = result().generator
 )
 def test_a_duration_has_three_digits_and_a_unit(seconds: float, text: str) -> None:
     assert duration_text(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(1, "1 byte"), (64, "64 bytes"), (1024, "1KiB"), (65507, "65507 bytes"), (1 << 20, "1MiB")]
+)
+def test_a_size_has_a_unit(size: int, text: str) -> None:
+    assert describe_load(load(size=size), ["size"]) == text
+
+
+@pytest.mark.parametrize(
+    ("percentile", "text"), [(50.0, "p50"), (99.9, "p99.9"), (99.99999, "p99.99999"), (0.00001, "p0.00001")]
+)
+def test_a_percentile_is_never_rounded_in_its_name(percentile: float, text: str) -> None:
+    assert percentile_name(percentile) == text
+    assert find_metric(text).name == text
+
+
+def test_a_table_of_several_runs_has_the_percentiles_asked_for() -> None:
+    runs = document(result(1), result(2))
+    assert series_lines(runs)[2].split() == [
+        "runs",
+        "msg/s",
+        "p50",
+        "p99",
+        "max",
+        "lag",
+        "p99",
+        "cpu/echo",
+        "wrong",
+        "lost",
+    ]
+    asked = series_lines(runs, (75.0, 99.9, 99.99999))[2:4]
+    assert asked[0].split() == ["runs", "msg/s", "p75", "max", "lag", "p99", "cpu/echo", "wrong", "lost"]
 
 
 def test_rates_and_volumes_have_a_unit() -> None:
