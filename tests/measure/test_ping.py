@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,32 @@ async def test_a_refused_client_certificate_is_an_error_of_the_first_probe(conne
         scene = Scene(server.addresses[0], count=1, connect=connect, tls=TLSClientOptions(cacert=files.cacert))
         with pytest.raises(ConnectError, match="requires a client certificate"):
             await scene.run()
+
+
+async def test_a_refused_certificate_after_a_reply_loses_probes_and_does_not_end_the_ping(files: Files) -> None:
+    """TLS 1.3: the refusal comes after the client's handshake, here on the connection that replaces the first."""
+    accepting, refusing = (ssl.create_default_context(ssl.Purpose.CLIENT_AUTH) for _ in range(2))
+    for context in (accepting, refusing):
+        context.load_cert_chain(files.cert, files.key)
+    refusing.verify_mode = ssl.VerifyMode.CERT_REQUIRED
+
+    def answer_once(listener: socket.socket) -> None:
+        for context in (accepting, refusing):
+            # In a thread, because OpenSSL on a socket sends its alert by itself.
+            with suppress(OSError), context.wrap_socket(listener.accept()[0], server_side=True) as stream:
+                stream.sendall(stream.recv(64))
+                stream.recv(64)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(SOON)
+        address = f"tls://127.0.0.1:{listener.getsockname()[1]}"
+        scene = Scene(address, count=3, tls=TLSClientOptions(cacert=files.cacert))
+        async with create_task_group() as tasks:
+            tasks.start_soon(anyio.to_thread.run_sync, answer_once, listener)
+            events = await scene.run()
+
+    assert scene.counts == {"transmitted": 3, "received": 1, "lost": 2, "reconnects": 1}
+    assert [each for each, _ in failures(events)] == [(2,), (3,)]
 
 
 async def test_connections_of_their_own_split_each_latency_into_its_steps(server: Server) -> None:

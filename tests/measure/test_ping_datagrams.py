@@ -5,13 +5,18 @@ from __future__ import annotations
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import AsyncMock
 
 import anyio
 import pytest
-from anyio import create_task_group
+from anyio import BrokenResourceError, create_task_group
 from anyio.abc import SocketAttribute
 
-from anyecho.measure.probes import Connected, Reply, Wrong
+from anyecho.address import UDPAddress
+from anyecho.measure.ping_datagrams import DatagramPing
+from anyecho.measure.probes import Connected, Event, Failed, Probes, Reply, Wrong
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import open_server
 from tests.measure.pings import Scene, failures, numbers
@@ -124,3 +129,22 @@ async def test_a_server_on_the_second_address_of_a_name_answers_every_datagram()
 
     assert scene.counts == {"transmitted": 3, "received": 3, "reconnects": 1}
     assert [event.peer for event in events if isinstance(event, Connected)][1] == f"udp://[::1]:{server.port}"
+
+
+async def test_a_probe_that_could_not_be_sent_again_keeps_the_time_of_its_first_send() -> None:
+    now = 10
+    events: list[Event] = []
+    probes = Probes(8, 1000, events.append, clock=lambda: now)
+    first, second = probes.begin(), probes.begin()
+    stream: Any = SimpleNamespace(reconnect=AsyncMock(return_value=False))
+    async with create_task_group() as tasks:
+        ping = DatagramPing(UDPAddress(host="127.0.0.1", port=9), AsyncMock(), probes, tasks)
+        probes.sent(first)
+        now = 20
+        probes.sent(second)
+        now = 500
+        assert not await ping._fail(stream, BrokenResourceError())
+
+    probes.reply(second, 700)
+    assert [event.numbers for event in events if isinstance(event, Failed)] == [(1,)]
+    assert [event.latency for event in events if isinstance(event, Reply)] == [680]
