@@ -61,6 +61,8 @@ class Counts:
         total = self.verified + self.wrong + self.lost + self.outstanding
         if self.sent != total:
             raise InternalError(f"{self.sent} messages were sent, but {total} are accounted for: {self}")
+        if min(vars(self).values()) < 0:
+            raise InternalError(f"a count is negative: {self}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +123,10 @@ class Spread:
     p50_min: Annotated[float | None, "Median latency of the fastest connection, in seconds."]
     p50_max: Annotated[float | None, "Median latency of the slowest connection, in seconds."]
     jain: Annotated[float, "Jain's index of the replies: 1 is even."]
+
+    def __post_init__(self) -> None:
+        if self.jain <= 0:
+            raise InternalError(f"Jain's index is above 0, not {self.jain}")
 
     @classmethod
     def of(cls, messages: Sequence[int], p50s: Sequence[float]) -> Spread | None:

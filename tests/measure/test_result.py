@@ -143,6 +143,9 @@ def test_a_damaged_file_is_one_line(text: str, line: str) -> None:
         (("latency", "hdr"), 5),
         (("load", "transport"), "pigeon"),
         (("seconds",), float("nan")),
+        (("seconds",), 10**400),
+        (("spread", "jain"), 0),
+        (("counts",), {"sent": -1, "verified": -1, "wrong": 0, "lost": 0}),
     ],
     ids=str,
 )
