@@ -7,11 +7,21 @@ is reached at the end of a gap. This module must not know what a limit is for.
 
 from __future__ import annotations
 
-__all__ = ("INTERVALS", "LoopClock", "call_until", "end_after", "run_within", "running_clock", "sleep_running")
+__all__ = (
+    "INTERVALS",
+    "LoopClock",
+    "call_until",
+    "due_after",
+    "end_after",
+    "run_within",
+    "running_clock",
+    "sleep_running",
+)
 
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from time import monotonic
 from typing import TypeVar, TypeVarTuple
 
 from anyio import CancelScope, create_task_group, current_time, sleep, sleep_forever
@@ -23,6 +33,19 @@ Ts = TypeVarTuple("Ts")
 
 #: Intervals that a limit is divided into. A gap takes at most a quarter of the limit.
 INTERVALS = 8
+
+
+def due_after(seconds: float) -> float:
+    """Return the `current_time` at which `seconds` have passed, and not less.
+
+    The clock of uvloop counts whole milliseconds, and its timers round: a millisecond may be missing from each end.
+    """
+    now = current_time()
+    # A clock that is not the system's, as in a test, may show whole milliseconds too.
+    if not 0 < seconds < math.inf or now != round(now, 3) or not 0 <= monotonic() - now < 1:
+        return now + seconds
+
+    return math.ceil((now + seconds) * 1000) / 1000 + 0.001
 
 
 class LoopClock:

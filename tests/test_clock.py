@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 
-from anyio import current_time, sleep_forever
+from anyio import current_time, sleep_forever, sleep_until
 
-from anyecho.clock import call_until
+from anyecho.clock import call_until, due_after
 
 
 async def test_a_call_that_blocks_the_loop_at_its_deadline_is_repeated_once() -> None:
@@ -32,3 +33,18 @@ async def test_a_call_that_ends_in_time_is_not_repeated() -> None:
 
     await call_until(current_time() + 60, 7.5, end)
     assert calls == 1
+
+
+async def test_a_time_that_is_due_is_never_early() -> None:
+    """The clock of uvloop counts whole milliseconds."""
+    for step in range(20):
+        seconds = 0.003 + step * 0.0001
+        before = time.monotonic()
+        await sleep_until(due_after(seconds))
+        assert time.monotonic() - before >= seconds
+
+
+async def test_no_delay_is_due_at_once() -> None:
+    before = current_time()
+    assert before <= due_after(0.0) <= current_time()
+    assert due_after(math.inf) == math.inf

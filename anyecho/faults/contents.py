@@ -12,6 +12,7 @@ from typing import ClassVar
 from anyio import current_time, sleep_until
 from anyio.abc import ByteStream, TaskGroup
 
+from anyecho.clock import due_after
 from anyecho.faults.fault import Alter, Spoiled, StreamFault, logger
 from anyecho.options import documented, option
 from anyecho.units import Seconds, Size
@@ -50,7 +51,7 @@ class _Sliced(Spoiled[Slicer]):
         if self._due > current_time():
             await sleep_until(self._due)
         fault = self.fault
-        self._due = current_time() + fault.delay
+        self._due = due_after(fault.delay)
         return fault.average_size + self.random.randint(-fault.size_variation, fault.size_variation)
 
 

@@ -12,6 +12,7 @@ from typing import ClassVar
 from anyio import EndOfStream, current_time, sleep_forever, sleep_until
 from anyio.abc import ByteStream, TaskGroup
 
+from anyecho.clock import due_after
 from anyecho.faults.fault import Spoiled, StreamFault
 from anyecho.options import documented, option
 from anyecho.units import Rate, Seconds, Size
@@ -97,7 +98,7 @@ class _SlowlyClosed(Spoiled[SlowClose]):
 
     async def _wait(self) -> None:
         if self._due is None:
-            self._due = current_time() + self.fault.delay
+            self._due = due_after(self.fault.delay)
         if self._due > current_time():
             await sleep_until(self._due)
 
@@ -126,7 +127,7 @@ class _Stalled(Spoiled[Stall]):
         if left > 0:
             return left
         if self._until is None:
-            self._until = current_time() + (math.inf if self.fault.seconds is None else self.fault.seconds)
+            self._until = due_after(math.inf if self.fault.seconds is None else self.fault.seconds)
         if math.isinf(self._until):
             await sleep_forever()
         if self._until > current_time():

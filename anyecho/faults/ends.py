@@ -22,6 +22,7 @@ from anyio import (
 )
 from anyio.abc import ByteStream, TaskGroup
 
+from anyecho.clock import due_after
 from anyecho.faults.fault import Spoiled, StreamFault
 from anyecho.net.abrupt import cut, reset
 from anyecho.options import documented, option
@@ -142,7 +143,7 @@ class _Reset(Spoiled[ResetPeer]):
     _due: float = field(init=False, default=math.inf)
 
     async def _admit(self, size: int) -> int:
-        self._due = min(self._due, current_time() + self.fault.timeout)
+        self._due = min(self._due, due_after(self.fault.timeout))
         await sleep_until(self._due)
         await reset(self.stream)
         self._end()

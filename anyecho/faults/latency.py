@@ -24,6 +24,7 @@ from anyio import (
 from anyio.abc import ByteStream, TaskGroup
 from anyio.lowlevel import checkpoint
 
+from anyecho.clock import due_after
 from anyecho.faults.fault import Alter, Spoiled, StreamFault
 from anyecho.options import documented, option
 from anyecho.units import Seconds
@@ -201,5 +202,5 @@ class _Late(Spoiled[Latency]):
             self._queued += len(item)
 
     def _due(self) -> float:
-        self._last_due = max(self._last_due, current_time() + self.fault.delay(self.random))
+        self._last_due = max(self._last_due, due_after(self.fault.delay(self.random)))
         return self._last_due
