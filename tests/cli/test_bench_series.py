@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,11 @@ def serving(process: Process) -> int:
     [pid] = children(process.pid)
 
     def has_connections() -> bool:
-        names = [os.readlink(each) for each in Path(f"/proc/{pid}/fd").iterdir() if each.is_symlink()]
-        return sum(name.startswith("socket:") for name in names) > 5
+        sockets = 0
+        for each in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # closed meanwhile
+                sockets += os.readlink(each).startswith("socket:")
+        return sockets > 5
 
     wait_until(has_connections)
     return pid
