@@ -19,7 +19,7 @@ from anyecho.measure.options import BenchOptions
 from anyecho.net.sockets import SocketOptions
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
-from tests.measure.listening import listening
+from tests.client.liars import listening
 from tests.measure.loading import load
 from tests.support.certificates import Files
 from tests.support.peers import SOON, until

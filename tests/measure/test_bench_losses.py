@@ -15,7 +15,7 @@ from anyecho.measure import bench
 from anyecho.measure.checks import failures
 from anyecho.measure.outcome import Measured, result_of
 from anyecho.measure.result import RunResult
-from tests.measure.listening import listening
+from tests.client.liars import listening
 from tests.measure.loading import load
 
 
