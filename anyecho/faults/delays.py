@@ -48,7 +48,8 @@ class _Narrow(Spoiled[Bandwidth]):
             return size
         if not self._piece:
             self._piece = min(size, max(1, int(rate * _QUANTUM)))
-            self._due = max(self._due, current_time()) + self._piece / rate
+            seconds = self._piece / rate
+            self._due = max(self._due + seconds, due_after(seconds))
 
         if self._due > current_time():  # else no checkpoint: the caller may be cancelled at each, and try again
             await sleep_until(self._due)
