@@ -27,8 +27,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from anyecho.codec import decode, encode
 from anyecho.errors import InternalError, UsageError
-from anyecho.measure.codec import decode, encode
 from anyecho.measure.histogram import Histogram
 from anyecho.measure.statistics import adjusted_by_holm, jain_index, mann_whitney_p, spearman
 from anyecho.validation import quoted

@@ -112,15 +112,15 @@ def edited(**changes: Any) -> str:
         (edited(schema=2), "a.json is of version 2 of the schema, and this program reads 1 only"),
         (edited(schema="1"), "a.json is of version '1' of the schema, and this program reads 1 only"),
         (edited(version=...), "a.json is damaged: version is missing"),
-        (edited(command="x"), "a.json is damaged: command is 'x', which no result has there"),
-        (edited(versions=[]), "a.json is damaged: versions is [], which no result has there"),
+        (edited(command="x"), "a.json is damaged: command is 'x', which does not belong there"),
+        (edited(versions=[]), "a.json is damaged: versions is [], which does not belong there"),
         (
             edited(runs=[{}]),
             "a.json is damaged: runs[0].load is missing",
         ),
         (
             edited(machine__cores=True),
-            "a.json is damaged: machine.cores is True, which no result has there",
+            "a.json is damaged: machine.cores is True, which does not belong there",
         ),
     ],
 )

@@ -59,7 +59,7 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
     if _is_scalar(hint, value):
         return value
 
-    raise UsageError(f"{where or 'the file'} is {quoted(value)}, which no result has there")
+    raise UsageError(f"{where or 'the file'} is {quoted(value)}, which does not belong there")
 
 
 def _decode_fields(kind: Any, value: dict[str, Any], where: str) -> Any:
