@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-__all__ = ("documented", "option")
+__all__ = ("documented", "group_of", "in_group", "option")
 
 import re
-from dataclasses import field, fields
+from collections.abc import Callable
+from dataclasses import Field, field, fields
 from inspect import cleandoc
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+#: The group of an option that names none, by the dataclass of the option.
+_GROUPS: dict[Any, str] = {}
+
 
 def option(default: Any, text: str, *, flag: bool = True, **parameter: Any) -> Any:
     """Return a dataclass field described by the line `text`. With `flag` false, no command line has it.
 
-    `parameter` are arguments of the `cyclopts.Parameter` of its flag.
+    `parameter` are arguments of the `cyclopts.Parameter` of its flag. Its ``group`` on the help page is by default
+    that of the dataclass (`in_group`).
     """
     return field(default=default, metadata={"help" if flag else "doc": text} | parameter)
 
@@ -36,3 +41,18 @@ def documented(options: type[T]) -> type[T]:
         options.__doc__ = "\n".join([cleandoc(options.__doc__), *lines])
 
     return options
+
+
+def in_group(name: str) -> Callable[[type[T]], type[T]]:
+    """Return a decorator that puts the flags of a dataclass into the group `name` on the help page."""
+
+    def decorate(options: type[T]) -> type[T]:
+        _GROUPS[options] = name
+        return options
+
+    return decorate
+
+
+def group_of(options: Any, each: Field[Any]) -> str:
+    """Return the name of the group of the field `each` of `options`; it is one of `anyecho.cli.help_pages`."""
+    return str(each.metadata.get("group") or _GROUPS.get(options, "Options"))

@@ -182,6 +182,7 @@ FOLDERS = {
         "logs",
         "spelling",
         "environment",
+        "help_pages",
         "flags",
         "mistakes",
         "output",

@@ -11,7 +11,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from anyecho.cli.environment import Environment
-from anyecho.cli.flags import BackendFlag
+from anyecho.cli.flags import BackendFlag, IPv4Flag, IPv6Flag
 from anyecho.cli.logs import LogOptions, log_to_stderr
 from anyecho.cli.output_options import OutputOptions
 from anyecho.cli.signals import caught_signals
@@ -28,14 +28,14 @@ def bench(
     address: Annotated[str | None, Parameter(help="Address of the server (default: one of its own).")] = None,
     /,
     *,
-    ipv4: Annotated[bool, Parameter(name="-4", help="Use only IPv4.", negative=())] = False,
-    ipv6: Annotated[bool, Parameter(name="-6", help="Use only IPv6.", negative=())] = False,
-    backend: BackendFlag = "asyncio",
     series: SeriesOptions,
     options: BenchOptions,
     server: OwnServerOptions,
     shards: ShardOptions,
     outputs: OutputOptions,
+    ipv4: IPv4Flag = False,
+    ipv6: IPv6Flag = False,
+    backend: BackendFlag = "asyncio",
     log: LogOptions,
     environment: Environment,
 ) -> int:

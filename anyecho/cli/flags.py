@@ -6,13 +6,13 @@ the call. A field without ``help`` in its metadata is not a flag; the other meta
 
 from __future__ import annotations
 
-__all__ = ("BackendFlag", "file_name", "flattened", "whole_number")
+__all__ = ("BackendFlag", "IPv4Flag", "IPv6Flag", "file_name", "flattened", "whole_number")
 
 import inspect
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
@@ -21,11 +21,16 @@ from cyclopts import Parameter, Token
 
 from anyecho.backends import Backend
 from anyecho.cli.environment import Environment
+from anyecho.cli.help_pages import COMMON, GROUPS, summary
+from anyecho.options import group_of
 from anyecho.units import OFF, Unit
 
 T = TypeVar("T")
 
-BackendFlag = Annotated[Backend, Parameter(help="Event loop to run on.")]
+BackendFlag = Annotated[Backend, Parameter(help="Event loop to run on.", group=COMMON)]
+_CONNECTING = GROUPS["Connecting"]
+IPv4Flag = Annotated[bool, Parameter(name="-4", help="Use only IPv4.", negative=(), group=_CONNECTING)]
+IPv6Flag = Annotated[bool, Parameter(name="-6", help="Use only IPv6.", negative=(), group=_CONNECTING)]
 
 
 def flattened(command: Callable[..., T], environment: Environment | None = None) -> Callable[..., T]:
@@ -53,9 +58,7 @@ def flattened(command: Callable[..., T], environment: Environment | None = None)
         return command(*args, **given, **options, **injected)
 
     wrapper.__name__ = command.__name__
-    # A help page has line breaks between paragraphs only; the width of the terminal decides on the rest.
-    paragraphs = (inspect.getdoc(command) or "").split("\n\n")
-    wrapper.__doc__ = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    wrapper.__doc__ = summary(command)
     wrapper.__dict__["__signature__"] = inspect.Signature(parameters)
     return wrapper
 
@@ -66,11 +69,12 @@ def _flags(options: Any) -> Iterator[inspect.Parameter]:
         if is_dataclass(hints[field.name]):
             yield from _flags(hints[field.name])
         elif "help" in field.metadata:
+            settings = {**field.metadata, "group": GROUPS[group_of(options, field)]}
             yield inspect.Parameter(
                 field.name,
                 inspect.Parameter.KEYWORD_ONLY,
                 default=field.default,
-                annotation=_annotate(field, hints[field.name]),
+                annotation=_annotate(settings, hints[field.name]),
             )
 
 
@@ -99,15 +103,16 @@ def _parse_int(text: str) -> int:
 _INT = Unit("INT", _parse_int, str)
 
 
-def _annotate(field: Field[Any], hint: Any) -> Any:
+def _annotate(settings: dict[str, Any], hint: Any) -> Any:
+    """Return the type of a flag with its `Parameter`, which has `settings` and what follows from the type."""
     is_list = get_origin(hint) is tuple
     unit, is_limit = _unit_of(get_args(hint)[0] if is_list else hint)
     if any(get_origin(each) is os.PathLike for each in get_args(hint)):
-        return Annotated[Path | None, Parameter(converter=file_name, **field.metadata)]
-    if unit is None or "converter" in field.metadata:
+        return Annotated[Path | None, Parameter(converter=file_name, **settings)]
+    if unit is None or "converter" in settings:
         # A flag of several values is repeated for each; a negative flag that clears the list is not needed.
         given: dict[str, Any] = {"negative": (), "show_default": False} if is_list else {}
-        return Annotated[hint, Parameter(**given | field.metadata)]
+        return Annotated[hint, Parameter(**given | settings)]
 
     def parse(text: str) -> float | None:
         return None if is_limit and text == OFF else unit.parse(text)
@@ -122,14 +127,14 @@ def _annotate(field: Field[Any], hint: Any) -> Any:
             "metavar": f"{unit.name},...",
             "negative": (),
         }
-        return Annotated[tuple[float | None, ...], Parameter(**flag | field.metadata)]
+        return Annotated[tuple[float | None, ...], Parameter(**flag | settings)]
 
     flag = {
         "converter": lambda _, tokens: parse(tokens[0].value),
         "show_default": show,
         "metavar": unit.name,
     }
-    return Annotated[float | None, Parameter(**flag | field.metadata)]
+    return Annotated[float | None, Parameter(**flag | settings)]
 
 
 def _unit_of(hint: Any) -> tuple[Unit | None, bool]:

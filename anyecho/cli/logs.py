@@ -22,7 +22,7 @@ from time import monotonic
 from typing import Literal
 
 from anyecho.net.descriptors import write_all, write_some
-from anyecho.options import option
+from anyecho.options import in_group, option
 
 #: Lines kept while standard error is not read fast enough; further lines are dropped and counted.
 _QUEUE_SIZE = 10_000
@@ -35,6 +35,7 @@ _PREFIXES = {"anyecho.server": "main", "anyecho.client": "echo_client", "anyecho
 _FIELDS = ("peer", "via", "reason", "bytes_received", "bytes_sent", "seconds")
 
 
+@in_group("Logs")
 @dataclass(frozen=True, kw_only=True)
 class LogOptions:
     """Level and format of the log."""

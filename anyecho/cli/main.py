@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter
 
 from anyecho._version import __version__
 from anyecho.cli.bench import bench
 from anyecho.cli.environment import Environment
 from anyecho.cli.flags import flattened
+from anyecho.cli.help_pages import details
 from anyecho.cli.mistakes import describe
 from anyecho.cli.ping import ping
 from anyecho.cli.report import report
@@ -50,16 +51,14 @@ app = App(
     help_format="plaintext",
     version=_version,
     config=environment,
+    default_parameter=Parameter(show_env_var=False),  # the end of each page has the rule
     result_action="return_value",
     exit_on_error=False,
     print_error=False,
 )
 environment.root = app
-app.command(flattened(serve, environment))
-app.command(flattened(send, environment))
-app.command(flattened(bench, environment))
-app.command(flattened(ping, environment))
-app.command(flattened(report, environment))
+for verb in (serve, send, bench, ping, report):
+    app.command(flattened(verb, environment), help_epilogue=details(verb))
 app.register_install_completion_command(help="Install completion for this shell (bash, zsh or fish), and exit.")
 
 

@@ -9,13 +9,14 @@ from collections import Counter
 from dataclasses import dataclass
 
 from anyecho.errors import UsageError
-from anyecho.options import documented, option
+from anyecho.options import documented, in_group, option
 from anyecho.validation import FilePath, check_types
 
 #: The name of a file that means standard output.
 STDOUT = "-"
 
 
+@in_group("Results")
 @documented
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions:
@@ -30,6 +31,7 @@ class OutputOptions:
         "Write the result as JSON to this file; -: standard output, without text.",
         name=("--json", "-o"),
         allow_leading_hyphen=True,
+        group="Options",
     )
     hdr: FilePath | None = option(
         None,
@@ -38,7 +40,9 @@ class OutputOptions:
     )
     html: FilePath | None = option(None, "Write a page with charts to this file.", allow_leading_hyphen=True)
     fail_if: tuple[str, ...] = option(
-        (), "Exit with 99 if this holds, like 'p99>5ms', 'lost>0' or against a baseline 'p99>+5%'; repeatable."
+        (),
+        "Exit with 99 if this holds, like 'p99>5ms', 'lost>0' or against a baseline 'p99>+5%'; repeatable.",
+        group="Options",
     )
 
     def __post_init__(self) -> None:

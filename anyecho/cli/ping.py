@@ -12,7 +12,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from anyecho.cli.environment import Environment
-from anyecho.cli.flags import BackendFlag
+from anyecho.cli.flags import BackendFlag, IPv4Flag, IPv6Flag
+from anyecho.cli.help_pages import COMMON
 from anyecho.cli.logs import LogOptions, log_to_stderr
 from anyecho.cli.signals import caught_signals
 from anyecho.errors import UsageError
@@ -26,17 +27,26 @@ def ping(
     /,
     *,
     quiet: Annotated[
-        bool, Parameter(name=("--quiet", "-q"), help="Print only the first line and the summary.", negative=())
+        bool,
+        Parameter(
+            name=("--quiet", "-q"), help="Print only the first line and the summary.", negative=(), group=COMMON
+        ),
     ] = False,
     timestamps: Annotated[
-        bool, Parameter(name=("--timestamps", "-D"), help="Print Unix time before each line.", negative=())
+        bool,
+        Parameter(name=("--timestamps", "-D"), help="Print Unix time before each line.", negative=(), group=COMMON),
     ] = False,
     json: Annotated[
         bool,
-        Parameter(name="--json", help="Print a JSON object for each probe, and one as the summary.", negative=()),
+        Parameter(
+            name="--json",
+            help="Print a JSON object for each probe, and one as the summary.",
+            negative=(),
+            group=COMMON,
+        ),
     ] = False,
-    ipv4: Annotated[bool, Parameter(name="-4", help="Use only IPv4.", negative=())] = False,
-    ipv6: Annotated[bool, Parameter(name="-6", help="Use only IPv6.", negative=())] = False,
+    ipv4: IPv4Flag = False,
+    ipv6: IPv6Flag = False,
     backend: BackendFlag = "asyncio",
     options: PingOptions,
     log: LogOptions,

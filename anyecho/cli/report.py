@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from anyecho.cli.help_pages import COMMON, GROUPS
 from anyecho.cli.output_options import STDOUT, OutputOptions
 from anyecho.errors import UsageError
 from anyecho.measure.options import PERCENTILES, format_percentiles, parse_percentiles
@@ -16,9 +17,12 @@ from anyecho.measure.options import PERCENTILES, format_percentiles, parse_perce
 
 def report(
     *files: Annotated[str, Parameter(show_env_var=False, allow_leading_hyphen=True)],
-    merge: Annotated[bool, Parameter(help="Merge all runs into one, as shards of one load.", negative=())] = False,
+    merge: Annotated[
+        bool, Parameter(help="Merge all runs into one, as shards of one load.", negative=(), group=COMMON)
+    ] = False,
     join: Annotated[
-        bool, Parameter(help="Put the runs of all files into one result, as repetitions.", negative=())
+        bool,
+        Parameter(help="Put the runs of all files into one result, as repetitions.", negative=(), group=COMMON),
     ] = False,
     percentiles: Annotated[
         tuple[float, ...],
@@ -28,9 +32,12 @@ def report(
             converter=parse_percentiles,
             show_default=format_percentiles,
             negative=(),
+            group=GROUPS["Results"],
         ),
     ] = PERCENTILES,
-    schema: Annotated[bool, Parameter(help="Print the JSON Schema of a result file.", negative=())] = False,
+    schema: Annotated[
+        bool, Parameter(help="Print the JSON Schema of a result file.", negative=(), group=COMMON)
+    ] = False,
     outputs: OutputOptions,
 ) -> int:
     """Print result files of anyecho bench --json; - is standard input.

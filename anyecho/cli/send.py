@@ -20,7 +20,8 @@ from cyclopts import Parameter
 from anyecho.address import UDPAddress, parse_address
 from anyecho.backends import run
 from anyecho.cli.environment import Environment
-from anyecho.cli.flags import BackendFlag, file_name, whole_number
+from anyecho.cli.flags import BackendFlag, IPv4Flag, IPv6Flag, file_name, whole_number
+from anyecho.cli.help_pages import COMMON
 from anyecho.cli.logs import LogOptions, log_to_stderr
 from anyecho.cli.signals import Signals, caught_signals
 from anyecho.client.client import connect
@@ -43,12 +44,15 @@ def send(
     address: str,
     /,
     *messages: Annotated[str, Parameter(show_env_var=False)],
-    file: Annotated[Path | None, Parameter(help="Send the contents of this file.", converter=file_name)] = None,
+    file: Annotated[
+        Path | None, Parameter(help="Send the contents of this file.", converter=file_name, group=COMMON)
+    ] = None,
     repeat: Annotated[
-        int, Parameter(help="Send the messages, or the file, this many times.", converter=whole_number)
+        int,
+        Parameter(help="Send the messages, or the file, this many times.", converter=whole_number, group=COMMON),
     ] = 1,
-    ipv4: Annotated[bool, Parameter(name="-4", help="Use only IPv4.", negative=())] = False,
-    ipv6: Annotated[bool, Parameter(name="-6", help="Use only IPv6.", negative=())] = False,
+    ipv4: IPv4Flag = False,
+    ipv6: IPv6Flag = False,
     backend: BackendFlag = "asyncio",
     options: ConnectOptions,
     log: LogOptions,

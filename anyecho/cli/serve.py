@@ -22,6 +22,7 @@ from anyecho.backends import run
 from anyecho.cli.environment import Environment
 from anyecho.cli.flags import BackendFlag, whole_number
 from anyecho.cli.handler import find_handler
+from anyecho.cli.help_pages import COMMON, GROUPS
 from anyecho.cli.logs import LogOptions, log_to_stderr
 from anyecho.cli.signals import Signals, caught_signals
 from anyecho.errors import CertificateError, unwrap_single
@@ -46,6 +47,7 @@ def serve(
             help="Listen on this address too; repeatable.",
             negative=(),
             metavar="ADDRESS",
+            group=COMMON,
             show_default=lambda _: f"all sockets that a service manager passed, else {DEFAULT_ADDRESS}",
         ),
     ] = (),
@@ -53,6 +55,7 @@ def serve(
         str,
         Parameter(
             metavar="NAME|module:function",
+            group=COMMON,
             help="What serves a connection: echo, discard, chargen, upper, prefix, or a function of yours.",
         ),
     ] = "echo",
@@ -61,6 +64,7 @@ def serve(
         Parameter(
             name="--fault",
             metavar="NAME:key=value,...",
+            group=COMMON,
             help="Misbehave on purpose, like latency:latency=100ms or cut:bytes=1k,on=2; repeatable.",
             negative=(),
             show_default=False,
@@ -69,13 +73,18 @@ def serve(
     seed: Annotated[
         int | None,
         Parameter(
-            help="Repeat the faults of the run that logged this seed.", converter=whole_number, show_default=False
+            help="Repeat the faults of the run that logged this seed.",
+            converter=whole_number,
+            show_default=False,
+            group=GROUPS["Faults"],
         ),
     ] = None,
     backend: BackendFlag = "asyncio",
     options: ServeOptions,
     log: LogOptions,
-    access_log: Annotated[bool, Parameter(help="Log a line per closed connection, at any log level.")] = False,
+    access_log: Annotated[
+        bool, Parameter(help="Log a line per closed connection, at any log level.", group=COMMON)
+    ] = False,
     environment: Environment,
 ) -> int:
     """Run an echo server until SIGTERM or SIGINT.

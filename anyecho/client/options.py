@@ -9,11 +9,12 @@ from typing import Literal
 
 from anyecho.net.sockets import SocketOptions
 from anyecho.net.tls.contexts import TLSClientOptions
-from anyecho.options import documented, option
+from anyecho.options import documented, in_group, option
 from anyecho.units import Seconds
 from anyecho.validation import check_types, require_positive
 
 
+@in_group("Connecting")
 @documented
 @dataclass(frozen=True, kw_only=True)
 class ConnectOptions:

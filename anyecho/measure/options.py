@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 from anyecho.client.options import ConnectOptions
 from anyecho.errors import UsageError
-from anyecho.options import documented, option
+from anyecho.options import documented, in_group, option
 from anyecho.units import Rate, Seconds, Size, format_duration
 from anyecho.validation import check_types, require_positive
 
@@ -41,6 +41,7 @@ def format_percentiles(percentiles: Sequence[float]) -> str:
     return ",".join(f"{each:g}" for each in percentiles)
 
 
+@in_group("Load")
 @documented
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions:
@@ -53,9 +54,12 @@ class BenchOptions:
     """
 
     connections: int = option(10, "Connections.", flag=False)
-    duration: Seconds | None = option(10.0, "Measure for this long.", name=("--duration", "-d"))
+    duration: Seconds | None = option(10.0, "Measure for this long.", name=("--duration", "-d"), group="Options")
     requests: int | None = option(
-        None, "Measure this many messages, within --duration (default then: off).", name=("--requests", "-n")
+        None,
+        "Measure this many messages, within --duration (default then: off).",
+        name=("--requests", "-n"),
+        group="Options",
     )
     rate: Rate | None = option(
         None,
@@ -75,6 +79,7 @@ class BenchOptions:
         metavar="LIST",
         converter=parse_percentiles,
         show_default=format_percentiles,
+        group="Results",
     )
     cpu: str | None = option(None, "Run the load on these cores only, like 1 or 0,2-3.", metavar="CORES")
     seed: int = option(0, "Seed of the payload and of random gaps.")

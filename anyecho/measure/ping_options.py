@@ -14,7 +14,7 @@ from anyecho.errors import UsageError
 from anyecho.net.sockets import SocketOptions
 from anyecho.net.tls.contexts import TLSClientOptions
 from anyecho.net.udp.stream import DATAGRAM_MAX
-from anyecho.options import documented, option
+from anyecho.options import documented, in_group, option
 from anyecho.units import Seconds, Size
 from anyecho.validation import check_types, require_positive
 
@@ -22,6 +22,7 @@ from anyecho.validation import check_types, require_positive
 _SIZE_MAX = 1 << 30
 
 
+@in_group("Options")
 @documented
 @dataclass(frozen=True, kw_only=True)
 class PingOptions:
@@ -50,7 +51,7 @@ class PingOptions:
         False, "Open a connection for each probe, and time each step: name, connect, TLS, echo.", negative=()
     )
     proxy_header: Literal["off", "v1", "v2"] = option(
-        "off", "Send a PROXY protocol header first, as a proxy for this client would."
+        "off", "Send a PROXY protocol header first, as a proxy for this client would.", group="Connecting"
     )
     family: Literal[4, 6] | None = option(
         None, "Use only IPv4 or IPv6; on the command line, -4 and -6.", flag=False

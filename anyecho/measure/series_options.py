@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 from anyecho.backends import Backend
 from anyecho.errors import UsageError
 from anyecho.measure.options import BenchOptions
-from anyecho.options import documented, option
+from anyecho.options import documented, in_group, option
 from anyecho.units import Rate, Size
 from anyecho.validation import check_types
 
@@ -24,6 +24,7 @@ Engine: TypeAlias = Literal["auto", "events", "tasks"]
 _COMPARED = 7
 
 
+@in_group("Options")
 @documented
 @dataclass(frozen=True, kw_only=True)
 class SeriesOptions:
@@ -51,10 +52,16 @@ class SeriesOptions:
         name=("--pipeline", "-P"),
     )
     repeat: int | None = option(
-        None, "Runs of each configuration, interleaved (default: 7 with --matrix, else 1).", show_default=False
+        None,
+        "Runs of each configuration, interleaved (default: 7 with --matrix, else 1).",
+        show_default=False,
+        group="Load",
     )
     matrix: bool = option(
-        False, "Without ADDRESS: compare its own server on each installed backend and engine.", negative=()
+        False,
+        "Without ADDRESS: compare its own server on each installed backend and engine.",
+        negative=(),
+        group="Load",
     )
     find_rate: str | None = option(
         None, "Find the highest rate at which this holds and nothing is lost, like 'p99<1ms'.", metavar="CONDITION"
@@ -89,6 +96,7 @@ class SeriesOptions:
         ]
 
 
+@in_group("Own server")
 @documented
 @dataclass(frozen=True, kw_only=True)
 class OwnServerOptions:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from anyecho.errors import UsageError
 from anyecho.net.tuning import Option, tune_all
-from anyecho.options import documented, option
+from anyecho.options import documented, in_group, option
 from anyecho.units import Seconds, Size, or_infinite
 from anyecho.validation import check_types
 
@@ -25,6 +25,7 @@ logger = logging.getLogger("anyecho.net")
 _SIZES = ("tcp_notsent_lowat", "sndbuf", "rcvbuf")
 
 
+@in_group("Sockets")
 @documented
 @dataclass(frozen=True, kw_only=True)
 class SocketOptions:

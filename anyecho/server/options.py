@@ -13,7 +13,7 @@ from anyecho.faults.fault import Fault
 from anyecho.net.proxy.trust import TrustedNetworks
 from anyecho.net.sockets import SocketOptions
 from anyecho.net.tls.contexts import TLSServerOptions
-from anyecho.options import documented, option
+from anyecho.options import documented, in_group, option
 from anyecho.units import Rate, Seconds, Size, or_infinite
 from anyecho.validation import check_types, require_positive
 
@@ -23,6 +23,7 @@ _MORE_THAN_0 = (
 )
 
 
+@in_group("Limits")
 @documented
 @dataclass(frozen=True, kw_only=True)
 class ServeOptions:
@@ -36,16 +37,24 @@ class ServeOptions:
     """
 
     engine: Literal["auto", "tasks", "events"] = option(
-        "auto", "tasks: one per connection; events: callbacks in a single task; auto: events where possible."
+        "auto",
+        "tasks: one per connection; events: callbacks in a single task; auto: events where possible.",
+        group="Listening",
     )
     max_connections: int = option(
-        10_000, "Maximum concurrent connections, at most the descriptor limit - 64; more wait in the backlog."
+        10_000,
+        "Maximum concurrent connections, at most the descriptor limit - 64; more wait in the backlog.",
+        group="Options",
     )
     over_limit: Literal["wait", "close"] = option(
-        "wait", "At --max-connections, new connections wait in the backlog, or are accepted and closed."
+        "wait",
+        "At --max-connections, new connections wait in the backlog, or are accepted and closed.",
+        group="Listening",
     )
     max_connections_per_ip: int | None = option(None, "Maximum connections per client IP (per /64 for IPv6).")
-    idle_timeout: Seconds | None = option(600.0, "Close a connection on which no byte moves for this long.")
+    idle_timeout: Seconds | None = option(
+        600.0, "Close a connection on which no byte moves for this long.", group="Options"
+    )
     write_timeout: Seconds | None = option(
         60.0, "Close a connection if its peer takes none of the pending echo for this long."
     )
@@ -65,25 +74,28 @@ class ServeOptions:
         2.0, "On closing while the peer still sends, read this long: a reset would destroy the echo."
     )
     proxy_protocol: ProxyMode = option(
-        "off", "Expect a PROXY protocol header on each connection; require: v1 or v2."
+        "off", "Expect a PROXY protocol header on each connection; require: v1 or v2.", group="PROXY protocol"
     )
     proxy_trusted: tuple[str, ...] = option(
-        (), "Network of trusted proxies; unix: for Unix sockets; repeatable.", metavar="CIDR"
+        (),
+        "Network of trusted proxies; unix: for Unix sockets; repeatable.",
+        metavar="CIDR",
+        group="PROXY protocol",
     )
     proxy_timeout: Seconds | None = option(
-        5.0, "Close a connection if its PROXY header is incomplete after this long."
+        5.0, "Close a connection if its PROXY header is incomplete after this long.", group="PROXY protocol"
     )
     # Other servers allow 30 to 60 s. An echo client that needs more than 10 s has no use for the echo.
     handshake_timeout: Seconds | None = option(
-        10.0, "Close a connection if its TLS handshake is incomplete after this long."
+        10.0, "Close a connection if its TLS handshake is incomplete after this long.", group="TLS"
     )
-    backlog: int = option(4096, "Length of each accept backlog (listen(2)).")
+    backlog: int = option(4096, "Length of each accept backlog (listen(2)).", group="Listening")
     udp_rate: Rate | None = option(
-        100.0, "Datagrams per second answered to one source (IPv6: one /64); to all, 100 times that."
+        100.0, "Datagrams per second answered to one source (IPv6: one /64); to all, 100 times that.", group="UDP"
     )
-    udp_burst: int = option(200, "Datagrams answered to one source in a burst above --udp-rate.")
+    udp_burst: int = option(200, "Datagrams answered to one source in a burst above --udp-rate.", group="UDP")
     unsafe_udp: bool = option(
-        False, "For labs: answer source ports below 1024 too, and no rate limit over all sources."
+        False, "For labs: answer source ports below 1024 too, and no rate limit over all sources.", group="UDP"
     )
     faults: tuple[Fault, ...] = option(
         (), "Faults of `anyecho.faults`, for the connections that they choose.", flag=False

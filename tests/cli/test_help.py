@@ -7,14 +7,23 @@ import os
 import re
 import struct
 import termios
+from collections.abc import Callable
 
 import pytest
 
+from anyecho.cli.help_pages import GROUPS
 from anyecho.cli.main import main
 from tests.support.peers import unread
 from tests.support.pipes import redirected
 from tests.support.process import Processes, terminal, unwritable, wait_until
 
+VERBS = ("serve", "send", "ping", "bench", "report")
+#: Flags that must be on the first screen.
+NEEDED = {
+    "serve": "--bind --backend --handler --fault --max-connections --idle-timeout --ssl-certfile --ssl-keyfile "
+    "--access-log",
+    "bench": "--connections --rate --size --pipeline --duration --requests --find-rate --json --fail-if --backend",
+}
 #: Values of COLUMNS, and the resulting width of a page.
 WIDTHS = {
     "0": 80,
@@ -42,17 +51,61 @@ def width(page: str) -> int:
     return max(map(len, page.splitlines()))
 
 
-@pytest.mark.parametrize("verb", ["serve", "send", "ping", "bench"])
-def test_the_text_of_a_help_page_breaks_at_the_width_of_the_terminal_only(
-    verb: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setenv("COLUMNS", "1000")
-        assert main([verb, "--help"]) == 0
+@pytest.fixture
+def help_of(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[[str, int], str]:
+    """Return the help page of a verb, at a width in columns."""
 
-    text = capfd.readouterr().out.partition("\u256d")[0]
+    def page(verb: str, columns: int) -> str:
+        with monkeypatch.context() as patch:
+            patch.setenv("COLUMNS", str(columns))
+            assert main([verb, "--help"]) == 0
+
+        return capfd.readouterr().out
+
+    return page
+
+
+def panels(page: str) -> dict[str, list[str]]:
+    """Return the flags of each panel of a page, by the title of the panel."""
+    return {
+        title: re.findall(r"^│ (-\S+)", rows, re.M)
+        for title, rows in re.findall(r"^╭─ (.+?) ─*╮\n(.*?)^╰", page, re.M | re.S)
+    }
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_text_of_a_help_page_breaks_at_the_width_of_the_terminal_only(
+    verb: str, help_of: Callable[[str, int], str]
+) -> None:
+    page = help_of(verb, 1000)
+    above, below = page.partition("╭")[0], page.rpartition("╯")[2]
+
     # The lines are the usage and the paragraphs, with an empty line after each.
-    assert not [line for line in text.rstrip().split("\n")[1::2] if line.strip()]
+    for text in (above.rstrip(), below.strip()):
+        assert not [line for line in text.split("\n")[1::2] if line.strip()]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_each_flag_is_in_a_group_and_the_groups_have_their_order(
+    verb: str, help_of: Callable[[str, int], str]
+) -> None:
+    titles = [title for title, flags in panels(help_of(verb, 80)).items() if flags]
+
+    assert titles[0] == "Options"
+    assert titles == [name for name in GROUPS if name in titles]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_first_screen_of_a_page_has_the_flags_that_most_command_lines_need(
+    verb: str, help_of: Callable[[str, int], str]
+) -> None:
+    page = help_of(verb, 80)
+    screen = "\n".join(page.splitlines()[:40])
+    common = panels(screen + "\n")["Options"]
+
+    assert common == panels(page)["Options"]
+    assert set(common) >= set(NEEDED.get(verb, "").split())
+    assert len(common) <= 12
 
 
 @pytest.mark.parametrize(
@@ -74,8 +127,8 @@ def test_help_is_complete_for_any_environment_of_the_terminal(
     page = capfd.readouterr().out
     assert width(page) == columns
     text = re.sub(r"[\s│]", "", page)
-    assert {"ANYECHO_DEADLINE", "ANYECHO_REPEAT", "ANYECHO_LOG_FORMAT"} <= set(re.findall("ANYECHO_[A-Z_]+", text))
-    assert page.endswith("╯\n")
+    assert {"--deadline", "--repeat", "--log-format"} <= set(re.findall("--[a-z-]+", text))
+    assert page.endswith("The command line overrides it.\n")
 
 
 @pytest.mark.parametrize(("columns", "longest"), [(0, 80), (1, 40), (2, 40), (60, 60)])

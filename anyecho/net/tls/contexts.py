@@ -24,12 +24,13 @@ from anyecho.net.names import host_name, is_host_name
 from anyecho.net.tls.errors import explain
 from anyecho.net.tls.files import load_chain
 from anyecho.net.tls.generated import Flaw, GeneratedAuthority
-from anyecho.options import documented, option
+from anyecho.options import documented, in_group, option
 from anyecho.validation import FilePath, check_types, given_options
 
 _VERIFY = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
 
 
+@in_group("TLS")
 @documented
 @dataclass(frozen=True, kw_only=True)
 class TLSServerOptions:
@@ -44,8 +45,10 @@ class TLSServerOptions:
         UsageError: a value has the wrong type, an option lacks another one, or two exclude each other.
     """
 
-    ssl_certfile: FilePath | None = option(None, "Server certificate and its chain (PEM).")
-    ssl_keyfile: FilePath | None = option(None, "The certificate's key, unless it is in the same file (PEM).")
+    ssl_certfile: FilePath | None = option(None, "Server certificate and its chain (PEM).", group="Options")
+    ssl_keyfile: FilePath | None = option(
+        None, "The certificate's key, unless it is in the same file (PEM).", group="Options"
+    )
     ssl_keyfile_password_file: FilePath | None = option(
         None, "File with the password of the key on its first line."
     )
@@ -83,6 +86,7 @@ class TLSServerOptions:
             raise UsageError(text, options=("ssl_cert_reqs", "ssl_ca_certs"))
 
 
+@in_group("TLS")
 @documented
 @dataclass(frozen=True, kw_only=True)
 class TLSClientOptions:

@@ -1,0 +1,42 @@
+"""The layout of a help page: the groups of flags in their order, and the text above and below them.
+
+An option names its group where it is defined (``group="Limits"``), or its dataclass does (``flag_group``).
+"""
+
+from __future__ import annotations
+
+__all__ = ("COMMON", "GROUPS", "details", "summary")
+
+import inspect
+from collections.abc import Callable
+
+from cyclopts import Group
+
+_ORDER = (
+    *("Options", "Load", "Listening", "Connecting", "Limits", "TLS", "PROXY protocol", "UDP", "Faults", "Sockets"),
+    *("Own server", "Division of the load", "Workers", "Operation", "Logs", "Results"),
+)
+#: The groups by name. A page has those that its verb has flags of.
+GROUPS = {name: Group(name, sort_key=place) for place, name in enumerate(_ORDER)}
+#: The flags that most command lines need. It comes first, and fits on one screen with the usage.
+COMMON = GROUPS["Options"]
+
+_SOURCES = (
+    "Each flag can also be set by a variable, whose name has ANYECHO_ before it: ANYECHO_LOG_LEVEL=info is "
+    "--log-level info. The command line overrides it."
+)
+
+
+def summary(verb: Callable[..., object]) -> str:
+    """Return the first paragraph of the docstring of `verb`, which is above the flags."""
+    return _paragraphs(verb)[0]
+
+
+def details(verb: Callable[..., object]) -> str:
+    """Return the other paragraphs, which are below the flags, and how flags are set without a command line."""
+    return "\n\n".join([*_paragraphs(verb)[1:], _SOURCES])
+
+
+def _paragraphs(verb: Callable[..., object]) -> list[str]:
+    # A page has line breaks between paragraphs only; the width of the terminal decides on the rest.
+    return [" ".join(paragraph.split()) for paragraph in (inspect.getdoc(verb) or "").split("\n\n")]
