@@ -191,6 +191,7 @@ FOLDERS = {
         "ping",
         "handler",
         "send",
+        "serving",
         "serve",
         "output_options",
         "results",

@@ -4,38 +4,26 @@ from __future__ import annotations
 
 __all__ = ("serve",)
 
-import logging
 import os
 import resource
-import signal
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from threading import Thread
 from typing import Annotated
 
-from anyio import create_task_group
 from cyclopts import Parameter
 
-from anyecho.address import Address, UDPAddress, parse_address
-from anyecho.backends import run
+from anyecho.address import parse_address
 from anyecho.cli.environment import Environment
 from anyecho.cli.flags import BackendFlag, whole_number
 from anyecho.cli.handler import find_handler
 from anyecho.cli.help_pages import COMMON, GROUPS
-from anyecho.cli.logs import LogOptions, log_to_stderr
-from anyecho.cli.signals import Signals, caught_signals
-from anyecho.errors import CertificateError, unwrap_single
+from anyecho.cli.logs import LogOptions
+from anyecho.cli.serving import run_server
 from anyecho.faults.fault import Fault
-from anyecho.handlers import Handler
-from anyecho.net.descriptors import write_all
-from anyecho.net.tls.contexts import Certificates
 from anyecho.server.options import ServeOptions
-from anyecho.server.server import DEFAULT_ADDRESS, Server, open_server
-from anyecho.systemd.activation import Activation, take_activation
-from anyecho.systemd.notify import Notifier, open_notifier
-
-logger = logging.getLogger("anyecho.server")
+from anyecho.server.server import DEFAULT_ADDRESS
+from anyecho.systemd.activation import take_activation
 
 
 def serve(
@@ -105,17 +93,16 @@ def serve(
     serving = find_handler(handler)
     options = replace(options, faults=_parse_faults(fault), seed=seed)
     resolved = activation.resolve([parse_address(text) for text in (*addresses, *bind)])
-    with (
-        log_to_stderr(log, access=access_log),
-        environment.attached_to(logger),
-        caught_signals(handled=2, hangup=True) as signals,  # one to drain, one to close at once
-        open_notifier(os.environ) as notifier,
-    ):
-        if access_log and resolved and all(isinstance(address, UDPAddress) for address in resolved):
-            text = "without effect: access_log (every address is for UDP)"
-            logger.warning(text, extra={"options": ("access_log",)})
-        run(_serve, resolved, activation, options, serving, signals, notifier, backend=backend)
-
+    run_server(
+        resolved,
+        activation,
+        options,
+        serving,
+        backend=backend,
+        log=log,
+        access_log=access_log,
+        environment=environment,
+    )
     return 0
 
 
@@ -137,97 +124,3 @@ def _raise_descriptor_limit() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):  # macOS: the hard limit may be more than its kernel allows
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-async def _serve(
-    addresses: Sequence[Address],
-    activation: Activation,
-    options: ServeOptions,
-    handler: Handler,
-    signals: Signals,
-    notifier: Notifier,
-) -> None:
-    server: Server | None = None
-    # An environment variable can name files that no address uses.
-    has_files = options.tls.ssl_certfile is not None and any(address.tls for address in addresses)
-
-    async def stop_on_signals() -> None:
-        while await signals.next() == signal.SIGHUP:
-            if not has_files and signals.terminal_is_gone():
-                logger.warning("the terminal is gone: letting connections finish")
-                break
-            _hang_up(server, has_files, notifier)
-
-        notifier.stopping("letting connections finish")
-        if server is None:
-            tasks.cancel_scope.cancel()
-            return
-
-        tasks.start_soon(server.drain)
-        while await signals.next() == signal.SIGHUP:
-            if not signals.terminal_is_gone():  # the kernel and the shell each send one when the terminal closes
-                _hang_up(server, has_files, notifier)
-        server.abort()
-
-    with unwrap_single():
-        async with create_task_group() as tasks:
-            tasks.start_soon(stop_on_signals)
-            async with open_server(*addresses, options=options, handler=handler) as server:
-                notifier.ready(_status(server))
-                tasks.start_soon(notifier.ping_watchdog)
-                _warn(activation.unused(addresses), server.certificates)
-                _start_reporting(server.addresses)
-                await server.wait_closed()
-
-            tasks.cancel_scope.cancel()
-
-
-def _warn(unused: Sequence[str], certificates: Certificates | None) -> None:
-    if unused:
-        logger.warning("passed, but not served: %s", ", ".join(unused))
-    if certificates is not None and certificates.cacert is not None:
-        logger.warning(
-            "generated a certificate for this run: clients trust it with --cacert %s", certificates.cacert
-        )
-
-
-def _status(server: Server) -> str:
-    return f"listening on {', '.join(map(str, server.addresses))}"
-
-
-def _hang_up(server: Server | None, has_files: bool, notifier: Notifier) -> None:
-    """Reload the certificate. The service manager is notified of the end even if there is no certificate."""
-    if not has_files:
-        logger.warning("SIGHUP is ignored: no address uses certificate files that could be reloaded")
-    if server is not None:
-        notifier.reloading()
-        if has_files and server.certificates is not None:
-            _reload(server.certificates)
-        notifier.ready(_status(server))
-
-
-def _reload(certificates: Certificates) -> None:
-    try:
-        certificates.reload()
-    except CertificateError as exc:
-        logger.error("%s; the certificate stays what it was", exc)
-    else:
-        logger.info("certificates reloaded")
-
-
-def _start_reporting(addresses: Sequence[Address]) -> None:
-    # In a thread, because standard output may block. The thread ends: with a second one, every system call on a
-    # descriptor costs more.
-    try:
-        Thread(target=_report, args=(addresses,), daemon=True).start()
-    except RuntimeError:  # a limit of the system (ulimit -u, pids.max)
-        _report(addresses, timeout=0.0)
-
-
-def _report(addresses: Sequence[Address], *, timeout: float | None = None) -> None:
-    try:
-        for address in addresses:
-            write_all(1, f"{address}\n".encode(), timeout=timeout)
-    except OSError as exc:
-        # Not fatal: peers can still be served.
-        logger.warning("cannot report the addresses: %s", exc.strerror)

@@ -213,7 +213,7 @@ def test_a_client_whose_name_server_never_answers_exits_after_its_timeout(
 def test_a_signal_before_the_loop_runs_is_not_lost(processes: Processes, backend: str) -> None:
     early = f"""
 import os
-import anyecho.cli.serve as serve
+import anyecho.cli.serving as serve
 run = serve.run
 def late(*args, **options):
     os.kill(os.getpid(), {int(signal.SIGINT)})
