@@ -144,6 +144,7 @@ FOLDERS = {
         "ping",
         "statistics",
         "histogram",
+        "omission",
         "result",
         "samples",
         "generator",

@@ -104,6 +104,12 @@ def _of_schedule(run: RunResult) -> Iterator[Check]:
     if load.shard_count > 1:
         text += f"; shard {load.shard_index + 1} of {load.shard_count}"
     yield Check("schedule", f"{text}; seed {load.seed}; warm-up {format_duration(load.warm_up)}")
+    if stall := run.stall:
+        longest, waited = duration_text(stall.longest), duration_text(stall.p99)
+        hidden = duration_text(run.latency.value_at(0.99) / 1e9)
+        text = f"replies took up to {longest}, and about {stall.unsent} messages were not sent meanwhile"
+        text += f": at a random time, the wait has a p99 of {waited}, not {hidden}; use --rate"
+        yield Check("stall", text, doubt=True)
     if run.lag.count:
         p99, p50 = run.lag.value_at(0.99) / 1e9, run.latency.value_at(0.5) / 1e9
         longest = duration_text(run.lag.max / 1e9)

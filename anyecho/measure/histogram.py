@@ -136,7 +136,7 @@ class Histogram:
     @cached_property
     def mean(self) -> float:
         """The mean in nanoseconds, within the 3 digits of the buckets; 0 without samples."""
-        return sum(middle * count for middle, count in self._weights()) / self.count if self.count else 0.0
+        return sum(middle * count for middle, count in self.weights()) / self.count if self.count else 0.0
 
     @cached_property
     def deviation(self) -> float:
@@ -144,7 +144,7 @@ class Histogram:
         if not self.count:
             return 0.0
 
-        return math.sqrt(sum((middle - self.mean) ** 2 * count for middle, count in self._weights()) / self.count)
+        return math.sqrt(sum((middle - self.mean) ** 2 * count for middle, count in self.weights()) / self.count)
 
     def spectrum(self, ticks: int = 5) -> Iterator[tuple[float, int, int]]:
         """Yield (quantile, value, samples up to it), `ticks` times per halving of the distance to 1, and at 1."""
@@ -160,7 +160,8 @@ class Histogram:
 
         yield 1.0, self.max, self.count
 
-    def _weights(self) -> Iterator[tuple[int, int]]:
+    def weights(self) -> Iterator[tuple[int, int]]:
+        """Yield the middle of each bucket with samples, and their number, in ascending order."""
         before = 0
         for top, below in zip(self._tops, self._below, strict=True):
             width = 1 << _SHIFTS[top.bit_length()]

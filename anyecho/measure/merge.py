@@ -15,6 +15,7 @@ from types import MappingProxyType
 
 from anyecho.errors import UsageError
 from anyecho.measure.histogram import Histogram
+from anyecho.measure.omission import Stall
 from anyecho.measure.parts import parts_of
 from anyecho.measure.result import Counts, Document, Generator, Load, RunResult, Second, Spread, Steadiness
 
@@ -50,6 +51,7 @@ def merge_runs(
 
     _check_parts(runs)
     load, sharded = runs[0].load, runs[0].load.shard_count > 1
+    uncorrected = Histogram.merged(run.uncorrected for run in runs)
     return RunResult(
         load=replace(
             load,
@@ -65,12 +67,13 @@ def merge_runs(
         started_at=min(run.started_at for run in runs),
         seconds=max(run.seconds for run in runs),
         latency=Histogram.merged(run.latency for run in runs),
-        uncorrected=Histogram.merged(run.uncorrected for run in runs),
+        uncorrected=uncorrected,
         lag=Histogram.merged(run.lag for run in runs),
         generator=_merge_generators([run.generator for run in runs], load.rate if sharded else None),
         per_second=_merge_seconds([run.per_second for run in runs]),
         spread=_merge_spreads(runs),
         steadiness=runs[0].steadiness if len(runs) == 1 else Steadiness(),
+        stall=Stall.of(uncorrected) if load.rate is None else None,
         server_cpu_per_echo=runs[0].server_cpu_per_echo if len(runs) == 1 else None,
         parts=parts_of(runs, names, {**lost, **dict.fromkeys(_missing(runs, lost), "no result")}),
         round=runs[0].round,

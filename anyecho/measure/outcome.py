@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from anyecho.measure.generator import cores_available, is_late, measure_clock
 from anyecho.measure.histogram import Histogram
+from anyecho.measure.omission import Stall
 from anyecho.measure.result import Counts, Generator, Load, RunResult, Spread, Steadiness
 from anyecho.measure.samples import Record, Samples, evaluate
 
@@ -55,6 +56,7 @@ def result_of(measured: Measured, load: Load) -> RunResult:
         interrupted=measured.interrupted,
     )
     latency, lag = Histogram.from_samples(samples.corrected), Histogram.from_samples(measured.lags)
+    uncorrected = Histogram.from_samples(samples.uncorrected)
     per_second = samples.per_second(load.size)
     over = measured.now if samples.lost or not samples.last_received else samples.last_received
     whole = int((measured.end - measured.start) / _SECOND)
@@ -64,12 +66,13 @@ def result_of(measured: Measured, load: Load) -> RunResult:
         started_at=measured.started_at,
         seconds=max(over - measured.start, 0) / 1e9,
         latency=latency,
-        uncorrected=Histogram.from_samples(samples.uncorrected),
+        uncorrected=uncorrected,
         lag=lag,
         generator=generator_of(measured, load, samples, is_late=is_late(lag, latency)),
         per_second=per_second,
         spread=Spread.of(samples.messages, [median / 1e9 for median in samples.medians]),
         steadiness=Steadiness.of([each.p50 for each in per_second[:whole] if each.p50 is not None]),
+        stall=Stall.of(uncorrected) if load.rate is None else None,
         server_cpu_per_echo=_per_echo(measured.server_cpu, samples),
         interrupted=measured.interrupted,
         saturated=measured.saturated,

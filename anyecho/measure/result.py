@@ -30,6 +30,7 @@ from typing import Annotated, Any, Literal
 from anyecho.codec import decode, encode
 from anyecho.errors import InternalError, UsageError
 from anyecho.measure.histogram import Histogram
+from anyecho.measure.omission import Stall
 from anyecho.measure.statistics import adjusted_by_holm, jain_index, mann_whitney_p, spearman
 from anyecho.validation import quoted
 
@@ -212,6 +213,7 @@ class RunResult:
     per_second: Annotated[tuple[Second, ...], "Consecutive seconds of the measurement."] = ()
     spread: Annotated[Spread | None, "Over connections; null if there is only one."] = None
     steadiness: Annotated[Steadiness, "Whether the latency stayed the same."] = field(default_factory=Steadiness)
+    stall: Annotated[Stall | None, "Closed loop: a stall that its percentiles hide; null: none."] = None
     parts: Annotated[tuple[Part, ...], "The generators, if the run is merged; lost ones too."] = ()
     server_cpu_per_echo: Annotated[float | None, "CPU seconds of the server per reply, if known."] = None
     round: Annotated[int | None, "Round in which runs of several configurations were interleaved."] = None

@@ -68,7 +68,7 @@ class MemoryWire(PlainWire):
 
 
 class Simulation:
-    """An open loop of `rate` messages a second for `seconds`, by turns on `connections`.
+    """An open loop of `rate` messages a second for `seconds`, by turns on `connections`; None is a closed loop.
 
     The server answers the n-th message of a connection, arrived at a time after the start, at ``answer(n, time)``.
     Nothing runs between the times of `starved`: neither the pacer nor the reading of replies.
@@ -78,7 +78,7 @@ class Simulation:
         self,
         answer: Callable[[int, int], int],
         *,
-        rate: float,
+        rate: float | None,
         seconds: float,
         connections: int = 1,
         pipeline: int = 1,
@@ -94,10 +94,13 @@ class Simulation:
             address="memory", transport="tcp", connections=connections, size=size, rate=rate, duration=seconds
         )
         self.timeout = timeout
-        self.traffic = Traffic(size=size, pipeline=pipeline, is_open_loop=True, timeout=timeout, clock=self.clock)
+        self.traffic = Traffic(
+            size=size, pipeline=pipeline, is_open_loop=rate is not None, timeout=timeout, clock=self.clock
+        )
         self.wires = [MemoryWire() for _ in range(connections)]
         self.connections = [LoadConnection(wire, n, self.traffic) for n, wire in enumerate(self.wires)]
-        times = due_times(rate, "fixed", seconds=seconds, messages=None, seed=0)
+        self.traffic.deadline = self.start + int(seconds * SECOND)
+        times = due_times(rate, "fixed", seconds=seconds, messages=None, seed=0) if rate is not None else iter(())
         self.pacer = Pacer(times, self.start, self.connections, self.traffic)
         self._replies: list[tuple[int, int, int, bytes]] = []
         self._numbers = count()
@@ -118,6 +121,9 @@ class Simulation:
 
     def run(self) -> RunResult:
         """Run until the last reply has come; return the result."""
+        if self.load.rate is None:
+            for each in self.connections:
+                each.start()
         while self.pacer.next_due is not None or self._replies:
             due = self.pacer.next_due
             reply = self._replies[0][0] if self._replies else None

@@ -12,6 +12,7 @@ from jsonschema import Draft202012Validator
 
 from anyecho.errors import InternalError, UsageError
 from anyecho.measure.histogram import Histogram
+from anyecho.measure.omission import Stall
 from anyecho.measure.result import Counts, Document, Spread, Steadiness
 from tests.measure.results import document, load, result
 from tests.measure.schema import PATH, schema_text
@@ -41,6 +42,7 @@ CASES = {
         notes=("no connection", "of two"),
     ),
     "saturated": result(saturated=True),
+    "stall": result(load=load(rate=None), lag=NOTHING, stall=Stall(longest=1.0, unsent=5000, p99=0.9)),
     "shard": result(load=load(shard_index=1, shard_count=3), round=2),
 }
 

@@ -10,6 +10,7 @@ import pytest
 from anyecho.measure.checks import checks, duration_text, failures, rate_text, volume_text
 from anyecho.measure.histogram import Histogram
 from anyecho.measure.metrics import find_metric
+from anyecho.measure.omission import Stall
 from anyecho.measure.result import Counts, RunResult, Spread
 from anyecho.measure.series_text import series_lines
 from anyecho.measure.text import describe_load, labels, latency_text, percentile_name, run_lines
@@ -104,6 +105,7 @@ DOUBTFUL = {
     "connections": result(spread=Spread.of((10, 10, 5, 3), (0.1,))),
     "steadiness": result(seconds=10, steadiness=replace(result(seconds=10).steadiness, steady=False)),
     "saturated": result(saturated=True),
+    "stall": result(stall=Stall(longest=1.2, unsent=3456, p99=0.7)),
     "dropped": result(ended_early=True),
     "end": result(interrupted=True),
 }

@@ -67,6 +67,36 @@ def test_a_stall_of_1_s_is_in_the_corrected_latencies_and_hidden_from_the_uncorr
     assert not result.generator.late
 
 
+def test_a_closed_loop_that_hides_a_stall_says_what_a_message_at_a_random_time_would_have_waited() -> None:
+    stall, end = 3 * SECOND, 3 * SECOND + 500 * MILLISECOND
+
+    def answer(number: int, time: int) -> int:
+        return end if stall <= time < end else time + SERVICE
+
+    closed = Simulation(answer, rate=None, seconds=10, connections=4).run()
+    opened = Simulation(answer, rate=1000, seconds=10, connections=4, pipeline=500).run()
+
+    # 4 of 380,004 messages met the stall, and no percentile shows it.
+    assert closed.latency.value_at(0.9999) == pytest.approx(SERVICE, rel=1e-3)
+    assert closed.stall is not None
+    assert closed.stall.longest == 0.5
+    assert closed.stall.unsent == pytest.approx(4 * 500 * MILLISECOND / SERVICE, rel=1e-3)
+    assert closed.stall.p99 == pytest.approx(0.4, rel=1e-3)
+    assert closed.stall.p99 == pytest.approx(opened.latency.value_at(0.99) / SECOND, rel=2e-3)
+    assert opened.stall is None
+
+
+@pytest.mark.parametrize("connections", [1, 4])
+@pytest.mark.parametrize("longest", [SERVICE, 90 * MILLISECOND])
+def test_a_closed_loop_whose_percentiles_show_what_there_is_has_no_stall(connections: int, longest: int) -> None:
+    end = SECOND + longest
+
+    def answer(number: int, time: int) -> int:
+        return end if SECOND <= time < end else time + SERVICE
+
+    assert Simulation(answer, rate=None, seconds=10, connections=connections).run().stall is None
+
+
 def test_a_generator_that_is_starved_for_300_ms_is_late_and_fails_every_gate() -> None:
     begin, end = 2 * SECOND, 2 * SECOND + 300 * MILLISECOND
     result = Simulation(
