@@ -83,6 +83,7 @@ FOLDERS = {
         "listen",
         "accept",
         "connect",
+        "http",
     ),
     "net.tls": (
         "errors",
@@ -221,6 +222,7 @@ RESTRICTED = {
     "sniffio": ("net.driver",),
     "cyclopts": ("cli",),
     "rich": ("cli",),
+    "h11": ("net.http",),
     "hdrh": ("measure.histogram",),
     "distributed": ("measure.dask_workers",),
     "dask": (),
@@ -462,6 +464,7 @@ def test_modules_of_every_folder_are_checked() -> None:
         ("cli.main", "import ssl", "uses ssl"),
         ("client.client", "import select", "uses select"),
         ("server.server", "import cyclopts", "uses cyclopts"),
+        ("server.server", "import h11", "uses h11"),
         ("units", "from rich.console import Console", "uses rich.console.Console"),
         ("server.server", "import signal", "uses signal"),
         ("server.server", "from anyio import open_signal_receiver", "uses anyio.open_signal_receiver"),
