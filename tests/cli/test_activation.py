@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import signal
@@ -12,15 +11,16 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import pytest
 
+from tests.support.activation import Manager, echoes, end
 from tests.support.certificates import files_in
 from tests.support.datagrams import udp_client
 from tests.support.machine import needs_program
 from tests.support.peers import dial, exchange
-from tests.support.process import TIMEOUT, Process, Processes, accepts, round_trip, wait_until
+from tests.support.process import TIMEOUT, Process, Processes, accepts, wait_until
 from tests.support.stuck import DEAD_NAME_SERVER, STUCK
 
 TCP = "tcp://127.0.0.1:0"
@@ -29,84 +29,14 @@ WATCHDOG = 200_000
 #: Seconds without a message after which the watchdog counts as silent.
 SILENCE = 1.0
 
-#: What a service manager does between fork(2) and execve(2).
-PASS = """
-import os
-for number, given in enumerate({descriptors}, 3):
-    os.dup2(given, number)
-    os.close(given)
-os.environ["LISTEN_PID"] = str(os.getpid())
-"""
-
-
 #: The value of NOTIFY_SOCKET, and a function that waits for the next message.
 Notified: TypeAlias = tuple[str, Callable[..., str]]
-
-
-class Manager:
-    """Binds a TCP, a Unix and a UDP socket, and passes them to each server that it starts."""
-
-    def __init__(self, processes: Processes, opened: ExitStack, path: str) -> None:
-        self.processes = processes
-        self.opened = opened
-        tcp = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
-        unix = opened.enter_context(socket.socket(socket.AF_UNIX))
-        unix.bind(path)
-        unix.listen()
-        udp = opened.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-        udp.bind(("127.0.0.1", 0))
-        self.sockets = [tcp, unix, udp]
-        self.addresses = [
-            f"tcp://127.0.0.1:{tcp.getsockname()[1]}",
-            f"unix:{path}",
-            f"udp://127.0.0.1:{udp.getsockname()[1]}",
-        ]
-
-    def start(self, *arguments: str, names: str = "web:local:web", before: str = "", **variables: str) -> Process:
-        # High enough not to collide with other descriptors.
-        descriptors = [fcntl.fcntl(sock, fcntl.F_DUPFD, 100) for sock in self.sockets]
-        environ = os.environ | {"LISTEN_FDS": str(len(descriptors)), "LISTEN_FDNAMES": names} | variables
-        before += PASS.format(descriptors=descriptors)
-        try:
-            return self.processes.start("serve", *arguments, before=before, pass_fds=descriptors, env=environ)
-        finally:
-            for each in descriptors:
-                os.close(each)
-
-    def serve(self, *arguments: str, listeners: int = 3, **options: Any) -> Process:
-        process = self.start(*arguments, **options)
-        process.addresses = process.read_lines(listeners)
-        return process
-
-    def refusal(self, *arguments: str, **options: Any) -> str:
-        """Start a server that must fail with exit status 3; return its line on standard error."""
-        process = self.start(*arguments, **options)
-        assert process.wait() == 3
-        errors = process.errors()
-        assert errors.count("\n") == 1
-        return errors.removeprefix("anyecho: ").rstrip()
 
 
 @pytest.fixture
 def manager(processes: Processes, short_path: Path) -> Iterator[Manager]:
     with ExitStack() as opened:
         yield Manager(processes, opened, f"{short_path}/echo")
-
-
-def echoes(address: str) -> bool:
-    if not address.startswith("udp:"):
-        return round_trip(address, b"hello") == b"hello"
-
-    with udp_client(address) as sock:
-        sock.send(b"hello")
-        return sock.recv(100) == b"hello"
-
-
-def end(process: Process) -> str:
-    """Send SIGTERM; return standard error after exit status 0."""
-    process.signal()
-    assert process.wait() == 0
-    return process.errors()
 
 
 @pytest.mark.fault(row=23, injected="a TCP, a Unix and a UDP socket are passed")
