@@ -103,7 +103,10 @@ def _of_schedule(run: RunResult) -> Iterator[Check]:
         text = f"open loop, {load.arrivals} gaps; due times are fixed before the run"
     if load.shard_count > 1:
         text += f"; shard {load.shard_index + 1} of {load.shard_count}"
-    yield Check("schedule", f"{text}; seed {load.seed}; warm-up {format_duration(load.warm_up)}")
+    text += f"; seed {load.seed}; warm-up {format_duration(load.warm_up)}"
+    if count := run.counts.from_warm_up:
+        text += f", {count} of its replies came after it"
+    yield Check("schedule", text)
     if stall := run.stall:
         longest, waited = duration_text(stall.longest), duration_text(stall.p99)
         hidden = duration_text(run.latency.value_at(0.99) / 1e9)

@@ -72,7 +72,7 @@ def result_of(measured: Measured, load: Load) -> RunResult:
         per_second=per_second,
         spread=Spread.of(samples.messages, [median / 1e9 for median in samples.medians]),
         steadiness=Steadiness.of([each.p50 for each in per_second[:whole] if each.p50 is not None]),
-        stall=Stall.of(uncorrected) if load.rate is None else None,
+        stall=_stall(samples, uncorrected) if load.rate is None else None,
         server_cpu_per_echo=_per_echo(measured.server_cpu, samples),
         interrupted=measured.interrupted,
         saturated=measured.saturated,
@@ -93,7 +93,13 @@ def _counts(measured: Measured, samples: Samples) -> Counts:
         duplicates=sum(each.duplicates for each in measured.records),
         reordered=sum(each.reordered for each in measured.records),
         connect_failed=measured.connect_failed,
+        from_warm_up=len(samples.overlaps),
     )
+
+
+def _stall(samples: Samples, uncorrected: Histogram) -> Stall | None:
+    # The first messages wait for the replies to the warm-up: a stall may have begun in it.
+    return Stall.of(Histogram.merged([uncorrected, Histogram.from_samples(samples.overlaps)]))
 
 
 def _per_echo(server_cpu: int | None, samples: Samples) -> float | None:

@@ -57,6 +57,7 @@ class Counts:
     duplicates: Annotated[int, "UDP: second replies to a message."] = 0
     reordered: Annotated[int, "UDP: replies that came after the reply to a later message."] = 0
     connect_failed: Annotated[int, "Connections that could not be opened."] = 0
+    from_warm_up: Annotated[int, "Replies to messages of the warm-up during the measurement; in no latency."] = 0
 
     def __post_init__(self) -> None:
         total = self.verified + self.wrong + self.lost + self.outstanding

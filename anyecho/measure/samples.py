@@ -69,6 +69,8 @@ class Samples:
     seconds: list[array[int]] = field(default_factory=list)
     last_sent: int = 0
     last_received: int = 0
+    #: From the start to each reply after it to a message of the warm-up.
+    overlaps: array[int] = field(default_factory=lambda: array("q"))
     #: Messages of the warm-up that were wrong or lost.
     warm_up_failures: int = 0
     #: One line about the first lost message.
@@ -113,6 +115,9 @@ class _Evaluation:
         record, samples = self._record, self._samples
         first = bisect_left(record.due, samples.start)
         samples.warm_up_failures += sum(number < first for number in record.wrong)
+        samples.overlaps.extend(
+            [reply - samples.start for reply in record.received[:first] if reply > samples.start]
+        )
         if not self._interrupted or record.dropped:
             missing = max(first - len(record.received), 0)  # over UDP, a missing reply is a stamp of 0
             samples.warm_up_failures += missing + record.received[:first].count(0)

@@ -85,9 +85,10 @@ class Simulation:
         size: int = 64,
         timeout: int = 10 * SECOND,
         starved: tuple[int, int] = (0, 0),
+        warm_up: int = 0,
     ) -> None:
         self.clock = Clock()
-        self.start = self.clock.now
+        self.start = self.clock.now + warm_up
         self.answer = answer
         self.starved = (self.start + starved[0], self.start + starved[1])
         self.load = Load(

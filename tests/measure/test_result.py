@@ -173,7 +173,7 @@ def test_counts_that_do_not_add_up_are_an_error(name: str) -> None:
         replace(counts, **{name: 11})
 
 
-@pytest.mark.parametrize("name", ["late", "duplicates", "reordered", "connect_failed"])
+@pytest.mark.parametrize("name", ["late", "duplicates", "reordered", "connect_failed", "from_warm_up"])
 def test_counts_beside_the_sum_do_not_enter_it(name: str) -> None:
     counts = Counts(sent=10, verified=4, wrong=3, lost=2, outstanding=1)
     assert getattr(replace(counts, **{name: 11}), name) == 11

@@ -152,6 +152,12 @@ def test_every_count_is_in_the_line_of_messages() -> None:
     )
 
 
+def test_replies_to_the_warm_up_that_came_after_it_are_in_the_line_of_the_schedule() -> None:
+    counts = replace(result().counts, from_warm_up=3)
+    texts = [point.text for point in checks(result(counts=counts)) if point.name == "schedule"]
+    assert texts[0].endswith("; warm-up 0s, 3 of its replies came after it")
+
+
 def test_a_table_names_what_sets_the_runs_apart() -> None:
     runs = [result(load=load(size=size)) for size in (64, 1024)]
     assert labels(runs) == ["64 bytes", "1KiB"]

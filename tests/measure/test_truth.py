@@ -86,6 +86,20 @@ def test_a_closed_loop_that_hides_a_stall_says_what_a_message_at_a_random_time_w
     assert opened.stall is None
 
 
+def test_a_stall_that_began_in_the_warm_up_of_a_closed_loop_is_a_stall_of_the_measurement() -> None:
+    begin, end = -100 * MILLISECOND, 500 * MILLISECOND
+
+    def answer(number: int, time: int) -> int:
+        return end if begin <= time < end else time + SERVICE
+
+    result = Simulation(answer, rate=None, seconds=10, connections=4, warm_up=SECOND).run()
+    assert result.counts.from_warm_up == 4
+    assert result.latency.max == SERVICE
+    assert result.stall is not None
+    assert result.stall.longest == 0.5
+    assert result.stall.p99 == pytest.approx(0.4, rel=1e-3)
+
+
 @pytest.mark.parametrize("connections", [1, 4])
 @pytest.mark.parametrize("longest", [SERVICE, 90 * MILLISECOND])
 def test_a_closed_loop_whose_percentiles_show_what_there_is_has_no_stall(connections: int, longest: int) -> None:
