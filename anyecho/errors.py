@@ -124,7 +124,8 @@ def unwrap_single() -> Iterator[list[BaseException]]:
         yield kept
     except BaseExceptionGroup as group:
         leaves = list(_leaves(group, kept))
-        if len(leaves) > 1 and not any(_are_all(kind, leaves) for kind in (AnyechoError, KeyboardInterrupt)):
+        kinds = AnyechoError, KeyboardInterrupt
+        if len(leaves) > 1 and not any(all(isinstance(each, kind) for each in leaves) for kind in kinds):
             raise
 
         first = leaves[0]
@@ -133,10 +134,6 @@ def unwrap_single() -> Iterator[list[BaseException]]:
             raise first
         finally:
             first.__context__ = context  # not the group, which `raise` has set
-
-
-def _are_all(kind: type[BaseException], errors: Sequence[BaseException]) -> bool:
-    return all(isinstance(error, kind) for error in errors)
 
 
 def _leaves(error: BaseException, kept: Sequence[BaseException] = ()) -> Iterator[BaseException]:

@@ -5,7 +5,7 @@ Not every caller uses a type checker, and a misspelt choice must not pass silent
 
 from __future__ import annotations
 
-__all__ = ("FilePath", "check_kind", "check_types", "given_options", "quoted", "require_positive")
+__all__ = ("FilePath", "check_kind", "check_types", "given_options", "quoted", "require_min", "require_positive")
 
 import math
 import os
@@ -55,6 +55,13 @@ def require_positive(options: object, names: Collection[str]) -> None:
         if (value := getattr(options, name)) is not None and not value > 0:
             text = f"{name} must be more than 0, not {value} (no limit: off, in Python None)"
             raise UsageError(text, options=(name,))
+
+
+def require_min(minimum: int, options: object, names: Collection[str]) -> None:
+    """Raise `UsageError` for the first of the options `names` that is neither None nor `minimum` or more."""
+    for name in names:
+        if (value := getattr(options, name)) is not None and not value >= minimum:
+            raise UsageError(f"{name} must be {minimum} or more, not {value}", options=(name,))
 
 
 def check_kind(options: object, kind: type) -> None:

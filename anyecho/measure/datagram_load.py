@@ -12,11 +12,10 @@ __all__ = ("SIZE_MIN", "DatagramConnection")
 
 import struct
 from array import array
-from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING
 
-from anyecho.measure.traffic import Traffic
+from anyecho.measure.traffic import EventDriven, Traffic
 from anyecho.net.readiness import READ, WRITE
 
 if TYPE_CHECKING:
@@ -29,33 +28,32 @@ SIZE_MIN = _HEADER.size
 _BATCH = 16
 
 
-class DatagramConnection:
+class DatagramConnection(EventDriven):
     """Load on one connected, non-blocking `sock`. The caller closes it, after `stop`.
 
     `due`, `sent` and `received` are stamps by number, as those of a `LoadConnection`; a `received` of 0 is none.
     """
 
     __slots__ = (
-        *("_ask", "_in_flight", "_key", "_newest", "_oldest", "_payload", "_queued", "_rest", "_sock", "_traffic"),
-        *("batch", "dropped", "due", "duplicates", "number", "received", "reordered", "sent", "stopped", "wrong"),
+        *("_in_flight", "_key", "_newest", "_oldest", "_payload", "_queued", "_rest", "_sock", "_traffic"),
+        *("batch", "dropped", "due", "duplicates", "number", "received", "reordered", "sent", "wrong"),
     )
 
     batch: int
 
     def __init__(self, sock: socket.socket, number: int, traffic: Traffic) -> None:
+        super().__init__()
         self.number = number
         self.sent = array("q")
         self.received = array("q")
         self.due = array("q") if traffic.is_open_loop else self.sent
         self.wrong: list[int] = []
         self.dropped = ""
-        self.stopped = False
         self.duplicates = 0
         #: Replies that came after the reply to a later datagram (RFC 4737).
         self.reordered = 0
         self._sock = sock
         self._traffic = traffic
-        self._ask: Callable[[int], None] = lambda mask: None
         self._key = Random(f"{number} {traffic.size}").getrandbits(32)
         self._payload = bytearray(traffic.messages[number & traffic.mask])
         self._rest = bytes(self._payload[SIZE_MIN:])
@@ -73,19 +71,6 @@ class DatagramConnection:
     @property
     def outstanding(self) -> int:
         return 0 if self.stopped else self._in_flight + self._queued
-
-    def attach(self, ask: Callable[[int], None]) -> None:
-        """Call `dispatch` from now on as `ask` was called last: with `READ`, ``READ | WRITE``, or 0 for no more."""
-        self._ask = ask
-        ask(READ)
-
-    def stop(self) -> None:
-        """Send and receive no more. Idempotent."""
-        if not self.stopped:
-            self.stopped = True
-            self._ask(0)
-
-    poller_stopped = stop
 
     def start(self) -> None:
         """Send the first datagrams of a closed loop."""

@@ -13,9 +13,8 @@ from __future__ import annotations
 __all__ = ("LoadConnection",)
 
 from array import array
-from collections.abc import Callable
 
-from anyecho.measure.traffic import CHUNK, Traffic
+from anyecho.measure.traffic import CHUNK, EventDriven, Traffic
 from anyecho.net.readiness import READ, WRITE
 from anyecho.net.wire import PlainWire, Wire
 
@@ -23,7 +22,7 @@ from anyecho.net.wire import PlainWire, Wire
 _STRIDE = 7
 
 
-class LoadConnection:
+class LoadConnection(EventDriven):
     """Load on one connected `wire`. The caller closes its socket, after `stop`.
 
     `due`, `sent` and `received` are the stamps of the messages in order. In a closed loop `due` is `sent`: a
@@ -32,9 +31,9 @@ class LoadConnection:
     """
 
     __slots__ = (
-        *("_accepted", "_ask", "_expected", "_index", "_is_single", "_offset", "_queued", "_read_into"),
+        *("_accepted", "_expected", "_index", "_is_single", "_offset", "_queued", "_read_into"),
         *("_returned", "_traffic", "_wire", "_write_wire"),
-        *("batch", "dropped", "due", "number", "received", "sent", "stopped", "wrong"),
+        *("batch", "dropped", "due", "number", "received", "sent", "wrong"),
     )
 
     batch: int
@@ -42,6 +41,7 @@ class LoadConnection:
     duplicates = reordered = 0
 
     def __init__(self, wire: Wire, number: int, traffic: Traffic) -> None:
+        super().__init__()
         self.number = number
         #: Nanoseconds of the clock.
         self.sent = array("q")
@@ -51,12 +51,10 @@ class LoadConnection:
         self.wrong: list[int] = []
         #: Why the connection ended, if it did.
         self.dropped = ""
-        self.stopped = False
         self._traffic = traffic
         self._wire = wire
         self._read_into = wire.read_into
         self._write_wire = wire.write
-        self._ask: Callable[[int], None] = lambda mask: None
         self._offset = number * _STRIDE * traffic.size
         self._index = number * _STRIDE - 1
         #: Whether messages go one by one, by the shortest way: whole, and while none is outstanding.
@@ -72,19 +70,6 @@ class LoadConnection:
     def outstanding(self) -> int:
         """Messages whose reply is still to come, those in the queue included."""
         return 0 if self.stopped else len(self.due) - len(self.received)
-
-    def attach(self, ask: Callable[[int], None]) -> None:
-        """Call `dispatch` from now on as `ask` was called last: with `READ`, ``READ | WRITE``, or 0 for no more."""
-        self._ask = ask
-        ask(READ)
-
-    def stop(self) -> None:
-        """Send and receive no more. Idempotent."""
-        if not self.stopped:
-            self.stopped = True
-            self._ask(0)
-
-    poller_stopped = stop
 
     def start(self) -> None:
         """Begin the first messages of a closed loop."""

@@ -12,7 +12,7 @@ from anyecho.client.options import ConnectOptions
 from anyecho.errors import UsageError
 from anyecho.options import documented, in_group, option
 from anyecho.units import Rate, Seconds, Size, format_duration
-from anyecho.validation import check_types, require_positive
+from anyecho.validation import check_types, require_min, require_positive
 
 #: The percentiles of a table, in percent.
 PERCENTILES = (50.0, 90.0, 99.0, 99.9, 99.99)
@@ -93,9 +93,7 @@ class BenchOptions:
         if self.requests is not None and self.duration == BenchOptions.duration:
             object.__setattr__(self, "duration", None)
         check_types(self)
-        for name in ("connections", "size", "pipeline", "requests"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise UsageError(f"{name} must be 1 or more, not {value}", options=(name,))
+        require_min(1, self, ("connections", "size", "pipeline", "requests"))
         require_positive(self, ("duration", "rate", "connect_rate"))
         if not 0 <= self.warmup < float("inf"):
             raise UsageError(f"warmup must be 0 or more seconds, not {self.warmup}", options=("warmup",))

@@ -16,7 +16,7 @@ from anyecho.net.tls.contexts import TLSClientOptions
 from anyecho.net.udp.stream import DATAGRAM_MAX
 from anyecho.options import documented, in_group, option
 from anyecho.units import Seconds, Size
-from anyecho.validation import check_types, require_positive
+from anyecho.validation import check_types, require_min, require_positive
 
 #: A probe is kept in memory until its echo is back.
 _SIZE_MAX = 1 << 30
@@ -65,8 +65,7 @@ class PingOptions:
     def __post_init__(self) -> None:
         check_types(self)
         require_positive(self, ("timeout", "deadline"))
-        if self.count is not None and self.count < 1:
-            raise UsageError(f"count must be 1 or more, not {self.count}", options=("count",))
+        require_min(1, self, ("count",))
         if not 0 <= self.interval < math.inf:
             raise UsageError(f"interval must be 0 or more and finite, not {self.interval}", options=("interval",))
         if not 0 <= self.size <= _SIZE_MAX:

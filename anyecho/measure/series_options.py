@@ -15,7 +15,7 @@ from anyecho.errors import UsageError
 from anyecho.measure.options import BenchOptions
 from anyecho.options import documented, in_group, option
 from anyecho.units import Rate, Size
-from anyecho.validation import check_types
+from anyecho.validation import check_types, require_min
 
 Carrier: TypeAlias = Literal["tcp", "tls", "unix", "udp"]
 Engine: TypeAlias = Literal["auto", "events", "tasks"]
@@ -72,9 +72,7 @@ class SeriesOptions:
         for name in ("connections", "rate", "size", "pipeline"):
             if not getattr(self, name):
                 raise UsageError(f"{name} must have a value", options=(name,))
-        if self.repeat is not None and self.repeat < 1:
-            raise UsageError(f"repeat must be 1 or more, not {self.repeat}", options=("repeat",))
-
+        require_min(1, self, ("repeat",))
         if self.find_rate is not None and (self.matrix or self.rounds * self._configurations > 1):
             names = ("find_rate", "matrix", "repeat")
             raise UsageError("find_rate excludes matrix, repeat and lists of values", options=names)

@@ -12,7 +12,7 @@ from datetime import datetime
 from anyecho.errors import UnitError, UsageError
 from anyecho.options import documented, in_group, option
 from anyecho.units import parse_duration
-from anyecho.validation import check_types
+from anyecho.validation import check_types, require_min
 
 #: Digits of the number of a shard.
 _SHARD = re.compile(r"([0-9]{1,6})/([0-9]{1,6})", re.A)
@@ -46,8 +46,7 @@ class ShardOptions:
 
     def __post_init__(self) -> None:
         check_types(self)
-        if self.processes < 1:
-            raise UsageError(f"processes must be 1 or more, not {self.processes}", options=("processes",))
+        require_min(1, self, ("processes",))
         given = [
             name for name in ("processes", "shard", "dask") if getattr(self, name) != getattr(ShardOptions, name)
         ]

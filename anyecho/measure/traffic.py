@@ -1,13 +1,15 @@
-"""What the connections of a run share: the bytes they send, the receive buffer, the clock, and the limits."""
+"""What the connections of a run share: a base class, the bytes they send, the buffer, the clock, and the limits."""
 
 from __future__ import annotations
 
-__all__ = ("CHUNK", "Traffic")
+__all__ = ("CHUNK", "EventDriven", "Traffic")
 
 from array import array
 from collections.abc import Callable
 from random import Random
 from time import perf_counter_ns
+
+from anyecho.net.readiness import READ
 
 #: Maximum bytes of one write, and of one read: enough to amortise the system call.
 CHUNK = 256 * 1024
@@ -70,3 +72,26 @@ class Traffic:
     def fail(self, failure: str) -> None:
         """Keep the first failure."""
         self.first_failure = self.first_failure or failure
+
+
+class EventDriven:
+    """Base class of a connection of a load, which asks for the events that its `dispatch` handles."""
+
+    __slots__ = ("_ask", "stopped")
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._ask: Callable[[int], None] = lambda mask: None
+
+    def attach(self, ask: Callable[[int], None]) -> None:
+        """Call `dispatch` from now on as `ask` was called last: with `READ`, ``READ | WRITE``, or 0 for no more."""
+        self._ask = ask
+        ask(READ)
+
+    def stop(self) -> None:
+        """Send and receive no more. Idempotent."""
+        if not self.stopped:
+            self.stopped = True
+            self._ask(0)
+
+    poller_stopped = stop

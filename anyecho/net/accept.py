@@ -188,10 +188,8 @@ class Acceptor:
 
     def _count(self, exc: OSError) -> None:
         self.errors[errno.errorcode.get(exc.errno or 0, str(exc.errno))] += 1
-        if exc.errno not in _CAPACITY | _WATCH_CAPACITY:
-            return
-
-        self._warnings.warn("cannot accept: %s", exc.strerror)
+        if exc.errno in _CAPACITY | _WATCH_CAPACITY:
+            self._warnings.warn("cannot accept: %s", exc.strerror)
 
 
 def _open_spare() -> int:

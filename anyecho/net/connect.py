@@ -8,6 +8,7 @@ import errno
 import os
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import zip_longest
 from typing import Any, Literal, TypeAlias
 
 from anyio import BrokenResourceError, CancelScope, Event, create_task_group, move_on_after, sleep
@@ -18,7 +19,7 @@ from anyecho.errors import ConnectError, unwrap_single
 from anyecho.net.poller import Fallback, Poller
 from anyecho.net.proxy.header import encode_header
 from anyecho.net.resolve import Endpoint, IPVersion, connect_errors, most_telling, resolve
-from anyecho.net.sockets import SocketOptions
+from anyecho.net.sockets import SocketOptions, closed_on_error
 from anyecho.net.stream import PolledStream
 from anyecho.net.tls.connect import client_session, secure
 from anyecho.net.tls.contexts import TLSClientOptions
@@ -97,12 +98,11 @@ async def _send_proxy_header(stream: PolledStream, version: Literal["v1", "v2"],
     sock = stream.extra(SocketAttribute.raw_socket)
     try:
         await stream.send(encode_header(version, sock.getsockname(), sock.getpeername()))
-    except (BrokenResourceError, OSError) as exc:
+    except BaseException as exc:
         await _close_all([stream])
+        if not isinstance(exc, BrokenResourceError | OSError):
+            raise
         raise ConnectError(f"cannot connect to {address}: it was closed on the PROXY header") from exc
-    except BaseException:
-        await _close_all([stream])
-        raise
 
 
 def _interleave(endpoints: Sequence[Endpoint]) -> list[Endpoint]:
@@ -110,9 +110,7 @@ def _interleave(endpoints: Sequence[Endpoint]) -> list[Endpoint]:
     preferred = endpoints[0][0]
     first = [endpoint for endpoint in endpoints if endpoint[0] == preferred]
     second = [endpoint for endpoint in endpoints if endpoint[0] != preferred]
-    mixed = [endpoint for pair in zip(first, second, strict=False) for endpoint in pair]
-    shorter = min(len(first), len(second))
-    return mixed + first[shorter:] + second[shorter:]
+    return [endpoint for pair in zip_longest(first, second) for endpoint in pair if endpoint is not None]
 
 
 async def _race(endpoints: Sequence[Endpoint], options: SocketOptions, poller: Poller | Fallback) -> PolledStream:
@@ -162,8 +160,7 @@ async def _close_all(streams: Sequence[PolledStream]) -> None:
 
 async def _connect(endpoint: Endpoint, options: SocketOptions, poller: Poller | Fallback) -> PolledStream:
     family, sockaddr = endpoint
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
+    with closed_on_error(socket.socket(family, socket.SOCK_STREAM)) as sock:
         sock.setblocking(False)
         options.apply(sock)
         code = sock.connect_ex(sockaddr)
@@ -188,8 +185,5 @@ async def _connect(endpoint: Endpoint, options: SocketOptions, poller: Poller | 
         except BaseException:
             await registration.aclose()
             raise
-    except BaseException:
-        sock.close()
-        raise
 
     return PolledStream(sock, registration)

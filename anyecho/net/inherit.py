@@ -12,7 +12,7 @@ import os
 import socket
 
 from anyecho.net.foreign_options import reset_options
-from anyecho.net.sockets import SocketOptions
+from anyecho.net.sockets import SocketOptions, closed_on_error
 
 _INTERNET = (socket.AF_INET, socket.AF_INET6)
 
@@ -24,17 +24,13 @@ def inherit(fd: int, options: SocketOptions) -> socket.socket:
     of the same socket, in any process. Options that would change an echo are reset. Raises `OSError`, which names
     the descriptor and says why it cannot be served.
     """
-    sock = _duplicate(fd)
-    try:
+    with closed_on_error(_duplicate(fd)) as sock:
         if (reason := _reject_reason(sock)) is not None:
             raise OSError(errno.EINVAL, f"descriptor {fd} {reason}")
 
         sock.setblocking(False)
         reset_options(sock)
         options.apply(sock)
-    except BaseException:
-        sock.close()
-        raise
 
     return sock
 

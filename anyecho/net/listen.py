@@ -23,7 +23,7 @@ from anyecho.net.accepted import Preparation, preparation_for
 from anyecho.net.bind import bind_hosts
 from anyecho.net.inherit import inherit
 from anyecho.net.names import address_of, unmapped
-from anyecho.net.sockets import SocketOptions
+from anyecho.net.sockets import SocketOptions, closed_on_error
 from anyecho.net.unix import SocketFile, bind_unix
 
 _HINTS = {
@@ -107,13 +107,9 @@ async def _open_unix(address: UnixAddress, backlog: int, options: SocketOptions)
 
 
 def _bind_socket(family: int, sockaddr: Any, *, options: SocketOptions, kind: socket.SocketKind) -> socket.socket:
-    sock = socket.socket(family, kind)
-    try:
+    with closed_on_error(socket.socket(family, kind)) as sock:
         _prepare(sock, options)
         sock.bind(sockaddr)
-    except BaseException:
-        sock.close()
-        raise
 
     return sock
 
@@ -134,17 +130,14 @@ async def _open_inherited(address: FDAddress, backlog: int, options: SocketOptio
             f"cannot listen on {address}: descriptor names work only in `anyecho serve`; write a number, like fd://3"
         )
 
-    sock = inherit(address.fd, options)
-    try:
+    with closed_on_error(inherit(address.fd, options)) as sock:
         if sock.type == socket.SOCK_DGRAM and (address.tls or address.proxy not in (None, "off")):
             raise BindError(
                 f"cannot listen on {address}: datagrams have neither TLS nor a header of the PROXY protocol"
             )
+        bound = address_of(sock, tls=address.tls)
 
-        return [Listener(sock, address_of(sock, tls=address.tls), address)]
-    except BaseException:
-        sock.close()
-        raise
+    return [Listener(sock, bound, address)]
 
 
 #: How to open the listeners of each type of address: sockets that are bound, non-blocking, and have the options.

@@ -99,9 +99,6 @@ class PolledRegistration(Registration):
         if self._writing and self._writer is not None:
             self._writer.release()
 
-    def poller_stopped(self) -> None:
-        self.close()
-
     def close(self) -> None:
         """Unregister the socket, which is still open. Waiting calls raise `ClosedResourceError`."""
         if not self._closed:
@@ -109,6 +106,8 @@ class PolledRegistration(Registration):
             self._poller.stop_reporting(self._descriptor, self)
             self._wake_reader()
             self._wake_writer()
+
+    poller_stopped = close
 
     async def aclose(self) -> None:
         # Waiting tasks need not end first: they wait for a semaphore, not for the descriptor.
@@ -135,5 +134,4 @@ class Watch:
         """Make no further call."""
         self._poller.stop_reporting(self._descriptor, self)
 
-    def poller_stopped(self) -> None:
-        self.close()
+    poller_stopped = close

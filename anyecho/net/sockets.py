@@ -5,22 +5,22 @@ It must not wait for a socket or read from one.
 
 from __future__ import annotations
 
-__all__ = ("SocketOptions",)
+__all__ = ("SocketOptions", "closed_on_error")
 
 import logging
 import math
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from anyecho.errors import UsageError
 from anyecho.net.tuning import Option, tune_all
 from anyecho.options import documented, in_group, option
 from anyecho.units import Seconds, Size, or_infinite
-from anyecho.validation import check_types
+from anyecho.validation import check_types, require_min
 
 logger = logging.getLogger("anyecho.net")
-
 
 _SIZES = ("tcp_notsent_lowat", "sndbuf", "rcvbuf")
 
@@ -56,9 +56,7 @@ class SocketOptions:
             if not 0 <= (getattr(self, name) or 0) < 2**31:
                 text = f"{name} must be 1 to {2**31 - 1} bytes, not {getattr(self, name)} (off, in Python None)"
                 raise UsageError(text, options=(name,))
-        if not or_infinite(self.tcp_user_timeout) >= 0:
-            text = f"tcp_user_timeout must be 0 or more seconds, not {self.tcp_user_timeout}"
-            raise UsageError(text, options=("tcp_user_timeout",))
+        require_min(0, self, ("tcp_user_timeout",))
 
     def apply(self, sock: socket.socket, *, quiet: bool = False) -> None:
         """Set the options that the type of `sock` has: on a datagram socket, only the buffer sizes.
@@ -102,3 +100,13 @@ class SocketOptions:
             options |= {idle: 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
 
         return options
+
+
+@contextmanager
+def closed_on_error(sock: socket.socket) -> Iterator[socket.socket]:
+    """Yield `sock`, and close it if an exception leaves the block."""
+    try:
+        yield sock
+    except BaseException:
+        sock.close()
+        raise

@@ -11,7 +11,7 @@ It must not know what reports readiness to it, how the socket was connected or a
 
 from __future__ import annotations
 
-__all__ = ("PolledStream", "attributes_of")
+__all__ = ("PolledStream", "SocketOwner")
 
 import socket
 from collections.abc import Callable, Mapping
@@ -28,7 +28,27 @@ from anyecho.net.readiness import Registration
 _BUDGET_BYTES = 1 << 20
 
 
-class PolledStream(ByteStream):
+class SocketOwner:
+    """The part of a stream that closes its socket, and tells about it."""
+
+    _sock: socket.socket
+    _registration: Registration
+    _closed: bool
+
+    async def aclose(self) -> None:
+        if not self._closed:
+            self._closed = True
+            await self._registration.aclose()
+            self._sock.close()
+
+        await checkpoint()
+
+    @property
+    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        return _attributes_of(self._sock)
+
+
+class PolledStream(SocketOwner, ByteStream):
     """A stream over `sock`, which is connected and non-blocking. The stream owns and closes it.
 
     A call that waits yields to other tasks. Calls that do not wait yield before their system call, at the latest
@@ -173,14 +193,6 @@ class PolledStream(ByteStream):
         finally:
             self._sending = False
 
-    async def aclose(self) -> None:
-        if not self._closed:
-            self._closed = True
-            await self._registration.aclose()
-            self._sock.close()
-
-        await checkpoint()
-
     @property
     def sending(self) -> bool:
         """Whether a `send` or `send_eof` waits or runs."""
@@ -215,12 +227,8 @@ class PolledStream(ByteStream):
         self._calls_left = self.budget - 1
         self._bytes_left = _BUDGET_BYTES
 
-    @property
-    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
-        return attributes_of(self._sock)
 
-
-def attributes_of(sock: socket.socket) -> Mapping[Any, Callable[[], Any]]:
+def _attributes_of(sock: socket.socket) -> Mapping[Any, Callable[[], Any]]:
     """Return the `extra_attributes` of a stream over `sock`."""
     attributes: dict[Any, Callable[[], Any]] = {
         SocketAttribute.family: lambda: sock.family,

@@ -13,11 +13,11 @@ import os
 import socket
 import stat
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from anyecho.address import UnixAddress
-from anyecho.net.sockets import SocketOptions
+from anyecho.net.sockets import SocketOptions, closed_on_error
 
 #: Owner only, unless the address says otherwise (``?mode=666``).
 _DEFAULT_MODE = 0o600
@@ -53,8 +53,7 @@ def bind_unix(
     A socket with a file listens already. Raises `OSError`: EADDRINUSE if a server listens on the path, EEXIST if
     the path is not a socket, EBUSY if another server is about to listen. After an error no file is left behind.
     """
-    with ExitStack() as opened:
-        sock = opened.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+    with closed_on_error(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as sock:
         sock.setblocking(False)
         options.apply(sock)
         path, file = os.fsencode(address.path), None
@@ -65,8 +64,7 @@ def bind_unix(
             with _locked(path):
                 file = _bind_path(sock, path, _DEFAULT_MODE if address.mode is None else address.mode, backlog)
 
-        opened.pop_all()
-        return sock, file
+    return sock, file
 
 
 def _bind_path(sock: socket.socket, path: bytes, mode: int, backlog: int) -> SocketFile:

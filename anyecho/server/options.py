@@ -14,8 +14,8 @@ from anyecho.net.proxy.trust import TrustedNetworks
 from anyecho.net.sockets import SocketOptions
 from anyecho.net.tls.contexts import TLSServerOptions
 from anyecho.options import documented, in_group, option
-from anyecho.units import Rate, Seconds, Size, or_infinite
-from anyecho.validation import check_types, require_positive
+from anyecho.units import Rate, Seconds, Size
+from anyecho.validation import check_types, require_min, require_positive
 
 _MORE_THAN_0 = (
     *("max_connections_per_ip", "max_bytes", "idle_timeout", "write_timeout", "max_duration"),
@@ -111,15 +111,10 @@ class ServeOptions:
 
     def __post_init__(self) -> None:
         check_types(self, zero_is_none=("max_connections_per_ip", "max_bytes", "min_rate"))
-        for name in ("max_connections", "udp_burst"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be 1 or more, not {getattr(self, name)}", options=(name,))
+        require_min(1, self, ("max_connections", "udp_burst"))
         if not 0 <= self.backlog < 2**31:
             raise UsageError(f"backlog must be 0 or more, not {self.backlog}", options=("backlog",))
-        for name in ("graceful_timeout", "linger", "proxy_timeout"):
-            if not or_infinite(getattr(self, name)) >= 0:
-                text = f"{name} must be 0 or more seconds, not {getattr(self, name)}"
-                raise UsageError(text, options=(name,))
+        require_min(0, self, ("graceful_timeout", "linger", "proxy_timeout"))
         require_positive(self, _MORE_THAN_0)
         if self.engine == "events" and self.rate_limit is not None:
             text = "rate_limit needs a task for each connection: engine must be auto or tasks"

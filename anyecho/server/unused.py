@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from typing import TypeAlias
 
-from anyecho.address import Address, TCPAddress, UDPAddress
+from anyecho.address import Address, StreamAddress, TCPAddress, UDPAddress
 from anyecho.echo import echo
 from anyecho.errors import UsageError
 from anyecho.net.proxy.header import Versions
@@ -117,16 +117,18 @@ def _kind(option: str) -> str:
 
 
 def _reasons(options: ServeOptions, addresses: Sequence[Bound]) -> Iterator[tuple[str, str]]:
-    streams = [bound for bound in addresses if not isinstance(bound[1], UDPAddress)]
+    streams = [each for each in addresses if not isinstance(each[1], UDPAddress)]
+    requested = [each for each, _ in streams if isinstance(each, StreamAddress)]
     has_tcp = any(isinstance(bound, TCPAddress) for _, bound in streams)
-    has_header = any(expected_header(requested, options) for requested, _ in streams)
+    has_header = any(expected_header(each, options) for each in requested)
     no_stream, no_datagram = "every address is for UDP", "no address is for UDP"
     if not streams:
         yield "stream", no_stream
     if not has_tcp:
         yield "tcp", "no address is for TCP"
-    if not any(requested.tls for requested, _ in streams):
-        yield "tls", f"no address is for TLS{_over_tls(streams)}"
+    if not any(each.tls for each in requested):
+        hint = f": write {replace(requested[0], tls=True)}" if requested else ", and UDP has none"
+        yield "tls", f"no address is for TLS{hint}"
         yield "handshake_timeout", "no address is for TLS"
     if len(streams) == len(addresses):
         yield "udp", no_datagram
@@ -135,23 +137,13 @@ def _reasons(options: ServeOptions, addresses: Sequence[Bound]) -> Iterator[tupl
         yield "udp_burst", "udp_rate is off"
     if not has_header:
         off = "proxy_protocol is off" if options.proxy_protocol == "off" else "each address has ?proxy=off"
-        hint = off if streams else no_stream
-        yield "proxy_trusted", f"no connection begins with a PROXY header: {hint}"
-        yield "proxy_timeout", f"no connection begins with a PROXY header: {hint}"
+        why = f"no connection begins with a PROXY header: {off if streams else no_stream}"
+        yield from (("proxy_trusted", why), ("proxy_timeout", why))
     if not has_tcp and not has_header:
         yield "max_connections_per_ip", "peers on Unix sockets have no IP address" if streams else no_stream
-    if not any(getattr(requested, "proxy", None) is None for requested, _ in streams):
+    if not any(each.proxy is None for each in requested):
         yield "proxy_protocol", "each address has its own ?proxy=" if streams else no_stream
     if not options.faults:
         yield "seed", "there is no fault"
     if not (streams and options.min_rate):
         yield "min_rate_window", "min_rate is off" if streams else no_stream
-
-
-def _over_tls(streams: Sequence[Bound]) -> str:
-    """Return a hint for the error: the first of `streams` as an address over TLS."""
-    for requested, _ in streams:
-        if not isinstance(requested, UDPAddress):
-            return f": write {replace(requested, tls=True)}"
-
-    return ", and UDP has none"

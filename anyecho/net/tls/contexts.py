@@ -12,8 +12,7 @@ import os
 import socket
 import ssl
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,7 +21,7 @@ from anyecho.address import Address, TCPAddress
 from anyecho.errors import CertificateError, UsageError
 from anyecho.net.names import host_name, is_host_name
 from anyecho.net.tls.errors import explain
-from anyecho.net.tls.files import load_chain
+from anyecho.net.tls.files import certificate_errors, load_chain
 from anyecho.net.tls.generated import Flaw, GeneratedAuthority
 from anyecho.options import documented, in_group, option
 from anyecho.validation import FilePath, check_types, given_options
@@ -153,7 +152,7 @@ def client_context(options: TLSClientOptions) -> ssl.SSLContext:
         options.context.options |= ssl.OP_NO_RENEGOTIATION
         return options.context
 
-    with _certificate_errors(options.cacert):
+    with certificate_errors(options.cacert):
         context = _default_context(options.cacert)
     _restrict(context, options.alpn)
     if options.insecure:
@@ -272,7 +271,7 @@ class Certificates:
         _restrict(context, self._options.ssl_alpn)
         context.verify_mode = _VERIFY[self._options.ssl_cert_reqs]
         if self._options.ssl_ca_certs:
-            with _certificate_errors(self._options.ssl_ca_certs):
+            with certificate_errors(self._options.ssl_ca_certs):
                 context.load_verify_locations(self._options.ssl_ca_certs)
 
         return context
@@ -286,11 +285,3 @@ def _restrict(context: ssl.SSLContext, alpn: Sequence[str]) -> None:
             context.set_alpn_protocols(alpn)
         except (ssl.SSLError, UnicodeError) as exc:
             raise UsageError(f"{', '.join(alpn)!r} are no ALPN protocols: 1 to 255 ASCII characters each") from exc
-
-
-@contextmanager
-def _certificate_errors(path: FilePath | None) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError) as exc:
-        raise CertificateError(f"cannot use {os.fspath(path or '')}: {explain(exc)}") from exc

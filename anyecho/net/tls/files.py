@@ -6,11 +6,12 @@ never before: a pipe (``<(command)`` of a shell) can be read only once.
 
 from __future__ import annotations
 
-__all__ = ("load_chain",)
+__all__ = ("certificate_errors", "load_chain")
 
 import os
 import ssl
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from anyecho.errors import CertificateError
@@ -38,22 +39,31 @@ def load_chain(
 
     Raises `CertificateError`, which names the option to set: `key_option`, or `password_option` if there is one.
     """
-    try:
+    with certificate_errors(password_file):
         password = None if password_file is None else _first_line(password_file)
-    except (OSError, ValueError) as exc:
-        raise CertificateError(f"cannot use {os.fspath(password_file or '')}: {explain(exc)}") from exc
     try:
         context.load_cert_chain(cert, key, password=_no_password if password is None else password)
     except _PasswordMissing:
         secret = os.fspath(key or cert)
         if password_option is None:
-            raise CertificateError(
-                f"cannot use {secret}: the key is encrypted (openssl pkey decrypts it)"
-            ) from None
+            raise _cannot_use(secret, "the key is encrypted (openssl pkey decrypts it)") from None
         text = f"{password_option} is missing: the key in {secret} is encrypted"
         raise CertificateError(text, options=(password_option,)) from None
     except (OSError, ValueError) as exc:
         raise _diagnose(exc, cert, key, password_file, key_option) from exc
+
+
+@contextmanager
+def certificate_errors(path: FilePath | None) -> Iterator[None]:
+    """Raise the errors of reading `path` in the block as `CertificateError`."""
+    try:
+        yield
+    except (OSError, ValueError) as exc:
+        raise _cannot_use(path or "", explain(exc)) from exc
+
+
+def _cannot_use(path: FilePath, why: str) -> CertificateError:
+    return CertificateError(f"cannot use {os.fspath(path)}: {why}")
 
 
 def _first_line(path: FilePath) -> bytes:
@@ -71,7 +81,7 @@ def _diagnose(
 ) -> CertificateError:
     for path in (cert, key or cert):
         if (reason := _unreadable(path)) is not None:
-            return CertificateError(f"cannot use {os.fspath(path)}: {reason}")
+            return _cannot_use(path, reason)
 
     if key is None and Path(cert).is_fifo():
         text = f"{key_option} is missing: {os.fspath(cert)} is a pipe, which is read once, for the certificate"
@@ -79,14 +89,12 @@ def _diagnose(
 
     secret = os.fspath(key or cert)
     if isinstance(exc, ssl.SSLError) and exc.reason == "KEY_VALUES_MISMATCH":
-        return CertificateError(
-            f"cannot use {secret}: it is not the key of {os.fspath(cert)} (key values mismatch)"
-        )
+        return _cannot_use(secret, f"it is not the key of {os.fspath(cert)} (key values mismatch)")
     if not isinstance(exc, ssl.SSLError) or not all(map(os.path.isfile, (cert, secret))):
         names = " or ".join(dict.fromkeys([os.fspath(cert), secret]))
-        return CertificateError(f"cannot use {names}: {explain(exc)}")
+        return _cannot_use(names, explain(exc))
     if not _holds_certificate(cert):
-        return CertificateError(f"cannot use {os.fspath(cert)}: it holds no certificate in PEM format")
+        return _cannot_use(cert, "it holds no certificate in PEM format")
 
     return _diagnose_key(exc, secret, key is None, password_file, key_option)
 
@@ -101,13 +109,13 @@ def _diagnose_key(
         if in_certfile:
             message = f"{key_option} is missing: {path} holds no private key in PEM format"
             return CertificateError(message, options=(key_option,))
-        return CertificateError(f"cannot use {path}: it holds no private key in PEM format")
+        return _cannot_use(path, "it holds no private key in PEM format")
     if password_file is not None and b"ENCRYPTED" in text:
-        return CertificateError(f"cannot use {path}: the password in {os.fspath(password_file)} is wrong")
+        return _cannot_use(path, f"the password in {os.fspath(password_file)} is wrong")
     if _NOT_PEM in str(exc):
-        return CertificateError(f"cannot use {path}: its private key is damaged")
+        return _cannot_use(path, "its private key is damaged")
 
-    return CertificateError(f"cannot use {path}: {explain(exc)}")
+    return _cannot_use(path, explain(exc))
 
 
 def _unreadable(path: FilePath) -> str | None:

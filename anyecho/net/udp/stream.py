@@ -13,9 +13,8 @@ import logging
 import os
 import socket
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
-from typing import Any
 
 from anyio import BrokenResourceError, BusyResourceError, ClosedResourceError
 from anyio.abc import UnreliableObjectStream
@@ -25,8 +24,8 @@ from anyecho.address import UDPAddress
 from anyecho.net.poller import Fallback, Poller
 from anyecho.net.readiness import Registration
 from anyecho.net.resolve import Endpoint, IPVersion, connect_errors, most_telling, resolve
-from anyecho.net.sockets import SocketOptions
-from anyecho.net.stream import attributes_of
+from anyecho.net.sockets import SocketOptions, closed_on_error
+from anyecho.net.stream import SocketOwner
 
 logger = logging.getLogger("anyecho.client")
 
@@ -70,8 +69,7 @@ def _connect(
     endpoint: Endpoint, *, options: SocketOptions, poller: Poller | Fallback
 ) -> tuple[socket.socket, Registration]:
     family, sockaddr = endpoint
-    sock = socket.socket(family, socket.SOCK_DGRAM)
-    try:
+    with closed_on_error(socket.socket(family, socket.SOCK_DGRAM)) as sock:
         sock.setblocking(False)
         options.apply(sock)
         sock.connect(sockaddr)
@@ -79,13 +77,12 @@ def _connect(
         # receive its own datagrams.
         if sock.getsockname() == sock.getpeername():
             raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
-        return sock, poller.register(sock)
-    except BaseException:
-        sock.close()
-        raise
+        registration = poller.register(sock)
+
+    return sock, registration
 
 
-class DatagramStream(UnreliableObjectStream[bytes]):
+class DatagramStream(SocketOwner, UnreliableObjectStream[bytes]):
     """A stream of datagrams on `sock`, which is connected and non-blocking. The stream owns it.
 
     An `OSError` is raised as `BrokenResourceError` with that as its cause. It may be about a datagram sent before
@@ -208,15 +205,3 @@ class DatagramStream(UnreliableObjectStream[bytes]):
 
         logger.debug("a datagram of %d bytes was not sent, and is lost: it is too long for the path", len(item))
         return True
-
-    async def aclose(self) -> None:
-        if not self._closed:
-            self._closed = True
-            await self._registration.aclose()
-            self._sock.close()
-
-        await checkpoint()
-
-    @property
-    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
-        return attributes_of(self._sock)
