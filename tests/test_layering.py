@@ -112,6 +112,7 @@ FOLDERS = {
         "totals",
         "stats",
         "limits",
+        "http_listener",
         "peer_log",
         "connection",
         "reaper",

@@ -125,7 +125,7 @@ class HTTPConnection:
     handle: HTTPHandler
     limits: HTTPLimits
     #: The `current_time` of the last response, or of the start; None while a request is being answered.
-    idle_since: float | None = field(init=False, default=None)
+    idle_since: float | None = field(init=False, default_factory=current_time)
     #: Whether the request is a HEAD.
     _head_only: bool = field(init=False, default=False)
     _h11: h11.Connection = field(init=False, repr=False)
