@@ -110,6 +110,7 @@ FOLDERS = {
         "reasons",
         "recorder",
         "totals",
+        "timings",
         "stats",
         "limits",
         "http_listener",
@@ -123,6 +124,7 @@ FOLDERS = {
         "admission",
         "udp_guard",
         "listening",
+        "monitor",
         "server",
     ),
     "measure": (

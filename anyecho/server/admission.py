@@ -6,14 +6,16 @@ another phase, it moves the connection's slots and time limit.
 
 from __future__ import annotations
 
-__all__ = ("Admission", "ListenerPolicy")
+__all__ = ("Admission", "ListenerPolicy", "peer_of")
 
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from anyio import Event
 from anyio.abc import TaskGroup
 
+from anyecho.clock import run_within
 from anyecho.echo import echo
 from anyecho.errors import StartError, UsageError
 from anyecho.faults.plan import FaultPlan
@@ -36,6 +38,7 @@ from anyecho.server.reasons import CloseReason
 from anyecho.server.recorder import Recorder
 from anyecho.server.stats import Peer, Stats
 from anyecho.server.tasks import TaskConnection
+from anyecho.server.timings import Timings
 from anyecho.server.tls_events import CappedTLSEventConnection, TLSEventConnection
 from anyecho.units import or_infinite
 
@@ -88,12 +91,14 @@ class Admission:
         shared: dict[str, Any] = {"acquire_source": self._per_source.acquire, "advance": self._advance}
         shared |= {name: or_infinite(getattr(options, name)) for name in ("linger", "rate_limit")}
         shared["max_bytes"] = options.max_bytes or 0
-        shared |= {"poller": poller, "tasks": tasks}
+        shared |= {"poller": poller, "tasks": tasks, "tls_failures": stats.tls_failures}
         self._events = EventsEngine(**shared) if isinstance(poller, Poller) else None
         self._engine = self._events or Engine(**shared)
         if options.engine == "events" and self._events is None:
             raise StartError("the events engine needs epoll, which this system does not have")
         self._empty = Event()
+        #: Measures the durations of connections; None: nothing is measured.
+        self.timings: Timings | None = None
         #: All open connections, those without a complete PROXY header included.
         self.connections: set[Connection] = set()
 
@@ -122,6 +127,8 @@ class Admission:
         self.connections.add(connection)
         if self._engine.recorder is not None:
             self._engine.recorder.begin(connection, sockaddr)
+        if self.timings is not None:
+            self.timings.begin(connection)
         if policy.certificates:
             self.handshakes.acquire()
         if policy.versions is None:
@@ -141,11 +148,17 @@ class Admission:
 
     def peers(self) -> list[Peer]:
         """Return the peers of all established connections."""
-        return [peer for each in self.connections if (peer := _describe(each)) is not None]
+        return [peer for each in self.connections if (peer := peer_of(each)) is not None]
 
     async def wait_empty(self) -> None:
         if self.connections:
             await self._empty.wait()
+
+    async def wait_empty_within(self, seconds: float) -> None:
+        """Wait until no connection is left, at most for `seconds` for which the event loop runs."""
+        if seconds > 0:
+            with suppress(TimeoutError):
+                await run_within(seconds, self.wait_empty)
 
     def _reject(self, sock: socket.socket, reason: CloseReason) -> None:
         sock.close()
@@ -190,8 +203,12 @@ class Admission:
             self.timeouts[before].checks.pop(connection, None)
             if phase is HANDSHAKE:
                 self.timeouts[HANDSHAKE].enter(connection)
+                if self.timings is not None:
+                    self.timings.begin_handshake(connection)
             elif connection.records is not None:
                 self.handshakes.release()
+                if self.timings is not None:
+                    self.timings.end_handshake(connection, succeeded=phase is OPEN)
         if phase is not CLOSED:
             return
 
@@ -206,12 +223,14 @@ class Admission:
         stats.bytes_sent += sent
         if self._engine.recorder is not None:
             self._engine.recorder.end(connection, str(connection.reason))
+        if self.timings is not None:
+            self.timings.end(connection)
         if not self.connections:
             self._empty.set()
             self._empty = Event()
 
 
-def _describe(connection: Connection) -> Peer | None:
+def peer_of(connection: Connection) -> Peer | None:
     """Return the peer of `connection`; None if it was never open, or is no longer connected."""
     asserted = connection.asserted
     if not connection.established:

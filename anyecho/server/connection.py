@@ -8,6 +8,7 @@ import logging
 import math
 import sys
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from anyecho.net.poller import Fallback, Poller
 from anyecho.net.proxy.header import Versions
 from anyecho.net.proxy.reader import HeaderReader
 from anyecho.net.stream import PolledStream
-from anyecho.net.tls.errors import TLSError, TLSTruncated, explain
+from anyecho.net.tls.errors import TLSError, TLSTruncated, error_name, explain
 from anyecho.net.tls.records import Records
 from anyecho.net.tls.stream import TLSStream
 from anyecho.server.peer_log import LoggedPeer, ProxiedSource
@@ -53,6 +54,8 @@ class Engine:
     acquire_source: Callable[[Connection, Any], bool]
     #: Moves a connection on to a later phase, with its slots and time limit.
     advance: Callable[[Connection, Phase], None]
+    #: Counts TLS errors by name.
+    tls_failures: Counter[str]
     #: Keeps a record of each connection; None: there are no records.
     recorder: Recorder | None = None
     #: Held by a task during one step of its handshake and one pass of the event loop. Without it, a hundred
@@ -203,6 +206,8 @@ class Connection(LoggedPeer):
             self.engine.advance(self, OPEN)  # the error came after the last step of the handshake
         reason, cause = reason_for(error, self.phase, pending=self.has_pending())
         by_tls = isinstance(cause, TLSError) and not isinstance(cause, TLSTruncated)
+        if by_tls:
+            self.engine.tls_failures[error_name(cause)] += 1
         if reason is CloseReason.ERROR:
             logger.error("connection failed", exc_info=error, extra={"peer": self.name})
         elif reason is CloseReason.PROXY:

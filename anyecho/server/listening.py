@@ -100,6 +100,16 @@ class Listening:
                 listener.close()
             self.closed.set()
 
+    def announce(self) -> None:
+        """Log each requested address once."""
+        for requested, listener in {listener.requested: listener for listener in self._listeners}.items():
+            logger.info("starting up on %s", describe(requested, listener.address))
+
+    @property
+    def stopped(self) -> bool:
+        """Whether `stop` was called: the server accepts no more."""
+        return self._stopped
+
     def accept_backlog(self) -> None:
         """Accept all connections in the accept backlogs, if limits allow it; echo datagrams that have arrived."""
         if not self._stopped:

@@ -9,14 +9,13 @@ __all__ = ("DEFAULT_ADDRESS", "Server", "open_server", "serve")
 
 import logging
 from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager
 from threading import get_ident
 
 from anyio import TASK_STATUS_IGNORED, create_task_group
 from anyio.abc import TaskGroup, TaskStatus
 
 from anyecho.address import Address, FDAddress, TCPAddress, UDPAddress, parse_address
-from anyecho.clock import run_within
 from anyecho.echo import echo
 from anyecho.errors import UsageError, unwrap_single
 from anyecho.faults.fault import Fault
@@ -27,7 +26,8 @@ from anyecho.net.poller import Fallback, Poller, open_poller
 from anyecho.net.tls.contexts import Certificates
 from anyecho.server.admission import Admission
 from anyecho.server.limits import ConnectionLimit, cap_by_fd_limit, descriptor_limit
-from anyecho.server.listening import Listening, describe
+from anyecho.server.listening import Listening
+from anyecho.server.monitor import Monitor
 from anyecho.server.options import ServeOptions
 from anyecho.server.reaper import Reaper
 from anyecho.server.reasons import CloseReason
@@ -166,12 +166,12 @@ class Server:
         self.options = options
         self.stats = Stats()
         self.certificates = certificates
-        self._listeners = listeners
         self._poller = poller
         self._tasks = tasks
         self._admission = Admission(options, limit, self.stats, poller, tasks, handler)
         self._connections = self._admission.connections
         self._reaper = Reaper(self._connections, options)
+        self._monitor: Monitor | None = None
         self.seed = new_seed() if options.seed is None else options.seed
         self._listening = Listening(
             listeners, self._admission, options, self.stats, poller, certificates, seed=self.seed
@@ -181,9 +181,7 @@ class Server:
         self._exited = False
 
     def _start(self) -> None:
-        for requested, listener in {listener.requested: listener for listener in self._listeners}.items():
-            logger.info("starting up on %s", describe(requested, listener.address))
-
+        self._listening.announce()
         self._tasks.start_soon(self._listening.run)
         for sweep in (self._reaper, *self._admission.timeouts.values()):
             self._tasks.start_soon(sweep.run)
@@ -236,7 +234,9 @@ class Server:
             return
 
         self.close()
-        await self._wait_empty(or_infinite(self.options.graceful_timeout) if grace is None else grace)
+        await self._admission.wait_empty_within(
+            or_infinite(self.options.graceful_timeout) if grace is None else grace
+        )
         self._close_all(CloseReason.DRAINED)
         await self._admission.wait_empty()
 
@@ -270,11 +270,6 @@ class Server:
                 f"use anyio.from_thread.run{'_sync' if method in ('close', 'abort') else ''}(server.{method})"
             )
 
-    async def _wait_empty(self, seconds: float) -> None:
-        if seconds > 0:
-            with suppress(TimeoutError):
-                await run_within(seconds, self._admission.wait_empty)
-
     def _close_all(self, reason: CloseReason) -> None:
         for connection in list(self._connections):
             connection.request_close(reason)
@@ -294,6 +289,11 @@ class Server:
             UsageError: `options.engine` is ``events``.
         """
         return self._admission.record()
+
+    def monitor(self) -> Monitor:
+        """Measure durations and the lag of the event loop from now on; return what reads the counters."""
+        self._monitor = self._monitor or Monitor(self.stats, self._admission, self._listening, self._tasks)
+        return self._monitor
 
     def peers(self) -> list[Peer]:
         """Return all connected peers, at most `max_connections`, without those whose handshake is incomplete."""

@@ -22,8 +22,9 @@ class Stats:
 
     ``drained`` and ``cancelled`` count as ``eof`` if EOF from the peer has arrived and no echo is pending.
 
-    `accept_errors` counts by errno name; ``shed`` counts connections closed for lack of a descriptor. The byte
-    totals include closed connections only. `datagrams` has all counters of UDP.
+    `accept_errors` counts by errno name; ``shed`` counts connections closed for lack of a descriptor.
+    `tls_failures` counts failed handshakes and invalid records by OpenSSL's name of the error. The byte totals
+    include closed connections only. `datagrams` has all counters of UDP.
     """
 
     accepted: int = 0
@@ -32,6 +33,7 @@ class Stats:
     bytes_sent: int = 0
     closed: Counter[str] = field(default_factory=Counter)
     accept_errors: Counter[str] = field(default_factory=Counter)
+    tls_failures: Counter[str] = field(default_factory=Counter)
     datagrams: DatagramCounts = field(default_factory=DatagramCounts)
 
 

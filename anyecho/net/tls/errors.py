@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("TLSError", "TLSTruncated", "alert_of", "explain")
+__all__ = ("TLSError", "TLSTruncated", "alert_of", "error_name", "explain")
 
 import re
 import ssl
@@ -19,6 +19,7 @@ _REWORDED = {
 }
 #: OpenSSL's names of alerts. Some have the prefix of an old version, one lacks the word ALERT.
 _ALERT = re.compile(r"\[SSL: (?:SSLV3|TLSV1|TLSV13)_(?:ALERT_)?([A-Z_]+)\]")
+_NAME = re.compile(r"\[SSL: ([A-Z0-9_]+)\]")
 
 
 def alert_of(exc: BaseException) -> str | None:
@@ -26,6 +27,18 @@ def alert_of(exc: BaseException) -> str | None:
     # Not exc.reason: copies of an exception lack it.
     match = _ALERT.match(str(exc)) if isinstance(exc, ssl.SSLError) else None
     return match[1].lower() if match else None
+
+
+def error_name(exc: BaseException) -> str:
+    """OpenSSL's name of `exc` in lower case, like ``wrong_version_number``; ``alert_unknown_ca`` for an alert.
+
+    ``other`` if it has none. There are some hundred names, whatever peers send.
+    """
+    if alert := alert_of(exc):
+        return f"alert_{alert}"
+
+    match = _NAME.match(str(exc))
+    return match[1].lower() if match else "other"
 
 
 def explain(exc: BaseException) -> str:
