@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from anyecho.net.sockets import SocketOptions as SocketOptions
     from anyecho.net.tls.contexts import TLSClientOptions as TLSClientOptions
     from anyecho.net.tls.contexts import TLSServerOptions as TLSServerOptions
+    from anyecho.server.forwarding import forward as forward
     from anyecho.server.options import ServeOptions as ServeOptions
     from anyecho.server.server import Server as Server
     from anyecho.server.server import open_server as open_server
@@ -65,6 +66,7 @@ _MODULES = {
     "anyecho.client.options": "ConnectOptions",
     "anyecho.net.sockets": "SocketOptions",
     "anyecho.net.tls.contexts": "TLSClientOptions TLSServerOptions",
+    "anyecho.server.forwarding": "forward",
     "anyecho.server.options": "ServeOptions",
     "anyecho.server.server": "Server open_server serve",
     "anyecho.server.stats": "Peer Stats",

@@ -250,6 +250,11 @@ TABLE: dict[Any, Provocations] = {
     },
     anyecho.serve: serving(anyecho.serve),
     anyecho.open_server: serving(run_server),
+    anyecho.forward: {
+        anyecho.AddressError: lambda _: anyecho.forward("nonsense"),
+        anyecho.UsageError: lambda _: anyecho.forward("udp://localhost:1"),
+        anyecho.CertificateError: lambda _: anyecho.forward("tls://localhost:1", tls=UNTRUSTED.tls),
+    },
     anyecho.connect: {
         anyecho.AddressError: lambda _: anyecho.connect("nonsense"),
         anyecho.UsageError: lambda _: anyecho.connect("fd://3"),

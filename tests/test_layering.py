@@ -108,6 +108,7 @@ FOLDERS = {
         "unused",
         "phases",
         "reasons",
+        "forwarding",
         "recorder",
         "totals",
         "timings",

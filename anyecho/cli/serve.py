@@ -20,7 +20,9 @@ from anyecho.cli.handler import find_handler
 from anyecho.cli.help_pages import COMMON, GROUPS
 from anyecho.cli.logs import LogOptions
 from anyecho.cli.serving import run_server
+from anyecho.errors import UsageError
 from anyecho.faults.fault import Fault
+from anyecho.handlers import Handler
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import DEFAULT_ADDRESS
 from anyecho.systemd.activation import take_activation
@@ -47,6 +49,15 @@ def serve(
             help="What serves a connection: echo, discard, chargen, upper, prefix, or a function of yours.",
         ),
     ] = "echo",
+    forward: Annotated[
+        str | None,
+        Parameter(
+            group=COMMON,
+            metavar="ADDRESS",
+            help="Forward each connection to this server, like a TCP proxy, in place of the echo.",
+            show_default=False,
+        ),
+    ] = None,
     fault: Annotated[
         tuple[str, ...],
         Parameter(
@@ -90,7 +101,7 @@ def serve(
     activation = take_activation(os.environ)
     if addresses and "bind" in environment.used:
         bind = ()  # the command line overrides the environment
-    serving = find_handler(handler)
+    serving = find_handler(handler) if forward is None else _forwarding(forward, handler)
     options = replace(options, faults=_parse_faults(fault), seed=seed)
     resolved = activation.resolve([parse_address(text) for text in (*addresses, *bind)])
     run_server(
@@ -114,6 +125,15 @@ def _parse_faults(texts: Sequence[str]) -> tuple[Fault, ...]:
     from anyecho.faults.spec import parse_fault
 
     return tuple(map(parse_fault, texts))
+
+
+def _forwarding(upstream: str, handler: str) -> Handler:
+    if handler != "echo":
+        raise UsageError("forward and handler exclude each other", options=("forward", "handler"))
+
+    from anyecho.server.forwarding import forward  # late: an echo connects to nothing
+
+    return forward(upstream)
 
 
 def _raise_descriptor_limit() -> None:

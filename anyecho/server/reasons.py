@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("CLOSED_BY_SERVER", "NETWORK_ERRORS", "CloseReason", "reason_for")
+__all__ = ("CLOSED_BY_SERVER", "NETWORK_ERRORS", "CloseReason", "UpstreamError", "reason_for")
 
 import errno
 from collections.abc import Iterator
@@ -16,6 +16,10 @@ from anyecho.net.proxy.header import ProxyProtocolError
 from anyecho.net.tls.errors import TLSError, TLSTruncated
 from anyecho.server.phases import HANDSHAKE, Phase
 from anyecho.streams.limits import LimitReached
+
+
+class UpstreamError(BrokenResourceError):
+    """The server that a connection is forwarded to refused or lost its own connection."""
 
 
 class CloseReason(StrEnum):
@@ -45,6 +49,7 @@ class CloseReason(StrEnum):
     TLS_TRUNCATED = "tls_truncated", "The peer sent a FIN without close_notify: data may be missing."
     TLS_ERROR = "tls_error", "The peer sent an invalid TLS record."
     FAULT = "fault", "A fault of the server ended the connection."
+    UPSTREAM = "upstream", "The server that it was forwarded to refused or lost its connection."
     RETURNED = "returned", "The server's handler returned before EOF from the peer."
     HANDLER = "handler", "The server's handler raised an exception, logged with its traceback."
     DRAINED = "drained", "The grace period of a drain was over, or the server's block was left."
@@ -62,6 +67,7 @@ NETWORK_ERRORS = (BrokenResourceError, ClosedResourceError, EndOfStream, OSError
 #: Each error with its reason. The first match counts: `TLSTruncated` is a `TLSError`.
 _REASONS = {
     ConnectionEnded: CloseReason.FAULT,
+    UpstreamError: CloseReason.UPSTREAM,
     ProxyProtocolError: CloseReason.PROXY,
     LimitReached: CloseReason.BYTES,
     TLSTruncated: CloseReason.TLS_TRUNCATED,

@@ -1,4 +1,4 @@
-"""``--handler``: ready-made handlers, functions of the user's own, and one line for a wrong value."""
+"""``--handler`` and ``--forward``: what serves a connection, and one line for a wrong value."""
 
 from __future__ import annotations
 
@@ -61,3 +61,27 @@ def test_a_handler_for_datagrams_is_one_line(processes: Processes) -> None:
     status, _, errors = processes.run("serve", "udp://127.0.0.1:0", "--handler", "upper")
     text = "--handler is for streams of bytes: datagrams, as on udp://127.0.0.1:0, are only echoed"
     assert (status, errors) == (2, f"anyecho: {text}\n")
+
+
+def test_a_server_forwards_to_another_one(processes: Processes) -> None:
+    upstream = processes.serve("-b", "tcp://127.0.0.1:0", "--handler", "upper")
+    server = processes.serve("-b", "tcp://127.0.0.1:0", "--forward", upstream.addresses[0])
+    assert converse(dial(server.addresses[0]), b"ab") == b"AB"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (
+            ("--forward", "udp://localhost:1"),
+            "cannot forward to udp://localhost:1: give a TCP or Unix address without ?proxy=",
+        ),
+        (
+            ("--forward", "localhost:0"),
+            "cannot forward to tcp://localhost:0: port 0 is any free port, and only for servers",
+        ),
+        (("--forward", ":1", "--handler", "upper"), "--forward and --handler exclude each other"),
+    ],
+)
+def test_a_wrong_upstream_is_one_line(arguments: tuple[str, ...], error: str, processes: Processes) -> None:
+    assert processes.run("serve", ":0", *arguments) == (2, b"", f"anyecho: {error}\n")
