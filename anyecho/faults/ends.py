@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
-from typing import ClassVar, TypeVar
+from typing import ClassVar, NoReturn, TypeVar
 
 from anyio import (
     BrokenResourceError,
@@ -60,15 +60,15 @@ class _Timed(Spoiled[StreamFault]):
         with CancelScope(deadline=self._start + or_infinite(self._limit())):
             return await call()
 
-        await self._close()
-        return self._end()
+        return await self._close()
 
     def _limit(self) -> float | None:
         """Return the seconds after which the connection ends."""
         raise NotImplementedError
 
-    async def _close(self) -> None:
+    async def _close(self) -> NoReturn:
         await _finish(self.stream)
+        self._end()
 
 
 async def _finish(stream: ByteStream) -> None:
@@ -110,13 +110,12 @@ class _CutOff(_Timed):
     def _limit(self) -> float | None:
         return self.fault.seconds
 
-    async def _close(self) -> None:
-        await cut(self.stream)
+    async def _close(self) -> NoReturn:
+        await self._end_by(cut)
 
     async def _at_boundary(self) -> None:
         if self.fault.bytes is not None and self.passed >= self.fault.bytes:
             await self._close()
-            self._end()
 
     async def _admit(self, size: int) -> int:
         return size if self.fault.bytes is None else max(self.fault.bytes - self.passed, 1)
@@ -145,8 +144,7 @@ class _Reset(Spoiled[ResetPeer]):
     async def _admit(self, size: int) -> int:
         self._due = min(self._due, due_after(self.fault.timeout))
         await sleep_until(self._due)
-        await reset(self.stream)
-        self._end()
+        await self._end_by(reset)
 
 
 @documented

@@ -11,7 +11,8 @@ __all__ = ("Alter", "ConnectionEnded", "Direction", "Fault", "Spoiled", "StreamF
 import logging
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from random import Random
 from typing import ClassVar, Generic, Literal, NoReturn, TypeAlias, TypeVar
@@ -143,11 +144,12 @@ class Spoiled(Passthrough, Generic[F]):
     async def receive(self, max_bytes: int = 65536) -> bytes:
         self._check()
         if self.fault.stream == "downstream":
-            return await self.stream.receive(max_bytes)
+            with self._end_told():
+                return await self.stream.receive(max_bytes)
         if max_bytes <= 0:
             raise ValueError(f"max_bytes must be positive, not {max_bytes}")
 
-        with self._receiving:
+        with self._receiving, self._end_told():
             while True:
                 await self._at_boundary()
                 if self._held:
@@ -166,11 +168,12 @@ class Spoiled(Passthrough, Generic[F]):
     async def send(self, item: bytes) -> None:
         self._check()
         if self.fault.stream == "upstream" or not item:
-            await self.stream.send(item)
+            with self._end_told():
+                await self.stream.send(item)
             return
 
         rest = memoryview(item).cast("B")
-        with self._sending:
+        with self._sending, self._end_told():
             await self._at_boundary()
             while rest:
                 while not self._allowance:
@@ -214,6 +217,22 @@ class Spoiled(Passthrough, Generic[F]):
             raise ClosedResourceError
         if self._ended:
             raise ConnectionEnded
+
+    @contextmanager
+    def _end_told(self) -> Iterator[None]:
+        """Raise `ConnectionEnded` from a call that waited while the call of another task ended the connection."""
+        try:
+            yield
+        except (BrokenResourceError, ClosedResourceError) as exc:
+            if not self._ended or self._closed or isinstance(exc, ConnectionEnded):
+                raise
+            raise ConnectionEnded from exc
+
+    async def _end_by(self, close: Callable[[ByteStream], Awaitable[None]]) -> NoReturn:
+        """End the connection by `close`, which acts before its first checkpoint: `cut` or `reset`."""
+        self._ended = True
+        await close(self.stream)
+        self._end()
 
     def _end(self) -> NoReturn:
         logger.info("%s ends the connection after %d bytes", self.fault.name, self.passed)
