@@ -1,0 +1,180 @@
+"""Three servers behind HAProxy, with the configuration of deploy/: a drain and a restart lose no connection."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from threading import Event, Thread
+
+import pytest
+
+from tests.deploy.commands import DEPLOY, command_lines, on_backend
+from tests.support.machine import needs_linux, needs_program
+from tests.support.peers import converse, dial, exchange, receive_all
+from tests.support.process import Processes, port_of, wait_until
+
+pytestmark = [needs_linux, needs_program("haproxy")]
+
+CONFIG = DEPLOY / "haproxy" / "haproxy.cfg"
+CLIENTS = 8
+#: Connections before, during and after the restart.
+SOME = 100
+
+
+def test_haproxy_accepts_the_configuration() -> None:
+    result = subprocess.run(["haproxy", "-c", "-f", str(CONFIG)], capture_output=True, text=True, timeout=30)
+
+    # A warning is a line of output, not a failure.
+    assert (result.returncode, result.stderr) == (0, ""), result.stdout
+
+
+class Replica:
+    """One of the servers, on an address of its own, so that no other socket takes its port during a restart."""
+
+    def __init__(self, processes: Processes, host: str, backend: str, directory: Path) -> None:
+        self.processes = processes
+        self.backend = backend
+        self.host = host
+        self.port = 0
+        self.log = directory / f"{host}.log"
+        self.start()
+
+    def start(self) -> None:
+        [words] = [words for name, words in command_lines() if name == CONFIG.name]
+        words = [word.replace("10.0.0.2", "127.0.0.1") for word in words if word != ":10000"]
+        words = [*on_backend(words, self.backend), f"{self.host}:{self.port}", "--access-log"]
+        with self.log.open("ab") as log:
+            self.process = self.processes.start(*words, stderr=log)
+
+    def wait(self) -> None:
+        """Wait until it accepts connections."""
+        self.port = port_of(self.process.read_lines(1)[0])
+
+    @property
+    def served(self) -> int:
+        """Connections of clients so far."""
+        return self.log.read_text().count(" reason=eof ")
+
+
+class Balancer:
+    def __init__(self, replicas: list[Replica], directory: Path, opened: ExitStack) -> None:
+        self.socket = directory / "admin.sock"
+        listener = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
+        text = CONFIG.read_text().replace("/run/haproxy", str(directory)).replace("maxconn 20000", "maxconn 100")
+        text = text.replace("bind :10000", f"bind fd@{listener.fileno()}").replace("inter 1s", "inter 500ms")
+        for replica in replicas:
+            text = text.replace(f"10.0.0.{replica.host[-2:]}:10000", f"{replica.host}:{replica.port}")
+        (directory / "haproxy.cfg").write_text(text)
+        command = ["haproxy", "-db", "-f", str(directory / "haproxy.cfg")]
+        self.process = subprocess.Popen(command, pass_fds=[listener.fileno()], stdout=subprocess.DEVNULL)
+        opened.callback(self.process.wait)
+        opened.callback(self.process.kill)
+        self.address = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+
+    def states(self) -> list[str]:
+        """Return the state of each server, like ``UP``."""
+        with dial(f"unix:{self.socket}") as sock:
+            sock.sendall(b"show stat\n")
+            rows = receive_all(sock).decode().splitlines()
+        column = rows[0].split(",").index("status")
+        return [row.split(",")[column] for row in rows if re.match("servers,echo", row)]
+
+
+class Load:
+    """Clients that connect, send, half-close, compare the echo and connect again."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.stopped = Event()
+        self.done = [0] * CLIENTS
+        self.failures: list[str] = []
+        self.threads = [Thread(target=self._run, args=(index,)) for index in range(CLIENTS)]
+        for thread in self.threads:
+            thread.start()
+
+    def _run(self, index: int) -> None:
+        while not self.stopped.is_set():
+            payload = b"client %d, connection %d" % (index, self.done[index])
+            try:
+                if (echo := converse(dial(self.address), payload)) != payload:
+                    self.failures.append(f"{payload!r}: {echo!r}")
+            except OSError as exc:
+                self.failures.append(f"{payload!r}: {exc}")
+            self.done[index] += 1
+
+    def wait_for(self, count: int) -> None:
+        """Wait for `count` more connections."""
+        goal = sum(self.done) + count
+        wait_until(lambda: sum(self.done) >= goal)
+
+    def stop(self) -> None:
+        self.stopped.set()
+        for thread in self.threads:
+            thread.join()
+
+
+@pytest.fixture
+def replicas(processes: Processes, backend: str, short_path: Path) -> list[Replica]:
+    replicas = [Replica(processes, f"127.0.0.{number}", backend, short_path) for number in (11, 12, 13)]
+    for each in replicas:
+        each.wait()
+    return replicas
+
+
+@pytest.fixture
+def balancer(replicas: list[Replica], short_path: Path, opened: ExitStack) -> Balancer:
+    balancer = Balancer(replicas, short_path, opened)
+    wait_until(lambda: balancer.socket.exists() or balancer.process.poll() is not None)
+    assert balancer.process.poll() is None
+    return balancer
+
+
+@pytest.fixture
+def load(balancer: Balancer) -> Iterator[Load]:
+    load = Load(balancer.address)
+    yield load
+    load.stop()
+
+
+def test_a_server_is_drained_and_restarted_under_load_without_a_failure(
+    replicas: list[Replica], balancer: Balancer, load: Load
+) -> None:
+    load.wait_for(SOME)
+    wait_until(lambda: all(each.served for each in replicas))
+    drained = replicas[1]
+    drained.process.signal()
+    assert drained.process.wait() == 0
+    before = drained.served
+    load.wait_for(SOME)
+    assert drained.served == before
+
+    drained.start()
+    drained.wait()
+    wait_until(lambda: drained.served > before + SOME // 3)
+    load.stop()
+    assert load.failures == []
+    wait_until(lambda: balancer.states() == ["UP"] * 3)
+    for each in replicas:
+        each.process.signal()
+        assert each.process.wait() == 0
+    assert sum(each.served for each in replicas) == sum(load.done)
+
+
+def test_open_connections_continue_while_their_server_drains(replicas: list[Replica], balancer: Balancer) -> None:
+    with ExitStack() as opened:
+        # One for each server, because the one with the fewest connections gets the next.
+        clients = [opened.enter_context(dial(balancer.address)) for _ in replicas]
+        assert all(exchange(each, b"before") == b"before" for each in clients)
+        for replica in replicas:
+            replica.process.signal()
+        wait_until(lambda: "UP" not in balancer.states())
+        assert all(exchange(each, b"during") == b"during" for each in clients)
+        for each in clients:
+            each.shutdown(socket.SHUT_WR)
+            assert receive_all(each) == b""
+    assert [each.process.wait() for each in replicas] == [0] * 3
+    assert [each.served for each in replicas] == [1] * 3
