@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ from anyecho.measure.shard_child import ShardJob
 from anyecho.measure.shards import Place, run_processes, run_shards, shares_of
 from anyecho.server.server import Server
 from tests.support.peers import until
+from tests.support.process import wait_until
 
 on_one_carrier = pytest.mark.by_turns("carrier")
 
@@ -184,11 +186,18 @@ async def test_cancelling_the_run_ends_its_processes(server: Server) -> None:
             os.kill(pid, 0)
 
 
+def meet(directory: Path) -> None:
+    """Return once two processes have called this, and have imported this module."""
+    (directory / str(os.getpid())).touch()
+    wait_until(lambda: len([*directory.iterdir()]) == 2)
+
+
 @on_one_carrier
-async def test_shards_of_a_process_pool_begin_at_a_given_time(server: Server) -> None:
+async def test_shards_of_a_process_pool_begin_at_a_given_time(server: Server, tmp_path: Path) -> None:
     options = shares_of(bench_options(rate=500.0, requests=101), 2)
-    start_at = time.time() + 10.0
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as executor:
+        await to_thread.run_sync(lambda: [*executor.map(meet, [tmp_path] * 2)])
+        start_at = time.time() + 5.0
         futures = [
             executor.submit(
                 run_shard, str(server.addresses[0]), share, backend="asyncio", shard=(index, 2), start_at=start_at
