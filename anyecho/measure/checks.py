@@ -7,6 +7,7 @@ __all__ = ("Check", "checks", "duration_text", "failures", "p_text", "rate_text"
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from anyecho.measure.generator import lag_quantile
 from anyecho.measure.result import RunResult
 from anyecho.units import format_duration
 
@@ -114,12 +115,12 @@ def _of_schedule(run: RunResult) -> Iterator[Check]:
         text += f": at a random time, the wait has a p99 of {waited}, not {hidden}; use --rate"
         yield Check("stall", text, doubt=True)
     if run.lag.count:
-        p99, p50 = run.lag.value_at(0.99) / 1e9, run.latency.value_at(0.5) / 1e9
-        longest = duration_text(run.lag.max / 1e9)
-        text = f"p99 {duration_text(p99)}, max {longest}, beside a latency p50 of {duration_text(p50)}"
-        yield Check(
-            "lag", f"{text}: {'the generator was late' if run.generator.late else 'in time'}", run.generator.late
-        )
+        quantile, late = lag_quantile(run.lag.count), run.generator.late
+        lag, longest = (duration_text(each / 1e9) for each in (run.lag.value_at(quantile), run.lag.max))
+        p50 = duration_text(run.latency.value_at(0.5) / 1e9)
+        beside = f"beside a latency p50 of {p50}" if run.latency.count else "without any reply"
+        verdict = "the generator was late" if late else "in time"
+        yield Check("lag", f"p{quantile * 100:g} {lag}, max {longest}, {beside}: {verdict}", late)
 
 
 def _of_generator(run: RunResult) -> Iterator[Check]:
@@ -137,7 +138,9 @@ def _of_generator(run: RunResult) -> Iterator[Check]:
 
 
 def _of_server(run: RunResult) -> Iterator[Check]:
-    if spread := run.spread:
+    if (spread := run.spread) and not spread.messages_max:
+        yield Check("connections", "no replies on any", doubt=True)
+    elif spread:
         text = f"{spread.messages_min} to {spread.messages_max} replies each"
         if spread.p50_min is not None and spread.p50_max is not None:
             text += f", p50 {duration_text(spread.p50_min)} to {duration_text(spread.p50_max)}"

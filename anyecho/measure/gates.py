@@ -78,7 +78,9 @@ def _broken(gate: Gate, groups: Sequence[Group]) -> Iterator[str]:
     for group in groups:
         value = known_median(gate.metric, group.runs)
         if value is None:
-            yield f"{group.name}: {gate.text}: {gate.metric.name} is not known (10 samples must be beyond it)"
+            has_none = gate.metric.name == "lag" and group.load.rate is None
+            why = "a closed loop has none" if has_none else "10 samples must be beyond it"
+            yield f"{group.name}: {gate.text}: {gate.metric.name} is not known ({why})"
             continue
 
         shown = gate.metric.show(value)

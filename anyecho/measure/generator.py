@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ("LAG_LIMIT", "cores_available", "is_late", "measure_clock", "parse_cores", "pinned", "without_gc")
+__all__ = (
+    "LAG_LIMIT",
+    "cores_available",
+    "is_late",
+    "lag_quantile",
+    "measure_clock",
+    "parse_cores",
+    "pinned",
+    "without_gc",
+)
 
 import gc
 import os
@@ -15,7 +24,7 @@ from statistics import median
 from time import perf_counter_ns
 
 from anyecho.errors import UsageError
-from anyecho.measure.histogram import Histogram
+from anyecho.measure.histogram import MIN_BEYOND, Histogram
 from anyecho.measure.result import Clock
 
 #: The lag, in nanoseconds, that is too much in any case, and the lag that is never too much: the aim of the pacing.
@@ -32,10 +41,21 @@ def measure_clock() -> Clock:
     return Clock(name=name, step_ns=min((each for each in steps if each), default=1), cost_ns=median(steps))
 
 
+def lag_quantile(count: int) -> float:
+    """Return the quantile of `count` lags that decides about them: 0.99, or the highest that 10 samples are beyond.
+
+    It is a whole percentage, and the median at least: one late message of a hundred is no late generator.
+    """
+    return min(max((count - MIN_BEYOND) * 100 // max(count, 1), 50), 99) / 100
+
+
 def is_late(lag: Histogram, latency: Histogram) -> bool:
-    """Return whether the p99 of the lag is above 10 % of the median latency, or above 1 ms; 100 us never is."""
+    """Return whether the lag at its `lag_quantile` is above 10 % of the median latency, or above 1 ms.
+
+    A lag of 100 us never is.
+    """
     limit = min(max(latency.value_at(0.5) // 10, _LAG_FLOOR), LAG_LIMIT)
-    return lag.value_at(0.99) > limit
+    return lag.value_at(lag_quantile(lag.count)) > limit
 
 
 def cores_available() -> int:

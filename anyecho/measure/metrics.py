@@ -65,7 +65,7 @@ _METRICS = {
     for metric in (
         _duration("max", lambda run: run.latency.max if run.latency.count else None),
         _duration("mean", lambda run: run.latency.mean if run.latency.count else None),
-        _duration("lag", lambda run: run.lag.value_at(0.99)),
+        _duration("lag", lambda run: run.lag.quantile(0.99)),
         Metric(name="rate", of=lambda run: run.rate, show=rate_text, parse=parse_rate),
         _duration("cpu", _cpu),
         _count("lost", lambda run: run.counts.lost),

@@ -72,7 +72,7 @@ def _row(name: str, group: Group, columns: Sequence[str], *, repeated: bool) -> 
 def _cell(metric: str, runs: Sequence[RunResult]) -> str:
     found = find_metric(metric)
     values = [value for run in runs if (value := found.of(run)) is not None]
-    if not values or len(values) < len(runs) or (metric == "lag" and not any(run.lag.count for run in runs)):
+    if not values or len(values) < len(runs):
         return "-"
 
     return rate_text(median(values)).removesuffix("/s") if metric == "rate" else found.show(median(values))

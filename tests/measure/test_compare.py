@@ -14,6 +14,7 @@ from anyecho.errors import UsageError
 from anyecho.measure.compare import Comparison, Group, compare, groups, matched
 from anyecho.measure.comparison_text import comparison_lines
 from anyecho.measure.gates import broken_gates, parse_gate
+from anyecho.measure.histogram import Histogram
 from anyecho.measure.metrics import COMPARED, find_metric
 from anyecho.measure.result import Counts, RunResult
 from tests.measure.results import document, load, result
@@ -188,6 +189,12 @@ def test_the_lines_of_a_comparison_have_a_row_per_metric_and_the_doubts() -> Non
 def test_a_gate_fails_if_its_condition_holds_or_is_not_known(condition: str, broken: bool) -> None:
     reasons = broken_gates([parse_gate(condition)], groups(document(base()), "a.json"))
     assert [reason.startswith(f"a.json: {condition}: ") for reason in reasons] == [True] * broken
+
+
+def test_a_gate_on_the_lag_fails_in_a_closed_loop() -> None:
+    closed = replace(base(), load=replace(base().load, rate=None), lag=Histogram.from_samples([]))
+    [reason] = broken_gates([parse_gate("lag>1s")], groups(document(closed), "a.json"))
+    assert reason == "a.json: lag>1s: lag is not known (a closed loop has none)"
 
 
 def test_a_gate_on_losses_takes_a_number_or_a_share() -> None:

@@ -177,6 +177,18 @@ def test_the_machine_is_the_last_line(runs: tuple[RunResult, ...]) -> None:
     )
 
 
+def test_a_lag_of_few_messages_has_the_percentile_that_they_resolve() -> None:
+    few = result(lag=Histogram.from_samples([50_000] * 100), latency=NOTHING)
+    texts = {point.name: point.text for point in checks(few)}
+    assert texts["lag"] == "p90 50.0us, max 50.0us, without any reply: in time"
+    assert find_metric("lag").of(few) is None
+
+
+def test_connections_without_any_reply_are_marked_and_have_no_index() -> None:
+    [point] = [each for each in checks(result(spread=Spread.of((0, 0), ()))) if each.name == "connections"]
+    assert (point.text, point.doubt) == ("no replies on any", True)
+
+
 def test_a_run_without_any_reply_can_be_shown() -> None:
     nothing = result(
         counts=Counts(sent=0, verified=0, wrong=0, lost=0, connect_failed=1),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from anyecho.measure.checks import failures
+from anyecho.measure.generator import lag_quantile
 from anyecho.measure.histogram import Histogram
 from anyecho.measure.quantiles import quantile
 from tests.measure.simulation import MILLISECOND, SECOND, Simulation
@@ -139,6 +140,26 @@ def test_a_lag_below_1_percent_of_the_messages_is_not_late() -> None:
     ).run()
     assert result.lag.max == 90 * MILLISECOND
     assert not result.generator.late
+
+
+@pytest.mark.parametrize(
+    ("seconds", "starved", "quantile", "is_late"),
+    [
+        (0.2, 6 * MILLISECOND, 0.95, False),  # 5 of 200 lags are above 1 ms
+        (0.2, 15 * MILLISECOND, 0.95, True),
+        (0.005, 2 * MILLISECOND, 0.5, False),
+        (0.005, 5 * MILLISECOND, 0.5, True),
+    ],
+)
+def test_a_few_late_messages_of_a_few_are_no_late_generator(
+    seconds: float, starved: int, quantile: float, is_late: bool
+) -> None:
+    result = Simulation(
+        lambda number, time: time + SERVICE, rate=1000, seconds=seconds, connections=400, starved=(0, starved)
+    ).run()
+    assert result.lag.max == starved
+    assert lag_quantile(result.lag.count) == quantile
+    assert result.generator.late is is_late
 
 
 def test_messages_sent_after_the_end_lower_the_achieved_rate() -> None:
