@@ -48,6 +48,9 @@ def command_lines() -> Iterator[tuple[str, list[str]]]:
         for words in re.findall(r"(?m)[\s/]anyecho ((?:serve|send|ping)\b[^|\"\n]*)", path.read_text()):
             yield path.name, shlex.split(words)
     yield "Dockerfile", read_container().command[1:]
+    for path in (DEPLOY / "kubernetes").glob("*.yaml"):
+        for arguments in re.findall(r"(?m)^ +args:\n((?: +- .*\n)+)", path.read_text()):
+            yield path.name, [each.strip('"') for each in re.findall(r"(?m)^ +- (.*)$", arguments)]
 
 
 def on_backend(arguments: list[str], backend: str) -> list[str]:

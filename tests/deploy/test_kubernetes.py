@@ -1,0 +1,99 @@
+"""The Kubernetes manifests: valid by the published schemas, and consistent in themselves."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from anyecho.server.options import ServeOptions
+from anyecho.units import parse_duration
+from tests.deploy.commands import DEPLOY
+from tests.support.machine import ABSENT
+
+MANIFESTS = DEPLOY / "kubernetes" / "anyecho.yaml"
+JOB = DEPLOY.parent / "docs" / "bench-cluster.md"
+
+
+def manifests() -> list[dict[str, Any]]:
+    yaml = pytest.importorskip("yaml", reason=f"{ABSENT}PyYAML")
+    return list(yaml.safe_load_all(MANIFESTS.read_text()))
+
+
+@pytest.fixture
+def by_kind() -> dict[str, Any]:
+    return {each["kind"]: each for each in manifests()}
+
+
+@pytest.fixture
+def pod(by_kind: dict[str, Any]) -> dict[str, Any]:
+    spec: dict[str, Any] = by_kind["Deployment"]["spec"]["template"]["spec"]
+    return spec
+
+
+@pytest.fixture
+def container(pod: dict[str, Any]) -> dict[str, Any]:
+    [container] = pod["containers"]
+    assert isinstance(container, dict)
+    return container
+
+
+@pytest.mark.parametrize("version", ["1.30", "1.33", "1.35"])
+def test_the_manifests_are_valid_by_the_schema_of_kubernetes(version: str) -> None:
+    """An unknown key is an error too."""
+    validate = pytest.importorskip("kubernetes_validate", reason=f"{ABSENT}kubernetes-validate").validate
+    yaml = pytest.importorskip("yaml")
+    [job] = re.findall(r"(?s)```yaml\n(.*?)```", JOB.read_text())
+    for each in [*manifests(), yaml.safe_load(job)]:
+        validate(each, version, strict=True)
+
+
+def test_no_service_adds_variables_to_the_environment(pod: dict[str, Any]) -> None:
+    assert pod["enableServiceLinks"] is False
+
+
+def test_the_container_runs_without_root_and_without_capabilities(
+    pod: dict[str, Any], container: dict[str, Any]
+) -> None:
+    assert pod["securityContext"]["runAsNonRoot"]
+    # As in the Dockerfile, whose user need not have a name.
+    assert f"USER {pod['securityContext']['runAsUser']}:" in (DEPLOY / "docker" / "Dockerfile").read_text()
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+def test_the_grace_period_of_a_pod_suffices_for_a_drain(pod: dict[str, Any], container: dict[str, Any]) -> None:
+    [command, pause] = container["lifecycle"]["preStop"]["exec"]["command"]
+    [grace] = [each.partition("=")[2] for each in container["args"] if each.startswith("--graceful-timeout=")]
+    linger = ServeOptions().linger
+    assert command == "sleep"
+    assert linger is not None
+    assert pod["terminationGracePeriodSeconds"] >= float(pause) + parse_duration(grace) + linger + 5
+
+
+def probes(container: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for name in ("startupProbe", "readinessProbe", "livenessProbe"):
+        [probe] = [container[name][kind] for kind in ("httpGet", "tcpSocket") if kind in container[name]]
+        yield probe
+
+
+def test_ports_that_are_named_are_served(by_kind: dict[str, Any], container: dict[str, Any]) -> None:
+    ports = {each["name"]: (each["containerPort"], each.get("protocol", "TCP")) for each in container["ports"]}
+    for each in by_kind["Service"]["spec"]["ports"]:
+        assert ports[each["targetPort"]][1] == each.get("protocol", "TCP")
+    assert {each["port"] for each in probes(container)} <= ports.keys()
+    addresses = " ".join(container["args"])
+    for number, protocol in ports.values():
+        assert re.search(rf"{'udp://' if protocol == 'UDP' else '(^|[ =])'}:{number}( |$)", addresses)
+
+
+def test_each_selector_selects_the_pods(by_kind: dict[str, Any]) -> None:
+    labels = by_kind["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    assert by_kind["Deployment"]["spec"]["selector"]["matchLabels"] == labels
+    assert by_kind["Service"]["spec"]["selector"] == labels
+    assert by_kind["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"] == labels
