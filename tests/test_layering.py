@@ -63,6 +63,7 @@ FOLDERS = {
         "wire",
         "foreign_options",
         "accepted",
+        "trio_waiter",
         "driver",
         "readiness",
         "fallback",
@@ -215,8 +216,8 @@ PUBLIC = ("faults",)
 
 #: Names that only the listed folders or modules may use; a module includes everything in it.
 RESTRICTED = {
-    "asyncio": (),
-    "trio": (),
+    "asyncio": ("net.driver",),
+    "trio": ("net.trio_waiter",),
     "uvloop": (),
     "socket": ("net", "systemd"),
     "ssl": ("net",),
@@ -249,6 +250,7 @@ MAY_IMPORT_LATE = (
     "__main__",
     "cli.main",
     "net.udp.echo",
+    "net.driver",
     "net.timer",
     "net.tls.generated",
     "faults",

@@ -1,23 +1,30 @@
-"""Call a Poller from the event loop whenever its epoll descriptor is readable.
+"""How the event loop calls a Poller, and how a Poller wakes a task.
 
-On asyncio and uvloop a reader stays registered for the Poller's whole life. A waiting task would cost about half of
-an echo at 1,000 a second: a reader added and removed, a Future, a second pass of the loop. On other loops a task
-waits; on trio that is one epoll_ctl(2) and a reschedule.
+`drive` calls a Poller whenever its epoll descriptor is readable. On asyncio and uvloop a reader stays registered
+for the Poller's whole life. A waiting task would cost about half of an echo at 1,000 a second: a reader added and
+removed, a Future, a second pass of the loop. On other loops a task waits; on trio that is one epoll_ctl(2) and a
+reschedule.
+
+`make_waiter` returns an object that a task waits on. By the loop's own means a wait costs 1.5, 0.9 and 1.7 us of
+processor time (asyncio, uvloop, trio), by a semaphore of anyio 1.8, 1.2 and 4.0 us.
 
 This module must not know what a descriptor reports.
 """
 
 from __future__ import annotations
 
-__all__ = ("drive",)
+__all__ = ("Waiter", "drive", "make_waiter")
 
 from collections.abc import Callable
 from contextvars import copy_context
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from anyio import Event, wait_readable
 from anyio.lowlevel import checkpoint, current_token
 from sniffio import current_async_library_cvar
+
+if TYPE_CHECKING:
+    from asyncio import Future
 
 
 class _Loop(Protocol):
@@ -28,6 +35,8 @@ class _Loop(Protocol):
     def remove_reader(self, fd: int) -> bool: ...
 
     def call_soon(self, callback: Callable[[], None]) -> object: ...
+
+    def create_future(self) -> Future[None]: ...
 
 
 async def drive(descriptor: int, turn: Callable[[], bool]) -> None:
@@ -109,3 +118,42 @@ class _Reader:
         if not self._is_ended:
             self._is_ended = True
             self._loop.remove_reader(self._descriptor)
+
+
+class Waiter(Protocol):
+    """Suspends one task until it is woken."""
+
+    async def wait(self) -> None:
+        """Wait until `wake` is called. A cancellation loses no more than this call."""
+
+    def wake(self) -> None:
+        """Resume the task that waits. Does nothing if none does."""
+
+
+def make_waiter() -> Waiter:
+    """Return a waiter for a task of the running loop."""
+    loop = current_token().native_token
+    if hasattr(loop, "create_future"):
+        return _FutureWaiter(cast("_Loop", loop))
+
+    from anyecho.net.trio_waiter import TrioWaiter
+
+    return TrioWaiter()
+
+
+class _FutureWaiter:
+    __slots__ = ("_future", "_make_future")
+
+    def __init__(self, loop: _Loop) -> None:
+        self._make_future = loop.create_future
+        self._future: Future[None] | None = None
+
+    async def wait(self) -> None:
+        self._future = future = self._make_future()
+        await future
+
+    def wake(self) -> None:
+        if (future := self._future) is not None:
+            self._future = None
+            if not future.done():  # cancelled
+                future.set_result(None)

@@ -7,8 +7,9 @@ __all__ = ("PolledRegistration", "Watch")
 import socket
 from collections.abc import Callable
 
-from anyio import BusyResourceError, ClosedResourceError, Semaphore
+from anyio import BusyResourceError, ClosedResourceError
 
+from anyecho.net.driver import Waiter, make_waiter
 from anyecho.net.readiness import (
     ERROR,
     EXCEPTIONAL,
@@ -27,8 +28,7 @@ _MAY_READ = ~WRITE
 class PolledRegistration(Registration):
     """Edge-triggered readiness for waiting tasks.
 
-    The socket is registered once for its life, so a message costs no epoll_ctl(2). Each direction waits on a
-    semaphore: a new `Event` for each wait costs 3 us more on asyncio and uvloop, and no less on trio.
+    The socket is registered once for its life, so a message costs no epoll_ctl(2).
     """
 
     __slots__ = (
@@ -44,22 +44,21 @@ class PolledRegistration(Registration):
         self._poller = poller
         self._descriptor = sock.fileno()
         self._closed = False
-        self._reader: Semaphore | None = None
-        self._writer: Semaphore | None = None
+        self._reader: Waiter | None = None
+        self._writer: Waiter | None = None
         self._reading = False
         self._writing = False
         poller.report(self._descriptor, READ_EDGE | WRITE, self)
 
     async def readable(self) -> None:
-        # Not "if": two events during a wait, or a wake-up that met a cancellation, also release the next wait.
         while not (self.may_read or self._closed):
             if self._reading:
                 raise BusyResourceError("reading from")
 
-            self._reader = self._reader or Semaphore(0)
+            self._reader = self._reader or make_waiter()
             self._reading = True
             try:
-                await self._reader.acquire()
+                await self._reader.wait()
             finally:
                 self._reading = False
 
@@ -71,10 +70,10 @@ class PolledRegistration(Registration):
             if self._writing:
                 raise BusyResourceError("writing to")
 
-            self._writer = self._writer or Semaphore(0)
+            self._writer = self._writer or make_waiter()
             self._writing = True
             try:
-                await self._writer.acquire()
+                await self._writer.wait()
             finally:
                 self._writing = False
 
@@ -92,12 +91,12 @@ class PolledRegistration(Registration):
     def _wake_reader(self) -> None:
         self.may_read = True
         if self._reading and self._reader is not None:
-            self._reader.release()
+            self._reader.wake()
 
     def _wake_writer(self) -> None:
         self.may_write = True
         if self._writing and self._writer is not None:
-            self._writer.release()
+            self._writer.wake()
 
     def close(self) -> None:
         """Unregister the socket, which is still open. Waiting calls raise `ClosedResourceError`."""

@@ -7,12 +7,13 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from anyio import CancelScope, create_task_group, fail_after
+import trio
+from anyio import CancelScope, create_task_group, fail_after, move_on_after, wait_all_tasks_blocked
 from anyio.lowlevel import checkpoint, current_token
 
 from anyecho.address import TCPAddress
 from anyecho.client.client import connect
-from anyecho.net.driver import drive
+from anyecho.net.driver import drive, make_waiter
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import open_server
 from tests.conftest import BACKENDS
@@ -212,3 +213,70 @@ def test_a_callback_can_use_anyio_on_a_loop_that_anyio_did_not_start(engine: str
             assert server.stats.closed == {"bytes": 1}
 
     asyncio.run(main())
+
+
+async def test_a_waiter_wakes_the_task_that_waits_and_no_later_one() -> None:
+    waiter = make_waiter()
+    waiter.wake()
+    for _ in range(2):
+        woken: list[bool] = []
+
+        async def wait(woken: list[bool] = woken) -> None:
+            await waiter.wait()
+            woken.append(True)
+
+        with fail_after(5):
+            async with create_task_group() as tasks:
+                tasks.start_soon(wait)
+                await wait_all_tasks_blocked()
+                assert not woken
+                waiter.wake()
+                waiter.wake()
+        assert woken
+
+
+async def test_a_waiter_whose_task_was_cancelled_wakes_the_next_one() -> None:
+    waiter = make_waiter()
+    with CancelScope() as scope:
+        scope.cancel()
+        await waiter.wait()
+    assert scope.cancelled_caught
+    with move_on_after(0.01) as scope:
+        await waiter.wait()
+    assert scope.cancelled_caught
+    waiter.wake()
+
+    with fail_after(5):
+        async with create_task_group() as tasks:
+            tasks.start_soon(waiter.wait)
+            await wait_all_tasks_blocked()
+            waiter.wake()
+
+
+async def test_a_task_that_is_woken_and_cancelled_in_one_pass_can_wait_again() -> None:
+    waiter = make_waiter()
+    for in_order in (True, False):
+        with fail_after(5):
+            async with create_task_group() as tasks:
+                tasks.start_soon(waiter.wait)
+                await wait_all_tasks_blocked()
+                for act in (waiter.wake, tasks.cancel_scope.cancel)[:: 1 if in_order else -1]:
+                    act()
+        waiter.wake()
+
+
+def test_trio_raises_no_keyboardinterrupt_while_a_waiter_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    protected = []
+
+    def current_task() -> trio.lowlevel.Task:
+        protected.append(trio.lowlevel.currently_ki_protected())
+        return trio.lowlevel.current_task()
+
+    async def main() -> None:
+        assert not trio.lowlevel.currently_ki_protected()
+        with move_on_after(0.01):
+            await make_waiter().wait()
+
+    monkeypatch.setattr("anyecho.net.trio_waiter.current_task", current_task)
+    trio.run(main)
+    assert protected == [True]
