@@ -40,12 +40,12 @@ async def make_echo_pending(server: Server, sock: socket.socket) -> Connection:
             offset += sock.send(stream_of_bytes(offset % 251, 65536))
         except BlockingIOError:
             await wait_all_tasks_blocked()
-            [connection] = server._connections
-            received, sent = connection.totals
-            if received > sent:
-                sock.setblocking(True)
-                sock.settimeout(SOON)
-                return connection
+            for connection in server._connections:  # none before the socket is accepted
+                received, sent = connection.totals
+                if received > sent:
+                    sock.setblocking(True)
+                    sock.settimeout(SOON)
+                    return connection
 
 
 def read(sock: socket.socket, count: int) -> bytes:
