@@ -6,15 +6,16 @@ __all__ = ("OpenConnection", "Opened", "open_connections")
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, asynccontextmanager
-from dataclasses import dataclass, field
-from typing import TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeAlias
 
 from anyio import CancelScope, Semaphore, create_task_group, current_time, sleep
 from anyio.abc import SocketAttribute, TaskGroup
 
 from anyecho.address import Address, UDPAddress
 from anyecho.client.client import Client, connect_checked
-from anyecho.errors import ConnectError, EchoError, UsageError, unwrap_single
+from anyecho.client.options import ConnectOptions
+from anyecho.errors import ConnectError, EchoError, EchoLost, UsageError, unwrap_single
 from anyecho.measure.datagram_load import SIZE_MIN, DatagramConnection
 from anyecho.measure.drivers import attach
 from anyecho.measure.load_connection import LoadConnection
@@ -25,6 +26,7 @@ from anyecho.net.tls.stream import TLSStream
 from anyecho.net.tls.wire import TLSWire
 from anyecho.net.udp.stream import DATAGRAM_MAX, DatagramStream
 from anyecho.net.wire import PlainWire, Wire
+from anyecho.units import format_duration
 
 #: Concurrent connection attempts; more would only wait in the server's accept backlog.
 _CONNECTING = 32
@@ -81,16 +83,16 @@ async def open_connections(
 async def _connect_all(
     address: Address, options: BenchOptions, clients: list[Client], failures: list[ConnectError]
 ) -> None:
-    first = await connect_checked(address, options.connect)
-    clients.append(first)
+    connect_options = options.connect
     if isinstance(address, UDPAddress):
-        await _check_reply(first, address)
+        connect_options = replace(connect_options, family=await _find_family(address, connect_options))
+    clients.append(await connect_checked(address, connect_options))
     slots = Semaphore(_CONNECTING)
     begin = current_time()
 
     async def connect() -> None:
         try:
-            clients.append(await connect_checked(address, options.connect))
+            clients.append(await connect_checked(address, connect_options))
         except ConnectError as exc:
             failures.append(exc)
         finally:
@@ -105,12 +107,24 @@ async def _connect_all(
                 tasks.start_soon(connect)
 
 
-async def _check_reply(client: Client, address: Address) -> None:
-    """Exchange a datagram: only a reply shows that a server is there. Raises `ConnectError`."""
-    try:
-        await client.exchange(b"anyecho")
-    except EchoError as exc:
-        raise ConnectError(f"cannot reach {address}: a first datagram was not echoed ({exc})") from exc
+async def _find_family(address: UDPAddress, options: ConnectOptions) -> Literal[4, 6]:
+    """Exchange a datagram, and return the IP version of the endpoint that echoed it. Raises `ConnectError`.
+
+    Only a reply shows that a server is there. The socket is closed: a duplicate that comes later is no wrong reply
+    of the load.
+    """
+    async with await connect_checked(address, options) as client:
+        try:
+            async with client.send([b"anyecho"]) as echo:
+                async for _ in echo:
+                    break
+        except EchoLost as exc:
+            within = "" if options.timeout is None else f" within {format_duration(options.timeout)}"
+            raise ConnectError(f"cannot reach {address}: no reply to a first datagram{within}") from exc
+        except EchoError as exc:
+            raise ConnectError(f"cannot reach {address}: the reply to a first datagram is wrong") from exc
+
+        return 6 if ":" in str(client.stream.extra(SocketAttribute.remote_address)[0]) else 4
 
 
 def _attached(

@@ -7,8 +7,10 @@ from typing import Any, cast
 
 import pytest
 
+from anyecho.address import UDPAddress
 from anyecho.client.options import ConnectOptions
 from anyecho.errors import ConnectError, UsageError
+from anyecho.faults import Corrupt, Duplicate, Fault, Loss
 from anyecho.measure.bench import run_bench
 from anyecho.measure.datagram_load import DatagramConnection
 from anyecho.measure.options import BenchOptions
@@ -18,6 +20,7 @@ from anyecho.net.readiness import READ, WRITE
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import open_server
 from tests.measure.simulation import MILLISECOND, SECOND, Clock
+from tests.support.machine import needs_ipv6
 
 TIMEOUT = SECOND
 
@@ -162,6 +165,44 @@ async def test_loss_over_udp_is_counted_and_a_limited_server_is_named_as_its_cau
     assert result.counts.sent == 50
     assert 25 <= result.counts.lost <= 31
     assert any("--udp-rate" in note for note in result.notes)
+
+
+async def test_duplicates_of_the_datagram_before_the_load_are_neither_wrong_nor_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    options = BenchOptions(requests=100, connections=1, warmup=0.0)
+    served = ServeOptions(udp_rate=None, unsafe_udp=True, faults=(Duplicate(),))
+    async with open_server("udp://127.0.0.1:0", options=served) as server:
+        for _ in range(5):
+            result = await run_bench(server.addresses[0], options)
+            assert (result.counts.verified, result.counts.wrong, result.error) == (100, 0, "")
+    assert "twice" not in caplog.text
+
+
+@needs_ipv6
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+async def test_each_connection_of_a_load_over_udp_goes_to_the_address_that_replies(host: str) -> None:
+    options = BenchOptions(requests=30, connections=3, rate=1000.0, warmup=0.0)
+    async with open_server(f"udp://{host}:0", options=ServeOptions(udp_rate=None, unsafe_udp=True)) as server:
+        [address] = server.addresses
+        assert isinstance(address, UDPAddress)
+        result = await run_bench(f"udp://localhost:{address.port}", options)
+    assert (result.counts.verified, result.error) == (30, "")
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (Loss(loss_rate=1.0), "no reply to a first datagram within 100ms"),
+        (Corrupt(offset=0), "the reply to a first datagram is wrong"),
+    ],
+)
+async def test_a_server_that_does_not_echo_a_first_datagram_is_one_plain_reason(fault: Fault, reason: str) -> None:
+    options = BenchOptions(requests=1, connect=ConnectOptions(timeout=0.1))
+    async with open_server("udp://127.0.0.1:0", options=ServeOptions(unsafe_udp=True, faults=(fault,))) as server:
+        with pytest.raises(ConnectError) as caught:
+            await run_bench(server.addresses[0], options)
+        assert str(caught.value) == f"cannot reach {server.addresses[0]}: {reason}"
 
 
 async def test_without_a_server_a_load_over_udp_is_a_connect_error() -> None:
