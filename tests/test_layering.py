@@ -125,6 +125,8 @@ FOLDERS = {
         "tls_events",
         "admission",
         "udp_guard",
+        "metrics",
+        "admin",
         "listening",
         "monitor",
         "server",
@@ -229,6 +231,7 @@ RESTRICTED = {
     "rich": ("cli",),
     "h11": ("net.http",),
     "hdrh": ("measure.histogram",),
+    "prometheus_client": ("server.metrics",),
     "distributed": ("measure.dask_workers",),
     "dask": (),
     "signal": ("cli",),
@@ -237,9 +240,9 @@ RESTRICTED = {
     "sys.exit": ("cli", "__main__"),
 }
 
-#: The names are lazy here; Ctrl-C may come there while the command line is being imported; trustme and distributed
-#: are extras; ctypes is missing from a Python that was built without libffi; rich is slow to import, and needed for
-#: help only.
+#: The names are lazy here; Ctrl-C may come there while the command line is being imported; trustme, distributed and
+#: prometheus_client are extras; ctypes is missing from a Python that was built without libffi; h11 and rich are
+#: slow to import, and needed for --admin and help only.
 MAY_IMPORT_LATE = (
     "pytest_plugin",
     "cli.bench",
@@ -255,6 +258,8 @@ MAY_IMPORT_LATE = (
     "net.tls.generated",
     "faults",
     "cli.serve",
+    "cli.serving",
+    "server.admin",
 )
 
 

@@ -13,7 +13,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from anyecho.address import parse_address
+from anyecho.address import Address, parse_address
 from anyecho.cli.environment import Environment
 from anyecho.cli.flags import BackendFlag, whole_number
 from anyecho.cli.handler import find_handler
@@ -84,6 +84,15 @@ def serve(
     access_log: Annotated[
         bool, Parameter(help="Log a line per closed connection, at any log level.", group=COMMON)
     ] = False,
+    admin: Annotated[
+        str | None,
+        Parameter(
+            metavar="HOST:PORT",
+            help="Answer /metrics, /healthz, /readyz, /stats and /peers over HTTP; a port alone is on localhost.",
+            group=GROUPS["Operation"],
+            show_default=False,
+        ),
+    ] = None,
     environment: Environment,
 ) -> int:
     """Run an echo server until SIGTERM or SIGINT.
@@ -93,9 +102,10 @@ def serve(
 
     The value off is no limit, for each limit, timeout and buffer size but --max-connections.
 
-    Each bound address is printed on a line once it accepts. The first signal lets connections finish, the second
-    closes them, the third ends a stuck process. SIGHUP reloads the certificate files. Without such files it is
-    ignored, unless the controlling terminal is gone: then it acts like SIGTERM, except under nohup.
+    Each bound address is printed on a line once it accepts, then the URL of --admin. The first signal lets
+    connections finish, the second closes them, the third ends a stuck process. SIGHUP reloads the certificate
+    files. Without such files it is ignored, unless the controlling terminal is gone: then it acts like SIGTERM,
+    except under nohup.
     """
     _raise_descriptor_limit()
     activation = take_activation(os.environ)
@@ -112,6 +122,7 @@ def serve(
         backend=backend,
         log=log,
         access_log=access_log,
+        admin=_parse_admin(admin),
         environment=environment,
     )
     return 0
@@ -134,6 +145,16 @@ def _forwarding(upstream: str, handler: str) -> Handler:
     from anyecho.server.forwarding import forward  # late: an echo connects to nothing
 
     return forward(upstream)
+
+
+def _parse_admin(text: str | None) -> Address | None:
+    if text is None:
+        return None
+
+    # Late: h11 is imported only if there is something to answer.
+    from anyecho.server.http_listener import parse_http_address
+
+    return parse_http_address(text, "admin")
 
 
 def _raise_descriptor_limit() -> None:

@@ -7,7 +7,8 @@ __all__ = ("run_server",)
 import logging
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from threading import Thread
 
 from anyio import create_task_group
@@ -38,6 +39,7 @@ def run_server(
     backend: Backend,
     log: LogOptions,
     access_log: bool,
+    admin: Address | None,
     environment: Environment,
 ) -> None:
     """Serve `addresses` until a signal ends it. Raises the errors of `open_server`."""
@@ -50,7 +52,7 @@ def run_server(
         if access_log and addresses and all(isinstance(address, UDPAddress) for address in addresses):
             text = "without effect: access_log (every address is for UDP)"
             logger.warning(text, extra={"options": ("access_log",)})
-        run(_serve, addresses, activation, options, handler, signals, notifier, backend=backend)
+        run(_serve, addresses, activation, options, handler, signals, notifier, admin, backend=backend)
 
 
 async def _serve(
@@ -60,6 +62,7 @@ async def _serve(
     handler: Handler,
     signals: Signals,
     notifier: Notifier,
+    admin: Address | None,
 ) -> None:
     server: Server | None = None
     # An environment variable can name files that no address uses.
@@ -86,11 +89,14 @@ async def _serve(
     with unwrap_single():
         async with create_task_group() as tasks:
             tasks.start_soon(stop_on_signals)
-            async with open_server(*addresses, options=options, handler=handler) as server:
+            async with (
+                open_server(*addresses, options=options, handler=handler) as server,
+                _admin(admin, server) as urls,
+            ):
                 notifier.ready(_status(server))
                 tasks.start_soon(notifier.ping_watchdog)
                 _warn(activation.unused(addresses), server.certificates)
-                _start_reporting(server.addresses)
+                _start_reporting((*map(str, server.addresses), *urls))
                 await server.wait_closed()
 
             tasks.cancel_scope.cancel()
@@ -129,7 +135,22 @@ def _reload(certificates: Certificates) -> None:
         logger.info("certificates reloaded")
 
 
-def _start_reporting(addresses: Sequence[Address]) -> None:
+@asynccontextmanager
+async def _admin(address: Address | None, server: Server) -> AsyncIterator[Sequence[str]]:
+    """Answer requests about `server` on `address` inside the block; yield the URLs."""
+    if address is None:
+        yield ()
+        return
+
+    # Late: a server without --admin does not import h11.
+    from anyecho.server.admin import open_admin
+    from anyecho.server.http_listener import url_of
+
+    async with open_admin(address, server.monitor()) as listener:
+        yield [*map(url_of, listener.addresses)]
+
+
+def _start_reporting(addresses: Sequence[str]) -> None:
     # In a thread, because standard output may block. The thread ends: with a second one, every system call on a
     # descriptor costs more.
     try:
@@ -138,7 +159,7 @@ def _start_reporting(addresses: Sequence[Address]) -> None:
         _report(addresses, timeout=0.0)
 
 
-def _report(addresses: Sequence[Address], *, timeout: float | None = None) -> None:
+def _report(addresses: Sequence[str], *, timeout: float | None = None) -> None:
     try:
         for address in addresses:
             write_all(1, f"{address}\n".encode(), timeout=timeout)

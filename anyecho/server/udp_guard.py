@@ -11,7 +11,7 @@ received, and a reply to one of the server's own ports is a loop.
 
 from __future__ import annotations
 
-__all__ = ("SourceGuard",)
+__all__ = ("DROP_REASONS", "SourceGuard")
 
 import logging
 import math
@@ -52,6 +52,8 @@ _REASON_TEXTS = {
     "rate": "it sends more than {each} (--udp-rate, --udp-burst)",
     "total_rate": "all sources together send more than {all} (a hundred times --udp-rate; --unsafe-udp lifts it)",
 }
+#: Why a datagram gets no reply: the keys of `DatagramCounts.dropped`, but for ``fault``.
+DROP_REASONS = (*_REASON_TEXTS,)
 
 
 class SourceGuard:
