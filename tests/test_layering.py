@@ -124,6 +124,7 @@ FOLDERS = {
         "events",
         "tls_events",
         "admission",
+        "stream_listener",
         "udp_guard",
         "metrics",
         "admin",

@@ -5,20 +5,19 @@ Accepted connections are passed on to `Admission`.
 
 from __future__ import annotations
 
-__all__ = ("Listening", "describe")
+__all__ = ("Listening", "acting", "describe")
 
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
-from anyio import CancelScope, Event, create_task_group
+from anyio import CancelScope, Event, create_task_group, sleep_forever
+from anyio.abc import TaskGroup
 
 from anyecho.address import Address, TCPAddress, UDPAddress
 from anyecho.errors import UsageError
 from anyecho.faults.fault import Fault
 from anyecho.faults.plan import DatagramPlan, FaultPlan
-from anyecho.net.accept import Acceptor
 from anyecho.net.listen import Listener
 from anyecho.net.poller import Fallback, Poller
 from anyecho.net.tls.contexts import Certificates
@@ -26,6 +25,7 @@ from anyecho.net.udp.echo import Reflector
 from anyecho.server.admission import Admission, ListenerPolicy
 from anyecho.server.options import ServeOptions
 from anyecho.server.stats import Stats
+from anyecho.server.stream_listener import StreamListener
 from anyecho.server.udp_guard import SourceGuard
 from anyecho.server.unused import check_faults, expected_header
 
@@ -48,42 +48,32 @@ class Listening:
     ) -> None:
         #: Set once all listeners are closed and no task waits for one.
         self.closed = Event()
-        self._listeners = listeners
+        self._opened = listeners
+        self._admission = admission
+        self._stats = stats
         self._poller = poller
         self._options = options
         self._certificates = certificates
         self._seed = seed
-        #: The faults of each listener for streams, and the carriers of its connections.
-        self._plans: list[tuple[FaultPlan, frozenset[str]]] = []
         if options.faults:
             self._warn(options.faults)
-        self._acceptors: list[Acceptor] = []
+        #: The listeners for streams that accept.
+        self.streams: list[StreamListener] = []
         for listener in listeners:
-            requested = listener.requested
             if not isinstance(listener.address, UDPAddress):
-                versions = expected_header(requested, options)
-                carriers = frozenset({"stream", "tls"} if requested.tls else {"stream"})
-                plan = FaultPlan(_acting(options.faults, carriers), seed)
-                self._plans.append((plan, carriers))
-                policy = ListenerPolicy(versions, certificates if requested.tls else None, plan)
-                acceptor = Acceptor(
-                    sock=listener.sock,
-                    limit=admission.accept_limit(policy),
-                    hand_over=partial(admission.admit, policy),
-                    errors=stats.accept_errors,
-                    preparation=listener.preparation,
-                )
-                self._acceptors.append(acceptor)
-        datagrams = [listener.sock for listener in listeners if isinstance(listener.address, UDPAddress)]
+                policy = self._policy(listener.requested)
+                self.streams.append(StreamListener(listener, policy, admission, stats))
+        self._datagrams = [listener for listener in listeners if isinstance(listener.address, UDPAddress)]
+        sockets = [listener.sock for listener in self._datagrams]
         # One guard for all: a source has one token bucket.
-        guard = SourceGuard(options, {sock.getsockname()[1] for sock in datagrams}, stats.datagrams.dropped)
+        guard = SourceGuard(options, {sock.getsockname()[1] for sock in sockets}, stats.datagrams.dropped)
         tune = not options.socket.rcvbuf
-        datagram_plans = [DatagramPlan(options.faults, seed) for _ in datagrams]
+        datagram_plans = [DatagramPlan(options.faults, seed) for _ in sockets]
         self._reflectors = [
             Reflector(sock, guard, stats.datagrams, tune=tune, replies=replying.replies if replying else None)
-            for sock, replying in zip(datagrams, datagram_plans, strict=True)
+            for sock, replying in zip(sockets, datagram_plans, strict=True)
         ]
-        self._running: tuple[Acceptor | Reflector, ...] = (*self._acceptors, *self._reflectors)
+        self._tasks: TaskGroup | None = None
         self._scope = CancelScope()
         self._stopped = False
 
@@ -91,18 +81,21 @@ class Listening:
         """Accept until stopped or cancelled. Raises `OSError` if a listener can accept no more."""
         try:
             with self._scope:
-                async with create_task_group() as tasks:
-                    for each in self._running:
-                        tasks.start_soon(each.run, self._poller)
+                async with create_task_group() as self._tasks:
+                    for stream in self.streams:
+                        self._tasks.start_soon(stream.run, self._poller)
+                    for reflector in self._reflectors:
+                        self._tasks.start_soon(reflector.run, self._poller)
         finally:
+            self._tasks = None
             self.stop()
-            for listener in self._listeners:
+            for listener in self._datagrams:
                 listener.close()
             self.closed.set()
 
     def announce(self) -> None:
         """Log each requested address once."""
-        for requested, listener in {listener.requested: listener for listener in self._listeners}.items():
+        for requested, listener in {listener.requested: listener for listener in self._opened}.items():
             logger.info("starting up on %s", describe(requested, listener.address))
 
     @property
@@ -113,15 +106,15 @@ class Listening:
     def accept_backlog(self) -> None:
         """Accept all connections in the accept backlogs, if limits allow it; echo datagrams that have arrived."""
         if not self._stopped:
-            for acceptor in self._acceptors:
-                # The kernel holds one more connection than the backlog of listen(2).
-                acceptor.accept_some(self._options.backlog + 1)
+            for stream in self.streams:
+                stream.accept_backlog(self._options.backlog)
             for reflector in self._reflectors:
                 reflector.finish()
 
     def set_faults(self, faults: tuple[Fault, ...]) -> None:
         """Let `faults` act on the connections accepted from now on. Raises `UsageError`."""
-        addresses = [(listener.requested, listener.address) for listener in self._listeners]
+        listeners = [*(stream.listener for stream in self.streams), *self._datagrams]
+        addresses = [(listener.requested, listener.address) for listener in listeners]
         check_faults(replace(self._options, faults=faults), addresses)
         for fault in faults:
             if fault.carriers == ("datagram",):
@@ -129,8 +122,9 @@ class Listening:
                 raise UsageError(text, options=("faults",))
             if fault.flaw is not None and self._certificates is not None:
                 self._certificates.flawed(fault.flaw)  # made now, because it may fail
-        for plan, carriers in self._plans:
-            plan.faults = _acting(faults, carriers)
+        for stream in self.streams:
+            if stream.policy.faults is not None:
+                stream.policy.faults.faults = acting(faults, stream.carriers)
         if faults:
             self._warn(faults)
 
@@ -144,15 +138,46 @@ class Listening:
             return
 
         self._stopped = True
-        for each in self._running:
-            each.stop()
-        for listener in self._listeners:
+        for stream in self.streams:
+            stream.stop(self._poller)
+        for reflector in self._reflectors:
+            reflector.stop()
+        for listener in self._datagrams:
             self._poller.unregister(listener.sock)
             listener.stop()
         self._scope.cancel()
 
+    def stay_open(self) -> None:
+        """Do not end with the last listener: another one may be added."""
+        if self._tasks is not None:
+            self._tasks.start_soon(sleep_forever)
 
-def _acting(faults: Sequence[Fault], carriers: frozenset[str]) -> tuple[Fault, ...]:
+    def add(self, listener: Listener, policy: ListenerPolicy) -> StreamListener:
+        """Accept on one more `listener` for streams. Once stopped, close it."""
+        stream = StreamListener(listener, policy, self._admission, self._stats)
+        if self._tasks is None or self._stopped:
+            listener.close()
+        else:
+            self.streams.append(stream)
+            self._tasks.start_soon(stream.run, self._poller)
+
+        return stream
+
+    def remove(self, stream: StreamListener) -> None:
+        """Stop listening on `stream` before this returns. Its connections continue."""
+        stream.stop(self._poller)
+        if stream in self.streams:
+            self.streams.remove(stream)
+
+    def _policy(self, requested: Address) -> ListenerPolicy:
+        certificates = self._certificates if requested.tls else None
+        carriers = frozenset({"stream", "tls"} if requested.tls else {"stream"})
+        plan = FaultPlan(acting(self._options.faults, carriers), self._seed)
+        return ListenerPolicy(expected_header(requested, self._options), certificates, plan)
+
+
+def acting(faults: Sequence[Fault], carriers: frozenset[str]) -> tuple[Fault, ...]:
+    """Return those of `faults` that act on one of `carriers`."""
     return tuple(fault for fault in faults if carriers & {*fault.carriers})
 
 
