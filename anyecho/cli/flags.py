@@ -6,7 +6,16 @@ the call. A field without ``help`` in its metadata is not a flag; the other meta
 
 from __future__ import annotations
 
-__all__ = ("BackendFlag", "IPv4Flag", "IPv6Flag", "file_name", "flattened", "whole_number")
+__all__ = (
+    "BackendFlag",
+    "IPv4Flag",
+    "IPv6Flag",
+    "build_options",
+    "file_name",
+    "flattened",
+    "given_flags",
+    "whole_number",
+)
 
 import inspect
 import os
@@ -54,7 +63,7 @@ def flattened(command: Callable[..., T], environment: Environment | None = None)
 
     def wrapper(*args: Any, **given: Any) -> T:
         used = environment.used if environment else ()
-        options = {name: _build(group, given, used) for name, group in groups.items()}
+        options = {name: build_options(group, given, used) for name, group in groups.items()}
         return command(*args, **given, **options, **injected)
 
     wrapper.__name__ = command.__name__
@@ -145,13 +154,29 @@ def _unit_of(hint: Any) -> tuple[Unit | None, bool]:
     return unit, is_limit
 
 
-def _build(options: Any, given: dict[str, Any], from_environment: tuple[str, ...]) -> Any:
+def given_flags(options: Any) -> dict[str, Any]:
+    """Return the fields with a flag that differ from their defaults, nested ones included, for `build_options`.
+
+    Each value can be written as JSON.
+    """
+    given: dict[str, Any] = {}
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if is_dataclass(value):
+            given |= given_flags(value)
+        elif "help" in field.metadata and value != field.default:
+            given[field.name] = os.fspath(value) if isinstance(value, os.PathLike) else value
+
+    return given
+
+
+def build_options(options: Any, given: dict[str, Any], from_environment: tuple[str, ...]) -> Any:
     """Build an instance of `options` from its fields in `given`, which are removed there."""
     hints = get_type_hints(options)
     values = {}
     for field in fields(options):
         if is_dataclass(hints[field.name]):
-            values[field.name] = _build(hints[field.name], given, from_environment)
+            values[field.name] = build_options(hints[field.name], given, from_environment)
         elif field.name == "from_environment":
             values[field.name] = from_environment
         elif "help" in field.metadata and (value := given.pop(field.name, MISSING)) is not MISSING:

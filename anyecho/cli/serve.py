@@ -6,7 +6,6 @@ __all__ = ("serve",)
 
 import os
 import resource
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Annotated
@@ -16,15 +15,15 @@ from cyclopts import Parameter
 from anyecho.address import Address, parse_address
 from anyecho.cli.environment import Environment
 from anyecho.cli.flags import BackendFlag, whole_number
-from anyecho.cli.handler import find_handler
 from anyecho.cli.help_pages import COMMON, GROUPS
+from anyecho.cli.job import Job
 from anyecho.cli.logs import LogOptions
 from anyecho.cli.serving import run_server
-from anyecho.errors import UsageError
-from anyecho.faults.fault import Fault
-from anyecho.handlers import Handler
+from anyecho.cli.supervise import run_supervisor
+from anyecho.cli.worker import run_worker
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import DEFAULT_ADDRESS
+from anyecho.server.worker_options import WorkerOptions
 from anyecho.systemd.activation import take_activation
 
 
@@ -81,6 +80,8 @@ def serve(
     backend: BackendFlag = "asyncio",
     options: ServeOptions,
     log: LogOptions,
+    workers: WorkerOptions,
+    lifeline: Annotated[int | None, Parameter(show=False, converter=whole_number)] = None,
     access_log: Annotated[
         bool, Parameter(help="Log a line per closed connection, at any log level.", group=COMMON)
     ] = False,
@@ -111,40 +112,26 @@ def serve(
     activation = take_activation(os.environ)
     if addresses and "bind" in environment.used:
         bind = ()  # the command line overrides the environment
-    serving = find_handler(handler) if forward is None else _forwarding(forward, handler)
-    options = replace(options, faults=_parse_faults(fault), seed=seed)
     resolved = activation.resolve([parse_address(text) for text in (*addresses, *bind)])
-    run_server(
-        resolved,
-        activation,
-        options,
-        serving,
+    if lifeline is not None:
+        return run_worker(lifeline, resolved, environment)
+
+    job = Job(
+        handler=handler,
+        forward=forward,
+        faults=fault,
         backend=backend,
+        options=replace(options, seed=seed),
         log=log,
         access_log=access_log,
         admin=_parse_admin(admin),
-        environment=environment,
     )
+    if workers.count is None:
+        run_server(resolved, activation, job, environment)
+    else:
+        run_supervisor(resolved, activation, job, workers, environment)
+
     return 0
-
-
-def _parse_faults(texts: Sequence[str]) -> tuple[Fault, ...]:
-    if not texts:
-        return ()
-
-    # Late: the import of all faults takes 24 ms, a tenth of the start.
-    from anyecho.faults.spec import parse_fault
-
-    return tuple(map(parse_fault, texts))
-
-
-def _forwarding(upstream: str, handler: str) -> Handler:
-    if handler != "echo":
-        raise UsageError("forward and handler exclude each other", options=("forward", "handler"))
-
-    from anyecho.server.forwarding import forward  # late: an echo connects to nothing
-
-    return forward(upstream)
 
 
 def _parse_admin(text: str | None) -> Address | None:

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-__all__ = ("run_server",)
+__all__ = ("open_pages", "run_server", "start_reporting", "status_text", "warn_access_log", "warn_start")
 
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from threading import Thread
+from typing import TYPE_CHECKING
 
 from anyio import create_task_group
 
-from anyecho.address import Address, UDPAddress
-from anyecho.backends import Backend, run
+from anyecho.address import Address, FDAddress, UDPAddress
+from anyecho.backends import run
 from anyecho.cli.environment import Environment
-from anyecho.cli.logs import LogOptions, log_to_stderr
+from anyecho.cli.job import Job
+from anyecho.cli.logs import log_to_stderr
 from anyecho.cli.signals import Signals, caught_signals
 from anyecho.errors import CertificateError, unwrap_single
 from anyecho.handlers import Handler
 from anyecho.net.descriptors import write_all
+from anyecho.net.lifeline import Lifeline
 from anyecho.net.tls.contexts import Certificates
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
+from anyecho.server.supervised import follow
 from anyecho.systemd.activation import Activation
 from anyecho.systemd.notify import Notifier, open_notifier
+
+if TYPE_CHECKING:
+    from anyecho.server.admin import Source
 
 logger = logging.getLogger("anyecho.server")
 
@@ -33,26 +40,55 @@ logger = logging.getLogger("anyecho.server")
 def run_server(
     addresses: Sequence[Address],
     activation: Activation,
-    options: ServeOptions,
-    handler: Handler,
-    *,
-    backend: Backend,
-    log: LogOptions,
-    access_log: bool,
-    admin: Address | None,
+    job: Job,
     environment: Environment,
+    lifeline: Lifeline | None = None,
 ) -> None:
-    """Serve `addresses` until a signal ends it. Raises the errors of `open_server`."""
+    """Serve `addresses` until a signal ends it, or as a worker the supervisor at the other end of `lifeline`.
+
+    Raises the errors of `open_server`.
+    """
+    handler, options = job.find_handler(), job.served_options()
     with (
-        log_to_stderr(log, access=access_log),
+        log_to_stderr(job.log, access=job.access_log),
         environment.attached_to(logger),
+        _options_unreported() if lifeline else nullcontext(),
         caught_signals(handled=2, hangup=True) as signals,  # one to drain, one to close at once
         open_notifier(os.environ) as notifier,
     ):
-        if access_log and addresses and all(isinstance(address, UDPAddress) for address in addresses):
-            text = "without effect: access_log (every address is for UDP)"
-            logger.warning(text, extra={"options": ("access_log",)})
-        run(_serve, addresses, activation, options, handler, signals, notifier, admin, backend=backend)
+        warn_access_log(job.access_log, addresses)
+        run(
+            _serve,
+            addresses,
+            activation,
+            options,
+            handler,
+            signals,
+            notifier,
+            lifeline,
+            job.admin,
+            backend=job.backend,
+        )
+
+
+def warn_access_log(access_log: bool, addresses: Sequence[Address]) -> None:
+    if access_log and addresses and all(isinstance(address, UDPAddress) for address in addresses):
+        text = "without effect: access_log (every address is for UDP)"
+        logger.warning(text, extra={"options": ("access_log",)})
+
+
+@contextmanager
+def _options_unreported() -> Iterator[None]:
+    """Log nothing about options within the block: the supervisor has done so for all workers."""
+
+    def has_no_options(record: logging.LogRecord) -> bool:
+        return not getattr(record, "options", ())
+
+    logger.addFilter(has_no_options)
+    try:
+        yield
+    finally:
+        logger.removeFilter(has_no_options)
 
 
 async def _serve(
@@ -62,6 +98,7 @@ async def _serve(
     handler: Handler,
     signals: Signals,
     notifier: Notifier,
+    lifeline: Lifeline | None,
     admin: Address | None,
 ) -> None:
     server: Server | None = None
@@ -91,18 +128,29 @@ async def _serve(
             tasks.start_soon(stop_on_signals)
             async with (
                 open_server(*addresses, options=options, handler=handler) as server,
-                _admin(admin, server) as urls,
+                open_pages(admin, server.monitor) as urls,
             ):
-                notifier.ready(_status(server))
+                notifier.ready(status_text(server.addresses))
                 tasks.start_soon(notifier.ping_watchdog)
-                _warn(activation.unused(addresses), server.certificates)
-                _start_reporting((*map(str, server.addresses), *urls))
+                if lifeline is not None:
+                    _close_passed(addresses)
+                    tasks.start_soon(follow, lifeline, server)
+                else:
+                    warn_start(activation.unused(addresses), server.certificates)
+                    start_reporting((*map(str, server.addresses), *urls))
                 await server.wait_closed()
 
             tasks.cancel_scope.cancel()
 
 
-def _warn(unused: Sequence[str], certificates: Certificates | None) -> None:
+def _close_passed(addresses: Sequence[Address]) -> None:
+    """Close the descriptors from the supervisor, which the server has duplicated: each would keep a socket open."""
+    for address in addresses:
+        if isinstance(address, FDAddress) and isinstance(address.fd, int):
+            os.close(address.fd)
+
+
+def warn_start(unused: Sequence[str], certificates: Certificates | None) -> None:
     if unused:
         logger.warning("passed, but not served: %s", ", ".join(unused))
     if certificates is not None and certificates.cacert is not None:
@@ -111,8 +159,8 @@ def _warn(unused: Sequence[str], certificates: Certificates | None) -> None:
         )
 
 
-def _status(server: Server) -> str:
-    return f"listening on {', '.join(map(str, server.addresses))}"
+def status_text(addresses: Sequence[Address]) -> str:
+    return f"listening on {', '.join(map(str, addresses))}"
 
 
 def _hang_up(server: Server | None, has_files: bool, notifier: Notifier) -> None:
@@ -123,7 +171,7 @@ def _hang_up(server: Server | None, has_files: bool, notifier: Notifier) -> None
         notifier.reloading()
         if has_files and server.certificates is not None:
             _reload(server.certificates)
-        notifier.ready(_status(server))
+        notifier.ready(status_text(server.addresses))
 
 
 def _reload(certificates: Certificates) -> None:
@@ -136,8 +184,8 @@ def _reload(certificates: Certificates) -> None:
 
 
 @asynccontextmanager
-async def _admin(address: Address | None, server: Server) -> AsyncIterator[Sequence[str]]:
-    """Answer requests about `server` on `address` inside the block; yield the URLs."""
+async def open_pages(address: Address | None, source: Callable[[], Source]) -> AsyncIterator[Sequence[str]]:
+    """Answer requests about `source()` on `address` inside the block; yield the URLs."""
     if address is None:
         yield ()
         return
@@ -146,11 +194,11 @@ async def _admin(address: Address | None, server: Server) -> AsyncIterator[Seque
     from anyecho.server.admin import open_admin
     from anyecho.server.http_listener import url_of
 
-    async with open_admin(address, server.monitor()) as listener:
+    async with open_admin(address, source()) as listener:
         yield [*map(url_of, listener.addresses)]
 
 
-def _start_reporting(addresses: Sequence[str]) -> None:
+def start_reporting(addresses: Sequence[str]) -> None:
     # In a thread, because standard output may block. The thread ends: with a second one, every system call on a
     # descriptor costs more.
     try:

@@ -15,25 +15,25 @@ from threading import get_ident
 from anyio import TASK_STATUS_IGNORED, create_task_group
 from anyio.abc import TaskGroup, TaskStatus
 
-from anyecho.address import Address, FDAddress, TCPAddress, UDPAddress, parse_address
+from anyecho.address import Address, TCPAddress, UDPAddress
 from anyecho.echo import echo
 from anyecho.errors import UsageError, unwrap_single
 from anyecho.faults.fault import Fault
 from anyecho.faults.plan import new_seed
 from anyecho.handlers import Handler
-from anyecho.net.listen import Listener, open_listeners
+from anyecho.net.listen import Listener
 from anyecho.net.poller import Fallback, Poller, open_poller
 from anyecho.net.tls.contexts import Certificates
 from anyecho.server.admission import Admission
 from anyecho.server.limits import ConnectionLimit, cap_by_fd_limit, descriptor_limit
 from anyecho.server.listening import Listening
 from anyecho.server.monitor import Monitor
+from anyecho.server.opening import open_sockets
 from anyecho.server.options import ServeOptions
 from anyecho.server.reaper import Reaper
 from anyecho.server.reasons import CloseReason
 from anyecho.server.recorder import Recorder
 from anyecho.server.stats import Peer, Stats
-from anyecho.server.unused import check_all
 from anyecho.units import or_infinite
 from anyecho.validation import check_kind
 
@@ -99,26 +99,9 @@ async def open_server(
     """
     options = ServeOptions() if options is None else options
     check_kind(options, ServeOptions)
-    wanted = [parse_address(address) for address in addresses or (DEFAULT_ADDRESS,)]
-    # A passed socket may be for streams or for datagrams: its options are checked once it is open.
-    inherits = any(isinstance(address, FDAddress) for address in wanted)
-    if not inherits:
-        check_all(options, handler, [(address, address) for address in wanted])
     limit = cap_by_fd_limit(options.max_connections, descriptor_limit())
     with ExitStack() as opened, unwrap_single() as kept:
-        certificates: Certificates | None = None
-        if over_tls := [address for address in wanted if address.tls]:
-            certificates = Certificates(options.tls, over_tls)
-            opened.callback(certificates.close)
-            for fault in options.faults:
-                if fault.flaw is not None:
-                    certificates.flawed(fault.flaw)  # made now, because it may fail
-        listeners = await open_listeners(wanted, backlog=options.backlog, options=options.socket)
-        for listener in listeners:
-            opened.callback(listener.close)
-        if inherits:
-            check_all(options, handler, [(listener.requested, listener.address) for listener in listeners])
-
+        listeners, certificates = await open_sockets(addresses or (DEFAULT_ADDRESS,), options, handler, opened)
         async with open_poller() as poller, create_task_group() as tasks:
             connection_limit = ConnectionLimit(limit, wait=options.over_limit == "wait")
             server = Server(listeners, connection_limit, options, poller, tasks, certificates, handler)

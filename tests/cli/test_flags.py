@@ -23,6 +23,7 @@ from anyecho.measure.shard_options import ShardOptions
 from anyecho.net.sockets import SocketOptions
 from anyecho.net.tls.contexts import TLSClientOptions, TLSServerOptions
 from anyecho.server.options import ServeOptions
+from anyecho.server.worker_options import WorkerOptions
 from anyecho.units import Seconds, Size
 from anyecho.validation import FilePath
 
@@ -35,7 +36,7 @@ OWN_FLAGS = {
     "report": {"--merge", "--join", "--percentiles", "--schema"},
 }
 OPTIONS = {
-    "serve": (ServeOptions, LogOptions),
+    "serve": (ServeOptions, LogOptions, WorkerOptions),
     "send": (ConnectOptions, LogOptions),
     "ping": (PingOptions, LogOptions),
     "bench": (SeriesOptions, BenchOptions, OwnServerOptions, ShardOptions, OutputOptions, LogOptions),

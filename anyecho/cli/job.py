@@ -1,0 +1,89 @@
+"""What ``anyecho serve`` runs, besides its addresses: from flags, or from the message that a worker receives."""
+
+from __future__ import annotations
+
+__all__ = ("Job",)
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from anyecho.address import Address
+from anyecho.backends import Backend
+from anyecho.cli.flags import build_options, given_flags
+from anyecho.cli.handler import find_handler
+from anyecho.cli.logs import LogOptions
+from anyecho.errors import UsageError
+from anyecho.handlers import Handler
+from anyecho.server.options import ServeOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """The values of flags. `handler` and `faults` are texts: a process that serves nothing imports neither.
+
+    `options` have the seed, and no faults.
+    """
+
+    handler: str
+    forward: str | None
+    faults: tuple[str, ...]
+    backend: Backend
+    options: ServeOptions
+    log: LogOptions
+    access_log: bool
+    #: Where the supervisor, or the single process, answers HTTP requests.
+    admin: Address | None = None
+
+    def find_handler(self) -> Handler:
+        """Return the handler, which may be imported now. Raises `UsageError`."""
+        if self.forward is None:
+            return find_handler(self.handler)
+        if self.handler != "echo":
+            raise UsageError("forward and handler exclude each other", options=("forward", "handler"))
+
+        from anyecho.server.forwarding import forward  # late: an echo connects to nothing
+
+        return forward(self.forward)
+
+    def served_options(self) -> ServeOptions:
+        """Return the options with their faults. Raises `UsageError`."""
+        if not self.faults:
+            return self.options
+
+        # Late: the import of all faults takes 24 ms, a tenth of the start.
+        from anyecho.faults.spec import parse_fault
+
+        return replace(self.options, faults=tuple(map(parse_fault, self.faults)))
+
+    def to_message(self) -> dict[str, Any]:
+        return {
+            "handler": self.handler,
+            "forward": self.forward,
+            "faults": self.faults,
+            "backend": self.backend,
+            "options": given_flags(self.options),
+            "seed": self.options.seed,
+            "from_environment": self.options.from_environment,
+            "log": given_flags(self.log),
+            "access_log": self.access_log,
+        }
+
+    @classmethod
+    def from_message(cls, message: Mapping[str, Any]) -> Job:
+        """Return the job that `to_message` has described. What this version does not know is left out.
+
+        Raises:
+            UsageError: a value is not one of this version.
+        """
+        used = tuple(message["from_environment"])
+        options = build_options(ServeOptions, dict(message["options"]), used)
+        return cls(
+            handler=message["handler"],
+            forward=message["forward"],
+            faults=tuple(message["faults"]),
+            backend=message["backend"],
+            options=replace(options, seed=message["seed"]),
+            log=build_options(LogOptions, dict(message["log"]), ()),
+            access_log=message["access_log"],
+        )

@@ -1,0 +1,255 @@
+"""A worker process, as its supervisor sees it: start it, hear its states and totals, drain it, end it.
+
+What a worker serves is up to the command that starts it. The supervisor decides when one is started.
+"""
+
+from __future__ import annotations
+
+__all__ = ("Failure", "Launch", "Worker", "start_worker")
+
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from math import inf
+from typing import Any
+
+from anyio import CancelScope, Event, create_task_group, move_on_after, open_process, sleep
+from anyio.abc import Process
+
+from anyecho.codec import decode
+from anyecho.net.lifeline import Lifeline, open_lifeline
+from anyecho.server.stats import Peer
+from anyecho.server.totals import Totals
+from anyecho.systemd.manager import StateReceiver
+
+#: Variables of the supervisor that a worker does not get: its options, its sockets, its service manager.
+_OWN_VARIABLES = ("ANYECHO_", "LISTEN_", "NOTIFY_SOCKET", "WATCHDOG_")
+#: The time limits of a worker are counted in so many checks, so that a stop of all processes counts as one.
+_CHECKS = 10
+#: Seconds until a worker must be ready. It imports the handler of the user.
+_START_LIMIT = 60.0
+#: Seconds that a worker has, after its connections were to be closed, to end.
+_END_MARGIN = 5.0
+#: Seconds to wait for an answer: a probe that asks for totals waits as long.
+_ANSWER_LIMIT = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """How a worker is started, and its limits in seconds.
+
+    `command` gets the number of its lifeline as its last word; `descriptors` stay open in it. `job` is the first
+    message to it.
+    """
+
+    command: Sequence[str]
+    descriptors: Sequence[int]
+    job: Mapping[str, Any]
+    heartbeat_timeout: float
+    #: From the order to drain until no connection is left.
+    drain_limit: float = inf
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """An error, as a worker reports it: its text, the names of options in the text, whether they are at fault."""
+
+    text: str
+    options: tuple[str, ...] = ()
+    is_usage: bool = False
+
+
+class Worker:
+    """A process from its start to its end. `run` must run as long."""
+
+    def __init__(self, launch: Launch, process: Process, lifeline: Lifeline, states: StateReceiver) -> None:
+        self.pid = process.pid
+        #: Set once it is ready, once it no longer accepts (it was told to drain, or drains by itself), at its end.
+        self.ready, self.leaving, self.ended = Event(), Event(), Event()
+        #: The last totals that it has reported.
+        self.totals = Totals()
+        #: The error that ends it, in its own words.
+        self.failure: Failure | None = None
+        self._launch = launch
+        self._process = process
+        self._lifeline = lifeline
+        self._states = states
+        self._peers: list[Peer] = []
+        #: By kind: set by the next message of that kind.
+        self._answered: dict[str, Event] = {}
+        self._silent_checks = 0
+        #: Why the supervisor has killed it.
+        self._killed_for = ""
+
+    async def run(self) -> None:
+        """Return once the process has ended. A cancellation kills it."""
+        try:
+            async with self._process, create_task_group() as tasks:
+                for task in (self._hear_states, self._hear_lines, self._check_alive, self._check_drained):
+                    tasks.start_soon(task)
+                await self._process.wait()
+                tasks.cancel_scope.cancel()
+        finally:
+            with CancelScope(shield=True):
+                await self._hear_the_rest()
+            self.leaving.set()
+            self.ended.set()
+            for answered in self._answered.values():
+                answered.set()
+            self._lifeline.close()
+            self._states.close()
+
+    async def wait_ready(self) -> bool:
+        """Return whether it became ready, and not its end."""
+        async with create_task_group() as tasks:
+            for event in (self.ready, self.ended):
+                tasks.start_soon(_cancel_after, event, tasks.cancel_scope)
+
+        return self.ready.is_set() and not self.ended.is_set()
+
+    def drain(self) -> None:
+        """Let it stop accepting, and end within its limit. Call it again to close its connections at once."""
+        self.leaving.set()
+        with suppress(ProcessLookupError):
+            self._process.terminate()
+
+    def kill(self, reason: str) -> None:
+        if not self.ended.is_set():
+            self._killed_for = reason
+            with suppress(ProcessLookupError):
+                self._process.kill()
+
+    async def ask_totals(self) -> Totals:
+        """Return what it has counted until now, or until its last report if it does not answer soon."""
+        await self._ask("totals")
+        return self.totals
+
+    async def ask_peers(self) -> list[Peer]:
+        """Return its peers; none if it does not answer soon."""
+        self._peers = []
+        await self._ask("peers")
+        return self._peers
+
+    def end_reason(self) -> str:
+        """Why it has ended."""
+        if self.failure is not None:
+            return self.failure.text
+        if self._killed_for:
+            return self._killed_for
+
+        status = self._process.returncode
+        if status is not None and status < 0:
+            return f"it was ended by signal {-status}"
+        return f"it ended with status {status}"
+
+    def end_cause(self) -> str:
+        """The kind of `end_reason`, for statistics; ``drained`` if it drains, or has drained, by itself."""
+        status = self._process.returncode
+        if self._killed_for:
+            return "stuck"
+        if status is None or status == 0:
+            return "drained"
+        return "signal" if status < 0 else "failed"
+
+    async def _ask(self, kind: str) -> None:
+        """Return once it has answered, or has ended, at the latest after a second."""
+        if not self.ready.is_set() or self.ended.is_set():
+            return
+
+        answered = self._answered[kind] = self._answered.get(kind) or Event()
+        self._lifeline.send({"ask": kind})
+        with move_on_after(_ANSWER_LIMIT):
+            await answered.wait()
+
+    async def _hear_states(self) -> None:
+        while True:
+            state = await self._states.receive()
+            self._silent_checks = 0
+            if state.get("READY") == "1":
+                self.ready.set()
+            if state.get("STOPPING") == "1":
+                self.leaving.set()
+
+    async def _hear_lines(self) -> None:
+        while (message := await self._lifeline.receive()) is not None:
+            self._take(message)
+
+    async def _hear_the_rest(self) -> None:
+        """Read what it wrote before its end. (Its children might still hold its end of the socket.)"""
+        scope = CancelScope(deadline=-inf)
+        with scope:
+            while (message := await self._lifeline.receive()) is not None:
+                self._take(message)
+
+    def _take(self, message: Mapping[str, Any]) -> None:
+        if "totals" in message:
+            self.totals = Totals.from_json(message["totals"])
+        if "peers" in message:
+            self._peers = [_peer(each) for each in message["peers"]]
+        for kind in self._answered.keys() & message.keys():
+            self._answered.pop(kind).set()
+        if "failed" in message:
+            self.failure = decode(Failure, message["failed"])
+
+    async def _check_alive(self) -> None:
+        await self._wait_checks(_START_LIMIT, until=self.ready, reason=f"not ready within {_START_LIMIT:g} s")
+        limit = self._launch.heartbeat_timeout
+        await self._wait_checks(limit, until=self.leaving, reason=f"its event loop was stuck for {limit:g} s")
+
+    async def _wait_checks(self, limit: float, *, until: Event, reason: str) -> None:
+        """Kill it if it is silent for `limit` seconds before `until` is set."""
+        self._silent_checks = 0
+        while not until.is_set():
+            await sleep(limit / _CHECKS)
+            self._silent_checks += 1
+            if self._silent_checks > _CHECKS and not until.is_set():
+                self.kill(reason)
+                return
+
+    async def _check_drained(self) -> None:
+        await self.leaving.wait()
+        limit = self._launch.drain_limit + _END_MARGIN
+        if limit < inf:
+            await sleep(limit)
+            self.kill(f"it still ran {limit:g} s after it began to drain")
+
+
+def _peer(value: Mapping[str, Any]) -> Peer:
+    address = value["address"]
+    return Peer(**{**value, "address": tuple(address) if isinstance(address, list) else address})
+
+
+async def _cancel_after(event: Event, scope: CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
+
+
+async def start_worker(launch: Launch, environ: Mapping[str, str]) -> Worker:
+    """Start a process; the caller runs `Worker.run`. Raises `OSError`."""
+    with ExitStack() as opened:
+        states = StateReceiver()
+        opened.callback(states.close)
+        lifeline, passed = open_lifeline()
+        opened.callback(lifeline.close)
+        with passed:
+            process = await open_process(
+                [*launch.command, str(passed.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=None,
+                env=_environment(environ, states.address, launch.heartbeat_timeout),
+                start_new_session=True,  # Ctrl-C on the terminal is for the supervisor
+                pass_fds=(*launch.descriptors, passed.fileno()),
+            )
+        opened.pop_all()
+
+    states.pid = process.pid
+    lifeline.send(launch.job)
+    return Worker(launch, process, lifeline, states)
+
+
+def _environment(environ: Mapping[str, str], notify_socket: str, heartbeat_timeout: float) -> dict[str, str]:
+    kept = {name: value for name, value in environ.items() if not name.startswith(_OWN_VARIABLES)}
+    watchdog = str(int(heartbeat_timeout * 1e6))
+    return kept | {"NOTIFY_SOCKET": notify_socket, "WATCHDOG_USEC": watchdog}

@@ -1,0 +1,83 @@
+"""Options of several worker processes, and the part that each worker gets of the options of a server."""
+
+from __future__ import annotations
+
+__all__ = ("WorkerOptions", "divide")
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from random import Random
+
+from anyecho.errors import UsageError
+from anyecho.options import documented, in_group, option
+from anyecho.server.options import ServeOptions
+from anyecho.units import Seconds
+from anyecho.validation import check_types
+
+#: More are a mistake.
+_MAX = 1024
+#: Seconds. A healthy worker on a busy machine was silent for 1.2 s.
+_MIN_HEARTBEAT = 5.0
+
+
+@in_group("Workers")
+@documented
+@dataclass(frozen=True, kw_only=True)
+class WorkerOptions:
+    """How many worker processes serve, and when one counts as stuck.
+
+    Raises:
+        UsageError: a value has the wrong type or is out of range, or an option lacks another one.
+    """
+
+    workers: str | None = option(
+        None,
+        "Serve with this many worker processes, which a supervisor restarts and replaces; auto: one per core.",
+        metavar="N|auto",
+    )
+    heartbeat_timeout: Seconds = option(
+        30.0, "Replace a worker whose event loop is stuck for this long; at least 5 s."
+    )
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.heartbeat_timeout < _MIN_HEARTBEAT:
+            text = f"heartbeat_timeout must be {_MIN_HEARTBEAT:g} or more seconds, not {self.heartbeat_timeout:g}"
+            raise UsageError(text, options=("heartbeat_timeout",))
+        _ = self.count
+
+    @property
+    def count(self) -> int | None:
+        """The number of workers; None: no supervisor. Raises `UsageError` if it is not one."""
+        if self.workers is None:
+            return None
+        if self.workers == "auto":
+            return _cores()
+        if not re.fullmatch("[0-9]{1,9}", self.workers, re.A) or not 1 <= int(self.workers) <= _MAX:
+            text = f"workers must be auto, or 1 to {_MAX}, not {self.workers[:40]!r}"
+            raise UsageError(text, options=("workers",))
+
+        return int(self.workers)
+
+
+def _cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def divide(options: ServeOptions, count: int) -> Iterator[ServeOptions]:
+    """Yield the options of each of `count` workers.
+
+    The connections, and the rate of UDP over all sources, are divided. The seed of a worker derives from the seed
+    of the server and its number. Raises `UsageError` if there are fewer connections than workers.
+    """
+    if options.max_connections < count:
+        text = f"max_connections must be at least the number of workers, {count}, not {options.max_connections}"
+        raise UsageError(text, options=("max_connections",))
+
+    for number in range(count):
+        seed = None if options.seed is None else Random(f"{options.seed}/{number}").randrange(10**9)
+        connections = len(range(number, options.max_connections, count))
+        yield replace(options, max_connections=connections, seed=seed)
