@@ -26,7 +26,7 @@ from anyecho.errors import UsageError
 from anyecho.measure.metrics import COMPARED, Metric, find_metric
 from anyecho.measure.result import Document, Load, RunResult
 from anyecho.measure.statistics import Interval, adjusted_by_holm, mann_whitney_p, median_ratio, wilcoxon_p
-from anyecho.measure.text import describe_load, differences
+from anyecho.measure.text import common_text, differences
 
 #: With fewer repetitions of each, there is no verdict: 3 against 3 cannot reach a p-value below 0.1.
 REPETITIONS_MIN = 4
@@ -91,7 +91,12 @@ def groups(document: Document, name: str = "") -> list[Group]:
     if len({backend for _, backend in found}) > 1:
         names = [f"{text}, load on {key[1]}".removeprefix(", ") for text, key in zip(names, found, strict=True)]
     return [
-        Group(name=text or name or describe_load(load), load=load, backend=backend, runs=tuple(runs))
+        Group(
+            name=text or name or common_text([run.load for run in runs]),
+            load=load,
+            backend=backend,
+            runs=tuple(runs),
+        )
         for text, ((load, backend), runs) in zip(names, found.items(), strict=True)
     ]
 

@@ -10,7 +10,7 @@ from statistics import median
 from anyecho.measure.checks import failures, p_text
 from anyecho.measure.compare import Comparison, Group, Row
 from anyecho.measure.statistics import Interval
-from anyecho.measure.text import describe_load
+from anyecho.measure.text import common_text
 
 
 def comparison_lines(comparison: Comparison) -> list[str]:
@@ -19,13 +19,15 @@ def comparison_lines(comparison: Comparison) -> list[str]:
     lines = []
     for role, group in (("baseline", baseline), ("changed", changed)):
         count = "1 run" if len(group.runs) == 1 else f"{len(group.runs)} runs"
-        load = describe_load(group.load)
+        load = common_text([run.load for run in group.runs])
         lines.append(f"{role}: {f'{group.name}: ' * (group.name != load)}{load}: {count}")
     if comparison.paired:
         lines[-1] += f", by pairs of the same round, {comparison.test} test"
 
     lines += ["", _row("", "baseline", "changed", "ratio", "95% interval", "p", "verdict")]
     lines += [_metric_line(row) for row in comparison.rows if row.baseline or row.changed]
+    if baseline.load.shard_count > 1 or changed.load.shard_count > 1:
+        lines.append("! a shard is a part of a load: --merge adds the shards of one load up")
     return [*lines, *_doubts(baseline), *_doubts(changed), ""]
 
 

@@ -61,6 +61,14 @@ def test_repetitions_with_other_seeds_are_one_configuration() -> None:
     assert [(group.load.size, len(group.runs)) for group in found] == [(64, 2), (1024, 2)]
 
 
+def test_shards_that_are_compared_have_their_own_numbers() -> None:
+    shards = [result(load=load(shard_index=number, shard_count=2)) for number in range(2)]
+    [one], [other] = (groups(document(each), "a.json") for each in shards)
+    lines = comparison_lines(compare(one, other))
+    assert [line.partition("shard ")[2] for line in lines[:2]] == ["1 of 2: 1 run", "2 of 2: 1 run"]
+    assert "! a shard is a part of a load: --merge adds the shards of one load up" in lines
+
+
 def test_a_change_of_25_percent_is_found_and_its_size_shown() -> None:
     comparison = compared(costs(1), costs(2, 1.25))
     row = cpu(comparison)
