@@ -159,6 +159,7 @@ FOLDERS = {
         "ping",
         "statistics",
         "histogram",
+        "figures",
         "omission",
         "result",
         "samples",

@@ -11,6 +11,7 @@ __all__ = ("Stall",)
 from dataclasses import dataclass
 from typing import Annotated
 
+from anyecho.measure.figures import Figures
 from anyecho.measure.histogram import Histogram
 
 _QUANTILE = 0.99
@@ -20,7 +21,7 @@ _RATIO = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stall:
+class Stall(Figures):
     """A stall that the percentiles of a closed loop hide."""
 
     longest: Annotated[float, "Seconds of the longest wait for a verified reply."]

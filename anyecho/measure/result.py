@@ -25,10 +25,11 @@ __all__ = (
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from anyecho.codec import decode, encode
 from anyecho.errors import InternalError, UsageError
+from anyecho.measure.figures import Figures
 from anyecho.measure.histogram import Histogram
 from anyecho.measure.omission import Stall
 from anyecho.measure.statistics import adjusted_by_holm, jain_index, mann_whitney_p, spearman
@@ -45,7 +46,7 @@ _STEADY_P = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
-class Counts:
+class Counts(Figures):
     """Messages by what became of them: each sent one is verified, wrong, lost or outstanding."""
 
     sent: Annotated[int, "Messages sent, or due while their connection was broken."]
@@ -60,16 +61,18 @@ class Counts:
     from_warm_up: Annotated[int, "Replies to messages of the warm-up during the measurement; in no latency."] = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         total = self.verified + self.wrong + self.lost + self.outstanding
         if self.sent != total:
             raise InternalError(f"{self.sent} messages were sent, but {total} are accounted for: {self}")
-        if min(vars(self).values()) < 0:
-            raise InternalError(f"a count is negative: {self}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Load:
+class Load(Figures):
     """The configuration of a run."""
+
+    positive: ClassVar = frozenset({"size", "pipeline", "rate", "duration", "requests", "timeout", "shard_count"})
+    signed: ClassVar = frozenset({"seed"})
 
     address: Annotated[str, "Address of the server."]
     transport: Annotated[Literal["tcp", "tls", "unix", "udp"], "Carrier of the messages."]
@@ -88,9 +91,14 @@ class Load:
     server_backend: Annotated[str, "Backend of the server, if the run started it."] = ""
     server_engine: Annotated[str, "Engine of the server, if the run started it."] = ""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shard_index >= self.shard_count:
+            raise InternalError(f"there is no shard {self.shard_index} of {self.shard_count}, counted from 0")
+
 
 @dataclass(frozen=True, kw_only=True)
-class Clock:
+class Clock(Figures):
     """The clock that stamped the messages."""
 
     name: Annotated[str, "Name of the clock."] = "perf_counter_ns"
@@ -99,7 +107,7 @@ class Clock:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generator:
+class Generator(Figures):
     """What the load generator did, as opposed to what was asked."""
 
     backend: Annotated[str, "Backend of the generator."]
@@ -117,18 +125,16 @@ class Generator:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spread:
+class Spread(Figures):
     """How evenly the connections were served."""
+
+    positive: ClassVar = frozenset({"jain"})
 
     messages_min: Annotated[int, "Replies on the connection with the fewest."]
     messages_max: Annotated[int, "Replies on the connection with the most."]
     p50_min: Annotated[float | None, "Median latency of the fastest connection, in seconds."]
     p50_max: Annotated[float | None, "Median latency of the slowest connection, in seconds."]
     jain: Annotated[float, "Jain's index of the replies: 1 is even."]
-
-    def __post_init__(self) -> None:
-        if self.jain <= 0:
-            raise InternalError(f"Jain's index is above 0, not {self.jain}")
 
     @classmethod
     def of(cls, messages: Sequence[int], p50s: Sequence[float]) -> Spread | None:
@@ -146,8 +152,10 @@ class Spread:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Steadiness:
+class Steadiness(Figures):
     """Whether the latency stayed the same during the run, by the medians of its seconds."""
+
+    signed: ClassVar = frozenset({"trend_rho"})
 
     steady: Annotated[bool | None, "null: the run is too short to tell (below 10 s)."] = None
     halves_p: Annotated[float | None, "p-value of Mann-Whitney, first half against second."] = None
@@ -168,7 +176,7 @@ class Steadiness:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Second:
+class Second(Figures):
     """Replies of one second, by the second in which they arrived."""
 
     start: Annotated[float, "Seconds since the start of the measurement."]
@@ -182,7 +190,7 @@ class Second:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class Part(Figures):
     """One generator of a merged run; its figures are part of those of the run, unless it was lost."""
 
     name: Annotated[str, "The shard, and the process or worker that ran it."]
@@ -200,7 +208,7 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunResult:
+class RunResult(Figures):
     """One run: a repetition, a step of a sweep, or a shard."""
 
     load: Annotated[Load, "What was asked."]
@@ -231,7 +239,7 @@ class RunResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Machine:
+class Machine(Figures):
     """The machine of the generator, with its state before and after the runs."""
 
     system: Annotated[str, "Kernel name and release."] = ""

@@ -14,6 +14,7 @@ from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import anyecho
+from anyecho.measure.figures import Figures
 from anyecho.measure.histogram import MAX_VALUE, Histogram
 from anyecho.measure.result import SCHEMA, Document
 
@@ -39,7 +40,7 @@ _HISTOGRAM = {
 _SCALARS: dict[Any, dict[str, Any]] = {
     bool: {"type": "boolean"},
     int: _NATURAL,
-    float: {"type": "number"},
+    float: {"type": "number", "minimum": 0},
     str: {"type": "string"},
 }
 
@@ -50,7 +51,7 @@ def _schema(hint: Any, definitions: dict[str, Any]) -> dict[str, Any]:
         return {"description": arguments[1]} | _schema(arguments[0], definitions)
     if NoneType in arguments:
         [other] = [each for each in arguments if each is not NoneType]
-        return {"anyOf": [_schema(other, definitions), {"type": "null"}]}
+        return {"anyOf": [{**_schema(other, definitions)}, {"type": "null"}]}
     if origin is Literal:
         return {"enum": list(arguments)}
     if origin is tuple:
@@ -68,8 +69,18 @@ def _schema(hint: Any, definitions: dict[str, Any]) -> dict[str, Any]:
 def _of_dataclass(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
     hints = get_type_hints(kind, include_extras=True)
     properties = {each.name: _schema(hints[each.name], definitions) for each in fields(kind)}
+    for name in properties:
+        if issubclass(kind, Figures) and name in kind.positive | kind.signed:
+            _set_minimum(properties[name], is_signed=name in kind.signed)
     description = (kind.__doc__ or "").partition("\n")[0]
     return {"type": "object", "description": description, "properties": properties, "required": [*properties]}
+
+
+def _set_minimum(schema: dict[str, Any], *, is_signed: bool) -> None:
+    for each in schema.get("anyOf", [schema]):
+        each.pop("minimum", None)
+        if not is_signed and each["type"] != "null":
+            each["exclusiveMinimum"] = 0
 
 
 def schema_text() -> str:
