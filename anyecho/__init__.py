@@ -44,13 +44,17 @@ if TYPE_CHECKING:
     from anyecho.net.sockets import SocketOptions as SocketOptions
     from anyecho.net.tls.contexts import TLSClientOptions as TLSClientOptions
     from anyecho.net.tls.contexts import TLSServerOptions as TLSServerOptions
+    from anyecho.net.tls.generated import GeneratedAuthority as GeneratedAuthority
     from anyecho.server.forwarding import forward as forward
     from anyecho.server.options import ServeOptions as ServeOptions
+    from anyecho.server.recorder import ConnectionRecord as ConnectionRecord
+    from anyecho.server.recorder import Recorder as Recorder
     from anyecho.server.server import Server as Server
     from anyecho.server.server import open_server as open_server
     from anyecho.server.server import serve as serve
     from anyecho.server.stats import Peer as Peer
     from anyecho.server.stats import Stats as Stats
+    from anyecho.threaded import ServerFactory as ServerFactory
     from anyecho.threaded import ThreadedServer as ThreadedServer
     from anyecho.threaded import threaded_server as threaded_server
 
@@ -66,11 +70,13 @@ _MODULES = {
     "anyecho.client.options": "ConnectOptions",
     "anyecho.net.sockets": "SocketOptions",
     "anyecho.net.tls.contexts": "TLSClientOptions TLSServerOptions",
+    "anyecho.net.tls.generated": "GeneratedAuthority",
     "anyecho.server.forwarding": "forward",
     "anyecho.server.options": "ServeOptions",
+    "anyecho.server.recorder": "ConnectionRecord Recorder",
     "anyecho.server.server": "Server open_server serve",
     "anyecho.server.stats": "Peer Stats",
-    "anyecho.threaded": "ThreadedServer threaded_server",
+    "anyecho.threaded": "ServerFactory ThreadedServer threaded_server",
 }
 _MODULE_OF = {name: home for home, names in _MODULES.items() for name in names.split()}
 

@@ -41,7 +41,7 @@ class AnyechoError(Exception):
 
     def __init__(self, *args: object, options: Collection[str] = ()) -> None:
         super().__init__(*args)
-        self.options = tuple(options)
+        self.options: tuple[str, ...] = tuple(options)
 
 
 class UsageError(AnyechoError, ValueError):

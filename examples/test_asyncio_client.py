@@ -13,7 +13,7 @@ VERSIONS = [pytest.param(ask_before, marks=pytest.mark.xfail(strict=True, raises
 
 @pytest.fixture(autouse=True)
 def _no_wait_between_attempts():
-    with stamina.set_testing(True, attempts=5):
+    with stamina.set_testing(True, attempts=5, cap=True):
         yield
 
 

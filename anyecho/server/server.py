@@ -147,7 +147,7 @@ class Server:
     ) -> None:
         self.addresses: tuple[Address, ...] = tuple(listener.address for listener in listeners)
         self.options = options
-        self.stats = Stats()
+        self.stats: Stats = Stats()
         self.certificates = certificates
         self._poller = poller
         self._tasks = tasks
@@ -155,7 +155,7 @@ class Server:
         self._connections = self._admission.connections
         self._reaper = Reaper(self._connections, options)
         self._monitor: Monitor | None = None
-        self.seed = new_seed() if options.seed is None else options.seed
+        self.seed: int = new_seed() if options.seed is None else options.seed
         self._listening = Listening(
             listeners, self._admission, options, self.stats, poller, certificates, seed=self.seed
         )
