@@ -65,6 +65,9 @@ class Acceptor:
     errors: Counter[str]
     #: Called with each connection before `hand_over`.
     preparation: Preparation | None = None
+    #: Called if descriptors or memory have run out, to close connections. With it, no connection is shed: the spare
+    #: descriptor serves one.
+    make_room: Callable[[], None] | None = None
     _spare: int = field(init=False, default=-1)
     _stopped: bool = field(init=False, default=False)
     _has_accepted: bool = field(init=False, default=False)
@@ -134,6 +137,8 @@ class Acceptor:
             self._failure = exc
             return False
 
+        if self.make_room is not None:
+            self.make_room()
         self._retry_later = not self._use_spare()
         return not self._retry_later
 
@@ -141,7 +146,8 @@ class Acceptor:
         """Accept one connection with the spare descriptor; return whether accepting may go on.
 
         If a new spare can be opened at once, the shortage is over and the connection is served. If not, it is
-        closed, so that its peer can try another server instead of waiting in the backlog.
+        closed, so that its peer can try another server instead of waiting in the backlog. With `make_room` it is
+        served: the next connection waits until there is room.
         """
         if self._spare < 0:
             return False
@@ -158,7 +164,7 @@ class Acceptor:
         finally:
             self._spare = _open_spare()
 
-        if self._spare >= 0:
+        if self._spare >= 0 or self.make_room is not None:
             self._deliver(sock, peer)
         else:
             sock.close()

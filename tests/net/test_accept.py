@@ -187,6 +187,45 @@ async def test_connections_without_a_descriptor_are_closed(poller: Poller | Fall
             tasks.cancel_scope.cancel()
 
 
+async def test_an_acceptor_that_makes_room_serves_every_connection(
+    poller: Poller | Fallback, server: Server
+) -> None:
+    def close_all() -> None:
+        for sock in server.accepted:
+            sock.close()
+
+    server.acceptor.make_room = close_all
+    with ExitStack() as clients:
+        waiting = [clients.enter_context(socket.socket()) for _ in range(30)]
+        async with create_task_group() as tasks:
+            tasks.start_soon(server.acceptor.run, poller)
+            await wait_all_tasks_blocked()
+            with descriptors_left(10):
+                for client in waiting:
+                    client.connect(server.sock.getsockname())
+                await server.wait_accepted(30)
+            tasks.cancel_scope.cancel()
+
+    assert server.acceptor.errors["shed"] == 0
+
+
+async def test_the_spare_descriptor_serves_a_connection_if_there_is_no_room(
+    poller: Poller | Fallback, server: Server
+) -> None:
+    server.acceptor.make_room = lambda: None
+    with ExitStack() as clients:
+        waiting = [clients.enter_context(socket.socket()) for _ in range(2)]
+        async with create_task_group() as tasks:
+            tasks.start_soon(server.acceptor.run, poller)
+            await wait_all_tasks_blocked()
+            with descriptors_left(0):
+                for number, client in enumerate(waiting):
+                    client.connect(server.sock.getsockname())
+                    await server.wait_accepted(number + 1)
+                    server.accepted[number].close()
+            tasks.cancel_scope.cancel()
+
+
 async def test_emfile_with_an_empty_backlog_causes_no_retry(poller: Poller | Fallback, server: Server) -> None:
     """accept(2) fails with EMFILE even if the backlog is empty. Ten retries a second would be useless."""
     with ExitStack() as clients:
