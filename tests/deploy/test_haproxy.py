@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import subprocess
@@ -9,13 +10,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from threading import Event, Thread
+from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
 from tests.deploy.commands import DEPLOY, command_lines, on_backend
 from tests.support.machine import needs_linux, needs_program
-from tests.support.peers import converse, dial, exchange, receive_all
-from tests.support.process import Processes, port_of, wait_until
+from tests.support.peers import converse, dial, exchange, receive, receive_all
+from tests.support.process import TIMEOUT, Processes, port_of, wait_until
 
 pytestmark = [needs_linux, needs_program("haproxy")]
 
@@ -23,6 +26,8 @@ CONFIG = DEPLOY / "haproxy" / "haproxy.cfg"
 CLIENTS = 8
 #: Connections before, during and after the restart.
 SOME = 100
+#: A PROXY header of version 2 for a connection of the proxy itself.
+LOCAL_HEADER = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"
 
 
 def test_haproxy_accepts_the_configuration() -> None:
@@ -33,31 +38,36 @@ def test_haproxy_accepts_the_configuration() -> None:
 
 
 class Replica:
-    """One of the servers, on an address of its own, so that no other socket takes its port during a restart."""
+    """One of the servers, on an address of its own, so that no other socket takes its ports during a restart."""
 
-    def __init__(self, processes: Processes, host: str, backend: str, directory: Path) -> None:
+    def __init__(self, processes: Processes, host: str, backend: str) -> None:
         self.processes = processes
         self.backend = backend
         self.host = host
-        self.port = 0
-        self.log = directory / f"{host}.log"
+        #: Of the echo and of ``--admin``. At the first start, the kernel chooses.
+        self.port, self.admin_port = 0, 0
         self.start()
 
     def start(self) -> None:
         [words] = [words for name, words in command_lines() if name == CONFIG.name]
-        words = [word.replace("10.0.0.2", "127.0.0.1") for word in words if word != ":10000"]
-        words = [*on_backend(words, self.backend), f"{self.host}:{self.port}", "--access-log"]
-        with self.log.open("ab") as log:
-            self.process = self.processes.start(*words, stderr=log)
+        words[words.index("--admin") + 1] = f"{self.host}:{self.admin_port}"
+        words[words.index(":10000")] = f"{self.host}:{self.port}"
+        words[words.index("10.0.0.2")] = "127.0.0.1"
+        self.process = self.processes.start(*on_backend(words, self.backend))
 
     def wait(self) -> None:
         """Wait until it accepts connections."""
-        self.port = port_of(self.process.read_lines(1)[0])
+        self.port, self.admin_port = map(port_of, self.process.read_lines(2))
+
+    def stats(self) -> dict[str, Any]:
+        with urlopen(f"http://{self.host}:{self.admin_port}/stats", timeout=TIMEOUT) as page:
+            stats: dict[str, Any] = json.load(page)
+        return stats
 
     @property
-    def served(self) -> int:
-        """Connections of clients so far."""
-        return self.log.read_text().count(" reason=eof ")
+    def accepted(self) -> int:
+        accepted: int = self.stats()["accepted"]
+        return accepted
 
 
 class Balancer:
@@ -67,7 +77,8 @@ class Balancer:
         text = CONFIG.read_text().replace("/run/haproxy", str(directory)).replace("maxconn 20000", "maxconn 100")
         text = text.replace("bind :10000", f"bind fd@{listener.fileno()}").replace("inter 1s", "inter 500ms")
         for replica in replicas:
-            text = text.replace(f"10.0.0.{replica.host[-2:]}:10000", f"{replica.host}:{replica.port}")
+            there, here = f"10.0.0.{replica.host[-2:]}:10000", f"{replica.host}:{replica.port}"
+            text = text.replace(there, f"{here} port {replica.admin_port}")
         (directory / "haproxy.cfg").write_text(text)
         command = ["haproxy", "-db", "-f", str(directory / "haproxy.cfg")]
         self.process = subprocess.Popen(command, pass_fds=[listener.fileno()], stdout=subprocess.DEVNULL)
@@ -118,8 +129,8 @@ class Load:
 
 
 @pytest.fixture
-def replicas(processes: Processes, backend: str, short_path: Path) -> list[Replica]:
-    replicas = [Replica(processes, f"127.0.0.{number}", backend, short_path) for number in (11, 12, 13)]
+def replicas(processes: Processes, backend: str) -> list[Replica]:
+    replicas = [Replica(processes, f"127.0.0.{number}", backend) for number in (11, 12, 13)]
     for each in replicas:
         each.wait()
     return replicas
@@ -144,24 +155,34 @@ def test_a_server_is_drained_and_restarted_under_load_without_a_failure(
     replicas: list[Replica], balancer: Balancer, load: Load
 ) -> None:
     load.wait_for(SOME)
-    wait_until(lambda: all(each.served for each in replicas))
+    wait_until(lambda: all(each.accepted for each in replicas))
     drained = replicas[1]
-    drained.process.signal()
+    # A connection that is open keeps the server draining.
+    with dial(f"tcp://{drained.host}:{drained.port}") as held:
+        held.sendall(LOCAL_HEADER + b"before")
+        assert receive(held, 6) == b"before"
+        drained.process.signal()
+        wait_until(lambda: balancer.states()[1].startswith("DOWN"))
+        wait_until(lambda: drained.stats()["open"] == 1)
+        first_life = drained.accepted - 1
+        load.wait_for(SOME)
+        assert drained.accepted - 1 == first_life
     assert drained.process.wait() == 0
-    before = drained.served
-    load.wait_for(SOME)
-    assert drained.served == before
 
     drained.start()
     drained.wait()
-    wait_until(lambda: drained.served > before + SOME // 3)
+    wait_until(lambda: drained.accepted > SOME // 3)
     load.stop()
     assert load.failures == []
-    wait_until(lambda: balancer.states() == ["UP"] * 3)
+    assert balancer.states() == ["UP"] * 3
+    assert first_life + sum(each.accepted for each in replicas) == sum(load.done)
+    # Health checks are neither connections of the echo nor log lines.
+    wait_until(lambda: all(each.stats()["open"] == 0 for each in replicas))
+    assert {reason for each in replicas for reason in each.stats()["closed"]} == {"eof"}
     for each in replicas:
         each.process.signal()
         assert each.process.wait() == 0
-    assert sum(each.served for each in replicas) == sum(load.done)
+        assert each.process.errors() == ""
 
 
 def test_open_connections_continue_while_their_server_drains(replicas: list[Replica], balancer: Balancer) -> None:
@@ -169,6 +190,7 @@ def test_open_connections_continue_while_their_server_drains(replicas: list[Repl
         # One for each server, because the one with the fewest connections gets the next.
         clients = [opened.enter_context(dial(balancer.address)) for _ in replicas]
         assert all(exchange(each, b"before") == b"before" for each in clients)
+        assert [each.accepted for each in replicas] == [1] * 3
         for replica in replicas:
             replica.process.signal()
         wait_until(lambda: "UP" not in balancer.states())
@@ -177,4 +199,3 @@ def test_open_connections_continue_while_their_server_drains(replicas: list[Repl
             each.shutdown(socket.SHUT_WR)
             assert receive_all(each) == b""
     assert [each.process.wait() for each in replicas] == [0] * 3
-    assert [each.served for each in replicas] == [1] * 3

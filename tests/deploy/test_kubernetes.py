@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -12,6 +12,7 @@ from anyecho.server.options import ServeOptions
 from anyecho.units import parse_duration
 from tests.deploy.commands import DEPLOY
 from tests.support.machine import ABSENT
+from tests.support.process import TIMEOUT, Processes
 
 MANIFESTS = DEPLOY / "kubernetes" / "anyecho.yaml"
 JOB = DEPLOY.parent / "docs" / "bench-cluster.md"
@@ -76,20 +77,30 @@ def test_the_grace_period_of_a_pod_suffices_for_a_drain(pod: dict[str, Any], con
     assert pod["terminationGracePeriodSeconds"] >= float(pause) + parse_duration(grace) + linger + 5
 
 
-def probes(container: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for name in ("startupProbe", "readinessProbe", "livenessProbe"):
-        [probe] = [container[name][kind] for kind in ("httpGet", "tcpSocket") if kind in container[name]]
-        yield probe
-
-
 def test_ports_that_are_named_are_served(by_kind: dict[str, Any], container: dict[str, Any]) -> None:
     ports = {each["name"]: (each["containerPort"], each.get("protocol", "TCP")) for each in container["ports"]}
     for each in by_kind["Service"]["spec"]["ports"]:
         assert ports[each["targetPort"]][1] == each.get("protocol", "TCP")
-    assert {each["port"] for each in probes(container)} <= ports.keys()
     addresses = " ".join(container["args"])
     for number, protocol in ports.values():
         assert re.search(rf"{'udp://' if protocol == 'UDP' else '(^|[ =])'}:{number}( |$)", addresses)
+
+
+def test_the_probes_ask_for_pages_that_the_server_has(
+    container: dict[str, Any], processes: Processes, backend: str
+) -> None:
+    probes = {name: each["httpGet"] for name, each in container.items() if name.endswith("Probe")}
+    assert {each["port"] for each in probes.values()} == {"admin"}
+    server = processes.serve("-b", "tcp://127.0.0.1:0", "--admin", "127.0.0.1:0", "--backend", backend, listeners=2)
+    # kubelet asks by the address of the pod, a balancer perhaps by a name.
+    for name, host in {
+        "startupProbe": "10.2.0.1:9100",
+        "readinessProbe": "a.example",
+        "livenessProbe": "[::1]",
+    }.items():
+        request = Request(server.addresses[1] + probes[name]["path"], headers={"Host": host})
+        with urlopen(request, timeout=TIMEOUT) as page:
+            assert page.status == 200
 
 
 def test_each_selector_selects_the_pods(by_kind: dict[str, Any]) -> None:
