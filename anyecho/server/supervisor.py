@@ -159,7 +159,7 @@ class Supervisor:
             logger.info("worker %d is process %d", slot.number, worker.pid)
             before, slot.worker = slot.worker, worker
             self._tasks.start_soon(self._keep, slot, worker)
-            if before is not None:
+            if before is not None and not before.leaving.is_set():
                 before.drain()
 
     def _error(self, slot: _Slot, worker: Worker) -> AnyechoError:

@@ -193,7 +193,9 @@ class Worker:
             self.failure = decode(Failure, message["failed"])
 
     async def _check_alive(self) -> None:
-        await self._wait_checks(_START_LIMIT, until=self.ready, reason=f"not ready within {_START_LIMIT:g} s")
+        await self._wait_checks(
+            _START_LIMIT, until=self.ready, reason=f"it was not ready within {_START_LIMIT:g} s"
+        )
         limit = self._launch.heartbeat_timeout
         await self._wait_checks(limit, until=self.leaving, reason=f"its event loop was stuck for {limit:g} s")
 
@@ -201,7 +203,8 @@ class Worker:
         """Kill it if it is silent for `limit` seconds before `until` is set."""
         self._silent_checks = 0
         while not until.is_set():
-            await sleep(limit / _CHECKS)
+            with move_on_after(limit / _CHECKS):
+                await until.wait()
             self._silent_checks += 1
             if self._silent_checks > _CHECKS and not until.is_set():
                 self.kill(reason)

@@ -59,6 +59,12 @@ ROWS = {
         "the next handshake uses the new one; if broken, the old one stays, with an error in the log",
     ),
     13: Row("SIGTERM idle, busy, twice; SIGINT; SIGHUP; storms of signals", "phases and exit status"),
+    14: Row(
+        "a worker is killed, stopped, dies at the start, or again and again",
+        "it is replaced, after a growing delay; a failure of the first start ends the service; others serve on",
+    ),
+    15: Row("workers are replaced under load", "no connection is lost or reset"),
+    16: Row("the supervisor is killed", "its workers end within a second"),
     17: Row(
         "UDP source forged: port 0, below 1024, own port, broadcast, multicast",
         "dropped and counted, the server continues",
@@ -87,7 +93,10 @@ ROWS = {
     24: Row("the peer vanishes without a FIN", "keepalive and TCP_USER_TIMEOUT end it"),
     25: Row("a client connects to itself", "treated as refused"),
     26: Row("port in use, bad host, no IPv6, name server dead", "exit 3 and one line, nothing half-bound"),
+    27: Row("standard error blocked, closed, or on a full disk", "the service goes on; lost log lines are counted"),
     28: Row("descriptors reused, waits cancelled", "no lost waiter, no lost accept"),
+    29: Row("code that blocks the event loop", "the worker is replaced; the others serve on"),
+    30: Row("a worker runs out of memory", "it is replaced; the others serve on"),
 }
 
 #: The name of the property that carries a mark from a worker process to the table: row, injected, test, backend.
