@@ -14,28 +14,35 @@ from tests.deploy.commands import Unit
 
 #: SCMP_ACT_KILL_PROCESS, SCMP_ACT_ALLOW and SCMP_CMP_EQ of libseccomp; PR_SET_MDWE of prctl(2), Linux 6.3.
 _ENTER = """
-import ctypes
-seccomp, libc = ctypes.CDLL("libseccomp.so.2"), ctypes.CDLL(None, use_errno=True)
+import ctypes, os
 
 class Equal(ctypes.Structure):
     _fields_ = [("argument", ctypes.c_uint), ("op", ctypes.c_int), ("a", ctypes.c_uint64), ("b", ctypes.c_uint64)]
 
-def allow(name, *arguments):
-    number = seccomp.seccomp_syscall_resolve_name(name.encode())
-    if number >= 0:  # this architecture has it
-        array = (Equal * len(arguments))(*arguments)
-        code = seccomp.seccomp_rule_add_array(filter, 0x7FFF0000, number, len(arguments), array)
-        assert code == 0, (name, code)
+def enter():
+    seccomp, libc = ctypes.CDLL("libseccomp.so.2"), ctypes.CDLL(None, use_errno=True)
+    seccomp.seccomp_init.restype = ctypes.c_void_p
+    filter = ctypes.c_void_p(seccomp.seccomp_init(0x80000000))
 
-seccomp.seccomp_init.restype = ctypes.c_void_p
-filter = ctypes.c_void_p(seccomp.seccomp_init(0x80000000))
-for name in {calls}:
-    allow(name)
-for family in {families}:
-    allow("socket", Equal(0, 4, family, 0))
-if {no_new_code}:
-    assert libc.prctl(65, 1, 0, 0, 0) == 0, ctypes.get_errno()
-assert seccomp.seccomp_load(filter) == 0
+    def allow(name, *arguments):
+        number = seccomp.seccomp_syscall_resolve_name(name.encode())
+        if number >= 0:  # this architecture has it
+            array = (Equal * len(arguments))(*arguments)
+            code = seccomp.seccomp_rule_add_array(filter, 0x7FFF0000, number, len(arguments), array)
+            assert code == 0, (name, code)
+
+    for name in {calls}:
+        allow(name)
+    for family in {families}:
+        allow("socket", Equal(0, 4, family, 0))
+    if {no_new_code}:
+        assert libc.prctl(65, 1, 0, 0, 0) == 0, ctypes.get_errno()
+    assert seccomp.seccomp_load(filter) == 0
+
+# A worker starts as its supervisor did, and is restricted already.
+if os.environ.setdefault("RESTRICTED", "no") == "no":
+    os.environ["RESTRICTED"] = "yes"
+    enter()
 """
 
 

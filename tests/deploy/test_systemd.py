@@ -80,17 +80,22 @@ def needs_seccomp() -> None:
 
 
 @needs_program("systemd-analyze")
-def test_a_server_needs_no_system_call_that_the_service_forbids(manager: Manager, backend: str) -> None:
+@pytest.mark.parametrize("workers", [None, "2"])
+def test_a_server_needs_no_system_call_that_the_service_forbids(
+    manager: Manager, backend: str, workers: str | None
+) -> None:
     needs_seccomp()
     unit = read_unit(SERVICE)
     [_, serve, *arguments] = shlex.split(unit["ExecStart"][0])
     assert serve == "serve"
+    arguments += ["--workers", workers] if workers else []
     process = manager.serve(*on_backend(arguments, backend), before=sandbox(unit))
 
     assert process.addresses == manager.addresses
     assert all(echoes(address) for address in process.addresses)
-    process.signal(signal.SIGHUP)
-    assert "SIGHUP is ignored" in process.read_errors(until="\n")
+    if workers is None:
+        process.signal(signal.SIGHUP)
+        assert "SIGHUP is ignored" in process.read_errors(until="\n")
     assert end(process) == ""
 
 

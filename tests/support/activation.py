@@ -16,10 +16,12 @@ from tests.support.process import Process, Processes, round_trip
 #: What a service manager does between fork(2) and execve(2).
 PASS = """
 import os
-for number, given in enumerate({descriptors}, 3):
-    os.dup2(given, number)
-    os.close(given)
-os.environ["LISTEN_PID"] = str(os.getpid())
+if "PASSED" not in os.environ:  # a worker starts as its supervisor did
+    for number, given in enumerate({descriptors}, 3):
+        os.dup2(given, number)
+        os.close(given)
+    os.environ["LISTEN_PID"] = str(os.getpid())
+    os.environ["PASSED"] = "yes"
 """
 
 
