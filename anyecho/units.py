@@ -12,6 +12,7 @@ __all__ = (
     "Seconds",
     "Size",
     "Unit",
+    "counted",
     "format_duration",
     "format_rate",
     "format_size",
@@ -50,6 +51,11 @@ _SIZE_ALIASES = {"b": "", "kb": "k", "mb": "m", "gb": "g", "ki": "kib", "mi": "m
 
 #: The text for "no limit".
 OFF = "off"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return ``1 message``, ``2 messages``."""
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def parse_duration(text: str) -> float:

@@ -14,7 +14,7 @@ from anyecho._version import __version__
 from anyecho.backends import Backend, run
 from anyecho.cli.output_options import OutputOptions
 from anyecho.cli.progress import ProgressLine
-from anyecho.cli.results import deliver, parsed_gates
+from anyecho.cli.results import check_outputs, deliver
 from anyecho.cli.signals import Signals
 from anyecho.errors import unwrap_single
 from anyecho.measure.checks import rate_text
@@ -37,7 +37,7 @@ def run_and_report(
     plan: Plan, shards: ShardOptions, backend: Backend, outputs: OutputOptions, signals: Signals
 ) -> int:
     """Run the loads, print, write; return the exit status. Raises the errors of `run_plan`, and `LocalError`."""
-    parsed_gates(outputs, has_baseline=False)  # before the load
+    check_outputs(outputs, has_baseline=False)  # before the load
     state = MachineState.now()
     with measure_of(plan, shards, backend) as measure:
         runs, signum = run(_run, plan, measure, signals, backend=backend)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ("STDOUT", "OutputOptions")
+__all__ = ("STDOUT", "OutputOptions", "is_device")
 
 import os
+import stat
 from collections import Counter
 from dataclasses import dataclass
 
@@ -47,12 +48,27 @@ class OutputOptions:
 
     def __post_init__(self) -> None:
         check_types(self)
-        names = Counter(os.fspath(each) for each in (self.json, self.hdr, self.html) if each is not None)
+        names = Counter(os.fspath(each) for _, each in self.files if not is_device(each))
         for name, count in names.items():
             if count > 1:
                 raise UsageError(f"two outputs have the same file: {name}")
 
     @property
+    def files(self) -> list[tuple[str, FilePath]]:
+        """The outputs that are asked for, by the name of their option."""
+        return [(name, file) for name in ("json", "hdr", "html") if (file := getattr(self, name)) is not None]
+
+    @property
     def stdout_is_taken(self) -> bool:
         """Whether a file is standard output, so that no text is printed there."""
-        return any(each is not None and os.fspath(each) == STDOUT for each in (self.json, self.hdr, self.html))
+        return any(os.fspath(file) == STDOUT for _, file in self.files)
+
+
+def is_device(file: FilePath) -> bool:
+    """Return whether `file` exists and is written to directly: a device or a FIFO."""
+    try:
+        mode = os.stat(file).st_mode
+    except OSError:
+        return False
+
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))

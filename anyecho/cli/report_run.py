@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Literal
 
 from anyecho.cli.output_options import STDOUT, OutputOptions
-from anyecho.cli.results import deliver, parsed_gates
+from anyecho.cli.results import check_outputs, deliver
 from anyecho.errors import UsageError
 from anyecho.measure.compare import Comparison, Group, compare, compare_within, groups, matched
 from anyecho.measure.comparison_text import comparison_lines
@@ -27,7 +27,7 @@ def run_report(
     together: Literal["merged", "joined", ""],
 ) -> int:
     """Print the files, compared or `together` in one; write the outputs; return the exit status."""
-    parsed_gates(outputs, has_baseline=len(files) > 1 and not together)
+    check_outputs(outputs, has_baseline=len(files) > 1 and not together)
     documents = [read_document(each) for each in files]
     if together:
         documents = [(merge_documents if together == "merged" else join_documents)(documents)]

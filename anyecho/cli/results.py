@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ("GATE_FAILED", "deliver", "parsed_gates", "print_lines", "write_file")
+__all__ = ("GATE_FAILED", "check_outputs", "deliver", "parsed_gates", "print_lines", "write_file")
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from anyecho.cli.output_options import STDOUT, OutputOptions
+from anyecho.cli.output_options import STDOUT, OutputOptions, is_device
 from anyecho.cli.streams import print_error
 from anyecho.errors import LocalError, UsageError
 from anyecho.measure.compare import Comparison, groups
@@ -35,6 +36,24 @@ def parsed_gates(outputs: OutputOptions, *, has_baseline: bool) -> list[Gate]:
             )
 
     return gates
+
+
+def check_outputs(outputs: OutputOptions, *, has_baseline: bool) -> None:
+    """Raise `UsageError` for a wrong gate, and for a file in a directory that is absent or cannot be written."""
+    parsed_gates(outputs, has_baseline=has_baseline)
+    for option, file in outputs.files:
+        path = Path(os.path.realpath(file))
+        if os.fspath(file) == STDOUT or is_device(path):
+            continue
+        number = 0
+        if path.is_dir():
+            number = errno.EISDIR
+        elif not path.parent.is_dir():
+            number = errno.ENOENT
+        elif not os.access(path.parent, os.W_OK | os.X_OK):
+            number = errno.EACCES
+        if number:
+            raise UsageError(f"cannot write {os.fspath(file)}: {os.strerror(number)}", options=(option,))
 
 
 def deliver(
@@ -102,7 +121,7 @@ def write_file(path: str | os.PathLike[str], text: str) -> None:
 
     target = Path(os.path.realpath(path))
     try:
-        if target.exists() and not stat.S_ISREG(target.stat().st_mode):
+        if is_device(target):
             target.write_text(text, encoding="utf-8")
         else:
             _replace(target, text)

@@ -256,16 +256,17 @@ class _Run:
             server_cpu=None if after is None or before is None else after - before,
             is_pinned=options.cpu is not None,
             backend=self._backend,
-            failure=self._start_failure() or traffic.first_failure or next(map(str, opened.failures), ""),
+            failure=traffic.first_failure,
+            other_failures=(*self._start_failures(), *map(str, opened.failures[:1])),
             connect_failed=len(opened.failures),
             interrupted=self._control.interrupted,
             saturated=traffic.is_saturated,
             ended_early=self._has_ended_early,
         )
 
-    def _start_failure(self) -> str:
-        delay = self._start_delay / 1e9
-        return f"the measurement began {delay:.3f} s after the planned start" if delay else ""
+    def _start_failures(self) -> Iterator[str]:
+        if self._start_delay:
+            yield f"the measurement began {self._start_delay / 1e9:.3f} s after the planned start"
 
 
 def load_of(address: Address, options: BenchOptions, *, connections: int, shard: tuple[int, int] = (0, 1)) -> Load:

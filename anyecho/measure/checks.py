@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from anyecho.measure.generator import lag_quantile
 from anyecho.measure.result import RunResult
-from anyecho.units import format_duration
+from anyecho.units import counted, format_duration
 
 #: Share of a core above which the generator itself may be the bottleneck.
 _BUSY = 0.8
@@ -67,7 +67,7 @@ def failures(run: RunResult) -> list[str]:
     if any(part.error.startswith("lost: ") for part in run.parts):
         reasons.append("a shard is missing")
     if run.counts.connect_failed:
-        reasons.append(f"{run.counts.connect_failed} connections failed")
+        reasons.append(f"{counted(run.counts.connect_failed, 'connection')} failed")
     if run.counts.wrong:
         reasons.append("a reply was wrong")
     if not run.counts.verified:
@@ -85,7 +85,7 @@ def _of_counts(run: RunResult) -> Iterator[Check]:
         f"{getattr(counts, name)} {name}" for name in ("late", "duplicates", "reordered") if getattr(counts, name)
     ]
     if counts.connect_failed:
-        extra.append(f"{counts.connect_failed} connections failed")
+        extra.append(f"{counted(counts.connect_failed, 'connection')} failed")
     doubt = counts.verified != counts.sent or bool(extra)
     yield Check("messages", f"{counts.sent} sent: {', '.join(parts)}{'; ' * bool(extra)}{', '.join(extra)}", doubt)
     asked = run.generator.asked_rate
@@ -111,7 +111,7 @@ def _of_schedule(run: RunResult) -> Iterator[Check]:
     if stall := run.stall:
         longest, waited = duration_text(stall.longest), duration_text(stall.p99)
         hidden = duration_text(run.latency.value_at(0.99) / 1e9)
-        text = f"replies took up to {longest}, and about {stall.unsent} messages were not sent meanwhile"
+        text = f"replies took up to {longest}, and kept about {counted(stall.unsent, 'message')} from being sent"
         text += f": at a random time, the wait has a p99 of {waited}, not {hidden}; use --rate"
         yield Check("stall", text, doubt=True)
     if run.lag.count:
@@ -127,10 +127,10 @@ def _of_generator(run: RunResult) -> Iterator[Check]:
     generator = run.generator
     busy = generator.cpu_share > _BUSY
     text = f"{generator.backend}, {generator.cpu_share:.0%} of a core{': it may be the bottleneck' * busy}"
-    cores = "one core" if generator.cores == 1 else f"{generator.cores} cores"
+    cores = counted(generator.cores, "core")
     text += f"; {cores}, {'pinned' if generator.pinned else 'not pinned'}; garbage collection {generator.gc}"
     if pauses := generator.gc_pauses:
-        text += f", {len(pauses)} pauses of at most {duration_text(max(pauses))}"
+        text += f", {counted(len(pauses), 'pause')} of at most {duration_text(max(pauses))}"
     yield Check("generator", text, busy)
     clock = generator.clock
     step, cost = duration_text(clock.step_ns / 1e9), duration_text(clock.cost_ns / 1e9)

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from anyecho.measure.generator import cores_available, is_late, measure_clock
-from anyecho.measure.histogram import Histogram
+from anyecho.measure.histogram import MAX_VALUE, Histogram
 from anyecho.measure.omission import Stall
 from anyecho.measure.result import Counts, Generator, Load, RunResult, Spread, Steadiness
 from anyecho.measure.samples import Record, Samples, evaluate
+from anyecho.units import counted, format_duration
 
 _SECOND = 1_000_000_000
 #: Tolerance of the rate in a second, and of the whole run.
@@ -39,7 +40,9 @@ class Measured:
     server_cpu: int | None = None
     is_pinned: bool
     backend: str
+    #: What went wrong with a message; and what else did.
     failure: str = ""
+    other_failures: Sequence[str] = ()
     connect_failed: int = 0
     interrupted: bool = False
     saturated: bool = False
@@ -55,8 +58,7 @@ def result_of(measured: Measured, load: Load) -> RunResult:
         timeout=measured.timeout,
         interrupted=measured.interrupted,
     )
-    latency, lag = Histogram.from_samples(samples.corrected), Histogram.from_samples(measured.lags)
-    uncorrected = Histogram.from_samples(samples.uncorrected)
+    latency, uncorrected, lag = map(_histogram, (samples.corrected, samples.uncorrected, measured.lags))
     per_second = samples.per_second(load.size)
     over = measured.now if samples.lost or not samples.last_received else samples.last_received
     whole = int((measured.end - measured.start) / _SECOND)
@@ -77,9 +79,17 @@ def result_of(measured: Measured, load: Load) -> RunResult:
         interrupted=measured.interrupted,
         saturated=measured.saturated,
         ended_early=measured.ended_early,
-        error=measured.failure or _first_lost(samples, measured.timeout),
+        error="; ".join(
+            filter(None, (measured.failure or _first_lost(samples, measured), *measured.other_failures))
+        ),
         notes=tuple(_notes(measured, samples, load)),
     )
+
+
+def _histogram(samples: Sequence[int]) -> Histogram:
+    if max(samples, default=0) > MAX_VALUE:  # only without a timeout
+        samples = [min(each, MAX_VALUE) for each in samples]
+    return Histogram.from_samples(samples)
 
 
 def _counts(measured: Measured, samples: Samples) -> Counts:
@@ -99,7 +109,7 @@ def _counts(measured: Measured, samples: Samples) -> Counts:
 
 def _stall(samples: Samples, uncorrected: Histogram) -> Stall | None:
     # The first messages wait for the replies to the warm-up: a stall may have begun in it.
-    return Stall.of(Histogram.merged([uncorrected, Histogram.from_samples(samples.overlaps)]))
+    return Stall.of(Histogram.merged([uncorrected, _histogram(samples.overlaps)]))
 
 
 def _per_echo(server_cpu: int | None, samples: Samples) -> float | None:
@@ -107,11 +117,11 @@ def _per_echo(server_cpu: int | None, samples: Samples) -> float | None:
     return None if server_cpu is None or not replies else server_cpu / replies / 1e9
 
 
-def _first_lost(samples: Samples, timeout: int | None) -> str:
+def _first_lost(samples: Samples, measured: Measured) -> str:
     if not samples.first_lost:
         return ""
 
-    limit = "" if timeout is None else f" within {timeout / 1e9:g} s"
+    limit = "" if measured.timeout is None else f" within {measured.timeout / 1e9:g} s"
     return f"{samples.first_lost} had no reply{limit}"
 
 
@@ -155,8 +165,10 @@ def off_rate(records: Sequence[Record], start: int, seconds: int) -> int:
 
 def _notes(measured: Measured, samples: Samples, load: Load) -> list[str]:
     notes = []
-    if samples.warm_up_failures:
-        notes.append(f"{samples.warm_up_failures} messages of the warm-up were wrong or lost")
+    if count := samples.warm_up_failures:
+        notes.append(f"wrong or lost in the warm-up: {counted(count, 'message')}")
+    if max(samples.corrected, default=0) > MAX_VALUE:
+        notes.append(f"latencies above {format_duration(MAX_VALUE / 1e9)} are counted as that")
     seconds = max(measured.now - measured.start, 1) / 1e9
     if load.transport == "udp" and samples.lost and samples.verified < _UDP_RATE * seconds + _UDP_BURST:
         notes.append("a server of anyecho limits the datagrams of each source (--udp-rate): a cause of loss")

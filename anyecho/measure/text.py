@@ -22,7 +22,7 @@ from anyecho.measure.histogram import Histogram
 from anyecho.measure.options import PERCENTILES
 from anyecho.measure.parts import part_lines
 from anyecho.measure.result import Document, Load, Machine, RunResult
-from anyecho.units import format_duration, format_rate, format_size
+from anyecho.units import counted, format_duration, format_rate, format_size
 
 #: A duration below so many steps of the clock is not printed.
 _STEPS = 20
@@ -56,13 +56,13 @@ def describe_load(load: Load, names: Sequence[str] = _DESCRIBED, *, varying: boo
         "address": load.address,
         "server_backend": f"{load.server_backend} server" * bool(load.server_backend),
         "server_engine": f"{load.server_engine} engine" * bool(load.server_engine),
-        "connections": "1 connection" if load.connections == 1 else f"{load.connections} connections",
+        "connections": counted(load.connections, "connection"),
         "size": "1 byte" if load.size == 1 else size,
         "pipeline": f"pipeline {load.pipeline}" * (load.pipeline > 1 or varying),
         "rate": loop,
         "arrivals": f"{load.arrivals} gaps" * (load.arrivals != "fixed" or varying),
         "duration": "" if load.duration is None else format_duration(load.duration),
-        "requests": "" if load.requests is None else f"{load.requests} messages",
+        "requests": "" if load.requests is None else counted(load.requests, "message"),
         "shard_index": f"shard {load.shard_index + 1} of {load.shard_count}" * (load.shard_count > 1),
     }
     return ", ".join(text for name, text in words.items() if text and name in names)

@@ -110,6 +110,11 @@ def test_a_lost_or_wrong_message_is_named_with_status_1(
     assert Document.from_json((tmp_path / "a").read_text()).runs[0].counts.verified == 9
 
 
+def test_a_file_that_cannot_be_written_is_a_mistake_before_the_load(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "unix:/absent", *QUICK, "--json", "/absent/a"]) == 2
+    assert capfd.readouterr().err == "anyecho: cannot write /absent/a: No such file or directory\n"
+
+
 @pytest.mark.parametrize(("gate", "status"), [("lost>0", 0), ("p50<1h", 99), ("wrong>0.1%", 0)])
 def test_a_gate_that_holds_is_status_99(
     gate: str, status: int, server: Process, capfd: pytest.CaptureFixture[str]

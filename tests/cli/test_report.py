@@ -155,6 +155,9 @@ def test_a_late_generator_fails_every_condition(
         (["a.json", "--merge", "--join"], "--merge and --join exclude each other"),
         (["a.json", "other.json", "--merge"], "cannot merge runs of different loads: size is 64 and 1024"),
         (["a.json", "--json", "x", "--hdr", "x"], "two outputs have the same file: x"),
+        (["a.json", "--json", "absent/x"], "cannot write absent/x: No such file or directory"),
+        (["a.json", "--hdr", "a.json/x"], "cannot write a.json/x: No such file or directory"),
+        (["a.json", "--html", "."], "cannot write .: Is a directory"),
         (["a.json", "--json", "--hdr"], "Invalid value for --json: the name of a file is missing before --hdr"),
         (["a.json", "--percentiles", "fast"], "Invalid value for --percentiles: write numbers like 50,99.9"),
         (["a.json", "--percentiles", "101"], "Invalid value for --percentiles: 101 is not above 0 and below 100"),
@@ -214,6 +217,11 @@ def test_a_full_disk_loses_no_figure_on_the_screen(
     assert "3000 verified" in output
     assert errors == "anyecho: cannot write /dev/full: No space left on device\n"
     assert Path("a.hlog").exists()
+
+
+def test_a_device_may_take_several_outputs(save: Callable[..., str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", save("a.json"), "--html", "/dev/full", "--hdr", "/dev/full"]) == 1
+    assert capfd.readouterr().err == "anyecho: cannot write /dev/full: No space left on device\n"
 
 
 def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

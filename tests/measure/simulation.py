@@ -83,7 +83,7 @@ class Simulation:
         connections: int = 1,
         pipeline: int = 1,
         size: int = 64,
-        timeout: int = 10 * SECOND,
+        timeout: int | None = 10 * SECOND,
         starved: tuple[int, int] = (0, 0),
         warm_up: int = 0,
     ) -> None:

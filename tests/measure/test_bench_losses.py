@@ -11,7 +11,9 @@ import anyio
 import pytest
 from anyio.abc import ByteStream
 
-from anyecho.measure import bench
+from anyecho.client.client import Client, connect_checked
+from anyecho.errors import ConnectError
+from anyecho.measure import bench, opening
 from anyecho.measure.checks import failures
 from anyecho.measure.outcome import Measured, result_of
 from anyecho.measure.result import RunResult
@@ -124,6 +126,25 @@ async def test_a_run_whose_connections_are_all_dropped_is_marked_as_ended_early(
     assert result.counts.verified == 40
     assert result.seconds < 30
     assert failures(result)[-1] == "every connection was dropped before the end"
+
+
+async def test_a_refused_connection_hides_no_lost_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts = count()
+
+    async def refuse_second(*args: Any, **kwargs: Any) -> Client:
+        if next(attempts) == 1:
+            raise ConnectError("enough")
+        return await connect_checked(*args, **kwargs)
+
+    async def swallow(stream: ByteStream) -> None:
+        async for _ in stream:
+            pass
+
+    monkeypatch.setattr(opening, "connect_checked", refuse_second)
+    async with listening(swallow) as address:
+        result = await load(address, connections=2, requests=1, timeout=0.1)
+    assert (result.counts.lost, result.counts.connect_failed) == (1, 1)
+    assert result.error == "message 0 of connection 0 had no reply within 0.1 s; enough"
 
 
 @pytest.mark.parametrize("rate", [None, 100.0])

@@ -39,6 +39,12 @@ def test_a_duration_has_three_digits_and_a_unit(seconds: float, text: str) -> No
     assert duration_text(seconds) == text
 
 
+def test_one_of_anything_is_in_the_singular() -> None:
+    one = load(connections=1, requests=1)
+    assert describe_load(one, ["connections", "requests"]) == "1 connection, 1 message"
+    assert describe_load(load(requests=2), ["connections", "requests"]) == "2 connections, 2 messages"
+
+
 @pytest.mark.parametrize(
     ("size", "text"), [(1, "1 byte"), (64, "64 bytes"), (1024, "1KiB"), (65507, "65507 bytes"), (1 << 20, "1MiB")]
 )
@@ -134,7 +140,7 @@ def test_a_good_run_has_no_doubt_and_no_failure() -> None:
         (DOUBTFUL["dropped"], "every connection was dropped before the end"),
         (DOUBTFUL["end"], "the run was interrupted"),
         (result(counts=Counts(sent=2, verified=1, wrong=1, lost=0)), "a reply was wrong"),
-        (result(counts=replace(result().counts, connect_failed=1)), "1 connections failed"),
+        (result(counts=replace(result().counts, connect_failed=1)), "1 connection failed"),
         (result(counts=Counts(sent=1, verified=0, wrong=0, lost=1)), "no reply was verified"),
     ],
 )

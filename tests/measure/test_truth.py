@@ -112,6 +112,15 @@ def test_a_closed_loop_whose_percentiles_show_what_there_is_has_no_stall(connect
     assert Simulation(answer, rate=None, seconds=10, connections=connections).run().stall is None
 
 
+def test_a_latency_above_an_hour_without_a_timeout_is_counted_as_an_hour() -> None:
+    hour = 3600 * SECOND
+    result = Simulation(
+        lambda number, time: max(time + SERVICE, 2 * hour), rate=1.0, seconds=3, pipeline=9, timeout=None
+    ).run()
+    assert (result.counts.verified, result.latency.count, result.latency.max) == (3, 3, hour)
+    assert "latencies above 1h are counted as that" in result.notes
+
+
 def test_a_generator_that_is_starved_for_300_ms_is_late_and_fails_every_gate() -> None:
     begin, end = 2 * SECOND, 2 * SECOND + 300 * MILLISECOND
     result = Simulation(
