@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("follow", "report_totals")
+__all__ = ("ORPHAN_LIMIT", "follow", "report_totals")
 
 from anyio import create_task_group, move_on_after, sleep
 
@@ -13,8 +13,9 @@ from anyecho.server.server import Server
 
 #: Seconds between two reports: what a killed worker has counted since the last one is lost.
 _REPORT_PERIOD = 1.0
-#: Seconds that connections may last once the supervisor is gone: less than it takes to be missed.
-_ORPHAN_GRACE, _ORPHAN_LINGER = 0.5, 0.25
+#: Seconds that connections may last once the supervisor is gone, and until all are closed. Its successor waits for
+#: the addresses.
+_ORPHAN_GRACE, ORPHAN_LIMIT = 0.5, 0.75
 
 
 async def follow(lifeline: Lifeline, server: Server) -> None:
@@ -29,7 +30,7 @@ async def follow(lifeline: Lifeline, server: Server) -> None:
                 await lifeline.send_all({"peers": encode(await monitor.peers())})
         tasks.cancel_scope.cancel()
 
-    with move_on_after(_ORPHAN_GRACE + _ORPHAN_LINGER):
+    with move_on_after(ORPHAN_LIMIT):
         await server.drain(_ORPHAN_GRACE)
     server.abort()
 
