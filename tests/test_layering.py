@@ -134,6 +134,7 @@ FOLDERS = {
         "monitor",
         "opening",
         "server",
+        "answers",
         "supervised",
         "worker",
         "supervisor",

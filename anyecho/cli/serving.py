@@ -27,7 +27,7 @@ from anyecho.net.lifeline import Lifeline
 from anyecho.net.tls.contexts import Certificates
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
-from anyecho.server.supervised import follow
+from anyecho.server.supervised import follow, report_totals
 from anyecho.systemd.activation import Activation
 from anyecho.systemd.notify import Notifier, open_notifier
 
@@ -139,6 +139,8 @@ async def _serve(
                     warn_start(activation.unused(addresses), server.certificates)
                     start_reporting((*map(str, server.addresses), *urls))
                 await server.wait_closed()
+                if lifeline is not None:
+                    await report_totals(lifeline, server.monitor())
 
             tasks.cancel_scope.cancel()
 

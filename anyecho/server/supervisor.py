@@ -93,7 +93,9 @@ class Supervisor:
 
     async def totals(self) -> Totals:
         """Return the sum of what all workers have counted, those that have ended included."""
-        running = await self._ask_all(Worker.ask_totals)
+        await self._ask_all(Worker.ask_totals)
+        # All at one instant: a worker that has ended meanwhile is counted once.
+        running = [worker.totals for worker in self._workers]
         return merge([self._past, *running, Totals(restarts=dict(self.restarts))])
 
     async def peers(self) -> list[Peer]:

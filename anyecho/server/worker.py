@@ -19,6 +19,7 @@ from anyio.abc import Process
 
 from anyecho.codec import decode
 from anyecho.net.lifeline import Lifeline, open_lifeline
+from anyecho.server.answers import Answers
 from anyecho.server.stats import Peer
 from anyecho.server.totals import Totals
 from anyecho.systemd.manager import StateReceiver
@@ -31,8 +32,8 @@ _CHECKS = 10
 _START_LIMIT = 60.0
 #: Seconds that a worker has, after its connections were to be closed, to end.
 _END_MARGIN = 5.0
-#: Seconds to wait for an answer: a probe that asks for totals waits as long.
-_ANSWER_LIMIT = 0.5
+#: Seconds to wait for totals, for which a scrape waits, and for thousands of peers.
+_TOTALS_LIMIT, _PEERS_LIMIT = 0.5, 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +76,7 @@ class Worker:
         self._process = process
         self._lifeline = lifeline
         self._states = states
-        self._peers: list[Peer] = []
-        #: By kind: set by the next message of that kind.
-        self._answered: dict[str, Event] = {}
+        self._answers = Answers(lifeline)
         self._silent_checks = 0
         #: Why the supervisor has killed it.
         self._killed_for = ""
@@ -95,8 +94,7 @@ class Worker:
                 await self._hear_the_rest()
             self.leaving.set()
             self.ended.set()
-            for answered in self._answered.values():
-                answered.set()
+            self._answers.end()
             self._lifeline.close()
             self._states.close()
 
@@ -122,14 +120,12 @@ class Worker:
 
     async def ask_totals(self) -> Totals:
         """Return what it has counted until now, or until its last report if it does not answer soon."""
-        await self._ask("totals")
+        await self._ask("totals", _TOTALS_LIMIT)
         return self.totals
 
     async def ask_peers(self) -> list[Peer]:
-        """Return its peers; none if it does not answer soon."""
-        self._peers = []
-        await self._ask("peers")
-        return self._peers
+        """Return its peers, as many as it tells in time."""
+        return [_peer(each) for each in await self._ask("peers", _PEERS_LIMIT)]
 
     def end_reason(self) -> str:
         """Why it has ended."""
@@ -152,15 +148,11 @@ class Worker:
             return "drained"
         return "signal" if status < 0 else "failed"
 
-    async def _ask(self, kind: str) -> None:
-        """Return once it has answered, or has ended, at the latest after a second."""
+    async def _ask(self, kind: str, within: float) -> list[Any]:
         if not self.ready.is_set() or self.ended.is_set():
-            return
+            return []
 
-        answered = self._answered[kind] = self._answered.get(kind) or Event()
-        self._lifeline.send({"ask": kind})
-        with move_on_after(_ANSWER_LIMIT):
-            await answered.wait()
+        return await self._answers.ask(kind, within)
 
     async def _hear_states(self) -> None:
         while True:
@@ -185,10 +177,7 @@ class Worker:
     def _take(self, message: Mapping[str, Any]) -> None:
         if "totals" in message:
             self.totals = Totals.from_json(message["totals"])
-        if "peers" in message:
-            self._peers = [_peer(each) for each in message["peers"]]
-        for kind in self._answered.keys() & message.keys():
-            self._answered.pop(kind).set()
+        self._answers.take(message)
         if "failed" in message:
             self.failure = decode(Failure, message["failed"])
 
