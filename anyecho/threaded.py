@@ -97,6 +97,7 @@ class _ServerThread:
                 self._begun.set_result(portal)
                 async with open_server(*self.addresses, options=self.options, handler=self.handler) as server:
                     # Before the first checkpoint, and so before the first connection is accepted.
+                    server.set_faults(*server.options.faults)
                     threaded = ThreadedServer(server, server.record_connections(), portal)
                     self._ready.set_result(threaded)
                     try:
@@ -226,14 +227,14 @@ class ThreadedServer:
         if not holds(condition):
             await self._portal.call_async(self._wait_until, condition, timeout, "the condition is false")
 
-    def set_faults(self, *faults: Fault) -> None:
-        """Let `faults` act on the connections accepted from now on, in place of the faults before.
+    def set_faults(self, /, *faults: Fault, **named: Fault) -> None:
+        """Let these faults act in place of those before, on open connections too, as `Server.set_faults` does.
 
         Raises:
-            UsageError: one of them has no effect here, or is for datagrams.
+            UsageError: one of them has no effect here or is for datagrams, or a name is given twice.
         """
         if self._running:
-            self._portal.call(self._server.set_faults, *faults)
+            self._portal.call(partial(self._server.set_faults, *faults, **named))
 
     def close(self) -> None:
         """Stop accepting before this returns: later connections are refused. Open connections continue."""

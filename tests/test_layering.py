@@ -103,7 +103,7 @@ FOLDERS = {
     "net.proxy": ("header", "reader", "trust"),
     "net.udp": ("counts", "pktinfo", "recvfrom", "mmsg", "altered", "echo", "stream"),
     "systemd": ("activation", "notify", "manager"),
-    "faults": ("fault", "latency", "delays", "ends", "contents", "datagrams", "tls", "plan", "spec"),
+    "faults": ("fault", "latency", "delays", "ends", "contents", "datagrams", "tls", "plan", "chain", "spec"),
     "client": ("options", "unused", "source", "exchange", "matcher", "datagrams", "client"),
     "server": (
         "options",

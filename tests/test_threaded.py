@@ -106,8 +106,13 @@ def test_faults_change_while_the_server_runs(server: anyecho.ThreadedServer) -> 
         server.set_faults(Corrupt(offset=0))
         with dial(server) as spoiled:
             assert exchange(spoiled, b"hello") != b"hello"
+        before.sendall(b"x")
+        assert before.recv(1) != b"x"
+        server.set_faults(mine=Corrupt(rate=1, on=1))
+        before.sendall(b"x")
+        assert before.recv(1) != b"x"
+        server.set_faults()
         assert exchange(before, b"hello") == b"hello"
-    server.set_faults()
     with dial(server) as after:
         assert exchange(after, b"hello") == b"hello"
 
@@ -281,7 +286,7 @@ def test_ctrl_c_while_the_server_opens_ends_the_thread(backend: Any, monkeypatch
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("anyecho.server.server.open_listeners", never)
+    monkeypatch.setattr("anyecho.server.opening.open_listeners", never)
     monkeypatch.setattr(threaded._ServerThread, "wait_ready", interrupt)
     with pytest.raises(KeyboardInterrupt), anyecho.threaded_server(backend=backend):
         pytest.fail("it opened")

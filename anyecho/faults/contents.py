@@ -38,7 +38,7 @@ class Slicer(StreamFault):
         if self.size_variation >= self.average_size:
             self._refuse("size_variation", f"less than average_size, {self.average_size}")
 
-    def wrap(self, stream: ByteStream, random: Random, tasks: TaskGroup | None = None) -> ByteStream:
+    def wrap(self, stream: ByteStream, random: Random, tasks: TaskGroup | None = None) -> _Sliced:
         return _Sliced(stream, self, random)
 
 
@@ -46,6 +46,10 @@ class Slicer(StreamFault):
 class _Sliced(Spoiled[Slicer]):
     #: When the next piece may pass.
     _due: float = field(init=False, default=-math.inf)
+
+    def _restart(self) -> None:
+        self._due = -math.inf
+        super()._restart()
 
     async def _admit(self, size: int) -> int:
         if self._due > current_time():
@@ -66,7 +70,7 @@ class PacketLoss(StreamFault):
     loss_rate: float = option(0.1, "The probability that a chunk is dropped.")
     correlation: float = option(0.0, "How much a chunk shares the fate of the last one: 0 not at all, 1 always.")
 
-    def wrap(self, stream: ByteStream, random: Random, tasks: TaskGroup | None = None) -> ByteStream:
+    def wrap(self, stream: ByteStream, random: Random, tasks: TaskGroup | None = None) -> _Lossy:
         return _Lossy(stream, self, random)
 
 
@@ -101,7 +105,7 @@ class Corrupt(StreamFault):
     rate: float = option(0.0, "The probability that a byte is changed.")
     offset: Size | None = option(None, "Change the byte at this offset, counted from 0.")
 
-    def wrap(self, stream: ByteStream, random: Random, tasks: TaskGroup | None = None) -> ByteStream:
+    def wrap(self, stream: ByteStream, random: Random, tasks: TaskGroup | None = None) -> _Corrupted:
         return _Corrupted(stream, self, random)
 
     def alter_datagrams(self, random: Random) -> Alter:
@@ -120,19 +124,23 @@ class _Corrupted(Spoiled[Corrupt]):
     def __post_init__(self) -> None:
         self._changes = Changes(self.fault, self.random)
 
+    def _restart(self) -> None:
+        self._changes = Changes(self.fault, self.random, self.passed)
+        super()._restart()
+
     def _alter(self, piece: bytes) -> bytes:
         return self._changes.apply(piece, self.passed)
 
 
 class Changes:
-    """The bytes of a stream that are changed, drawn in their order."""
+    """The bytes of a stream that are changed, from the offset `start`, drawn in their order."""
 
-    def __init__(self, fault: Corrupt, random: Random) -> None:
+    def __init__(self, fault: Corrupt, random: Random, start: int = 0) -> None:
         self._rate = fault.rate
         self._random = random
         #: The byte at the offset, and the next one by the rate: its offset, and the bits that are flipped.
         self._fixed = (-1, 0) if fault.offset is None else (fault.offset, mask(random))
-        self._next = (-1, 0)
+        self._next = (start - 1, 0)
         self._draw()
 
     def apply(self, piece: bytes, start: int) -> bytes:
@@ -154,6 +162,8 @@ class Changes:
         """Draw the offset and the mask together: their order must not depend on the chunks."""
         if self._rate:
             self._next = self._next[0] + 1 + gap(self._random, self._rate), mask(self._random)
+        else:
+            self._next = -1, 0
 
 
 def mask(random: Random) -> int:

@@ -6,6 +6,7 @@ __all__ = ("Bandwidth", "SlowClose", "Stall")
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 from typing import ClassVar
 
@@ -32,7 +33,7 @@ class Bandwidth(StreamFault):
 
     rate: Rate | None = option(None, "Bytes per second.")
 
-    def wrap(self, stream: ByteStream, random: Random, tasks: TaskGroup | None = None) -> ByteStream:
+    def wrap(self, stream: ByteStream, random: Random, tasks: TaskGroup | None = None) -> _Narrow:
         return _Narrow(stream, self, random)
 
 
@@ -41,6 +42,10 @@ class _Narrow(Spoiled[Bandwidth]):
     #: When the piece in transit has passed, and its size.
     _due: float = field(init=False, default=-math.inf)
     _piece: int = field(init=False, default=0)
+
+    def _restart(self) -> None:
+        self._due, self._piece = -math.inf, 0
+        super()._restart()
 
     async def _admit(self, size: int) -> int:
         rate = self.fault.rate
@@ -67,7 +72,7 @@ class SlowClose(StreamFault):
 
     delay: Seconds = option(0.0, "The delay.")
 
-    def wrap(self, stream: ByteStream, random: Random, tasks: TaskGroup | None = None) -> ByteStream:
+    def wrap(self, stream: ByteStream, random: Random, tasks: TaskGroup | None = None) -> _SlowlyClosed:
         return _SlowlyClosed(stream, self, random)
 
 
@@ -97,11 +102,17 @@ class _SlowlyClosed(Spoiled[SlowClose]):
         finally:
             await super().aclose()
 
+    def _restart(self) -> None:
+        self._due = None
+        super()._restart()
+
     async def _wait(self) -> None:
-        if self._due is None:
-            self._due = due_after(self.fault.delay)
-        if self._due > current_time():
-            await sleep_until(self._due)
+        while not self.removed:
+            if self._due is None:
+                self._due = due_after(self.fault.delay)
+            if self._due <= current_time():
+                break
+            await self._restarted(partial(sleep_until, self._due))
 
 
 @documented
@@ -114,7 +125,7 @@ class Stall(StreamFault):
     bytes: Size = option(0, "Bytes that pass before.")
     seconds: Seconds | None = option(None, "How long; off: for ever.")
 
-    def wrap(self, stream: ByteStream, random: Random, tasks: TaskGroup | None = None) -> ByteStream:
+    def wrap(self, stream: ByteStream, random: Random, tasks: TaskGroup | None = None) -> _Stalled:
         return _Stalled(stream, self, random)
 
 
@@ -122,6 +133,10 @@ class Stall(StreamFault):
 class _Stalled(Spoiled[Stall]):
     #: When the stall ends.
     _until: float | None = field(init=False, default=None)
+
+    def _restart(self) -> None:
+        self._until = None
+        super()._restart()
 
     async def _admit(self, size: int) -> int:
         left = self.fault.bytes - self.passed

@@ -37,10 +37,11 @@ class Timeout(StreamFault):
     """All data of a direction is dropped, and the connection ends after `timeout`."""
 
     name: ClassVar[str] = "timeout"
+    ends_when_removed: ClassVar[bool] = True
 
     timeout: Seconds | None = option(None, "When the connection ends; off: never, a black hole.")
 
-    def wrap(self, stream: ByteStream, random: Random, tasks: TaskGroup | None = None) -> ByteStream:
+    def wrap(self, stream: ByteStream, random: Random, tasks: TaskGroup | None = None) -> _BlackHole:
         return _BlackHole(stream, self, random)
 
 
@@ -49,6 +50,7 @@ class _Timed(Spoiled[StreamFault]):
     """Ends at a time, whichever call waits then."""
 
     _start: float = field(init=False, default_factory=current_time)
+    _calls: set[CancelScope] = field(init=False, default_factory=set, repr=False)
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         return await self._in_time(lambda: super(_Timed, self).receive(max_bytes))
@@ -57,10 +59,23 @@ class _Timed(Spoiled[StreamFault]):
         await self._in_time(lambda: super(_Timed, self).send(item))
 
     async def _in_time(self, call: Callable[[], Awaitable[T]]) -> T:
-        with CancelScope(deadline=self._start + or_infinite(self._limit())):
-            return await call()
+        with CancelScope(deadline=self._deadline()) as scope:
+            self._calls.add(scope)
+            try:
+                return await call()
+            finally:
+                self._calls.discard(scope)
 
         return await self._close()
+
+    def _restart(self) -> None:
+        self._start = current_time()
+        for scope in self._calls:
+            scope.deadline = self._deadline()
+        super()._restart()
+
+    def _deadline(self) -> float:
+        return math.inf if self.removed else self._start + or_infinite(self._limit())
 
     def _limit(self) -> float | None:
         """Return the seconds after which the connection ends."""
@@ -99,7 +114,7 @@ class Cut(StreamFault):
     seconds: Seconds | None = option(None, "When, counted from accept.")
     bytes: Size | None = option(None, "After how many bytes.")
 
-    def wrap(self, stream: ByteStream, random: Random, tasks: TaskGroup | None = None) -> ByteStream:
+    def wrap(self, stream: ByteStream, random: Random, tasks: TaskGroup | None = None) -> _CutOff:
         return _CutOff(stream, self, random)
 
 
@@ -133,13 +148,17 @@ class ResetPeer(StreamFault):
 
     timeout: Seconds = option(0.0, "The time from the first byte to the reset.")
 
-    def wrap(self, stream: ByteStream, random: Random, tasks: TaskGroup | None = None) -> ByteStream:
+    def wrap(self, stream: ByteStream, random: Random, tasks: TaskGroup | None = None) -> _Reset:
         return _Reset(stream, self, random)
 
 
 @dataclass(eq=False)
 class _Reset(Spoiled[ResetPeer]):
     _due: float = field(init=False, default=math.inf)
+
+    def _restart(self) -> None:
+        self._due = math.inf
+        super()._restart()
 
     async def _admit(self, size: int) -> int:
         self._due = min(self._due, due_after(self.fault.timeout))
@@ -156,7 +175,7 @@ class LimitData(StreamFault):
 
     bytes: Size = option(0, "Bytes that pass.")
 
-    def wrap(self, stream: ByteStream, random: Random, tasks: TaskGroup | None = None) -> ByteStream:
+    def wrap(self, stream: ByteStream, random: Random, tasks: TaskGroup | None = None) -> _Limited:
         return _Limited(stream, self, random)
 
 
@@ -184,13 +203,17 @@ class HalfClose(StreamFault):
 
     bytes: Size = option(0, "Bytes that pass.")
 
-    def wrap(self, stream: ByteStream, random: Random, tasks: TaskGroup | None = None) -> ByteStream:
+    def wrap(self, stream: ByteStream, random: Random, tasks: TaskGroup | None = None) -> _HalfClosed:
         return _HalfClosed(stream, self, random)
 
 
 @dataclass(eq=False)
 class _HalfClosed(Spoiled[HalfClose]):
     _done: bool = field(init=False, default=False)
+
+    def remove(self) -> None:
+        if not self._done:  # else the peer has its EOF, and nothing can be sent any more
+            super().remove()
 
     async def send_eof(self) -> None:
         if not self._done:

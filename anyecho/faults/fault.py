@@ -14,10 +14,11 @@ from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from functools import partial
 from random import Random
-from typing import ClassVar, Generic, Literal, NoReturn, TypeAlias, TypeVar
+from typing import Any, ClassVar, Generic, Literal, NoReturn, TypeAlias, TypeVar
 
-from anyio import BrokenResourceError, ClosedResourceError, ResourceGuard
+from anyio import BrokenResourceError, BusyResourceError, CancelScope, ClosedResourceError, ResourceGuard
 from anyio.abc import ByteStream, TaskGroup
 from anyio.lowlevel import checkpoint
 
@@ -55,6 +56,8 @@ class Fault:
     flaw: ClassVar[Flaw | None] = None
     #: Whether the connection ends without close_notify.
     omits_close_notify: ClassVar[bool] = False
+    #: Whether its removal ends the connection, because bytes are missing.
+    ends_when_removed: ClassVar[bool] = False
     #: Options of which a specification must give at least one: without them it has no effect.
     needs: ClassVar[tuple[str, ...]] = ()
     #: Options that must be more than 0.
@@ -114,10 +117,11 @@ class StreamFault(Fault):
     )
 
     @abstractmethod
-    def wrap(self, stream: ByteStream, random: Random, tasks: TaskGroup | None = None) -> ByteStream: ...
+    def wrap(self, stream: ByteStream, random: Random, tasks: TaskGroup | None = None) -> Spoiled[Any]: ...
 
 
 F = TypeVar("F", bound=StreamFault)
+T = TypeVar("T")
 
 
 @dataclass(eq=False)
@@ -125,7 +129,7 @@ class Spoiled(Passthrough, Generic[F]):
     """A stream with a fault: bytes of one direction pass in pieces, each late, altered or not at all.
 
     A subclass overrides the steps of a piece. No step may lose bytes when it is cancelled: it is called again.
-    The fault may be replaced while the stream is in use.
+    The fault may be replaced or removed while the stream is in use.
     """
 
     fault: F
@@ -136,6 +140,10 @@ class Spoiled(Passthrough, Generic[F]):
     _allowance: int = field(init=False, default=0)
     #: Bytes received that have not passed.
     _held: bytes = field(init=False, default=b"", repr=False)
+    #: Whether the fault was removed: it does nothing more, and what it held passes.
+    removed: bool = field(init=False, default=False)
+    #: Waits that begin anew if the fault changes.
+    _waits: set[CancelScope] = field(init=False, default_factory=set, repr=False)
     _ended: bool = field(init=False, default=False)
     _closed: bool = field(init=False, default=False)
     _receiving: ResourceGuard = field(init=False, default_factory=lambda: ResourceGuard("receiving from"))
@@ -151,15 +159,14 @@ class Spoiled(Passthrough, Generic[F]):
 
         with self._receiving, self._end_told():
             while True:
-                await self._at_boundary()
+                await self._check_boundary()
                 if self._held:
                     await checkpoint()
                 else:
                     self._held = await self.stream.receive()
-                while not self._allowance:
-                    self._allowance = await self._admit(len(self._held))
+                admitted = await self._admitted(len(self._held))
                 # Nothing is awaited from here to the return: a cancelled call has not taken any bytes.
-                count = min(len(self._held), self._allowance, max_bytes)
+                count = min(admitted, max_bytes)
                 piece = self._pass(self._held[:count])
                 self._held = self._held[count:]
                 if piece:
@@ -174,18 +181,16 @@ class Spoiled(Passthrough, Generic[F]):
 
         rest = memoryview(item).cast("B")
         with self._sending, self._end_told():
-            await self._at_boundary()
+            await self._check_boundary()
             while rest:
-                while not self._allowance:
-                    self._allowance = await self._admit(len(rest))
-                count = min(len(rest), self._allowance)
+                count = await self._admitted(len(rest))
                 piece = self._pass(bytes(rest[:count]))
                 rest = rest[count:]
                 if piece:
                     await self.stream.send(piece)
                 else:
                     await checkpoint()
-                await self._at_boundary()
+                await self._check_boundary()
 
     async def send_eof(self) -> None:
         with self._sending:  # not while a piece waits
@@ -194,6 +199,57 @@ class Spoiled(Passthrough, Generic[F]):
     async def aclose(self) -> None:
         self._closed = True
         await self.stream.aclose()
+
+    def replace(self, fault: F) -> None:
+        """Let `fault`, of the same kind and direction, act. It begins anew, but for the bytes counted."""
+        self.fault = fault
+        self._restart()
+
+    def remove(self) -> None:
+        """Let what is held pass, and all that comes later."""
+        self.removed = True
+        self._restart()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it holds no bytes, and no call of its direction runs, which may be about to."""
+        try:
+            with self._receiving, self._sending:
+                return not self._held
+        except BusyResourceError:
+            return False
+
+    async def _check_boundary(self) -> None:
+        if not self.removed:
+            await self._at_boundary()
+
+    async def _admitted(self, size: int) -> int:
+        """Wait until bytes may pass, of which there are `size`; return how many may."""
+        while not self.removed:
+            if self._allowance > 0:
+                return min(size, self._allowance)
+
+            await self._at_boundary()
+            self._allowance = await self._restarted(partial(self._admit, size)) or 0
+
+        return size
+
+    async def _restarted(self, wait: Callable[[], Awaitable[T]]) -> T | None:
+        """Return what `wait` returns; None if the fault changed meanwhile."""
+        with CancelScope() as scope:
+            self._waits.add(scope)
+            try:
+                return await wait()
+            finally:
+                self._waits.discard(scope)
+
+        return None
+
+    def _restart(self) -> None:
+        """Called when the fault has changed: begin anew, and let each wait end."""
+        self._allowance = 0
+        for scope in self._waits:
+            scope.cancel()
 
     async def _at_boundary(self) -> None:
         """Called before and after each piece."""
@@ -207,7 +263,7 @@ class Spoiled(Passthrough, Generic[F]):
         return piece
 
     def _pass(self, piece: bytes) -> bytes:
-        altered = self._alter(piece)
+        altered = piece if self.removed else self._alter(piece)
         self.passed += len(piece)
         self._allowance -= len(piece)
         return altered

@@ -7,8 +7,9 @@ __all__ = ("Latency",)
 import math
 from collections import deque
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from anyio import (
     BrokenResourceError,
@@ -49,7 +50,7 @@ class Latency(StreamFault):
     latency: Seconds = option(0.0, "The delay.")
     jitter: Seconds = option(0.0, "The most by which a delay differs, drawn for each chunk.")
 
-    def wrap(self, stream: ByteStream, random: Random, tasks: TaskGroup | None = None) -> ByteStream:
+    def wrap(self, stream: ByteStream, random: Random, tasks: TaskGroup | None = None) -> _Late:
         return _Late(stream, self, random, tasks)
 
     def alter_datagrams(self, random: Random) -> Alter:
@@ -67,11 +68,18 @@ class Latency(StreamFault):
         return max(0.0, self.latency + (random.uniform(-self.jitter, self.jitter) if self.jitter else 0.0))
 
 
+class _Held(NamedTuple):
+    """A chunk, or an error that ends the direction: `EndOfStream` is EOF."""
+
+    arrived: float
+    due: float
+    item: bytes | Exception
+
+
 @dataclass(eq=False)
 class _Late(Spoiled[Latency]):
     tasks: TaskGroup | None = None
-    #: Chunks with the times at which they are due. An `EndOfStream` is the end of a direction.
-    _queue: deque[tuple[float, bytes | Exception]] = field(init=False, default_factory=deque)
+    _queue: deque[_Held] = field(init=False, default_factory=deque)
     _queued: int = field(init=False, default=0)
     _last_due: float = field(init=False, default=-math.inf)
     _flushing: bool = field(init=False, default=False)
@@ -89,27 +97,40 @@ class _Late(Spoiled[Latency]):
             if self._is_due():
                 await checkpoint()
             while not self._is_due():
-                with CancelScope(deadline=self._queue[0][0] if self._queue else math.inf):
-                    await self._read_ahead()
+                with CancelScope(deadline=self._queue[0].due if self._queue else math.inf):
+                    await self._restarted(self._read_ahead)
 
-            due, item = self._queue[0]
+            first = self._queue[0]
+            item = first.item
             if isinstance(item, Exception):
                 self._at_end = True
+                self._queue.popleft()
                 raise type(item)(*item.args) from item.__cause__
 
             piece, rest = item[:max_bytes], item[max_bytes:]
             self._queued -= len(piece)
             if rest:
-                self._queue[0] = due, rest
+                self._queue[0] = first._replace(item=rest)
             else:
                 self._queue.popleft()
             return piece
 
     def _is_due(self) -> bool:
-        return bool(self._queue) and self._queue[0][0] <= current_time()
+        return bool(self._queue) and self._queue[0].due <= current_time()
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._queue and super().is_idle
+
+    def _restart(self) -> None:
+        held, self._last_due = [*self._queue], -math.inf
+        self._queue.clear()
+        for each in held:
+            self._queue.append(each._replace(due=self._due(since=each.arrived)))
+        super()._restart()
 
     async def _read_ahead(self) -> None:
-        if self._queued >= _WINDOW or (self._queue and isinstance(self._queue[-1][1], Exception)):
+        if self._queued >= _WINDOW or (self._queue and isinstance(self._queue[-1].item, Exception)):
             await sleep_forever()
         try:
             self._put(await self.stream.receive())
@@ -125,7 +146,7 @@ class _Late(Spoiled[Latency]):
         with self._sending:
             await checkpoint()
             if self.tasks is None:
-                await sleep_until(self._due())
+                await sleep_until(self._due(since=current_time()))
                 await self.stream.send(item)
                 return
 
@@ -168,8 +189,10 @@ class _Late(Spoiled[Latency]):
     async def _flush(self) -> None:
         try:
             while self._queue:
-                due, item = self._queue[0]
-                await sleep_until(due)
+                if not self._is_due():
+                    await self._restarted(partial(sleep_until, self._queue[0].due))
+                    continue
+                item = self._queue[0].item
                 if isinstance(item, Exception):
                     await self.stream.send_eof()
                 else:
@@ -197,10 +220,12 @@ class _Late(Spoiled[Latency]):
             raise type(self._failure)(*self._failure.args) from self._failure.__cause__
 
     def _put(self, item: bytes | Exception) -> None:
-        self._queue.append((self._due(), item))
+        now = current_time()
+        self._queue.append(_Held(now, self._due(since=now), item))
         if not isinstance(item, Exception):
             self._queued += len(item)
 
-    def _due(self) -> float:
-        self._last_due = max(self._last_due, due_after(self.fault.delay(self.random)))
+    def _due(self, *, since: float) -> float:
+        delay = 0.0 if self.removed else self.fault.delay(self.random)
+        self._last_due = max(self._last_due, due_after(delay - (current_time() - since)))
         return self._last_due

@@ -1,27 +1,31 @@
 """Which faults act on which connection, from one seed.
 
 Each fault of a connection has a generator of its own, derived from the seed, the number of the connection and the
-place of the fault in the list. So a run repeats, and a further fault changes nothing about the others.
+name of the fault. So a run repeats, and a further fault changes nothing about the rest.
 """
 
 from __future__ import annotations
 
-__all__ = ("DatagramPlan", "Drawn", "FaultPlan", "new_seed", "spoil", "wrap_all")
+__all__ = ("DatagramPlan", "Drawn", "FaultPlan", "named", "new_seed", "spoil", "wrap_all")
 
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain, count
 from random import Random
+from types import MappingProxyType
 from typing import NamedTuple
 
 from anyio.abc import ByteStream, TaskGroup
 
+from anyecho.errors import UsageError
 from anyecho.faults.fault import Alter, Fault
 
 
 class Drawn(NamedTuple):
     """A fault that acts on a connection, and the generator for its decisions."""
 
+    name: str
     fault: Fault
     random: Random
 
@@ -31,27 +35,49 @@ def new_seed() -> int:
     return secrets.randbelow(10**9)
 
 
-def _draw(faults: Sequence[Fault], seed: int, number: int) -> tuple[Drawn, ...]:
-    each_with_random = [(fault, Random(f"{seed}/{number}/{place}")) for place, fault in enumerate(faults)]
-    return tuple(Drawn(fault, random) for fault, random in each_with_random if fault.is_drawn(number, random))
+def named(faults: Iterable[Fault], given: Mapping[str, Fault] = MappingProxyType({})) -> dict[str, Fault]:
+    """Return each of `faults` by a name of its kind and direction, as toxiproxy names them: ``latency_downstream``.
+
+    A further one with the same name gets a number, from 2. The faults `given` by name follow. Raises `UsageError`
+    if two have one name.
+    """
+    found: dict[str, Fault] = {}
+    for fault in faults:
+        first = "_".join(filter(None, (fault.name, getattr(fault, "stream", ""))))
+        names = chain([first], (f"{first}_{number}" for number in count(2)))
+        found[next(name for name in names if name not in found)] = fault
+    if both := found.keys() & given.keys():
+        raise UsageError(f"two faults are called {', '.join(sorted(both))}", options=("faults",))
+
+    return {**found, **given}
+
+
+def _draw(faults: Mapping[str, Fault], seed: int, number: int) -> tuple[Drawn, ...]:
+    each = (Drawn(name, fault, Random(f"{seed}/{number}/{name}")) for name, fault in faults.items())
+    return tuple(drawn for drawn in each if drawn.fault.is_drawn(number, drawn.random))
 
 
 @dataclass(eq=False)
 class FaultPlan:
     """Numbers the connections of a listener and draws their faults.
 
-    `faults` may be replaced at any time; the next connection is drawn from the new ones.
+    `faults` may be replaced at any time. A fault that keeps its name is drawn by the same random number again: with
+    a higher toxicity it acts on further connections, and on those before.
     """
 
-    faults: tuple[Fault, ...]
+    faults: Mapping[str, Fault]
     seed: int
     #: Connections so far.
     connections: int = 0
 
-    def draw(self) -> tuple[Drawn, ...]:
-        """Return the faults of the next connection."""
+    def next_number(self) -> int:
+        """Return the number of the next connection."""
         self.connections += 1
-        return () if not self.faults else _draw(self.faults, self.seed, self.connections)
+        return self.connections
+
+    def draw(self, number: int) -> tuple[Drawn, ...]:
+        """Return the faults of the connection with this `number`."""
+        return () if not self.faults else _draw(self.faults, self.seed, number)
 
 
 class DatagramPlan:
@@ -85,7 +111,7 @@ def wrap_all(stream: ByteStream, drawn: Iterable[Drawn], tasks: TaskGroup | None
     downstream: list[Drawn] = []
     for each in drawn:
         (downstream if getattr(each.fault, "stream", "") == "downstream" else upstream).append(each)
-    for fault, random in (*upstream, *reversed(downstream)):
+    for _, fault, random in (*upstream, *reversed(downstream)):
         stream = fault.wrap(stream, random, tasks)
 
     return stream
@@ -104,4 +130,4 @@ def spoil(
     upstream is what it receives. A latency of what is sent needs `tasks`, a group that outlives the stream;
     without it, `send` waits for the delay of its chunk.
     """
-    return wrap_all(stream, _draw(faults, new_seed() if seed is None else seed, number), tasks)
+    return wrap_all(stream, _draw(named(faults), new_seed() if seed is None else seed, number), tasks)

@@ -9,7 +9,9 @@ from __future__ import annotations
 __all__ = ("Admission", "ListenerPolicy", "peer_of")
 
 import logging
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from anyio import Event
@@ -18,7 +20,7 @@ from anyio.abc import TaskGroup
 from anyecho.clock import run_within
 from anyecho.echo import echo
 from anyecho.errors import StartError, UsageError
-from anyecho.faults.plan import FaultPlan
+from anyecho.faults.plan import Drawn, FaultPlan
 from anyecho.handlers import Handler
 from anyecho.net.accept import AcceptLimit
 from anyecho.net.names import peer_name, remote_address
@@ -77,6 +79,8 @@ class Admission:
     ) -> None:
         self._options = options
         self._handler = handler
+        #: Whether the faults of a connection may change while it is open. It then has a task.
+        self._faults_change = False
         self._limit = limit
         #: Held from accept to the end of the handshake. The accept limit of the TLS listeners.
         self.handshakes = ConnectionLimit(max(1, limit.limit // _HANDSHAKE_DIVISOR), parent=limit)
@@ -137,6 +141,13 @@ class Admission:
             self.timeouts[HEADER].enter(connection)
             connection.start_proxied(sockaddr, policy.versions)
 
+    def change_faults(self) -> None:
+        """Let the faults of the listeners act, which have changed. Connections accepted from now on follow them."""
+        self._faults_change = self._options.engine != "events"
+        for connection in [*self.connections]:
+            if isinstance(connection, HandlerConnection):
+                connection.redraw_faults()
+
     def record(self) -> Recorder:
         """Keep a record of each connection from now on. Connections then need a task."""
         if self._options.engine == "events":
@@ -165,16 +176,21 @@ class Admission:
         self._stats.closed[str(reason)] += 1
 
     def _connection(self, sock: socket.socket, policy: ListenerPolicy) -> Connection:
-        drawn = policy.faults.draw() if policy.faults else ()
+        drawn: Sequence[Drawn] = ()
+        redraw: Callable[[], Sequence[Drawn]] | None = None
+        if policy.faults is not None:
+            number = policy.faults.next_number()
+            drawn = policy.faults.draw(number)
+            redraw = partial(policy.faults.draw, number) if self._faults_change else None
         records = None
         if policy.certificates:
             context = policy.certificates.context
-            for fault, _ in drawn:
+            for _, fault, _ in drawn:
                 if fault.flaw is not None:
                     context = policy.certificates.flawed(fault.flaw)
             records = Records(context, server_side=True)
-        if drawn or self._handler is not echo:
-            return HandlerConnection(sock, self._engine, records, self._handler, drawn)
+        if drawn or redraw is not None or self._handler is not echo:
+            return HandlerConnection(sock, self._engine, records, self._handler, drawn, redraw)
         if self._events is None or self._needs_task():
             return TaskConnection(sock, self._engine, records)
 

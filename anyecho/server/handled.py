@@ -8,11 +8,14 @@ from __future__ import annotations
 __all__ = ("HandlerConnection",)
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from anyio import BrokenResourceError, ClosedResourceError, EndOfStream, create_task_group
+from anyio.abc import ByteStream, TaskGroup
 
+from anyecho.faults.chain import FaultChain
+from anyecho.faults.fault import StreamFault
 from anyecho.faults.fault import logger as fault_logger
 from anyecho.faults.plan import Drawn, wrap_all
 from anyecho.handlers import Handler
@@ -20,6 +23,7 @@ from anyecho.net.stream import PolledStream
 from anyecho.net.tls.records import Records
 from anyecho.net.tls.stream import TLSStream
 from anyecho.server.connection import Engine
+from anyecho.server.phases import OPEN
 from anyecho.server.reasons import CloseReason
 from anyecho.server.tasks import TaskConnection
 from anyecho.streams.limits import LimitReached
@@ -34,7 +38,7 @@ _OF_THE_STREAM = (BrokenResourceError, ClosedResourceError, EndOfStream, LimitRe
 
 
 class HandlerConnection(TaskConnection):
-    __slots__ = ("_faults", "_handler", "_handling", "_sent_before", "_stalled")
+    __slots__ = ("_chain", "_faults", "_handler", "_handling", "_redraw", "_sent_before", "_stalled")
 
     end_reason = CloseReason.RETURNED
 
@@ -45,10 +49,14 @@ class HandlerConnection(TaskConnection):
         records: Records | None,
         handler: Handler,
         faults: Sequence[Drawn] = (),
+        redraw: Callable[[], Sequence[Drawn]] | None = None,
     ) -> None:
+        """`redraw` draws its faults if they may change while the connection is open."""
         super().__init__(sock, engine, records)
         self._handler = handler
         self._faults = faults
+        self._redraw = redraw
+        self._chain: FaultChain | None = None
         self._handling = False
         #: Bytes sent at the last check, and successive checks since then at which a send was waiting.
         self._sent_before = 0
@@ -56,25 +64,50 @@ class HandlerConnection(TaskConnection):
 
     async def _serve(self, stream: PolledStream) -> None:
         self._handling = True
-        if not self._faults:
+        if not self._faults and self._redraw is None:
             await self._handler(self._wrapped(stream))
             return
 
-        names = ", ".join(each.fault.name for each in self._faults)
-        fault_logger.info("faults: %s", names, extra={"peer": self.name})
         async with create_task_group() as tasks:
-            spoiled = wrap_all(stream, self._faults, tasks)
+            spoiled = self._spoiled(stream, tasks)
             await self._handler(self._wrapped(spoiled))
             await spoiled.send_eof()  # after the bytes that faults hold, and the delay of the close
 
+    def _spoiled(self, stream: PolledStream, tasks: TaskGroup) -> ByteStream:
+        if self._faults:
+            self._log_faults()
+        if self._redraw is None:
+            return wrap_all(stream, self._faults, tasks)
+
+        of_tls = [each for each in self._faults if not isinstance(each.fault, StreamFault)]
+        self._chain = FaultChain(wrap_all(stream, of_tls), tasks)
+        self.redraw_faults()
+        return self._chain
+
+    def redraw_faults(self) -> None:
+        """Let the faults act that are drawn now. No effect before the handler runs, which draws them itself."""
+        if self._chain is None or self._redraw is None or self.phase is not OPEN:
+            return
+
+        before, self._faults = self._faults, self._redraw()
+        may_continue = self._chain.change(self._faults)
+        if [each[:2] for each in before] != [each[:2] for each in self._faults]:
+            self._log_faults()
+        if not may_continue:
+            self.request_close(CloseReason.FAULT)
+
+    def _log_faults(self) -> None:
+        names = ", ".join(each.fault.name for each in self._faults)
+        fault_logger.info("faults: %s", names or "none", extra={"peer": self.name})
+
     async def _shake_hands(self, stream: TLSStream) -> None:
-        for fault, _ in self._faults:
-            await fault.before_handshake()
+        for each in self._faults:
+            await each.fault.before_handshake()
         await super()._shake_hands(stream)
 
     async def _close(self) -> None:
         stream = self._stream
-        if isinstance(stream, TLSStream) and any(fault.omits_close_notify for fault, _ in self._faults):
+        if isinstance(stream, TLSStream) and any(each.fault.omits_close_notify for each in self._faults):
             await self._linger(stream.without_tls())
         else:
             await super()._close()

@@ -8,7 +8,7 @@ from __future__ import annotations
 __all__ = ("Listening", "acting", "describe")
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from anyio import CancelScope, Event, create_task_group, sleep_forever
@@ -17,7 +17,7 @@ from anyio.abc import TaskGroup
 from anyecho.address import Address, TCPAddress, UDPAddress
 from anyecho.errors import UsageError
 from anyecho.faults.fault import Fault
-from anyecho.faults.plan import DatagramPlan, FaultPlan
+from anyecho.faults.plan import DatagramPlan, FaultPlan, named
 from anyecho.net.listen import Listener
 from anyecho.net.poller import Fallback, Poller
 from anyecho.net.tls.contexts import Certificates
@@ -55,6 +55,7 @@ class Listening:
         self._options = options
         self._certificates = certificates
         self._seed = seed
+        self._faults: Mapping[str, Fault] = named(options.faults)
         if options.faults:
             self._warn(options.faults)
         #: The listeners for streams that accept.
@@ -111,13 +112,16 @@ class Listening:
             for reflector in self._reflectors:
                 reflector.finish()
 
-    def set_faults(self, faults: tuple[Fault, ...]) -> None:
-        """Let `faults` act on the connections accepted from now on. Raises `UsageError`."""
+    def set_faults(self, faults: Mapping[str, Fault]) -> None:
+        """Let `faults` act, on the open connections too that were accepted after the first call.
+
+        Raises `UsageError`.
+        """
         listeners = [*(stream.listener for stream in self.streams), *self._datagrams]
         addresses = [(listener.requested, listener.address) for listener in listeners]
-        check_faults(replace(self._options, faults=faults), addresses)
-        for fault in faults:
-            if fault.carriers == ("datagram",):
+        check_faults(replace(self._options, faults=(*faults.values(),)), addresses)
+        for fault in faults.values():
+            if fault.carriers == ("datagram",) and fault not in self._options.faults:
                 text = f"{fault.name} is for datagrams, of which the faults are set at the start"
                 raise UsageError(text, options=("faults",))
             if fault.flaw is not None and self._certificates is not None:
@@ -125,8 +129,10 @@ class Listening:
         for stream in self.streams:
             if stream.policy.faults is not None:
                 stream.policy.faults.faults = acting(faults, stream.carriers)
-        if faults:
-            self._warn(faults)
+        self._admission.change_faults()
+        if faults and faults != self._faults:
+            self._warn([*faults.values()])
+        self._faults = faults
 
     def _warn(self, faults: Sequence[Fault]) -> None:
         names = ", ".join(fault.name for fault in faults)
@@ -172,13 +178,13 @@ class Listening:
     def _policy(self, requested: Address) -> ListenerPolicy:
         certificates = self._certificates if requested.tls else None
         carriers = frozenset({"stream", "tls"} if requested.tls else {"stream"})
-        plan = FaultPlan(acting(self._options.faults, carriers), self._seed)
+        plan = FaultPlan(acting(self._faults, carriers), self._seed)
         return ListenerPolicy(expected_header(requested, self._options), certificates, plan)
 
 
-def acting(faults: Sequence[Fault], carriers: frozenset[str]) -> tuple[Fault, ...]:
+def acting(faults: Mapping[str, Fault], carriers: frozenset[str]) -> Mapping[str, Fault]:
     """Return those of `faults` that act on one of `carriers`."""
-    return tuple(fault for fault in faults if carriers & {*fault.carriers})
+    return {name: fault for name, fault in faults.items() if carriers & {*fault.carriers}}
 
 
 def describe(requested: Address, bound: Address) -> str:

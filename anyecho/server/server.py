@@ -19,7 +19,7 @@ from anyecho.address import Address, TCPAddress, UDPAddress
 from anyecho.echo import echo
 from anyecho.errors import UsageError, unwrap_single
 from anyecho.faults.fault import Fault
-from anyecho.faults.plan import new_seed
+from anyecho.faults.plan import named, new_seed
 from anyecho.handlers import Handler
 from anyecho.net.listen import Listener
 from anyecho.net.poller import Fallback, Poller, open_poller
@@ -129,8 +129,7 @@ class Server:
     they do nothing.
 
     * `addresses`: the bound addresses, one for each listener; `options`: those of `open_server`;
-    * `stats`: its counters;
-    * `seed`: the seed of its faults, also a new one;
+    * `stats`: its counters; `seed`: the seed of its faults, also a new one;
     * `certificates`: the TLS certificates, which can be reloaded, and the file of a generated CA; None without an
       address over TLS.
     """
@@ -149,7 +148,6 @@ class Server:
         self.options = options
         self.stats: Stats = Stats()
         self.certificates = certificates
-        self._poller = poller
         self._tasks = tasks
         self._admission = Admission(options, limit, self.stats, poller, tasks, handler)
         self._connections = self._admission.connections
@@ -257,13 +255,15 @@ class Server:
         for connection in list(self._connections):
             connection.request_close(reason)
 
-    def set_faults(self, *faults: Fault) -> None:
-        """Let `faults` act on the connections accepted from now on, in place of the faults before.
+    def set_faults(self, /, *faults: Fault, **named_faults: Fault) -> None:
+        """Let these faults act in place of those before, also on open connections accepted since the first call.
+
+        One without a name is called ``latency_downstream``, by kind and direction. Later connections have a task.
 
         Raises:
-            UsageError: one of them has no effect here or is for datagrams, or `options.engine` is ``events``.
+            UsageError: one has no effect here or is for datagrams, two have one name, or `engine` is ``events``.
         """
-        self._listening.set_faults(faults)
+        self._listening.set_faults(named(faults, named_faults))
 
     def record_connections(self) -> Recorder:
         """Keep a record of each connection accepted from now on, for a test. Each then has a task.

@@ -18,6 +18,7 @@ from anyecho.faults import (
     ConnectionEnded,
     Corrupt,
     Cut,
+    ExpiredCertificate,
     Fault,
     HalfClose,
     LimitData,
@@ -30,7 +31,7 @@ from anyecho.faults import (
     spoil,
 )
 from anyecho.faults.fault import Direction
-from anyecho.faults.plan import FaultPlan
+from anyecho.faults.plan import FaultPlan, named
 from tests.support.memory import memory_pair
 
 DIRECTIONS: tuple[Direction, ...] = ("upstream", "downstream")
@@ -130,7 +131,7 @@ async def test_a_byte_at_an_offset_is_changed_and_logged(
 async def test_a_seed_gives_the_same_bytes_on_every_backend() -> None:
     faults = (Corrupt(rate=0.01), PacketLoss(loss_rate=0.3), LimitData(bytes=5000))
     result = b"".join(await through([PAYLOAD[at : at + 100] for at in range(0, 9000, 100)], *faults, seed=7))
-    assert (len(result), zlib.crc32(result)) == (5000, 1178765618)
+    assert (len(result), zlib.crc32(result)) == (5000, 2957830570)
 
 
 @pytest.mark.by_turns("anyio_backend")
@@ -206,35 +207,54 @@ async def test_a_direction_that_ended_leaves_the_other_one_open() -> None:
     ],
 )
 def test_a_fault_acts_on_the_chosen_connections(selection: dict[str, Any], expected: set[int]) -> None:
-    plan = FaultPlan((Timeout(**selection),), seed=1)
-    assert {number for number in range(1, 13) if plan.draw()} == expected
+    plan = FaultPlan(named([Timeout(**selection)]), seed=1)
+    assert {number for number in range(1, 13) if plan.draw(number)} == expected
 
 
 def test_a_fault_acts_with_the_probability_of_its_toxicity_and_repeats_with_the_seed() -> None:
     runs = []
     for seed in (1, 1, 2):
-        plan = FaultPlan((Timeout(toxicity=0.3),), seed=seed)
-        runs.append([bool(plan.draw()) for _ in range(4000)])
+        plan = FaultPlan(named([Timeout(toxicity=0.3)]), seed=seed)
+        runs.append([bool(plan.draw(number)) for number in range(4000)])
     assert runs[0] == runs[1] != runs[2]
     assert 1100 < sum(runs[0]) < 1300  # 1200 are expected, with a standard deviation of 29
 
 
 def test_a_further_fault_changes_nothing_about_the_first_one() -> None:
     lone, both = (
-        FaultPlan((Corrupt(toxicity=0.5),), 1),
-        FaultPlan((Corrupt(toxicity=0.5), Timeout(toxicity=0.5)), 1),
+        FaultPlan(named([Corrupt(toxicity=0.5)]), 1),
+        FaultPlan(named([Timeout(toxicity=0.5), Corrupt(toxicity=0.5)]), 1),
     )
-    for _ in range(100):
-        [first] = lone.draw() or [None]
-        of_both = [each for each in both.draw() if isinstance(each.fault, Corrupt)]
+    for number in range(100):
+        [first] = lone.draw(number) or [None]
+        of_both = [each for each in both.draw(number) if isinstance(each.fault, Corrupt)]
         assert [each.random.random() for each in of_both] == ([first.random.random()] if first else [])
 
 
 def test_the_faults_of_later_connections_may_change() -> None:
-    plan = FaultPlan((), seed=1)
-    assert plan.draw() == ()
-    plan.faults = (Timeout(),)
-    assert [each.fault for each in plan.draw()] == [Timeout()]
+    plan = FaultPlan({}, seed=1)
+    assert plan.draw(plan.next_number()) == ()
+    plan.faults = {"hole": Timeout()}
+    assert [(each.name, each.fault) for each in plan.draw(plan.next_number())] == [("hole", Timeout())]
+
+
+def test_a_higher_toxicity_adds_connections_to_those_before() -> None:
+    acting = []
+    for toxicity in (0.3, 0.6):
+        plan = FaultPlan({"hole": Timeout(toxicity=toxicity)}, seed=1)
+        acting.append({number for number in range(1000) if plan.draw(number)})
+    assert acting[0] < acting[1]
+
+
+def test_faults_without_a_name_are_named_by_kind_and_direction() -> None:
+    faults = (Timeout(), Timeout(stream="upstream"), Timeout(timeout=1), ExpiredCertificate())
+    names = ["timeout_downstream", "timeout_upstream", "timeout_downstream_2", "expired_certificate"]
+    assert named(faults) == dict(zip(names, faults, strict=True))
+
+
+def test_a_name_that_is_given_twice_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match=r"^two faults are called timeout_downstream$"):
+        named([Timeout()], {"timeout_downstream": Timeout()})
 
 
 @pytest.mark.parametrize(

@@ -357,4 +357,4 @@ async def test_a_connection_closed_before_its_first_echo_leaves_nothing_behind(c
 
 
 def registered_with(server: Server) -> set[int]:
-    return set(getattr(server._poller, "registered", ()))
+    return set(getattr(server._admission._engine.poller, "registered", ()))
