@@ -174,7 +174,7 @@ def test_a_server_is_drained_and_restarted_under_load_without_a_failure(
     wait_until(lambda: drained.accepted > SOME // 3)
     load.stop()
     assert load.failures == []
-    assert balancer.states() == ["UP"] * 3
+    wait_until(lambda: balancer.states() == ["UP"] * 3)
     assert first_life + sum(each.accepted for each in replicas) == sum(load.done)
     # Health checks are neither connections of the echo nor log lines.
     wait_until(lambda: all(each.stats()["open"] == 0 for each in replicas))
