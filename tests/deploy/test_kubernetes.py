@@ -23,6 +23,14 @@ def manifests() -> list[dict[str, Any]]:
     return list(yaml.safe_load_all(MANIFESTS.read_text()))
 
 
+def job() -> dict[str, Any]:
+    """Return the manifest of the chapter on shards."""
+    yaml = pytest.importorskip("yaml", reason=f"{ABSENT}PyYAML")
+    [text] = re.findall(r"(?s)```yaml\n(.*?)```", JOB.read_text())
+    manifest: dict[str, Any] = yaml.safe_load(text)
+    return manifest
+
+
 @pytest.fixture
 def by_kind() -> dict[str, Any]:
     return {each["kind"]: each for each in manifests()}
@@ -45,14 +53,13 @@ def container(pod: dict[str, Any]) -> dict[str, Any]:
 def test_the_manifests_are_valid_by_the_schema_of_kubernetes(version: str) -> None:
     """An unknown key is an error too."""
     validate = pytest.importorskip("kubernetes_validate", reason=f"{ABSENT}kubernetes-validate").validate
-    yaml = pytest.importorskip("yaml")
-    [job] = re.findall(r"(?s)```yaml\n(.*?)```", JOB.read_text())
-    for each in [*manifests(), yaml.safe_load(job)]:
+    for each in [*manifests(), job()]:
         validate(each, version, strict=True)
 
 
 def test_no_service_adds_variables_to_the_environment(pod: dict[str, Any]) -> None:
     assert pod["enableServiceLinks"] is False
+    assert job()["spec"]["template"]["spec"]["enableServiceLinks"] is False
 
 
 def test_the_container_runs_without_root_and_without_capabilities(
