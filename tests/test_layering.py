@@ -96,6 +96,7 @@ FOLDERS = {
         "transfer",
         "files",
         "generated",
+        "published",
         "contexts",
         "stream",
         "connect",

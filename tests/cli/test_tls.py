@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.certificates import Files, files_in
-from tests.support.machine import program, skip
+from tests.support.machine import needs, program, skip
 from tests.support.peers import unread
 from tests.support.process import TIMEOUT, Process, Processes, port_of, wait_until
 
@@ -271,6 +271,14 @@ def test_a_generated_ca_is_named_and_works(processes: Processes) -> None:
     process.signal()
     assert process.wait() == 0
     assert not Path(path).exists()
+
+
+@needs(hasattr(os, "memfd_create"), "files in memory")
+def test_a_killed_server_leaves_no_file_of_a_generated_ca(processes: Processes, tmp_path: Path) -> None:
+    process = processes.serve("-b", TLS, "--ssl-self-signed", env=os.environ | {"TMPDIR": str(tmp_path)})
+    process.signal(signal.SIGKILL)
+    process.wait()
+    assert os.listdir(tmp_path) == []
 
 
 def certificate_of(process: Process) -> bytes:

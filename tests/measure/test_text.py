@@ -39,7 +39,7 @@ def test_a_duration_has_three_digits_and_a_unit(seconds: float, text: str) -> No
     assert duration_text(seconds) == text
 
 
-def test_one_of_anything_is_in_the_singular() -> None:
+def test_a_number_of_1_has_its_noun_in_the_singular() -> None:
     one = load(connections=1, requests=1)
     assert describe_load(one, ["connections", "requests"]) == "1 connection, 1 message"
     assert describe_load(load(requests=2), ["connections", "requests"]) == "2 connections, 2 messages"

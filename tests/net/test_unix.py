@@ -470,7 +470,7 @@ async def main():
             sys.exit("the child unwinds")
         os.wait()
         print(os.path.exists(sys.argv[1]), os.path.exists(server.certificates.cacert), flush=True)
-        os.unlink(server.certificates.cacert)
+        server.certificates.close()
         os._exit(0)
 
 anyecho.run(main, backend=sys.argv[2])

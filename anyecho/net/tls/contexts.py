@@ -11,7 +11,6 @@ __all__ = ("Certificates", "TLSClientOptions", "TLSServerOptions", "client_conte
 import os
 import socket
 import ssl
-import tempfile
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from anyecho.net.names import host_name, is_host_name
 from anyecho.net.tls.errors import explain
 from anyecho.net.tls.files import certificate_errors, load_chain
 from anyecho.net.tls.generated import Flaw, GeneratedAuthority
+from anyecho.net.tls.published import PublishedFile
 from anyecho.options import documented, in_group, option
 from anyecho.validation import FilePath, check_types, given_options
 
@@ -186,9 +186,7 @@ class Certificates:
         self._options = options
         #: For new handshakes. `reload` replaces it.
         self.context: ssl.SSLContext
-        #: The file of the generated CA, for clients to trust. It belongs to the process `_owner`.
-        self.cacert: Path | None = None
-        self._owner = os.getpid()
+        self._published: PublishedFile | None = None
         #: The generated CA, if there is one, the names in its certificate, and the certificates with a flaw.
         self._authority: GeneratedAuthority | None = None
         self._names: set[str] = set()
@@ -203,6 +201,11 @@ class Certificates:
         else:
             text = f"{addresses[0]} needs a certificate: give ssl_certfile or ssl_self_signed"
             raise UsageError(text, options=("ssl_certfile", "ssl_self_signed"))
+
+    @property
+    def cacert(self) -> Path | None:
+        """The file of the generated CA, for clients to trust; on Linux, in the memory of this process."""
+        return None if self._published is None else self._published.path
 
     def reload(self) -> None:
         """Read the files again, for new handshakes.
@@ -231,8 +234,8 @@ class Certificates:
 
     def close(self) -> None:
         """Remove the file of a generated CA, unless this is a forked child of the process that made it."""
-        if self.cacert is not None and os.getpid() == self._owner:
-            self.cacert.unlink(missing_ok=True)
+        if self._published is not None:
+            self._published.close()
 
     def _load(self, certfile: FilePath) -> ssl.SSLContext:
         context = self._new_context()
@@ -256,12 +259,8 @@ class Certificates:
         context = self._new_context()
         try:
             authority.configure(context, names)
-            descriptor, path = tempfile.mkstemp(prefix="anyecho-ca-", suffix=".pem")
-            self.cacert = Path(path)
-            with open(descriptor, "wb") as file:
-                file.write(authority.pem)
+            self._published = PublishedFile(authority.pem, prefix="anyecho-ca-", suffix=".pem")
         except (OSError, ValueError) as exc:
-            self.close()
             raise CertificateError(f"cannot generate a certificate for {', '.join(sorted(names))}: {exc}") from exc
 
         return context
