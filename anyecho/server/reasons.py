@@ -14,7 +14,7 @@ from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
 from anyecho.faults.fault import ConnectionEnded
 from anyecho.net.proxy.header import ProxyProtocolError
 from anyecho.net.tls.errors import TLSError, TLSTruncated
-from anyecho.server.phases import HANDSHAKE, Phase
+from anyecho.server.phases import HANDSHAKE, HEADER, Phase
 from anyecho.streams.limits import LimitReached
 
 
@@ -34,7 +34,8 @@ class CloseReason(StrEnum):
         return member
 
     EOF = "eof", "The peer sent EOF, and the kernel accepted the whole echo."
-    BROKEN = "broken", "The connection was reset, or the kernel reported another error or a timeout."
+    RESET = "reset", "The peer reset the connection, as some health checks do, or left its echo unread."
+    BROKEN = "broken", "The kernel reported another error or a timeout, such as an unreachable host."
     IDLE = "idle", "No byte moved for the idle timeout."
     WRITE = "write", "The peer took none of the pending echo for the write timeout."
     DURATION = "duration", "The connection reached its maximum duration."
@@ -91,6 +92,10 @@ def reason_for(error: Exception, phase: Phase, *, pending: bool) -> tuple[CloseR
         for kind, reason in _REASONS.items():
             if isinstance(cause, kind):
                 return reason, cause
+        if phase is HEADER and isinstance(cause, EndOfStream):
+            return CloseReason.EOF, cause
+        if isinstance(cause, ConnectionResetError | BrokenPipeError):
+            return CloseReason.RESET, cause
         # TCP_USER_TIMEOUT is over.
         if pending and getattr(cause, "errno", None) == errno.ETIMEDOUT:
             return CloseReason.WRITE, cause

@@ -205,7 +205,7 @@ async def test_the_peer_of_a_black_hole_gets_a_timeout(stream: Any, carrier: Add
                 sock.recv(100)
 
         await talk(server, script)
-        assert server.stats.closed.keys() <= {"eof", "broken"}
+        assert server.stats.closed.keys() <= {"eof", "reset"}
 
 
 async def test_a_timeout_ends_the_connection_with_eof(carrier: Address) -> None:

@@ -163,7 +163,7 @@ async def test_errors_of_the_stream_need_not_be_caught(leave: str, caplog: pytes
             if leave == "reset":
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         await until_closed(server)
-        assert server.stats.closed == {"eof" if leave == "eof" else "broken": 1}
+        assert server.stats.closed == {"eof" if leave == "eof" else "reset": 1}
     assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
 
 

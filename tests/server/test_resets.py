@@ -89,11 +89,11 @@ async def test_a_reset_is_counted_and_logged_nowhere(moment: Moment) -> None:
                 await moment(server, sock)
             await until(lambda: server.stats.closed.total() == 1)
 
-        assert server.stats.closed == {"drained" if moment is in_a_linger else "broken": 1}
+        assert server.stats.closed == {"drained" if moment is in_a_linger else "reset": 1}
 
 
 @pytest.mark.fault(row=7, injected="10 peers of a Unix socket close with unread bytes on both sides")
-async def test_unix_peers_that_close_with_unread_bytes_are_counted_as_broken(short_path: Path) -> None:
+async def test_unix_peers_that_close_with_unread_bytes_are_counted_as_resets(short_path: Path) -> None:
     async with nothing_left_behind():
         async with open_server(f"unix:{short_path}/echo", options=ServeOptions(linger=10)) as server:
             with ExitStack() as opened:
@@ -103,7 +103,7 @@ async def test_unix_peers_that_close_with_unread_bytes_are_counted_as_broken(sho
                     sock.sendall(b"more")
             await until(lambda: server.stats.closed.total() == 10)
 
-        assert server.stats.closed == {"broken": 10}
+        assert server.stats.closed == {"reset": 10}
 
 
 @pytest.mark.fault(row=7, injected="over TLS, a RST in a handshake, mid-echo, or after a close_notify")
@@ -127,5 +127,5 @@ async def test_a_reset_over_tls_is_counted_and_logged_nowhere(moment: str, files
             await until(lambda: server.stats.closed.total() == 1)
 
         # The echo of the last bytes may be complete before the reset.
-        allowed = {"handshake": {"handshake"}, "mid-echo": {"broken"}}.get(moment, {"broken", "eof"})
+        allowed = {"handshake": {"handshake"}, "mid-echo": {"reset"}}.get(moment, {"reset", "eof"})
         assert server.stats.closed.keys() <= allowed

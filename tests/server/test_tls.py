@@ -146,7 +146,7 @@ async def test_a_reset_before_the_last_echo_is_sent_is_not_counted_as_eof(
         await until_closed(server)
         stream._sock.close()
 
-    assert server.stats.closed == {"broken": 1}
+    assert server.stats.closed == {"reset": 1}
 
 
 @pytest.mark.fault(row=11, injected="a bit of a TLS record is flipped")

@@ -10,7 +10,7 @@ __all__ = ("HeaderReader",)
 import socket
 from dataclasses import dataclass, field
 
-from anyio import BrokenResourceError
+from anyio import BrokenResourceError, EndOfStream
 
 from anyecho.net.proxy.header import HEADER_MAX, Header, ProxyProtocolError, Versions, parse_header
 from anyecho.net.readiness import Registration
@@ -31,8 +31,9 @@ class HeaderReader:
     async def read(self) -> Header:
         """Wait for the header and return it, without a time limit. After cancellation, the next call continues.
 
-        Raises `ProxyProtocolError` at the first byte that cannot belong to a header, or at an EOF before its end;
-        `BrokenResourceError` after a reset; `ClosedResourceError` if the registration is closed.
+        Raises `ProxyProtocolError` at the first byte that cannot belong to a header, or at an EOF inside it;
+        `EndOfStream` at an EOF before it, as of a health check; `BrokenResourceError` after a reset;
+        `ClosedResourceError` if the registration is closed.
         """
         while True:
             await self.registration.readable()
@@ -46,6 +47,8 @@ class HeaderReader:
 
     def _try_read(self) -> Header | None:
         peeked = self.sock.recv(HEADER_MAX - len(self._consumed), socket.MSG_PEEK)
+        if not peeked and not self._consumed:
+            raise EndOfStream
         if not peeked:
             raise ProxyProtocolError("EOF inside the PROXY header")
 
