@@ -166,7 +166,7 @@ def test_the_terminals_of_the_readme_show_what_is_printed(processes: Processes, 
             output = shell.communicate(timeout=TIMEOUT)[0].decode()
 
     def same(lines: list[str]) -> list[str]:
-        return [re.sub(r"_\d+ |seconds=.*", "", here(line)) for line in lines]
+        return [re.sub(r"^\S+Z |_\d+ |seconds=.*", "", here(line)) for line in lines]
 
     assert output == ""
     log = server.read_errors(until="seconds=").splitlines()[0]

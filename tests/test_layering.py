@@ -198,6 +198,7 @@ FOLDERS = {
         "console",
         "streams",
         "signals",
+        "log_formats",
         "logs",
         "spelling",
         "environment",

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import get_origin
+from typing import get_args, get_origin
 
 from cyclopts import App, Token
 from cyclopts.argument import Argument, ArgumentCollection
@@ -53,7 +53,7 @@ class Environment(Env):
                 self._read(argument)
                 if argument.tokens:
                     used.append(argument.field_info.name)
-            if argument.hint is bool:
+            if bool in (argument.hint, *get_args(argument.hint)):
                 argument.tokens[:] = [_switched(token) for token in argument.tokens]
 
         self.used = tuple(used)

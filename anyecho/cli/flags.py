@@ -11,6 +11,7 @@ __all__ = (
     "IPv4Flag",
     "IPv6Flag",
     "build_options",
+    "explicit",
     "file_name",
     "flattened",
     "given_flags",
@@ -37,6 +38,8 @@ from anyecho.units import OFF, Unit
 T = TypeVar("T")
 
 BackendFlag = Annotated[Backend, Parameter(help="Event loop to run on.", group=COMMON)]
+#: Switches that may have another value than yes and no, as in ``--access-log=all``.
+_SWITCHES_WITH_VALUES = ("--access-log",)
 _CONNECTING = GROUPS["Connecting"]
 IPv4Flag = Annotated[bool, Parameter(name="-4", help="Use only IPv4.", negative=(), group=_CONNECTING)]
 IPv6Flag = Annotated[bool, Parameter(name="-6", help="Use only IPv6.", negative=(), group=_CONNECTING)]
@@ -85,6 +88,15 @@ def _flags(options: Any) -> Iterator[inspect.Parameter]:
                 default=field.default,
                 annotation=_annotate(settings, hints[field.name]),
             )
+
+
+def explicit(arguments: Sequence[str]) -> list[str]:
+    """Return `arguments` with the value of each switch that may have another: the next word is not its value."""
+    end = list(arguments).index("--") if "--" in arguments else len(arguments)
+    return [
+        f"{word}=yes" if place < end and word in _SWITCHES_WITH_VALUES else word
+        for place, word in enumerate(arguments)
+    ]
 
 
 def file_name(_: type, tokens: Sequence[Token]) -> Path:

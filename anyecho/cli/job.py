@@ -12,7 +12,7 @@ from anyecho.address import Address
 from anyecho.backends import Backend
 from anyecho.cli.flags import build_options, given_flags
 from anyecho.cli.handler import find_handler
-from anyecho.cli.logs import LogOptions
+from anyecho.cli.logs import AccessLog, LogOptions
 from anyecho.errors import UsageError
 from anyecho.handlers import Handler
 from anyecho.server.options import ServeOptions
@@ -31,7 +31,7 @@ class Job:
     backend: Backend
     options: ServeOptions
     log: LogOptions
-    access_log: bool
+    access_log: AccessLog
     #: Where the supervisor, or the single process, answers HTTP requests.
     admin: Address | None = None
 

@@ -1,26 +1,21 @@
-"""Log lines on standard error, as text or JSON, that never block the service.
-
-`TextFormatter` writes ``echo_::1_64624: received b'hello'`` for a record with a ``peer``. No logger is created per
-connection: `logging` never frees a logger.
-"""
+"""Log lines on standard error. They never block the service: what it does not accept is dropped and counted."""
 
 from __future__ import annotations
 
-__all__ = ("JSONFormatter", "LogOptions", "TextFormatter", "log_to_stderr")
+__all__ = ("AccessLog", "LogOptions", "LogQueue", "log_to_stderr")
 
-import json
 import logging
 import queue
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from logging.handlers import QueueHandler
 from math import inf
 from threading import Thread
 from time import monotonic
-from typing import Literal
+from typing import Literal, TypeAlias
 
+from anyecho.cli.log_formats import JSONFormatter, TextFormatter
 from anyecho.net.descriptors import write_all, write_some
 from anyecho.options import in_group, option
 
@@ -31,8 +26,10 @@ _FLUSH_TIMEOUT = 1.0
 #: Seconds between attempts to start a thread, after one has failed.
 _RETRY_DELAY = 1.0
 
-_PREFIXES = {"anyecho.server": "main", "anyecho.client": "echo_client", "anyecho.access": "access"}
-_FIELDS = ("peer", "via", "reason", "bytes_received", "bytes_sent", "seconds")
+#: Whether closed connections are logged; "all": opened ones too.
+AccessLog: TypeAlias = bool | Literal["all"]
+#: Levels of the logger ``anyecho.access``. It logs closed connections at info, opened ones at debug.
+_ACCESS_LEVELS = {False: logging.CRITICAL, True: logging.INFO, "all": logging.DEBUG}
 
 
 @in_group("Logs")
@@ -46,31 +43,8 @@ class LogOptions:
     log_format: Literal["text", "json"] = option("text", "Format of the log lines.")
 
 
-class TextFormatter(logging.Formatter):
-    """``prefix: message``."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        prefix = _PREFIXES.get(record.name, record.name)
-        fields = {name: getattr(record, name) for name in _FIELDS if hasattr(record, name)}
-        if record.name == "anyecho.server" and "peer" in fields:
-            return f"echo_{fields['peer']}: {record.getMessage()}"
-
-        pairs = [f"{name}={value}" for name, value in fields.items()]
-        return " ".join([f"{prefix}: {record.getMessage()}", *pairs])
-
-
-class JSONFormatter(logging.Formatter):
-    """One object per line: time (UTC), level, logger, message, and the fields of the connection."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        fields = {name: getattr(record, name) for name in _FIELDS if hasattr(record, name)}
-        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        head = {"time": time, "level": record.levelname.lower(), "logger": record.name}
-        return json.dumps(head | {"message": record.getMessage()} | fields)
-
-
-class _BoundedQueueHandler(QueueHandler):
-    """Puts records into a bounded queue, from which a thread writes them; drops and counts records over the bound.
+class LogQueue(QueueHandler):
+    """Puts records into a bounded queue, from which a thread writes them.
 
     If no thread can be started, the caller writes without blocking. A line that standard error does not take stays
     in the queue until the next record, or until a thread can be started.
@@ -85,13 +59,24 @@ class _BoundedQueueHandler(QueueHandler):
         #: The unwritten end of a line that standard error took in part.
         self._rest = b""
         self._finishing = False
-        self._dropped = 0
+        #: Lines dropped because the queue was full, counted by the logging threads; and because a write failed,
+        #: counted by the writing thread.
+        self._overflowed = 0
+        self._failed = 0
+        #: Dropped lines that a line in the log has reported. While writes fail, there is no such line.
+        self._reported = 0
+        self._failing = False
+
+    @property
+    def dropped_lines(self) -> int:
+        """Lines that standard error has not accepted: it was full for too long, closed, or its disk was full."""
+        return self._overflowed + self._failed
 
     def enqueue(self, record: logging.LogRecord) -> None:
         try:
             self._lines.put_nowait(record)
         except queue.Full:
-            self._dropped += 1
+            self._overflowed += 1
         # Started with the first line only: with a second thread, every system call on a descriptor costs more.
         if self._thread is None and not self._start_thread():
             self._write_without_blocking()
@@ -127,69 +112,107 @@ class _BoundedQueueHandler(QueueHandler):
     def _warn(self) -> None:
         text = "no thread can be started to write the log (see ulimit -u and pids.max): the event loop writes it"
         with suppress(queue.Full):
-            self._lines.put_nowait(
-                logging.LogRecord("anyecho.server", logging.WARNING, __file__, 0, text, None, None)
-            )
+            self._lines.put_nowait(_warning("anyecho.server", text))
 
     def _write_lines(self) -> None:
         """In the thread: write lines until `finish` puts None into the queue."""
         self._write(self._rest)
         while (record := self._lines.get()) is not None:
             self._write(self._line(record))
-            # `finish` could not put None if the queue was full.
-            if self._finishing and self._lines.empty():
-                break
+            if self._lines.empty():
+                self._report_dropped()
+                # `finish` could not put None if the queue was full.
+                if self._finishing:
+                    return
 
-        self._write(self._dropped_notice())
+        self._report_dropped()
 
     def _write_without_blocking(self) -> None:
         with suppress(queue.Empty):
             while True:
-                self._rest = self._rest or self._line(self._lines.get_nowait())
+                self._rest = self._rest or self._next_line()
                 try:
                     written = write_some(2, self._rest)
+                    self._failing = False
                 except OSError:
+                    self._count_failure()
                     written = len(self._rest)
                 self._rest = self._rest[written:]
                 if self._rest:
                     return
 
+    def _next_line(self) -> bytes:
+        """Return the next line of the queue. The notice of dropped lines is the last one. Raises `queue.Empty`."""
+        try:
+            return self._line(self._lines.get_nowait())
+        except queue.Empty:
+            if not (notice := self._notice()):
+                raise
+            return notice
+
     def _end_lines(self, timeout: float) -> None:
         deadline = monotonic() + timeout
-        lines = [self._rest]
+        self._write(self._rest, timeout=timeout)
         with suppress(queue.Empty):
             while True:
-                lines.append(self._line(self._lines.get_nowait()))
-        for line in (*lines, self._dropped_notice()):
-            self._write(line, timeout=max(deadline - monotonic(), 0.0))
+                self._write(self._next_line(), timeout=max(deadline - monotonic(), 0.0))
 
     def _line(self, record: logging.LogRecord | None) -> bytes:
         return b"" if record is None else (self._form.format(record) + "\n").encode(errors="backslashreplace")
 
-    def _dropped_notice(self) -> bytes:
-        if not self._dropped:
+    def _notice(self) -> bytes:
+        """Return a line with the number of lines dropped since the last one; empty if there are none."""
+        dropped = self.dropped_lines
+        if self._failing or dropped == self._reported:
             return b""
 
-        return f"anyecho: {self._dropped} log lines were dropped: standard error was not read in time\n".encode()
+        text = f"{dropped - self._reported} log lines were dropped: standard error did not accept them"
+        self._reported = dropped
+        return self._line(_warning("anyecho", text))
+
+    def _report_dropped(self) -> None:
+        reported = self._reported
+        self._write(self._notice())
+        if self._failing:
+            self._reported = reported
 
     def _write(self, line: bytes, *, timeout: float | None = None) -> None:
-        with suppress(OSError):  # standard error is closed or its disk full, and is the only place to report it
+        if not line:
+            return
+
+        try:
             write_all(2, line, timeout=timeout)
+            self._failing = False
+        except OSError:
+            self._count_failure()
+
+    def _count_failure(self) -> None:
+        """Count a line that could not be written: standard error is closed, or its disk is full."""
+        self._failed += 1
+        self._failing = True
+
+
+def _warning(logger: str, text: str) -> logging.LogRecord:
+    return logging.LogRecord(logger, logging.WARNING, __file__, 0, text, None, None)
 
 
 @contextmanager
-def log_to_stderr(options: LogOptions, *, access: bool = False) -> Iterator[None]:
-    """Log to standard error within the block; with `access`, a line per closed connection at any level."""
-    handler = _BoundedQueueHandler(JSONFormatter() if options.log_format == "json" else TextFormatter())
+def log_to_stderr(options: LogOptions, *, access: AccessLog = False) -> Iterator[LogQueue]:
+    """Log to standard error within the block; with `access`, a line per closed connection at any level.
+
+    Text lines have time and level if there is an access log.
+    """
+    text = TextFormatter(timed=access is not False)
+    lines = LogQueue(JSONFormatter() if options.log_format == "json" else text)
     root, ours, closes = (logging.getLogger(name) for name in (None, "anyecho", "anyecho.access"))
     levels = ours.level, closes.level
     ours.setLevel(options.log_level.upper())
-    closes.setLevel(logging.INFO if access else logging.CRITICAL)
-    root.addHandler(handler)
+    closes.setLevel(_ACCESS_LEVELS[access])
+    root.addHandler(lines)
     try:
-        yield
+        yield lines
     finally:
-        root.removeHandler(handler)
+        root.removeHandler(lines)
         ours.setLevel(levels[0])
         closes.setLevel(levels[1])
-        handler.finish(_FLUSH_TIMEOUT)
+        lines.finish(_FLUSH_TIMEOUT)

@@ -15,7 +15,7 @@ from cyclopts import App, CycloptsError, Parameter
 from anyecho._version import __version__
 from anyecho.cli.bench import bench
 from anyecho.cli.environment import Environment
-from anyecho.cli.flags import flattened
+from anyecho.cli.flags import explicit, flattened
 from anyecho.cli.help_pages import details
 from anyecho.cli.mistakes import describe
 from anyecho.cli.ping import ping
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         with unbuffered_stdout():
-            status = app(list(arguments), console=_console(arguments))
+            status = app(explicit(arguments), console=_console(arguments))
         return status if isinstance(status, int) else 0
     except (AnyechoError, CycloptsError) as exc:
         if isinstance(exc, AnyechoError):

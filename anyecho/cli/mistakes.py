@@ -6,6 +6,7 @@ __all__ = ("describe",)
 
 import re
 from difflib import get_close_matches
+from typing import get_args
 
 from cyclopts import CoercionError, CycloptsError, UnknownCommandError, UnknownOptionError, UnusedCliTokensError
 
@@ -74,15 +75,24 @@ def describe(exc: CycloptsError) -> str:
     if isinstance(exc, UnknownCommandError) and exc.unused_tokens and re.search("[:/]", exc.unused_tokens[0]):
         address = exc.unused_tokens[0]
         return f"{address!r} is no command: write anyecho serve {address}, or anyecho send {address} MESSAGE"
-    if isinstance(exc, CoercionError) and exc.target_type is bool and exc.token is not None:
-        # cyclopts parses a value after "=" itself, and does not accept on and off there.
-        words, hint = ("", ", or nothing") if exc.token.source == "cli" else ("on, off, ", "")
-        text = f"{exc.token.value!r} is not {words}yes, no, true, false, 1 or 0{hint}"
-        return f"Invalid value for {exc.token.keyword}: {text}"
+    if isinstance(exc, CoercionError) and exc.token is not None and (words := _switch_words(exc)):
+        return f"Invalid value for {exc.token.keyword}: {exc.token.value!r} is not {words}"
     if isinstance(exc, UnusedCliTokensError) and exc.unused_tokens:
         return f"unexpected argument {exc.unused_tokens[0]!r}"
 
     return str(exc)
+
+
+def _switch_words(exc: CoercionError) -> str:
+    """Return the values of a switch; empty if the error is not for one."""
+    hint = exc.argument.hint if exc.argument is not None else exc.target_type
+    if bool not in (hint, *get_args(hint)):
+        return ""
+
+    others = "".join(f"{word}, " for each in get_args(hint) for word in get_args(each))
+    # cyclopts parses the value after "=" of a switch itself, and does not accept on and off there.
+    words, end = ("", ", or nothing") if exc.token is None or exc.token.source == "cli" else ("on, off, ", "")
+    return f"{others}{words}yes, no, true, false, 1 or 0{end}"
 
 
 def _unknown_option(exc: UnknownOptionError) -> str:

@@ -17,7 +17,7 @@ from anyecho.cli.environment import Environment
 from anyecho.cli.flags import BackendFlag, whole_number
 from anyecho.cli.help_pages import COMMON, GROUPS
 from anyecho.cli.job import Job
-from anyecho.cli.logs import LogOptions
+from anyecho.cli.logs import AccessLog, LogOptions
 from anyecho.cli.serving import run_server
 from anyecho.cli.supervise import run_supervisor
 from anyecho.cli.worker import run_worker
@@ -83,7 +83,13 @@ def serve(
     workers: WorkerOptions,
     lifeline: Annotated[int | None, Parameter(show=False, converter=whole_number)] = None,
     access_log: Annotated[
-        bool, Parameter(help="Log a line per closed connection, at any log level.", group=COMMON)
+        AccessLog,
+        Parameter(
+            help="Log a line per closed connection, at any log level; =all: per opened one too.",
+            metavar="[=all]",
+            show_choices=False,
+            group=COMMON,
+        ),
     ] = False,
     admin: Annotated[
         str | None,

@@ -18,7 +18,7 @@ from anyecho.address import Address, FDAddress, UDPAddress
 from anyecho.backends import run
 from anyecho.cli.environment import Environment
 from anyecho.cli.job import Job
-from anyecho.cli.logs import log_to_stderr
+from anyecho.cli.logs import AccessLog, log_to_stderr
 from anyecho.cli.signals import Signals, caught_signals
 from anyecho.errors import CertificateError, unwrap_single
 from anyecho.handlers import Handler
@@ -71,7 +71,7 @@ def run_server(
         )
 
 
-def warn_access_log(access_log: bool, addresses: Sequence[Address]) -> None:
+def warn_access_log(access_log: AccessLog, addresses: Sequence[Address]) -> None:
     if access_log and addresses and all(isinstance(address, UDPAddress) for address in addresses):
         text = "without effect: access_log (every address is for UDP)"
         logger.warning(text, extra={"options": ("access_log",)})

@@ -34,6 +34,7 @@ from anyecho.server.events import CappedEventConnection, EventConnection, Events
 from anyecho.server.handled import HandlerConnection
 from anyecho.server.limits import ConnectionLimit, SourceLimit
 from anyecho.server.options import ServeOptions
+from anyecho.server.peer_log import log_rejected
 from anyecho.server.phases import CLOSED, HANDSHAKE, HEADER, OPEN, Phase
 from anyecho.server.reaper import PhaseTimeout
 from anyecho.server.reasons import CloseReason
@@ -63,6 +64,8 @@ class ListenerPolicy(NamedTuple):
     certificates: Certificates | None = None
     #: The faults of its connections; None: no fault.
     faults: FaultPlan | None = None
+    #: Its address, for the access log.
+    listener: str = ""
 
 
 class Admission:
@@ -114,18 +117,19 @@ class Admission:
         """Take over `sock`, accepted from `sockaddr`: start a connection, or close it and count the reason."""
         self._stats.accepted += 1
         if self._limit.is_reached():
-            self._reject(sock, CloseReason.OVER_LIMIT)
+            self._reject(policy, sock, sockaddr, CloseReason.OVER_LIMIT)
             return
         if policy.versions is not None and sockaddr not in self._trusted:
             self._engine.log_rejection(peer_name(sock, sockaddr), "its address is not in --proxy-trusted")
-            self._reject(sock, CloseReason.UNTRUSTED)
+            self._reject(policy, sock, sockaddr, CloseReason.UNTRUSTED)
             return
 
         connection = self._connection(sock, policy)
         if policy.versions is None and not self._per_source.acquire(connection, sockaddr):
-            self._reject(sock, CloseReason.PER_IP)
+            self._reject(policy, sock, sockaddr, CloseReason.PER_IP)
             return
 
+        connection.listener = policy.listener
         self._stats.active += 1
         self._limit.acquire()
         self.connections.add(connection)
@@ -171,7 +175,8 @@ class Admission:
             with suppress(TimeoutError):
                 await run_within(seconds, self.wait_empty)
 
-    def _reject(self, sock: socket.socket, reason: CloseReason) -> None:
+    def _reject(self, policy: ListenerPolicy, sock: socket.socket, sockaddr: Any, reason: CloseReason) -> None:
+        log_rejected(sock, sockaddr, policy.listener, reason)
         sock.close()
         self._stats.closed[str(reason)] += 1
 
@@ -215,6 +220,8 @@ class Admission:
             return
 
         connection.phase = phase
+        if before is HANDSHAKE and phase is OPEN:
+            connection.log_open()
         if before < OPEN:
             self.timeouts[before].checks.pop(connection, None)
             if phase is HANDSHAKE:

@@ -87,6 +87,7 @@ class Connection(LoggedPeer):
         #: Only `engine.advance` changes it.
         self.phase: Phase = HEADER
         self.asserted = None
+        self.listener = ""
         self._name = ""
         self._started_at = 0.0
         #: For the reaper: number of checks, total bytes at the last one, successive checks without a new byte, and

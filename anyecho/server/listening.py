@@ -62,7 +62,7 @@ class Listening:
         self.streams: list[StreamListener] = []
         for listener in listeners:
             if not isinstance(listener.address, UDPAddress):
-                policy = self._policy(listener.requested)
+                policy = self._policy(listener.requested, listener.address)
                 self.streams.append(StreamListener(listener, policy, admission, stats))
         self._datagrams = [listener for listener in listeners if isinstance(listener.address, UDPAddress)]
         sockets = [listener.sock for listener in self._datagrams]
@@ -175,11 +175,11 @@ class Listening:
         if stream in self.streams:
             self.streams.remove(stream)
 
-    def _policy(self, requested: Address) -> ListenerPolicy:
+    def _policy(self, requested: Address, bound: Address) -> ListenerPolicy:
         certificates = self._certificates if requested.tls else None
         carriers = frozenset({"stream", "tls"} if requested.tls else {"stream"})
         plan = FaultPlan(acting(self._faults, carriers), self._seed)
-        return ListenerPolicy(expected_header(requested, self._options), certificates, plan)
+        return ListenerPolicy(expected_header(requested, self._options), certificates, plan, str(bound))
 
 
 def acting(faults: Mapping[str, Fault], carriers: frozenset[str]) -> Mapping[str, Fault]:

@@ -14,7 +14,7 @@ from anyio.lowlevel import checkpoint
 
 from anyecho.server.admission import Admission, peer_of
 from anyecho.server.listening import Listening
-from anyecho.server.stats import Peer, Stats
+from anyecho.server.stats import Peer, Stats, dropped_log_lines
 from anyecho.server.timings import Timings
 from anyecho.server.totals import DatagramTotals, Totals
 
@@ -86,4 +86,5 @@ class Monitor:
             connections=self._timings.connections.read(),
             handshakes=self._timings.handshakes.read(),
             loop_lag=self._timings.loop_lag.read(),
+            log_lines_dropped=dropped_log_lines(),
         )

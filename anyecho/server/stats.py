@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ("Peer", "Stats")
+__all__ = ("Peer", "Stats", "dropped_log_lines")
 
+import logging
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -56,3 +57,8 @@ class Peer:
     via: str = ""
     bytes_received: int
     bytes_sent: int
+
+
+def dropped_log_lines() -> int:
+    """Return how many lines the handlers of the root logger have dropped, by their attribute `dropped_lines`."""
+    return sum(getattr(handler, "dropped_lines", 0) for handler in logging.getLogger().handlers)

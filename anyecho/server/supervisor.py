@@ -20,7 +20,7 @@ from anyio import Event, Lock, create_task_group, sleep
 from anyio.abc import TaskGroup
 
 from anyecho.errors import AnyechoError, StartError, UsageError, unwrap_single
-from anyecho.server.stats import Peer
+from anyecho.server.stats import Peer, dropped_log_lines
 from anyecho.server.totals import Totals, merge
 from anyecho.server.worker import Launch, Worker, start_worker
 from anyecho.units import format_duration
@@ -96,7 +96,8 @@ class Supervisor:
         await self._ask_all(Worker.ask_totals)
         # All at one instant: a worker that has ended meanwhile is counted once.
         running = [worker.totals for worker in self._workers]
-        return merge([self._past, *running, Totals(restarts=dict(self.restarts))])
+        own = Totals(restarts=dict(self.restarts), log_lines_dropped=dropped_log_lines())
+        return merge([self._past, *running, own])
 
     async def peers(self) -> list[Peer]:
         """Return the peers of all workers that answer."""

@@ -132,7 +132,7 @@ def test_without_a_thread_lines_that_do_not_fit_are_dropped_and_counted(
     *lines, last = b"".join(chunks).decode().splitlines()
     assert WARNING.rstrip("\n") in lines
     assert [line for line in lines if line != WARNING.rstrip("\n")] == [f"main: {'x' * 1000}"] * (len(lines) - 1)
-    assert last == f"anyecho: {100 - (len(lines) - 1)} log lines were dropped: standard error was not read in time"
+    assert last == f"anyecho: {100 - (len(lines) - 1)} log lines were dropped: standard error did not accept them"
 
 
 def test_a_thread_started_later_writes_the_queued_lines(

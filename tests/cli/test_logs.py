@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from anyecho.cli import logs
-from anyecho.cli.logs import JSONFormatter, LogOptions, TextFormatter, log_to_stderr
+from anyecho.cli.log_formats import JSONFormatter, TextFormatter
+from anyecho.cli.logs import AccessLog, LogOptions, log_to_stderr
 from tests.support.peers import SOON
 from tests.support.pipes import redirected, unread_pipe
 from tests.support.process import TIMEOUT, wait_until
@@ -115,15 +116,35 @@ def test_a_level_includes_higher_levels(capfd: pytest.CaptureFixture[str], level
     assert capfd.readouterr() == ("", shown)
 
 
-@pytest.mark.parametrize(("access", "shown"), [(True, "access: closed\n"), (False, "")])
+@pytest.mark.parametrize(
+    ("access", "shown"), [("all", ["debug opened", "info closed"]), (True, ["info closed"]), (False, [])]
+)
 @pytest.mark.parametrize("level", ["debug", "error"])
 def test_the_access_log_is_independent_of_the_level(
-    capfd: pytest.CaptureFixture[str], level: Any, access: bool, shown: str
+    capfd: pytest.CaptureFixture[str], level: Any, access: AccessLog, shown: list[str]
 ) -> None:
     with log_to_stderr(LogOptions(log_level=level), access=access):
+        logging.getLogger("anyecho.access").debug("opened")
         logging.getLogger("anyecho.access").info("closed")
 
-    assert capfd.readouterr().err == shown
+    lines = capfd.readouterr().err.replace("access: ", "").splitlines()
+    assert [line.partition(" ")[2] for line in lines] == shown
+
+
+def test_a_text_line_beside_an_access_log_has_time_and_level() -> None:
+    made = record("anyecho.server", "received %s", "b'hello'", **PEER)
+    time, _, rest = TextFormatter(timed=True).format(made).partition(" ")
+
+    assert abs(datetime.fromisoformat(time).timestamp() - made.created) < 0.001
+    assert rest == "info echo_::1_64624: received b'hello'"
+
+
+@pytest.mark.parametrize("sni", ["a b", 'a"b', "a\nreason=eof", "", "\x1b[31m", "\u2028"])
+def test_a_field_that_the_peer_chooses_stays_one_word_or_quoted(sni: str) -> None:
+    line = TextFormatter().format(record("anyecho.access", "closed", sni=sni, reason="eof"))
+
+    assert line == f"access: closed sni={json.dumps(sni)} reason=eof"
+    assert line.isprintable()
 
 
 def test_levels_handlers_and_threads_are_restored_after_the_block() -> None:
@@ -239,3 +260,41 @@ def test_a_full_standard_error_is_ignored(log_format: Any) -> None:
         log_to_stderr(LogOptions(log_format=log_format)),
     ):
         log(3)
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_lines_that_a_full_disk_refused_are_counted_once_it_has_room(
+    capfd: pytest.CaptureFixture[str], log_format: Any
+) -> None:
+    with log_to_stderr(LogOptions(log_format=log_format)) as lines:
+        with open("/dev/full", "wb") as full, redirected(2, full.fileno()):
+            log(3)
+            wait_until(lambda: lines.dropped_lines == 3)
+        log(1)
+        wait_until(lambda: lines.dropped_lines == lines._reported)
+
+    line, notice = capfd.readouterr().err.splitlines()
+    text = "3 log lines were dropped: standard error did not accept them"
+    if log_format == "json":
+        assert [json.loads(each)["message"] for each in (line, notice)] == ["line", text]
+    else:
+        assert (line, notice) == ("main: line", f"anyecho: {text}")
+
+
+@pytest.mark.usefixtures("capfd")
+@pytest.mark.parametrize("blocking", [True, False], ids=["blocking", "non-blocking"])
+def test_lines_over_the_queue_size_are_counted_while_nothing_is_read(
+    monkeypatch: pytest.MonkeyPatch, blocking: bool
+) -> None:
+    monkeypatch.setattr(logs, "_QUEUE_SIZE", 5)
+    monkeypatch.setattr(logs, "_FLUSH_TIMEOUT", 0.0)
+    threads = active_count()
+    with (
+        unread_pipe(blocking=blocking) as (_, write_end),
+        redirected(2, write_end),
+        log_to_stderr(LogOptions()) as lines,
+    ):
+        flood(100)
+        assert lines.dropped_lines == 94
+
+    wait_until(lambda: active_count() == threads)

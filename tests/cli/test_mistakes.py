@@ -28,8 +28,8 @@ TCP = "tcp://127.0.0.1:0"
         ("serve --idle-timout 4", "unknown option --idle-timout: did you mean --idle-timeout?"),
         ("serve --zzz", "unknown option --zzz: see anyecho serve --help"),
         (
-            "serve --access-log=on",
-            "Invalid value for --access-log: 'on' is not yes, no, true, false, 1 or 0, or nothing",
+            "serve --keepalive=on",
+            "Invalid value for --keepalive: 'on' is not yes, no, true, false, 1 or 0, or nothing",
         ),
         (":7000", "':7000' is no command: write anyecho serve :7000, or anyecho send :7000 MESSAGE"),
         ("serve 7000", "bad address '7000': a port needs its host: localhost:7000, or :7000 for every interface"),

@@ -84,7 +84,8 @@ def test_limits_are_flags_and_variables(processes: Processes, monkeypatch: pytes
         first.sendall(b"!")
         assert receive_all(first) == b""
 
-    assert "reason=bytes" in server.read_errors(until="\n")
+    lines = server.read_errors(until="reason=bytes")
+    assert lines.count("reason=per_ip") == 1
 
 
 def test_rate_limit_works_with_the_automatic_engine(processes: Processes, backend: str) -> None:

@@ -16,20 +16,12 @@ from pathlib import Path
 import pytest
 
 from tests.support.certificates import Files, files_in
-from tests.support.machine import needs, program, skip
+from tests.support.machine import needs, program
 from tests.support.peers import unread
 from tests.support.process import TIMEOUT, Process, Processes, port_of, wait_until
 
 TLS = "tls://127.0.0.1:0"
 LARGE = os.urandom(2 << 20)
-
-
-@pytest.fixture(params=["events", "tasks"])
-def engine(request: pytest.FixtureRequest) -> str:
-    if request.param == "events" and request.config.getoption("--fallback"):
-        skip("epoll")
-    word: str = request.param
-    return word
 
 
 def serve(processes: Processes, files: Files, *others: str) -> Process:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 
@@ -122,6 +123,14 @@ async def test_a_draining_server_is_not_ready(server: Server) -> None:
         assert not monitor.ready()
         assert await client.exchange(b"still echoed") == b"still echoed"
         await client.aclose()
+
+
+async def test_dropped_log_lines_are_in_the_totals(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    handler = logging.NullHandler()
+    monkeypatch.setattr(handler, "dropped_lines", 3, raising=False)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [*logging.getLogger().handlers, handler])
+
+    assert (await server.monitor().totals()).log_lines_dropped == 3
 
 
 async def test_a_second_monitor_is_the_same(server: Server) -> None:

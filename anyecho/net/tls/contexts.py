@@ -19,6 +19,7 @@ from typing import Literal
 from anyecho.address import Address, TCPAddress
 from anyecho.errors import CertificateError, UsageError
 from anyecho.net.names import host_name, is_host_name
+from anyecho.net.tls.attributes import keep_sni
 from anyecho.net.tls.errors import explain
 from anyecho.net.tls.files import certificate_errors, load_chain
 from anyecho.net.tls.generated import Flaw, GeneratedAuthority
@@ -267,6 +268,7 @@ class Certificates:
 
     def _new_context(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        keep_sni(context)
         _restrict(context, self._options.ssl_alpn)
         context.verify_mode = _VERIFY[self._options.ssl_cert_reqs]
         if self._options.ssl_ca_certs:

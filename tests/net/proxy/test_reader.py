@@ -10,6 +10,7 @@ import pytest
 from anyio import (
     BrokenResourceError,
     ClosedResourceError,
+    EndOfStream,
     create_task_group,
     fail_after,
     move_on_after,
@@ -169,16 +170,17 @@ async def test_a_cancelled_read_loses_nothing(pair: Pair) -> None:
 @pytest.mark.parametrize("size", [0, 1, 20, len(LINE) - 1])
 @pytest.mark.parametrize("waiting", [True, False])
 @pytest.mark.by_turns("anyio_backend")
-async def test_an_eof_within_the_header_is_end_of_stream(size: int, waiting: bool, pair: Pair) -> None:
+async def test_an_eof_before_the_header_or_within_it_is_an_error(size: int, waiting: bool, pair: Pair) -> None:
+    error = ProxyProtocolError if size else EndOfStream
     async with create_task_group() as tasks:
         if waiting:
-            tasks.start_soon(_expect, pair.reader, ProxyProtocolError)
+            tasks.start_soon(_expect, pair.reader, error)
             await wait_all_tasks_blocked()
         # Without an await between them, one event reports both.
         pair.peer.send(LINE[:size])
         pair.peer.shutdown(socket.SHUT_WR)
         if not waiting:
-            tasks.start_soon(_expect, pair.reader, ProxyProtocolError)
+            tasks.start_soon(_expect, pair.reader, error)
 
 
 async def test_a_header_followed_by_eof_is_read(pair: Pair) -> None:
