@@ -42,11 +42,12 @@ BACKENDS = {
 }
 CARRIERS = ("tcp", "unix")
 
-#: Prefixes of variables that change anyecho, its help, its TLS or its standard error; they are removed.
+#: Prefixes of variables that change anyecho, its help, its TLS or its standard error, or HTTP; they are removed.
 FOREIGN_VARIABLES = (
     *("ANYECHO_", "LISTEN_", "NOTIFY_SOCKET", "WATCHDOG_"),
     *("COLUMNS", "LINES", "TERM", "NO_COLOR", "FORCE_COLOR", "CLICOLOR", "TTY_"),
     *("SSL_CERT_", "SSLKEYLOGFILE", "OPENSSL_CONF"),
+    *("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"),
     *("PYTHONWARNINGS", "PYTHONDEVMODE", "PYTHONASYNCIODEBUG"),
 )
 

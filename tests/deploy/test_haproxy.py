@@ -59,14 +59,14 @@ class Replica:
         """Wait until it accepts connections."""
         self.port, self.admin_port = map(port_of, self.process.read_lines(2))
 
-    def stats(self) -> dict[str, Any]:
-        with urlopen(f"http://{self.host}:{self.admin_port}/stats", timeout=TIMEOUT) as page:
-            stats: dict[str, Any] = json.load(page)
-        return stats
+    def page(self, path: str) -> Any:
+        """Return a page of ``--admin``."""
+        with urlopen(f"http://{self.host}:{self.admin_port}{path}", timeout=TIMEOUT) as page:
+            return json.load(page)
 
     @property
     def accepted(self) -> int:
-        accepted: int = self.stats()["accepted"]
+        accepted: int = self.page("/stats")["accepted"]
         return accepted
 
 
@@ -163,7 +163,7 @@ def test_a_server_is_drained_and_restarted_under_load_without_a_failure(
         assert receive(held, 6) == b"before"
         drained.process.signal()
         wait_until(lambda: balancer.states()[1].startswith("DOWN"))
-        wait_until(lambda: drained.stats()["open"] == 1)
+        wait_until(lambda: drained.page("/stats")["open"] == 1)
         first_life = drained.accepted - 1
         load.wait_for(SOME)
         assert drained.accepted - 1 == first_life
@@ -177,8 +177,8 @@ def test_a_server_is_drained_and_restarted_under_load_without_a_failure(
     wait_until(lambda: balancer.states() == ["UP"] * 3)
     assert first_life + sum(each.accepted for each in replicas) == sum(load.done)
     # Health checks are neither connections of the echo nor log lines.
-    wait_until(lambda: all(each.stats()["open"] == 0 for each in replicas))
-    assert {reason for each in replicas for reason in each.stats()["closed"]} == {"eof"}
+    wait_until(lambda: all(each.page("/stats")["open"] == 0 for each in replicas))
+    assert {reason for each in replicas for reason in each.page("/stats")["closed"]} == {"eof"}
     for each in replicas:
         each.process.signal()
         assert each.process.wait() == 0
@@ -190,7 +190,11 @@ def test_open_connections_continue_while_their_server_drains(replicas: list[Repl
         # One for each server, because the one with the fewest connections gets the next.
         clients = [opened.enter_context(dial(balancer.address)) for _ in replicas]
         assert all(exchange(each, b"before") == b"before" for each in clients)
-        assert [each.accepted for each in replicas] == [1] * 3
+        peers = [each.page("/peers") for each in replicas]
+        # The clients' own addresses are asserted by HAProxy.
+        asserted = {tuple(peer["address"]) for each in peers for peer in each}
+        assert asserted == {each.getsockname() for each in clients}
+        assert [len(each) for each in peers] == [1] * 3
         for replica in replicas:
             replica.process.signal()
         wait_until(lambda: "UP" not in balancer.states())
