@@ -5,7 +5,6 @@ from __future__ import annotations
 __all__ = ("ORPHAN_LIMIT", "follow", "report_totals")
 
 from anyio import create_task_group, move_on_after, sleep
-from anyio.lowlevel import checkpoint
 
 from anyecho.codec import encode
 from anyecho.net.lifeline import Lifeline
@@ -18,9 +17,6 @@ _REPORT_PERIOD = 1.0
 #: Seconds that connections may last once the supervisor is gone, and until all are closed. Its successor waits for
 #: the addresses.
 _ORPHAN_GRACE, ORPHAN_LIMIT = 0.5, 0.75
-
-#: Peers written as JSON before a yield to other tasks: 0.3 ms.
-_PEERS_SLICE = 32
 
 
 async def follow(lifeline: Lifeline, server: Server) -> None:
@@ -47,11 +43,8 @@ async def report_totals(lifeline: Lifeline, monitor: Monitor) -> None:
 
 
 async def _report_peers(lifeline: Lifeline, monitor: Monitor, number: int) -> None:
-    # In slices: to write thousands of peers as JSON takes longer than an echo may wait.
-    peers = await monitor.peers()
-    for first in range(0, len(peers), _PEERS_SLICE):
-        await answer(lifeline, number, encode(peers[first : first + _PEERS_SLICE]), last=False)
-        await checkpoint()
+    async for peers in monitor.peers():
+        await answer(lifeline, number, encode(peers), last=False)
     await answer(lifeline, number, [], last=True)
 
 

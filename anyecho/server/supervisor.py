@@ -99,9 +99,10 @@ class Supervisor:
         own = Totals(restarts=dict(self.restarts), log_lines_dropped=dropped_log_lines())
         return merge([self._past, *running, own])
 
-    async def peers(self) -> list[Peer]:
-        """Return the peers of all workers that answer."""
-        return [peer for peers in await self._ask_all(Worker.ask_peers) for peer in peers]
+    async def peers(self) -> AsyncIterator[list[Peer]]:
+        """Yield the peers of all workers that answer."""
+        for peers in await self._ask_all(Worker.ask_peers):
+            yield peers
 
     async def roll(self) -> bool:
         """Replace the workers one by one: a new one is ready before the old one drains.

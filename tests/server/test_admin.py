@@ -33,8 +33,9 @@ class Steady:
     async def totals(self) -> Totals:
         return Totals(accepted=3, open=1, closed={"eof": 2})
 
-    async def peers(self) -> Sequence[Peer]:
-        return self._peers
+    async def peers(self) -> AsyncIterator[Sequence[Peer]]:
+        for peer in self._peers:
+            yield [peer]
 
 
 @pytest.fixture

@@ -108,7 +108,7 @@ async def test_peers_are_those_with_a_complete_handshake(files: Files, monkeypat
                 await stream.send(b"hello")
                 assert await stream.receive() == b"hello"
                 await until(lambda: server.stats.active == 2)
-                peers = await monitor.peers()
+                peers = [peer async for some in monitor.peers() for peer in some]
 
     assert [each.bytes_received for each in peers] == [5]
 
