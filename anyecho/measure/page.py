@@ -16,6 +16,7 @@ from anyecho.measure.compare import Comparison, Group, groups
 from anyecho.measure.comparison_text import interval_text
 from anyecho.measure.histogram import Histogram
 from anyecho.measure.options import PERCENTILES
+from anyecho.measure.parts import PART_HEADS, part_rows
 from anyecho.measure.result import Document, RunResult
 from anyecho.measure.text import common_text, labels, latency_text, machine_text, percentile_name
 from anyecho.measure.time_charts import heat_map, throughput
@@ -125,6 +126,8 @@ def _runs(of: str, document: Document) -> Iterator[str]:
         if len(run.per_second) >= (_SECONDS_MIN if len(document.runs) > 1 else 1):
             yield f"<h2>Latency over time{of}{which}</h2>{heat_map(run)}"
             yield f"<h2>Replies per second{of}{which}</h2>{throughput(run)}"
+        if run.parts:
+            yield f"<h2>Generators{of}{which}</h2>{_table(PART_HEADS, list(part_rows(run.parts)))}"
         yield f"<h2>Checks{of}{which}</h2>{_points(run)}"
     if len(document.runs) > _CHARTS_MAX:
         yield f'<p class="soft">Of {len(document.runs)} runs, the first {_CHARTS_MAX} have charts over time.</p>'

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ("part_lines", "parts_of")
+__all__ = ("PART_HEADS", "part_lines", "part_rows", "parts_of")
 
 from collections.abc import Iterator, Mapping, Sequence
 
 from anyecho.measure.checks import duration_text, rate_text
 from anyecho.measure.result import Part, RunResult
 
-_HEADS = ("messages", "msg/s", "p50", "p99", "lag p99", "CPU")
+#: The heads of `part_rows`.
+PART_HEADS = ("", "messages", "msg/s", "p50", "p99", "lag p99", "CPU")
 
 
 def parts_of(runs: Sequence[RunResult], names: Sequence[str], lost: Mapping[int, str]) -> tuple[Part, ...]:
@@ -59,20 +60,27 @@ def _part(run: RunResult, name: str) -> Part:
 
 
 def part_lines(parts: Sequence[Part]) -> Iterator[str]:
-    """Yield a table of `parts`; the host of each is named if there are several."""
+    """Yield a table of `parts`."""
     if not parts:
         return
 
+    rows = list(part_rows(parts))
+    width = max(len(label) for label, *_ in rows)
+    for label, *cells in (PART_HEADS, *rows):
+        is_lost = len(cells) == 1
+        yield f"{label:<{width}}" + (f"  {cells[0]}" if is_lost else "".join(f"{cell:>10}" for cell in cells))
+    yield ""
+
+
+def part_rows(parts: Sequence[Part]) -> Iterator[list[str]]:
+    """Yield the row of each part: its name, with the host if there are several; its figures or an error."""
     is_one_host = len({each.host for each in parts if each.host}) < 2
-    labels = [each.name if is_one_host or not each.host else f"{each.name} on {each.host}" for each in parts]
-    width = max(map(len, labels))
-    yield " " * width + "".join(f"{head:>10}" for head in _HEADS)
-    for label, part in zip(labels, parts, strict=True):
+    for part in parts:
+        label = part.name if is_one_host or not part.host else f"{part.name} on {part.host}"
         if part.error and not part.host:
-            yield f"{label:<{width}}  {part.error}"
+            yield [label, part.error]
             continue
 
         latencies = ["-" if each is None else duration_text(each) for each in (part.p50, part.p99, part.lag_p99)]
-        cells = [str(part.sent), rate_text(part.rate).removesuffix("/s"), *latencies, f"{part.cpu_share:.0%}"]
-        yield f"{label:<{width}}" + "".join(f"{cell:>10}" for cell in cells)
-    yield ""
+        rate = rate_text(part.rate).removesuffix("/s")
+        yield [label, str(part.sent), rate, *latencies, f"{part.cpu_share:.0%}"]

@@ -21,7 +21,7 @@ from anyecho.measure.charts import spectrum, tick_text
 from anyecho.measure.compare import compare, groups
 from anyecho.measure.histogram import Histogram
 from anyecho.measure.page import page
-from anyecho.measure.result import Counts, Document, RunResult
+from anyecho.measure.result import Counts, Document, Part, RunResult
 from anyecho.measure.svg import Scale, linear_ticks, log_ticks
 from tests.measure.results import document, load, result
 from tests.support.machine import program
@@ -81,6 +81,12 @@ PAGES: dict[str, Callable[[], str]] = {
     "no reply": lambda: page([("a.json", document(EMPTY))]),
     "no run": lambda: page([("a.json", replace(document(), runs=()))]),
     "one reply": lambda: page([("a.json", document(replace(EMPTY, latency=Histogram.from_samples([5000]))))]),
+    "shards": alone(
+        parts=(
+            Part(name="shard 1 of 2", host="here", connections=5, sent=1500, verified=1500, rate=500.0, p50=1e-4),
+            Part(name="shard 2 of 2", error="lost: it <was> killed"),
+        )
+    ),
     "in doubt": alone(interrupted=True, saturated=True),
 }
 
@@ -180,6 +186,15 @@ def test_a_long_run_has_at_most_120_columns_with_all_replies() -> None:
     assert len(tips) == 2 * 120
     assert tips[0] == ("0", "5", "5000")
     assert sum(int(replies) for _, _, replies in tips) == 2 * 600_000
+
+
+def test_a_merged_run_has_a_row_for_each_generator() -> None:
+    texts = [text for _, text in checked(made("shards")).texts]
+    at = texts.index("Generators")
+    assert texts[at + 1 : at + 7] == ["messages", "msg/s", "p50", "p99", "lag p99", "CPU"]
+    assert texts[at + 7 : at + 14] == ["shard 1 of 2", "1500", "500.0", "100us", "-", "-", "0%"]
+    assert texts[at + 14 : at + 16] == ["shard 2 of 2", "lost: it <was> killed"]
+    assert "Generators" not in made("one run")
 
 
 def test_a_comparison_has_the_ratios_with_their_intervals() -> None:
