@@ -29,7 +29,9 @@ class ConnectOptions:
     timeout: Seconds | None = option(
         10.0, "Give up after this long without progress: connecting, or while echo is outstanding."
     )
-    deadline: Seconds | None = option(None, "Maximum duration of each exchange as a whole.")
+    deadline: Seconds | None = option(
+        None, "Maximum duration of connecting, and of each exchange as a whole; in bench, of connecting only."
+    )
     proxy_header: Literal["off", "v1", "v2"] = option(
         "off", "Send a PROXY protocol header first, as a proxy for this client would."
     )
