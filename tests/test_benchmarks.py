@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from anyecho.measure.result import Document
 from tests.support.machine import needs_linux, needs_program
 
 ROOT = Path(__file__).parent.parent
@@ -50,6 +52,24 @@ def test_the_limits_benchmark_measures() -> None:
     # 0.3 s is too short for an exact figure.
     assert run.returncode in (0, 1), run.stderr
     assert [line.split()[0] for line in run.stdout.splitlines()] == ["asyncio"] * 5, run.stderr
+
+
+def test_the_recorded_runs_are_compared_as_the_table_says() -> None:
+    run = script("compare_aa.py", "--comparisons", "200")
+
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert run.stdout.count("holds") == 2
+    assert re.search(r"x 1\.2\d\n", run.stdout)
+
+
+def test_runs_for_a_comparison_are_recorded_in_pairs(tmp_path: Path) -> None:
+    file = tmp_path / "runs.json"
+    run = script("compare_aa.py", "--record", "--pairs", "1", "--seconds", "0.05", "--file", str(file))
+
+    assert run.stderr.endswith("1 runs of each server are too few: 14 are needed\n")
+    runs = Document.from_json(file.read_bytes()).runs
+    assert [(each.load.address, each.round) for each in runs] == [("unchanged", 0), ("25 % more CPU", 0)]
+    assert all(each.server_cpu_per_echo and each.counts.verified == each.counts.sent for each in runs)
 
 
 def test_the_benchmark_of_fixtures_measures() -> None:
