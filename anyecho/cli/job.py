@@ -13,8 +13,10 @@ from anyecho.backends import Backend
 from anyecho.cli.flags import build_options, given_flags
 from anyecho.cli.handler import find_handler
 from anyecho.cli.logs import AccessLog, LogOptions
+from anyecho.codec import encode
 from anyecho.errors import UsageError
 from anyecho.handlers import Handler
+from anyecho.net.tls.generated import GeneratedAuthority
 from anyecho.server.options import ServeOptions
 
 
@@ -22,7 +24,7 @@ from anyecho.server.options import ServeOptions
 class Job:
     """The values of flags. `handler` and `faults` are texts: a process that serves nothing imports neither.
 
-    `options` have the seed, and no faults.
+    `options` have the seed, and the CA of a supervisor, but no faults.
     """
 
     handler: str
@@ -64,6 +66,8 @@ class Job:
             "backend": self.backend,
             "options": given_flags(self.options),
             "seed": self.options.seed,
+            "processes": self.options.processes,
+            "authority": encode(self.options.tls.authority),
             "from_environment": self.options.from_environment,
             "log": given_flags(self.log),
             "access_log": self.access_log,
@@ -76,6 +80,7 @@ class Job:
         Raises:
             UsageError: a value is not one of this version.
         """
+        ca = message["authority"]
         used = tuple(message["from_environment"])
         options = build_options(ServeOptions, dict(message["options"]), used)
         return cls(
@@ -83,7 +88,12 @@ class Job:
             forward=message["forward"],
             faults=tuple(message["faults"]),
             backend=message["backend"],
-            options=replace(options, seed=message["seed"]),
+            options=replace(
+                options,
+                seed=message["seed"],
+                processes=message["processes"],
+                tls=replace(options.tls, authority=None if ca is None else GeneratedAuthority.from_json(ca)),
+            ),
             log=build_options(LogOptions, dict(message["log"]), ()),
             access_log=message["access_log"],
         )

@@ -23,10 +23,12 @@ from anyecho.cli.logs import log_to_stderr
 from anyecho.cli.serving import open_pages, start_reporting, status_text, warn_access_log, warn_start
 from anyecho.cli.signals import Signals, caught_signals
 from anyecho.errors import CertificateError, unwrap_single
+from anyecho.faults.plan import new_seed
 from anyecho.handlers import Handler
-from anyecho.net.listen import Listener
+from anyecho.net.listen import Listener, open_beside
 from anyecho.net.tls.contexts import Certificates
 from anyecho.server.opening import open_sockets
+from anyecho.server.options import ServeOptions
 from anyecho.server.server import DEFAULT_ADDRESS
 from anyecho.server.supervisor import Supervisor, open_supervisor
 from anyecho.server.worker import Launch
@@ -72,14 +74,19 @@ async def _supervise(
     notifier: Notifier,
 ) -> None:
     with ExitStack() as opened, unwrap_single():
+        options = job.served_options()
         listeners, certificates = await open_sockets(
-            addresses or [DEFAULT_ADDRESS], job.served_options(), _handler_of(job), opened
+            addresses or [DEFAULT_ADDRESS], options, _handler_of(job), opened
         )
-        control = _Control(signals, notifier, listeners, certificates)
+        job = replace(job, options=_completed(options, certificates))
+        slots = [listeners]
+        for _ in range(1, workers.count or 1):
+            slots.append(_slot_beside(listeners, options, opened) if workers.reuseport else listeners)
+        control = _Control(signals, notifier, slots, certificates)
         async with create_task_group() as tasks:
             tasks.start_soon(control.obey, tasks)
             async with (
-                open_supervisor(list(_launches(listeners, job, workers))) as supervisor,
+                open_supervisor(list(_launches(slots, job, workers))) as supervisor,
                 open_pages(job.admin, lambda: supervisor) as urls,
             ):
                 control.supervisor = supervisor
@@ -99,15 +106,15 @@ class _Control:
         self,
         signals: Signals,
         notifier: Notifier,
-        listeners: Sequence[Listener],
+        slots: Sequence[Sequence[Listener]],
         certificates: Certificates | None,
     ) -> None:
-        self.status = status_text([listener.address for listener in listeners])
+        self.status = status_text([listener.address for listener in slots[0]])
         #: None until it is ready.
         self.supervisor: Supervisor | None = None
         self._signals = signals
         self._notifier = notifier
-        self._listeners = listeners
+        self._slots = slots
         self._certificates = certificates
         #: Whether a roll was requested since the last one began, or still runs.
         self._roll_wanted = self._rolling = False
@@ -126,8 +133,9 @@ class _Control:
             tasks.cancel_scope.cancel()
             return
 
-        for listener in self._listeners:
-            listener.stop()
+        for listeners in self._slots:
+            for listener in listeners:
+                listener.stop()
         self.supervisor.drain()
         while await self._signals.next() == signal.SIGHUP:
             pass
@@ -155,10 +163,33 @@ class _Control:
         return True
 
 
-def _launches(listeners: Sequence[Listener], job: Job, workers: WorkerOptions) -> Iterator[Launch]:
+def _completed(options: ServeOptions, certificates: Certificates | None) -> ServeOptions:
+    """Return the options of the job, with what is generated once for all workers: a seed, a CA."""
+    authority = None if certificates is None else certificates.shared_authority()
+    if authority is not None:
+        options = replace(options, tls=replace(options.tls, authority=authority))
+    if options.faults:
+        seed = new_seed() if options.seed is None else options.seed
+        names = ", ".join(fault.name for fault in options.faults)
+        logger.warning("the workers misbehave on purpose: %s, seed %d", names, seed)
+        options = replace(options, seed=seed, faults=())
+
+    return options
+
+
+def _slot_beside(first: Sequence[Listener], options: ServeOptions, opened: ExitStack) -> list[Listener]:
+    """Return listeners on the addresses of `first` for another worker, which `opened` closes."""
+    beside = [open_beside(listener, backlog=options.backlog, options=options.socket) for listener in first]
+    for listener in beside:
+        opened.callback(listener.close)
+
+    return beside
+
+
+def _launches(slots: Sequence[Sequence[Listener]], job: Job, workers: WorkerOptions) -> Iterator[Launch]:
     options = job.options
-    bindings = [f"--bind={_passed(listener)}" for listener in listeners]
-    for part in divide(options, workers.count or 1):
+    for listeners, part in zip(slots, divide(options, len(slots)), strict=True):
+        bindings = [f"--bind={_passed(listener)}" for listener in listeners]
         yield Launch(
             command=[*_own_command(), "serve", *bindings, "--lifeline"],
             descriptors=[listener.sock.fileno() for listener in listeners],

@@ -28,8 +28,6 @@ from anyecho.throttle import ThrottledLog
 
 logger = logging.getLogger("anyecho.server")
 
-#: Maximum connections accepted in one wake-up, before open connections have their turn.
-_BATCH = 64
 #: Seconds until the next attempt if buffers or descriptors have run out: nginx waits 0.5, trio 0.1.
 _RETRY_DELAY = 0.1
 
@@ -63,6 +61,8 @@ class Acceptor:
     limit: AcceptLimit
     hand_over: Callable[[socket.socket, Any], None]
     errors: Counter[str]
+    #: Maximum connections accepted in one wake-up, before open connections have their turn.
+    batch: int = 64
     #: Called with each connection before `hand_over`.
     preparation: Preparation | None = None
     #: Called if descriptors or memory have run out, to close connections. With it, no connection is shed: the spare
@@ -104,8 +104,9 @@ class Acceptor:
             os.close(self._spare)
             self._spare = -1
 
-    def accept_some(self, at_most: int = _BATCH) -> bool:
-        """Accept up to `at_most` connections from the backlog; return false if accepting has to pause."""
+    def accept_some(self, at_most: int | None = None) -> bool:
+        """Accept up to `at_most` connections (by default `batch`); return false if accepting has to pause."""
+        at_most = self.batch if at_most is None else at_most
         failed = 0
         if self._stopped:
             return False

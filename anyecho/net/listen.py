@@ -6,7 +6,7 @@ sockets bound before it and raises `BindError`.
 
 from __future__ import annotations
 
-__all__ = ("CARRIERS", "Listener", "open_listeners")
+__all__ = ("CARRIERS", "Listener", "open_beside", "open_listeners")
 
 import errno
 import os
@@ -93,6 +93,28 @@ async def open_listeners(addresses: Sequence[Address], *, backlog: int, options:
         opened.pop_all()
 
     return listeners
+
+
+def open_beside(listener: Listener, *, backlog: int, options: SocketOptions) -> Listener:
+    """Return a listener on the address of `listener` for another process, among which the kernel divides peers.
+
+    Both have SO_REUSEPORT afterwards. It is set after bind(2) of the first, so that another server on the address
+    was an error. For a Unix or inherited socket, `listener` itself is returned. Raises `BindError`.
+    """
+    sock, requested = listener.sock, listener.requested
+    if isinstance(requested, UnixAddress | FDAddress):
+        return listener
+
+    with _bind_errors(listener.address):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        with closed_on_error(socket.socket(sock.family, sock.type)) as beside:
+            _prepare(beside, options)
+            beside.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            beside.bind(sock.getsockname())
+            if sock.type == socket.SOCK_STREAM:
+                beside.listen(backlog)
+
+    return Listener(beside, listener.address, requested)
 
 
 async def _open_hosts(address: TCPAddress | UDPAddress, backlog: int, options: SocketOptions) -> list[Listener]:

@@ -53,6 +53,9 @@ logger = logging.getLogger("anyecho.server")
 #: At most a quarter of the connection limit may be handshakes, because their peers are unverified. Further
 #: connections wait in the accept backlog of the TLS listeners.
 _HANDSHAKE_DIVISOR = 4
+#: Maximum connections accepted in one wake-up, before open connections have their turn; and by a process beside
+#: others on the same socket, of which the first to wake must not take all.
+_ACCEPT_BATCH, _SHARED_ACCEPT_BATCH = 64, 2
 
 
 class ListenerPolicy(NamedTuple):
@@ -108,6 +111,11 @@ class Admission:
         self.timings: Timings | None = None
         #: All open connections, those without a complete PROXY header included.
         self.connections: set[Connection] = set()
+
+    @property
+    def accept_batch(self) -> int:
+        """Maximum connections accepted in one wake-up."""
+        return _ACCEPT_BATCH if self._options.processes == 1 else _SHARED_ACCEPT_BATCH
 
     def accept_limit(self, policy: ListenerPolicy) -> AcceptLimit:
         """Return the limit that gates accept on a listener."""

@@ -136,7 +136,9 @@ class Listening:
 
     def _warn(self, faults: Sequence[Fault]) -> None:
         names = ", ".join(fault.name for fault in faults)
-        logger.warning("this server misbehaves on purpose: %s, seed %d", names, self._seed)
+        logger.warning(
+            "this server misbehaves on purpose: %s, seed %d", names, self._seed, extra={"options": ("faults",)}
+        )
 
     def stop(self) -> None:
         """Stop listening before this returns. The accepting tasks end soon afterwards."""

@@ -103,6 +103,9 @@ class ServeOptions:
     seed: int | None = option(
         None, "Seed of every decision of the faults; None: a new one, which is logged.", flag=False
     )
+    processes: int = option(
+        1, "Processes that accept on the same sockets: the rate over all UDP sources is divided by it.", flag=False
+    )
     socket: SocketOptions = option(SocketOptions(), "`SocketOptions` of every listener and connection.", flag=False)
     tls: TLSServerOptions = option(TLSServerOptions(), "`TLSServerOptions` of the addresses over TLS.", flag=False)
     from_environment: tuple[str, ...] = option(
@@ -111,7 +114,7 @@ class ServeOptions:
 
     def __post_init__(self) -> None:
         check_types(self, zero_is_none=("max_connections_per_ip", "max_bytes", "min_rate"))
-        require_min(1, self, ("max_connections", "udp_burst"))
+        require_min(1, self, ("max_connections", "udp_burst", "processes"))
         if not 0 <= self.backlog < 2**31:
             raise UsageError(f"backlog must be 0 or more, not {self.backlog}", options=("backlog",))
         require_min(0, self, ("graceful_timeout", "linger", "proxy_timeout"))

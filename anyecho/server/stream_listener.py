@@ -27,6 +27,7 @@ class StreamListener:
             hand_over=partial(admission.admit, policy),
             errors=stats.accept_errors,
             preparation=listener.preparation,
+            batch=admission.accept_batch,
         )
         self._policy = policy
         self._scope = CancelScope()

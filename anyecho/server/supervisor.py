@@ -115,6 +115,8 @@ class Supervisor:
             try:
                 await self._replace(slot)
             except AnyechoError as exc:
+                if self._stopping.is_set():
+                    return False
                 logger.error("the workers are not replaced: %s", exc, extra={"options": exc.options})
                 return False
 

@@ -50,7 +50,9 @@ _REASON_TEXTS = {
     "broadcast": "broadcast and multicast get no reply (send to, and from, a unicast address)",
     "unspecified": _UNANSWERABLE,
     "rate": "it sends more than {each} (--udp-rate, --udp-burst)",
-    "total_rate": "all sources together send more than {all} (a hundred times --udp-rate; --unsafe-udp lifts it)",
+    "total_rate": (
+        "all sources together send more than {all}{share} (a hundred times --udp-rate; --unsafe-udp lifts it)"
+    ),
 }
 #: Why a datagram gets no reply: the keys of `DatagramCounts.dropped`, but for ``fault``.
 DROP_REASONS = (*_REASON_TEXTS,)
@@ -77,7 +79,9 @@ class SourceGuard:
         # thousandth of a token allows for rounding errors of the sum of floats.
         self._period = min(1 / rate, _MAX_PERIOD)
         self._tolerance = (options.udp_burst - 0.999) * self._period
-        total_factor = math.inf if options.unsafe_udp or math.isinf(rate) else _TOTAL_RATE_FACTOR
+        self._total_factor = _TOTAL_RATE_FACTOR / options.processes
+        self._share = "" if options.processes == 1 else f", one of {options.processes} shares"
+        total_factor = math.inf if options.unsafe_udp or math.isinf(rate) else self._total_factor
         self._total_bucket = TokenBucket(rate * total_factor, options.udp_burst * total_factor)
         #: By source network, the time at which its token bucket is full again.
         self._newer: dict[str | bytes, float] = {}
@@ -154,8 +158,8 @@ class SourceGuard:
             return
 
         self._log_bucket.tokens -= 1
-        each, total = _per_second(self._rate), _per_second(self._rate * _TOTAL_RATE_FACTOR)
-        why = _REASON_TEXTS[reason].format(each=each, all=total)
+        each, total = _per_second(self._rate), _per_second(self._rate * self._total_factor)
+        why = _REASON_TEXTS[reason].format(each=each, all=total, share=self._share)
         more = f"; also from {self._suppressed} other sources, not logged" if self._suppressed else ""
         logger.warning("dropping datagrams from %s port %d: %s%s", source[0], source[1], why, more)
         self._suppressed = 0

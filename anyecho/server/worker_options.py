@@ -41,12 +41,18 @@ class WorkerOptions:
         30.0, "Replace a worker whose event loop is stuck for this long; at least 5 s."
     )
 
+    reuseport: bool = option(
+        False, "Give each worker its own TCP and UDP sockets, among which the kernel divides peers.", negative=()
+    )
+
     def __post_init__(self) -> None:
         check_types(self)
         if self.heartbeat_timeout < _MIN_HEARTBEAT:
             text = f"heartbeat_timeout must be {_MIN_HEARTBEAT:g} or more seconds, not {self.heartbeat_timeout:g}"
             raise UsageError(text, options=("heartbeat_timeout",))
-        _ = self.count
+        for name in ("reuseport", "heartbeat_timeout"):
+            if self.count is None and getattr(self, name) != getattr(WorkerOptions, name):
+                raise UsageError(f"{name} needs workers", options=(name, "workers"))
 
     @property
     def count(self) -> int | None:
@@ -80,4 +86,4 @@ def divide(options: ServeOptions, count: int) -> Iterator[ServeOptions]:
     for number in range(count):
         seed = None if options.seed is None else Random(f"{options.seed}/{number}").randrange(10**9)
         connections = len(range(number, options.max_connections, count))
-        yield replace(options, max_connections=connections, seed=seed)
+        yield replace(options, max_connections=connections, seed=seed, processes=count)

@@ -129,6 +129,7 @@ def test_every_server_socket_and_tls_option_has_help() -> None:
         "context",
         "from_environment",
         "faults",
+        "processes",
         "seed",
     }
 

@@ -5,14 +5,27 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import ssl
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.peers import dial, exchange, receive_all
-from tests.support.process import Process, Processes, accepts, descendants, is_alive, wait_until
+from tests.support.certificates import Files, files_in
+from tests.support.peers import converse, dial, exchange, receive_all
+from tests.support.process import (
+    TIMEOUT,
+    Process,
+    Processes,
+    accepts,
+    descendants,
+    descriptors,
+    is_alive,
+    port_of,
+    round_trip,
+    wait_until,
+)
 
 TCP = "tcp://127.0.0.1:0"
 
@@ -68,7 +81,7 @@ def test_a_roll_replaces_all_workers(processes: Processes, backend: str) -> None
     process.read_errors(until="all workers are replaced\n")
     wait_until(lambda: not any(map(is_alive, before)))
 
-    assert len(descendants(process.pid)) == 2
+    wait_until(lambda: len(descendants(process.pid)) == 2)
     assert accepts(process.addresses[0])
 
 
@@ -87,3 +100,146 @@ def test_workers_serve_a_unix_socket(processes: Processes, short_path: Path) -> 
 def test_a_number_of_workers_out_of_range_is_a_usage_error(processes: Processes, value: str) -> None:
     text = f"anyecho: --workers must be auto, or 1 to 1024, not {value!r}\n"
     assert processes.run("serve", "-b", TCP, "--workers", value) == (2, b"", text)
+
+
+@pytest.mark.parametrize("how", ["shared", "--reuseport"])
+def test_each_worker_gets_connections(processes: Processes, backend: str, opened: ExitStack, how: str) -> None:
+    options = ("--reuseport",) if how != "shared" else ()
+    process = serve(processes, "-b", TCP, "--backend", backend, *options)
+    workers = descendants(process.pid)
+    before = {pid: descriptors(pid) for pid in workers}
+
+    def is_spread() -> bool:
+        opened.enter_context(dial(process.addresses[0]))
+        return all(descriptors(pid) > before[pid] for pid in workers)
+
+    wait_until(is_spread)
+
+
+def test_workers_with_their_own_sockets_are_on_one_port_of_both_families(processes: Processes) -> None:
+    process = processes.serve("-b", "localhost:0", "--workers", "2", "--reuseport", listeners=2)
+    assert len({port_of(address) for address in process.addresses}) == 1
+    assert [round_trip(address, b"hello") for address in process.addresses] == [b"hello"] * 2
+
+
+def test_an_address_in_use_is_an_error_with_own_sockets_too(processes: Processes) -> None:
+    first = serve(processes, "-b", TCP, "--reuseport")
+    arguments = ("serve", "-b", first.addresses[0], "--workers", "2", "--reuseport")
+    text = f"anyecho: cannot listen on {first.addresses[0]}: it is in use already\n"
+    assert processes.run(*arguments) == (3, b"", text)
+
+
+@pytest.mark.parametrize("how", [(), ("--reuseport",)], ids=["shared", "reuseport"])
+def test_workers_echo_datagrams(
+    processes: Processes, backend: str, how: tuple[str, ...], opened: ExitStack
+) -> None:
+    process = serve(processes, "-b", "udp://127.0.0.1:0", "--backend", backend, *how)
+    for number in range(20):
+        sock = opened.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        sock.settimeout(TIMEOUT)
+        sock.connect(("127.0.0.1", port_of(process.addresses[0])))
+        sock.send(b"datagram %d" % number)
+        assert sock.recv(100) == b"datagram %d" % number
+
+
+def test_one_generated_ca_is_trusted_for_all_workers(processes: Processes, backend: str) -> None:
+    process = serve(processes, "-b", "tls://localhost:0", "--ssl-self-signed", "--backend", backend, listeners=2)
+    text = process.read_errors(until="\n")
+    cacert = text.split()[-1]
+    assert text == f"main: generated a certificate for this run: clients trust it with --cacert {cacert}\n"
+    before = descendants(process.pid)
+    address = f"tls://localhost:{port_of(process.addresses[0])}"
+    for _ in range(2):
+        for _ in range(4):
+            assert processes.run("send", address, "hello", "--cacert", cacert) == (0, b"hello", "")
+        process.signal(signal.SIGHUP)
+        wait_until(lambda: not {*before} & {*descendants(process.pid)})
+    process.signal()
+    assert process.wait() == 0
+    assert process.errors() == ""
+    assert not Path(cacert).exists()
+
+
+def test_a_roll_reloads_the_certificates(processes: Processes, backend: str, files: Files, tmp_path: Path) -> None:
+    arguments = ("--ssl-certfile", str(files.cert), "--ssl-keyfile", str(files.key), "--log-level", "info")
+    process = serve(processes, "-b", "tls://127.0.0.1:0", "--backend", backend, *arguments)
+    port = port_of(process.addresses[0])
+    before = ssl.get_server_certificate(("127.0.0.1", port))
+    (tmp_path / "renewed").mkdir()
+    renewed = files_in(tmp_path / "renewed")
+    files.cert.write_bytes(b"damaged")
+    process.signal(signal.SIGHUP)
+    process.read_errors(until="the certificate stays what it was\n")
+    assert ssl.get_server_certificate(("127.0.0.1", port)) == before
+
+    files.cert.write_bytes(renewed.cert.read_bytes())
+    files.key.write_bytes(renewed.key.read_bytes())
+    old = descendants(process.pid)
+    process.signal(signal.SIGHUP)
+    process.read_errors(until="all workers are replaced\n")
+    wait_until(lambda: not any(map(is_alive, old)))
+    assert ssl.get_server_certificate(("127.0.0.1", port)) == renewed.cert.read_text()
+
+
+def test_variables_set_the_workers(processes: Processes) -> None:
+    environ = os.environ | {"ANYECHO_WORKERS": "2", "ANYECHO_BIND": TCP, "ANYECHO_IDLE_TIMEOUT": "1h"}
+    process = processes.serve(env=environ)
+    assert len(descendants(process.pid)) == 2
+    assert round_trip(process.addresses[0], b"hello") == b"hello"
+
+
+def test_an_option_without_effect_is_reported_once(processes: Processes, short_path: Path) -> None:
+    process = serve(processes, "-b", f"unix:{short_path}/echo", "--no-keepalive")
+    process.signal()
+    assert process.wait() == 0
+    assert process.errors() == "main: without effect: --no-keepalive (no address is for TCP)\n"
+
+
+def test_the_seed_of_the_faults_is_logged_once_and_repeats_the_run(processes: Processes) -> None:
+    arguments = ("-b", TCP, "--fault", "cut:bytes=2,toxicity=0.5")
+    process = serve(processes, *arguments, count=1)
+    text = process.read_errors(until="\n")
+    seed = text.split()[-1]
+    assert text == f"main: the workers misbehave on purpose: cut, seed {seed}\n"
+    again = serve(processes, *arguments, "--seed", seed, count=1)
+
+    def outcomes(process: Process) -> list[bytes]:
+        return [converse(dial(process.addresses[0]), b"hello") for _ in range(20)]
+
+    assert outcomes(process) == outcomes(again)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("--max-connections", "2", "--workers", "3"), "--max-connections must be at least the number of workers"),
+        (("--reuseport",), "--reuseport needs --workers"),
+        (("--heartbeat-timeout", "9s"), "--heartbeat-timeout needs --workers"),
+        (("--heartbeat-timeout", "1s", "--workers", "2"), "--heartbeat-timeout must be 5 or more seconds, not 1"),
+        (("--handler", "ehco", "--workers", "2"), "--handler 'ehco': no such name (did you mean echo?)"),
+        (("--lifeline", "77",), "descriptor 77 is no end of a lifeline: only a supervisor passes one"),
+    ],
+)  # fmt: skip
+def test_a_wrong_option_of_workers_is_a_usage_error(
+    processes: Processes, arguments: tuple[str, ...], text: str
+) -> None:
+    status, output, errors = processes.run("serve", "-b", TCP, *arguments)
+    assert (status, output) == (2, b"")
+    assert errors.startswith(f"anyecho: {text}")
+
+
+def test_the_service_manager_is_notified_of_start_roll_and_end(processes: Processes, short_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(f"{short_path}/notify")
+        manager.settimeout(TIMEOUT)
+        process = serve(processes, "-b", TCP, env=os.environ | {"NOTIFY_SOCKET": f"{short_path}/notify"})
+        assert manager.recv(4096).startswith(b"READY=1\nSTATUS=listening on tcp://127.0.0.1:")
+        process.signal(signal.SIGHUP)
+        assert manager.recv(4096).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
+        assert manager.recv(4096).startswith(b"READY=1\n")
+        process.signal()
+        assert manager.recv(4096).startswith(b"STOPPING=1\n")
+        assert process.wait() == 0
+        manager.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            manager.recv(4096)

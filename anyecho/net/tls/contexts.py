@@ -233,6 +233,13 @@ class Certificates:
 
         return self._flawed[flaw]
 
+    def shared_authority(self) -> GeneratedAuthority | None:
+        """Return the generated CA, for servers on the same addresses in other processes; None if there is none."""
+        if self._authority is not None:
+            self._authority.names = frozenset(self._names)
+
+        return self._authority
+
     def close(self) -> None:
         """Remove the file of a generated CA, unless this is a forked child of the process that made it."""
         if self._published is not None:
@@ -256,11 +263,13 @@ class Certificates:
         for address in addresses:
             if isinstance(address, TCPAddress):
                 names.add(host_name(address.host.partition("%")[0]) or socket.gethostname())
+        names |= authority.names
         self._names = names
         context = self._new_context()
         try:
             authority.configure(context, names)
-            self._published = PublishedFile(authority.pem, prefix="anyecho-ca-", suffix=".pem")
+            if not authority.is_published:
+                self._published = PublishedFile(authority.pem, prefix="anyecho-ca-", suffix=".pem")
         except (OSError, ValueError) as exc:
             raise CertificateError(f"cannot generate a certificate for {', '.join(sorted(names))}: {exc}") from exc
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 __all__ = ("Flaw", "GeneratedAuthority")
 
 import ssl
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from anyecho.errors import CertificateError
 
@@ -36,11 +36,29 @@ class GeneratedAuthority:
         self._ca = trustme.CA()
         #: The file that `save` has written.
         self.cacert: Path | None = None
+        #: Names in each certificate of a server, besides those of its addresses.
+        self.names: frozenset[str] = frozenset()
+        #: Whether another process has told clients of the CA, so that a server need not.
+        self.is_published = False
 
     @property
     def pem(self) -> bytes:
         """The certificate of the CA, for clients to trust."""
         return self._ca.cert_pem.bytes()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the CA, with its key, for `from_json`."""
+        key = self._ca.private_key_pem.bytes().decode()
+        return {"certificate": self.pem.decode(), "key": key, "names": sorted(self.names)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> GeneratedAuthority:
+        """Return the CA of another process. Raises `CertificateError`."""
+        authority = cls()
+        authority._ca = authority._trustme.CA.from_pem(value["certificate"].encode(), value["key"].encode())
+        authority.names = frozenset(value["names"])
+        authority.is_published = True
+        return authority
 
     def save(self, path: Path) -> None:
         """Write the certificate of the CA to `path`, for clients that need a file to trust."""
