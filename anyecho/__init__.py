@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from anyecho.net.tls.contexts import TLSClientOptions as TLSClientOptions
     from anyecho.net.tls.contexts import TLSServerOptions as TLSServerOptions
     from anyecho.net.tls.generated import GeneratedAuthority as GeneratedAuthority
+    from anyecho.server.control import Control as Control
+    from anyecho.server.control import open_control as open_control
     from anyecho.server.forwarding import forward as forward
     from anyecho.server.options import ServeOptions as ServeOptions
     from anyecho.server.recorder import ConnectionRecord as ConnectionRecord
@@ -71,6 +73,7 @@ _MODULES = {
     "anyecho.net.sockets": "SocketOptions",
     "anyecho.net.tls.contexts": "TLSClientOptions TLSServerOptions",
     "anyecho.net.tls.generated": "GeneratedAuthority",
+    "anyecho.server.control": "Control open_control",
     "anyecho.server.forwarding": "forward",
     "anyecho.server.options": "ServeOptions",
     "anyecho.server.recorder": "ConnectionRecord Recorder",

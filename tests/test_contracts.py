@@ -67,6 +67,11 @@ async def run_server(*addresses: str, **options: Any) -> None:
         await server.wait_closed()
 
 
+async def run_controlled(control: str = TCP, address: str = TCP) -> None:
+    async with anyecho.open_server(address) as server, anyecho.open_control(server, control):
+        pass
+
+
 async def run_threaded(*addresses: str, **options: Any) -> None:
     with anyecho.threaded_server(*addresses, **options) as server:
         wait_until(lambda: not server._running)
@@ -157,6 +162,18 @@ async def open_without_descriptors(s: Scene) -> None:
         skip("epoll")
     s.patch.setattr(select, "epoll", epoll)
     await run_bench(TCP)
+
+
+async def control_without_epoll(s: Scene) -> None:
+    def epoll() -> None:
+        raise OSError(24, "Too many open files")
+
+    if not has_epoll():
+        skip("epoll")
+    async with anyecho.open_server(TCP) as server:
+        s.patch.setattr(select, "epoll", epoll)
+        async with anyecho.open_control(server, TCP):
+            pass
 
 
 async def echo_after_reset(s: Scene) -> None:
@@ -254,6 +271,12 @@ TABLE: dict[Any, Provocations] = {
         anyecho.AddressError: lambda _: anyecho.forward("nonsense"),
         anyecho.UsageError: lambda _: anyecho.forward("udp://localhost:1"),
         anyecho.CertificateError: lambda _: anyecho.forward("tls://localhost:1", tls=UNTRUSTED.tls),
+    },
+    anyecho.open_control: {
+        anyecho.AddressError: lambda _: run_controlled("nonsense"),
+        anyecho.UsageError: lambda _: run_controlled(address="udp://127.0.0.1:0"),
+        anyecho.BindError: lambda _: run_controlled(f"unix:{ABSENT}"),
+        anyecho.StartError: control_without_epoll,
     },
     anyecho.connect: {
         anyecho.AddressError: lambda _: anyecho.connect("nonsense"),

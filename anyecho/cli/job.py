@@ -36,6 +36,8 @@ class Job:
     access_log: AccessLog
     #: Where the supervisor, or the single process, answers HTTP requests.
     admin: Address | None = None
+    #: Where the single process is controlled.
+    control: Address | None = None
 
     def find_handler(self) -> Handler:
         """Return the handler, which may be imported now. Raises `UsageError`."""

@@ -21,6 +21,7 @@ from anyecho.cli.logs import AccessLog, LogOptions
 from anyecho.cli.serving import run_server
 from anyecho.cli.supervise import run_supervisor
 from anyecho.cli.worker import run_worker
+from anyecho.errors import UsageError
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import DEFAULT_ADDRESS
 from anyecho.server.worker_options import WorkerOptions
@@ -100,6 +101,15 @@ def serve(
             show_default=False,
         ),
     ] = None,
+    control: Annotated[
+        str | None,
+        Parameter(
+            metavar="HOST:PORT",
+            help="Let clients of toxiproxy change faults and proxies over HTTP; a port alone is on localhost.",
+            group=GROUPS["Faults"],
+            show_default=False,
+        ),
+    ] = None,
     environment: Environment,
 ) -> int:
     """Run an echo server until SIGTERM or SIGINT.
@@ -109,10 +119,10 @@ def serve(
 
     The value off is no limit, for each limit, timeout and buffer size but --max-connections.
 
-    Each bound address is printed on a line once it accepts, then the URL of --admin. The first signal lets
-    connections finish, the second closes them, the third ends a stuck process. SIGHUP reloads the certificate
-    files. Without such files it is ignored, unless the controlling terminal is gone: then it acts like SIGTERM,
-    except under nohup.
+    Each bound address is printed on a line once it accepts, then the URLs of --admin and --control. The first
+    signal lets connections finish, the second closes them, the third ends a stuck process. SIGHUP reloads the
+    certificate files. Without such files it is ignored, unless the controlling terminal is gone: then it acts like
+    SIGTERM, except under nohup.
     """
     _raise_descriptor_limit()
     activation = take_activation(os.environ)
@@ -130,8 +140,11 @@ def serve(
         options=replace(options, seed=seed),
         log=log,
         access_log=access_log,
-        admin=_parse_admin(admin),
+        admin=_parse_http(admin, "admin"),
+        control=_parse_http(control, "control"),
     )
+    if control is not None and workers.count is not None:
+        raise UsageError("control changes one process: it excludes workers", options=("control", "workers"))
     if workers.count is None:
         run_server(resolved, activation, job, environment)
     else:
@@ -140,14 +153,14 @@ def serve(
     return 0
 
 
-def _parse_admin(text: str | None) -> Address | None:
+def _parse_http(text: str | None, option: str) -> Address | None:
     if text is None:
         return None
 
     # Late: h11 is imported only if there is something to answer.
     from anyecho.server.http_listener import parse_http_address
 
-    return parse_http_address(text, "admin")
+    return parse_http_address(text, option)
 
 
 def _raise_descriptor_limit() -> None:

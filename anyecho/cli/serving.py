@@ -67,6 +67,7 @@ def run_server(
             notifier,
             lifeline,
             job.admin,
+            job.control,
             backend=job.backend,
         )
 
@@ -100,6 +101,7 @@ async def _serve(
     notifier: Notifier,
     lifeline: Lifeline | None,
     admin: Address | None,
+    control: Address | None,
 ) -> None:
     server: Server | None = None
     # An environment variable can name files that no address uses.
@@ -129,6 +131,7 @@ async def _serve(
             async with (
                 open_server(*addresses, options=options, handler=handler) as server,
                 open_pages(admin, server.monitor) as urls,
+                _open_control(control, server) as control_urls,
             ):
                 notifier.ready(status_text(server.addresses))
                 tasks.start_soon(notifier.ping_watchdog)
@@ -137,7 +140,7 @@ async def _serve(
                     tasks.start_soon(follow, lifeline, server)
                 else:
                     warn_start(activation.unused(addresses), server.certificates)
-                    start_reporting((*map(str, server.addresses), *urls))
+                    start_reporting((*map(str, server.addresses), *urls, *control_urls))
                 await server.wait_closed()
                 if lifeline is not None:
                     await report_totals(lifeline, server.monitor())
@@ -198,6 +201,21 @@ async def open_pages(address: Address | None, source: Callable[[], Source]) -> A
 
     async with open_admin(address, source()) as listener:
         yield [*map(url_of, listener.addresses)]
+
+
+@asynccontextmanager
+async def _open_control(address: Address | None, server: Server) -> AsyncIterator[Sequence[str]]:
+    """Let requests to `address` change `server` inside the block; yield the URLs."""
+    if address is None:
+        yield ()
+        return
+
+    # Late: a server without --control imports neither h11 nor all faults.
+    from anyecho.server.control import open_control
+    from anyecho.server.http_listener import url_of
+
+    async with open_control(server, address) as control:
+        yield [*map(url_of, control.addresses)]
 
 
 def start_reporting(addresses: Sequence[str]) -> None:

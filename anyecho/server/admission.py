@@ -69,6 +69,8 @@ class ListenerPolicy(NamedTuple):
     faults: FaultPlan | None = None
     #: Its address, for the access log.
     listener: str = ""
+    #: Serves its connections; None: the handler of the server.
+    handler: Handler | None = None
 
 
 class Admission:
@@ -109,6 +111,8 @@ class Admission:
         self._empty = Event()
         #: Measures the durations of connections; None: nothing is measured.
         self.timings: Timings | None = None
+        #: The fault plan of each open connection, by which those of a listener are found; None: not kept.
+        self._plans: dict[Connection, FaultPlan | None] | None = None
         #: All open connections, those without a complete PROXY header included.
         self.connections: set[Connection] = set()
 
@@ -145,6 +149,8 @@ class Admission:
             self._engine.recorder.begin(connection, sockaddr)
         if self.timings is not None:
             self.timings.begin(connection)
+        if self._plans is not None:
+            self._plans[connection] = policy.faults
         if policy.certificates:
             self.handshakes.acquire()
         if policy.versions is None:
@@ -159,6 +165,17 @@ class Admission:
         for connection in [*self.connections]:
             if isinstance(connection, HandlerConnection):
                 connection.redraw_faults()
+
+    def follow_plans(self) -> None:
+        """Let `close_connections` find the connections accepted from now on."""
+        if self._plans is None:
+            self._plans = {}
+
+    def close_connections(self, plan: FaultPlan, reason: CloseReason) -> None:
+        """Close the connections with this fault plan, without a lingering close."""
+        for connection in [each for each, other in (self._plans or {}).items() if other is plan]:
+            connection.request_close(reason)
+            connection.abort()
 
     def record(self) -> Recorder:
         """Keep a record of each connection from now on. Connections then need a task."""
@@ -202,8 +219,9 @@ class Admission:
                 if fault.flaw is not None:
                     context = policy.certificates.flawed(fault.flaw)
             records = Records(context, server_side=True)
-        if drawn or redraw is not None or self._handler is not echo:
-            return HandlerConnection(sock, self._engine, records, self._handler, drawn, redraw)
+        handler = policy.handler or self._handler
+        if drawn or redraw is not None or handler is not echo:
+            return HandlerConnection(sock, self._engine, records, handler, drawn, redraw)
         if self._events is None or self._needs_task():
             return TaskConnection(sock, self._engine, records)
 
@@ -252,6 +270,8 @@ class Admission:
         received, sent = connection.totals
         stats.bytes_received += received
         stats.bytes_sent += sent
+        if self._plans is not None:
+            self._plans.pop(connection, None)
         if self._engine.recorder is not None:
             self._engine.recorder.end(connection, str(connection.reason))
         if self.timings is not None:

@@ -53,7 +53,7 @@ class Listening:
         self._stats = stats
         self._poller = poller
         self._options = options
-        self._certificates = certificates
+        self.certificates = certificates
         self._seed = seed
         self._faults: Mapping[str, Fault] = named(options.faults)
         if options.faults:
@@ -77,12 +77,15 @@ class Listening:
         self._tasks: TaskGroup | None = None
         self._scope = CancelScope()
         self._stopped = False
+        self._stays_open = False
 
     async def run(self) -> None:
         """Accept until stopped or cancelled. Raises `OSError` if a listener can accept no more."""
         try:
             with self._scope:
                 async with create_task_group() as self._tasks:
+                    if self._stays_open:
+                        self._tasks.start_soon(sleep_forever)
                     for stream in self.streams:
                         self._tasks.start_soon(stream.run, self._poller)
                     for reflector in self._reflectors:
@@ -124,8 +127,8 @@ class Listening:
             if fault.carriers == ("datagram",) and fault not in self._options.faults:
                 text = f"{fault.name} is for datagrams, of which the faults are set at the start"
                 raise UsageError(text, options=("faults",))
-            if fault.flaw is not None and self._certificates is not None:
-                self._certificates.flawed(fault.flaw)  # made now, because it may fail
+            if fault.flaw is not None and self.certificates is not None:
+                self.certificates.flawed(fault.flaw)  # made now, because it may fail
         for stream in self.streams:
             if stream.policy.faults is not None:
                 stream.policy.faults.faults = acting(faults, stream.carriers)
@@ -157,18 +160,20 @@ class Listening:
 
     def stay_open(self) -> None:
         """Do not end with the last listener: another one may be added."""
+        self._stays_open = True
         if self._tasks is not None:
             self._tasks.start_soon(sleep_forever)
 
     def add(self, listener: Listener, policy: ListenerPolicy) -> StreamListener:
         """Accept on one more `listener` for streams. Once stopped, close it."""
         stream = StreamListener(listener, policy, self._admission, self._stats)
-        if self._tasks is None or self._stopped:
+        if self._stopped:
             listener.close()
-        else:
-            self.streams.append(stream)
-            self._tasks.start_soon(stream.run, self._poller)
+            return stream
 
+        self.streams.append(stream)
+        if self._tasks is not None:  # else `run` begins soon
+            self._tasks.start_soon(stream.run, self._poller)
         return stream
 
     def remove(self, stream: StreamListener) -> None:
@@ -178,7 +183,7 @@ class Listening:
             self.streams.remove(stream)
 
     def _policy(self, requested: Address, bound: Address) -> ListenerPolicy:
-        certificates = self._certificates if requested.tls else None
+        certificates = self.certificates if requested.tls else None
         carriers = frozenset({"stream", "tls"} if requested.tls else {"stream"})
         plan = FaultPlan(acting(self._faults, carriers), self._seed)
         return ListenerPolicy(expected_header(requested, self._options), certificates, plan, str(bound))

@@ -53,6 +53,7 @@ class CloseReason(StrEnum):
     UPSTREAM = "upstream", "The server that it was forwarded to refused or lost its connection."
     RETURNED = "returned", "The server's handler returned before EOF from the peer."
     HANDLER = "handler", "The server's handler raised an exception, logged with its traceback."
+    CONTROL = "control", "The control API disabled, changed or deleted its proxy."
     DRAINED = "drained", "The grace period of a drain was over, or the server's block was left."
     CANCELLED = "cancelled", "The server was aborted, or an exception or a cancellation left its block."
     ERROR = "error", "The server has a bug, logged with its traceback."

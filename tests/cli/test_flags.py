@@ -29,7 +29,17 @@ from anyecho.validation import FilePath
 
 #: Parameters of each verb besides the options.
 OWN_FLAGS = {
-    "serve": {"--bind", "--backend", "--access-log", "--admin", "--handler", "--forward", "--fault", "--seed"},
+    "serve": {
+        "--bind",
+        "--backend",
+        "--access-log",
+        "--admin",
+        "--control",
+        "--handler",
+        "--forward",
+        "--fault",
+        "--seed",
+    },
     "send": {"--file", "--repeat", "-4", "-6", "--backend"},
     "ping": {"--quiet", "--timestamps", "--json", "-4", "-6", "--backend"},
     "bench": {"-4", "-6", "--backend"},
