@@ -47,29 +47,35 @@ class _Scrape:
     ready: bool
 
     def collect(self) -> Iterator[Metric]:
+        totals = self.totals
         yield InfoMetricFamily("anyecho_build", "Version of anyecho.", {"version": __version__})
-        yield GaugeMetricFamily("anyecho_ready", "1 if the server accepts connections, else 0.", self.ready)
+        yield _gauge("ready", "1 if new connections are accepted, else 0.", int(self.ready))
         yield from self._connections()
         yield from self._datagrams()
-        yield _histogram("event_loop_lag", "Lateness of a timer of the event loop.", self.totals.loop_lag)
-        yield _by("worker_restarts", "Workers started anew.", "cause", self.totals.restarts)
-        lines = self.totals.log_lines_dropped
-        yield _counter("log_lines_dropped", "Log lines that standard error did not take in time.", lines)
+        text = "By how much a timer of the event loop was late, four times a second."
+        yield _histogram("event_loop_lag", text, totals.loop_lag)
+        yield _gauge("workers_ready", "Processes that accept connections.", totals.workers_ready)
+        yield _by("worker_restarts", "Workers started anew after an unplanned end.", "cause", totals.restarts)
+        text = "Log lines that standard error did not accept."
+        yield _counter("log_lines_dropped", text, totals.log_lines_dropped)
 
     def _connections(self) -> Iterator[Metric]:
         totals = self.totals
         accept_errors = {**totals.accept_errors}
         shed = accept_errors.pop("shed", 0)
-        yield GaugeMetricFamily("anyecho_connections_open", "Connections that are open.", totals.open)
+        reasons = (*CloseReason, DIED)
+        yield _gauge("connections_open", "Connections that are open.", totals.open)
         yield _counter("connections_accepted", "Connections accepted.", totals.accepted)
-        yield _by("connections_closed", "Connections closed.", "reason", totals.closed, known=(*CloseReason, DIED))
+        yield _by("connections_closed", "Connections closed.", "reason", totals.closed, known=reasons)
         yield _counter("connections_shed", "Connections closed at once for lack of a descriptor.", shed)
         yield _by("accept_errors", "Errors of accept(2).", "error", accept_errors)
-        yield _counter("received_bytes", "Bytes received on connections.", totals.bytes_received)
-        yield _counter("sent_bytes", "Bytes sent on connections.", totals.bytes_sent)
+        text = "Bytes received on connections; plaintext over TLS."
+        yield _counter("received_bytes", text, totals.bytes_received, unit="bytes")
+        yield _counter("sent_bytes", "Bytes sent on connections.", totals.bytes_sent, unit="bytes")
         yield _histogram("connection_duration", "Time from accept to close.", totals.connections)
         yield _histogram("tls_handshake_duration", "Time of completed TLS handshakes.", totals.handshakes)
-        yield _by("tls_failures", "Failed TLS handshakes and invalid records.", "error", totals.tls_failures)
+        text = "TLS handshakes and records that failed, by OpenSSL's name of the error."
+        yield _by("tls_failures", text, "error", totals.tls_failures)
 
     def _datagrams(self) -> Iterator[Metric]:
         udp = self.totals.datagrams
@@ -77,12 +83,16 @@ class _Scrape:
         yield _counter("datagrams_echoed", "Datagrams echoed.", udp.echoed)
         yield _by("datagrams_dropped", "Datagrams without a reply.", "reason", udp.dropped, known=DROP_REASONS)
         yield _by("datagram_errors", "Errors of UDP sockets.", "error", udp.errors)
-        yield _counter("datagram_received_bytes", "Bytes received in datagrams.", udp.bytes_received)
-        yield _counter("datagram_echoed_bytes", "Bytes echoed in datagrams.", udp.bytes_echoed)
+        yield _counter("datagram_received_bytes", "Bytes received in datagrams.", udp.bytes_received, unit="bytes")
+        yield _counter("datagram_echoed_bytes", "Bytes echoed in datagrams.", udp.bytes_echoed, unit="bytes")
 
 
-def _counter(name: str, text: str, value: int) -> Metric:
-    return CounterMetricFamily(f"anyecho_{name}", text, value)
+def _gauge(name: str, text: str, value: int) -> Metric:
+    return GaugeMetricFamily(f"anyecho_{name}", text, value)
+
+
+def _counter(name: str, text: str, value: int, unit: str = "") -> Metric:
+    return CounterMetricFamily(f"anyecho_{name}", text, value, unit=unit)
 
 
 def _by(name: str, text: str, label: str, values: Mapping[str, int], known: Iterable[str] = ()) -> Metric:
@@ -97,4 +107,4 @@ def _by(name: str, text: str, label: str, values: Mapping[str, int], known: Iter
 def _histogram(name: str, text: str, histogram: Histogram) -> Metric:
     bounds = [*map(floatToGoString, histogram.bounds), "+Inf"]
     buckets = [*zip(bounds, accumulate(histogram.counts), strict=True)]
-    return HistogramMetricFamily(f"anyecho_{name}_seconds", text, buckets, histogram.seconds)
+    return HistogramMetricFamily(f"anyecho_{name}", text, buckets, histogram.seconds, unit="seconds")

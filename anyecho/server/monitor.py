@@ -87,5 +87,6 @@ class Monitor:
             connections=self._timings.connections.read(),
             handshakes=self._timings.handshakes.read(),
             loop_lag=self._timings.loop_lag.read(),
+            workers_ready=int(self.ready()),
             log_lines_dropped=dropped_log_lines(),
         )

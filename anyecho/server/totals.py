@@ -76,7 +76,7 @@ class Totals:
       ``wrong_version_number``;
     * `handshakes`: duration of the TLS handshakes that succeeded; `connections`: duration of closed connections,
       from accept to close; `loop_lag`: by how much the event loop was late for a timer;
-    * `restarts`: workers that were started anew, by cause;
+    * `workers_ready`: processes that accept connections; `restarts`: workers that were started anew, by cause;
     * `log_lines_dropped`: log lines that standard error did not take.
     """
 
@@ -91,6 +91,7 @@ class Totals:
     connections: Histogram = field(default_factory=partial(Histogram, bounds=CONNECTION_BOUNDS))
     loop_lag: Histogram = field(default_factory=partial(Histogram, bounds=LAG_BOUNDS))
     datagrams: DatagramTotals = DatagramTotals()
+    workers_ready: int = 0
     restarts: dict[str, int] = field(default_factory=dict)
     log_lines_dropped: int = 0
 
@@ -106,10 +107,11 @@ class Totals:
 
     def after_end(self) -> Totals:
         """Return these totals for a process that has ended: what was open is closed, for the reason ``died``."""
-        if not self.open:
-            return self
+        closed = self.closed
+        if self.open:
+            closed = {**closed, DIED: closed.get(DIED, 0) + self.open}
 
-        return replace(self, open=0, closed={**self.closed, DIED: self.closed.get(DIED, 0) + self.open})
+        return replace(self, open=0, closed=closed, workers_ready=0)
 
 
 def merge(totals: Iterable[Totals]) -> Totals:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
@@ -19,10 +22,12 @@ TOTALS = Totals(
     accept_errors={"EMFILE": 3, "shed": 2},
     tls_failures={"http_request": 1},
     connections=Histogram(bounds=(0.5, 1.0), counts=(3, 1, 1), seconds=4.5),
-    datagrams=DatagramTotals(received=9, dropped={"rate": 1, "fault": 2}),
+    datagrams=DatagramTotals(received=9, dropped={"rate": 1, "fault": 2}, errors={"EAGAIN": 1}),
+    workers_ready=2,
     restarts={"signal": 1},
     log_lines_dropped=6,
 )
+ROOT = Path(__file__).parent.parent.parent
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 
@@ -62,6 +67,7 @@ def test_a_scrape_has_every_counter(accept: str) -> None:
         "anyecho_datagrams_received_total": 9,
         "anyecho_datagrams_dropped_total{reason=rate}": 1,
         "anyecho_datagrams_dropped_total{reason=fault}": 2,
+        "anyecho_workers_ready": 2,
         "anyecho_worker_restarts_total{cause=signal}": 1,
         "anyecho_log_lines_dropped_total": 6,
     }
@@ -109,3 +115,16 @@ def test_the_format_is_what_the_scraper_accepts(accept: str, content_type: str) 
 @pytest.mark.parametrize("ready", [False, True])
 def test_readiness_is_a_metric(ready: bool) -> None:
     assert f"\nanyecho_ready {float(ready)}\n".encode() in render(TOTALS, ready=ready)[0]
+
+
+def test_the_table_of_metrics_is_complete() -> None:
+    table = (ROOT / "docs" / "operating.md").read_text().partition("| metric |")[2]
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| (.*?) \| (.*) \|$", table, re.MULTILINE)
+    families = []
+    for family in parse_text(render(TOTALS, ready=True)[0].decode()):
+        suffix = "_total" if family.type == "counter" else ""
+        labels = {name for sample in family.samples for name in sample.labels if name != "le"}
+        shown = " ".join(f"`{label}`" for label in labels)
+        families.append((f"{family.name}{suffix}", family.type, shown, family.documentation))
+
+    assert rows == families
