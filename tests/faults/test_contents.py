@@ -25,6 +25,7 @@ from anyecho.faults import (
     PacketLoss,
     Slicer,
     Stall,
+    StalledHandshake,
     StreamFault,
     Timeout,
     parse_fault,
@@ -211,10 +212,15 @@ def test_a_fault_acts_on_the_chosen_connections(selection: dict[str, Any], expec
     assert {number for number in range(1, 13) if plan.draw(number)} == expected
 
 
-def test_a_fault_acts_with_the_probability_of_its_toxicity_and_repeats_with_the_seed() -> None:
+@pytest.mark.parametrize(
+    "fault",
+    [Timeout(toxicity=0.3), Corrupt(toxicity=0.3), StalledHandshake(toxicity=0.3)],
+    ids=lambda each: each.name,
+)
+def test_a_fault_acts_with_the_probability_of_its_toxicity_and_repeats_with_the_seed(fault: Fault) -> None:
     runs = []
     for seed in (1, 1, 2):
-        plan = FaultPlan(named([Timeout(toxicity=0.3)]), seed=seed)
+        plan = FaultPlan(named([fault]), seed=seed)
         runs.append([bool(plan.draw(number)) for number in range(4000)])
     assert runs[0] == runs[1] != runs[2]
     assert 1100 < sum(runs[0]) < 1300  # 1200 are expected, with a standard deviation of 29

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -169,9 +170,8 @@ async def test_slices_follow_each_other_after_the_delay(direction: Direction, ta
 async def test_a_connection_ends_at_its_time_whether_data_flows_or_not(
     fault: StreamFault, direction: Direction, tasks: TaskGroup
 ) -> None:
-    del direction
     for flows in (True, False):
-        one = line(fault, tasks)
+        one = line(replace(fault, stream=direction), tasks)
 
         async def flow(stream: ByteStream = one.spoiled, flows: bool = flows) -> None:
             while flows:
@@ -195,11 +195,16 @@ async def test_a_connection_ends_at_its_time_whether_data_flows_or_not(
         await one.spoiled.aclose()
 
 
-async def test_a_reset_comes_after_its_time_from_the_first_byte(tasks: TaskGroup) -> None:
-    one = line(ResetPeer(timeout=2), tasks)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+async def test_a_reset_comes_after_its_time_from_the_first_byte(direction: Direction, tasks: TaskGroup) -> None:
+    one = line(ResetPeer(timeout=2, stream=direction), tasks)
     await sleep(1)
     with pytest.raises(ConnectionEnded):
-        await one.spoiled.send(b"x")
+        if direction == "upstream":
+            await one.plain.send(b"x")
+            await one.spoiled.receive()
+        else:
+            await one.spoiled.send(b"x")
     assert one.now() == 3.0
     with pytest.raises(EndOfStream):
         await one.plain.receive()

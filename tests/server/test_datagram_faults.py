@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -114,6 +115,48 @@ async def test_a_drain_does_not_wait_for_late_replies() -> None:
         assert await replies(server, b"a") == []
         with fail_after(SOON):
             await server.drain(0)
+
+
+@pytest.mark.parametrize(
+    ("fault", "shows"),
+    [
+        (Loss(loss_rate=0.3), lambda replies: not replies),
+        (Duplicate(rate=0.3), lambda replies: len(replies) == 2),
+        (Reorder(rate=0.3, delay=2.0), lambda replies: replies == [(12.0, b"x")]),
+        (Corrupt(rate=0.3), lambda replies: replies[0][1] != b"x"),
+        (Truncate(toxicity=0.3), lambda replies: replies == [(10.0, b"")]),
+        (Latency(latency=2.0, toxicity=0.3), lambda replies: replies == [(12.0, b"x")]),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_a_fault_of_datagrams_acts_with_its_probability_and_repeats_with_the_seed(
+    fault: Fault, shows: Callable[[list[tuple[float, bytes]]], bool]
+) -> None:
+    runs = []
+    for seed in (1, 1, 2):
+        plan = DatagramPlan([fault], seed=seed)
+        runs.append([plan.replies(10.0, b"x") for _ in range(4000)])
+    assert runs[0] == runs[1] != runs[2]
+    assert 1100 < sum(map(shows, runs[0])) < 1300  # 1200 are expected, with a standard deviation of 29
+    assert sum(replies == [(10.0, b"x")] for replies in runs[0]) == 4000 - sum(map(shows, runs[0]))
+
+
+@pytest.mark.parametrize(
+    ("selection", "expected"),
+    [({"first": 2}, {1, 2}), ({"on": 3}, {3}), ({"every": 5}, {5, 10}), ({"every": 5, "first": 7}, {5})],
+)
+def test_a_fault_acts_on_the_chosen_datagrams(selection: dict[str, Any], expected: set[int]) -> None:
+    plan = DatagramPlan([Truncate(**selection)], seed=1)
+    assert {number for number in range(1, 13) if plan.replies(0.0, b"x") == [(0.0, b"")]} == expected
+
+
+def test_the_jitter_of_datagrams_is_within_its_bounds() -> None:
+    plan = DatagramPlan([Latency(latency=1.0, jitter=0.5)], seed=1)
+    due = [time for number in range(4000) for time, _ in plan.replies(float(number * 2), b"x")]
+    delays = [time - number * 2 for number, time in enumerate(due)]
+    assert 0.5 <= min(delays) < 0.55
+    assert 1.45 < max(delays) <= 1.5
+    assert 0.97 < sum(delays) / len(delays) < 1.03  # the standard deviation of the mean is 0.005
 
 
 def test_the_loss_has_its_rate_and_comes_in_bursts_if_correlated() -> None:

@@ -10,6 +10,7 @@ import ssl
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -243,6 +244,48 @@ async def test_a_limit_lets_its_bytes_pass_and_ends_with_eof(carrier: Address) -
         assert await talk(server, script) == bytes(70_000)
         await until_closed(server)
         assert server.stats.closed == {"fault": 1}
+
+
+async def test_a_cut_ends_the_connection_in_the_middle(carrier: Address) -> None:
+    async with open_server(carrier, options=options(Cut(bytes=3))) as server:
+
+        def script(sock: socket.socket) -> bytes:
+            sock.sendall(b"hello")
+            return receive_all(sock)
+
+        assert await talk(server, script) == b"hel"
+        await until_closed(server)
+        assert server.stats.closed == {"fault": 1}
+
+
+async def test_a_cut_after_its_time_ends_a_connection_on_which_data_flows(carrier: Address) -> None:
+    async with open_server(carrier, options=options(Cut(seconds=DELAY))) as server:
+
+        def script(sock: socket.socket) -> float:
+            start = time.monotonic()
+            with suppress(ConnectionError):  # a FIN, or a RST for what has not been read
+                while exchange(sock, b"hello"):
+                    pass
+            return time.monotonic() - start
+
+        assert await talk(server, script) >= DELAY - 0.05  # counted from accept
+        await until_closed(server)
+        assert server.stats.closed == {"fault": 1}
+
+
+@pytest.mark.parametrize("stream", ["upstream", "downstream"])
+async def test_a_stall_without_an_end_is_a_black_hole_after_its_bytes(stream: Any, carrier: Address) -> None:
+    async with open_server(carrier, options=options(Stall(bytes=2, stream=stream))) as server:
+
+        def script(sock: socket.socket) -> bytes:
+            sock.sendall(b"hello")
+            got = receive(sock, 2)
+            sock.settimeout(DELAY)
+            with pytest.raises(TimeoutError):
+                sock.recv(100)
+            return got
+
+        assert await talk(server, script) == b"he"
 
 
 async def test_a_close_is_late_by_slow_close(carrier: Address) -> None:
