@@ -103,7 +103,7 @@ class UnixAddress(StreamAddress):
     `mode` holds the permissions of a listener's socket file. `proxy` is as for TCP.
 
     Raises:
-        AddressError: a value has the wrong type, is out of range, or does not fit the others.
+        AddressError: a value has the wrong type, is out of range, or excludes another value.
     """
 
     path: str

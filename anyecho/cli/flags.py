@@ -159,7 +159,7 @@ def _annotate(settings: dict[str, Any], hint: Any) -> Any:
 
 
 def _unit_of(hint: Any) -> tuple[Unit | None, bool]:
-    """Return the unit of a number, None for other types, and whether it may be None, whose text is "off"."""
+    """Return the unit of a number, None for other types, and whether it may be None ("off")."""
     is_limit = NoneType in get_args(hint)
     kind = get_args(hint)[0] if is_limit else hint
     unit = next((extra for extra in get_args(kind)[1:] if isinstance(extra, Unit)), _INT if kind is int else None)

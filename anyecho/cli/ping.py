@@ -68,6 +68,6 @@ def ping(
     with (
         log_to_stderr(log),
         environment.attached_to(logger),
-        caught_signals(handled=1, others=(signal.SIGQUIT,)) as signals,
+        caught_signals(handled=1, more=(signal.SIGQUIT,)) as signals,
     ):
         return run_and_print(address, options, backend, signals, json=json, quiet=quiet, timestamps=timestamps)

@@ -67,7 +67,7 @@ def deliver(
 ) -> int:
     """Print `lines`, write the files of `document`, apply the gates; return the exit status, 0 or 99.
 
-    All outputs are tried, so that one that fails loses no figure in the others; then `LocalError` is raised.
+    Every output is tried, also after one has failed; then `LocalError` is raised.
     """
     gates = parsed_gates(outputs, has_baseline=bool(comparisons))
     jobs: list[Callable[[], None]] = []

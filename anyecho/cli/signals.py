@@ -82,17 +82,17 @@ class Signals:
 
 @contextmanager
 def caught_signals(
-    *, handled: int, hangup: bool = False, others: Collection[signal.Signals] = ()
+    *, handled: int, hangup: bool = False, more: Collection[signal.Signals] = ()
 ) -> Iterator[Signals]:
     """Catch SIGINT and SIGTERM within the block, in the main thread; enter it before the event loop starts.
 
     With `hangup`, SIGHUP is caught too, any number of times, even if it is ignored when the block is entered; so is
-    each of `others`.
+    each of `more`.
     """
     # nohup(1) starts a process with SIGHUP ignored, so that it survives its terminal.
     depends_on_terminal = hangup and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
     signals = Signals(handled, Terminal() if depends_on_terminal else None)
-    caught = {signal.SIGTERM, *others} | ({signal.SIGHUP} if hangup else set())
+    caught = {signal.SIGTERM, *more} | ({signal.SIGHUP} if hangup else set())
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         caught.add(signal.SIGINT)
     before = {each: signal.signal(each, signals.on_signal) for each in caught}

@@ -1,4 +1,4 @@
-"""A stream whose faults may change while it is used.
+"""A stream with faults that may change while it is used.
 
 A fault that is added acts on the bytes that come after, one that is replaced or removed on those that it holds too.
 No byte is lost by a change.

@@ -47,7 +47,7 @@ class LoadConnection(EventDriven):
         self.sent = array("q")
         self.received = array("q")
         self.due = array("q") if traffic.is_open_loop else self.sent
-        #: Numbers of the messages whose reply had a wrong byte.
+        #: Numbers of the messages with a wrong byte in the reply.
         self.wrong: list[int] = []
         #: Why the connection ended, if it did.
         self.dropped = ""
@@ -68,7 +68,7 @@ class LoadConnection(EventDriven):
 
     @property
     def outstanding(self) -> int:
-        """Messages whose reply is still to come, those in the queue included."""
+        """Messages without a reply, those in the queue included."""
         return 0 if self.stopped else len(self.due) - len(self.received)
 
     def start(self) -> None:

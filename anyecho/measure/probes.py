@@ -202,7 +202,7 @@ class Probes:
         return oldest.sent_at + self.timeout if oldest is not None and oldest.is_sent else None
 
     def expire(self, now: int) -> None:
-        """Count as lost each probe whose timeout has ended before `now`."""
+        """Count as lost each probe with a timeout that ended before `now`."""
         while (expiry := self.next_expiry) is not None and expiry < now:
             probe = next(iter(self.outstanding.values()))
             self._settle(probe)

@@ -191,7 +191,7 @@ class _Evaluation:
 
 
 def _second(number: int, ranked: list[int], size: int) -> Second:
-    """Return second `number`, whose latencies are `ranked` in ascending order."""
+    """Return second `number` from its latencies, `ranked` in ascending order."""
     below = [0, *(bisect_right(ranked, edge) for edge in LEVEL_EDGES), len(ranked)]
     p50, p99 = (resolved_quantile(ranked, q) for q in (0.5, 0.99))
     return Second(

@@ -129,8 +129,8 @@ async def _run_series(
 ) -> None:
     """Run each cell in each round; `report` is called with each result.
 
-    A cell whose server fails is not tried again, and its result has the error. After an interrupt, the last result
-    is marked.
+    If the server of a cell fails, the cell is not tried again, and its result has the error. After an interrupt,
+    the last result is marked.
 
     Raises:
         AnyechoError: the only run fails, or the first one at an address.

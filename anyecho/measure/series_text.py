@@ -18,7 +18,7 @@ from anyecho.measure.result import Document, RunResult
 from anyecho.measure.text import common_text, document_lines, machine_text, percentile_name
 
 _HEADS = {"rate": "msg/s", "lag": "lag p99", "cpu": "cpu/echo"}
-#: Percentiles of the table, unless others are asked for.
+#: Percentiles of the table by default.
 _PERCENTILES = (50.0, 99.0)
 
 

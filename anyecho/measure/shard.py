@@ -1,8 +1,8 @@
 """A shard in a process of its own: prepare it, start it and take its result; interrupt it.
 
-These are plain functions whose arguments can be pickled, so any `concurrent.futures.Executor` runs them; those of a
-shard must run in the same process, which is the parent of the shard. The process of a shard has an event loop and a
-GIL of its own, so that neither its parent nor another shard disturbs it. It ends when its parent is gone.
+These are plain functions of arguments that can be pickled, so any `concurrent.futures.Executor` runs them; those of
+a shard must run in the same process, which is the parent of the shard. The process of a shard has an event loop and
+a GIL of its own, so that neither its parent nor another shard disturbs it. It ends when its parent is gone.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from anyecho.net.fallback import Fallback
 #: The first words of lines, to the shard and from it.
 START, INTERRUPT = b"start", b"interrupt"
 CONNECTED = b"connected"
-#: Seconds that a shard waits for its start: longer than the connecting of all others takes.
+#: Seconds that a shard waits for its start: longer than all other shards take to connect.
 _START_WITHIN = 600.0
 _STDIN, _STDOUT = 0, 1
 
@@ -104,7 +104,7 @@ async def _run(job: ShardJob, lines: _Lines) -> RunResult:
 
 
 class _Lines:
-    """Lines of standard input. It is not read as a file, whose buffer would hide a line from the event loop."""
+    """Lines of standard input. It is not read as a file: the buffer would hide a line from the event loop."""
 
     def __init__(self) -> None:
         self._received = b""

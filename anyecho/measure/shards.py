@@ -97,7 +97,7 @@ async def run_shards(
 ) -> RunResult:
     """Run a shard at each of `places`; return the merged result.
 
-    A shard that is lost after the start is an `error` of the result, whose figures are those of the others.
+    A shard that is lost after the start is an `error` of the result, which has the figures of the remaining ones.
 
     Raises:
         UsageError: there are fewer connections than places.

@@ -69,7 +69,7 @@ def describe_load(load: Load, names: Sequence[str] = _DESCRIBED, *, varying: boo
 
 
 def differences(loads: Sequence[Load]) -> list[str]:
-    """Return, for each load, what sets it apart from the others; "" if all are equal."""
+    """Return, for each load, what sets it apart from the other loads; "" if all are equal."""
     varying = [name for name in _DESCRIBED if len({getattr(load, name) for load in loads}) > 1]
     return [describe_load(load, varying, varying=True) for load in loads]
 

@@ -19,7 +19,7 @@ class Wire(Protocol):
 
     @property
     def sock(self) -> socket.socket:
-        """The socket whose events to wait for."""
+        """The socket to wait for."""
 
     @property
     def established(self) -> bool:

@@ -107,7 +107,7 @@ class Admin:
 
 
 def _import_render() -> Callable[..., tuple[bytes, str]] | None:
-    """Return `render`, whose module takes 0.1 s to import, before the first scrape; None without the extra."""
+    """Import `render` before the first scrape, because it takes 0.1 s; return None without the extra."""
     try:
         from anyecho.server.metrics import render
     except ModuleNotFoundError as exc:

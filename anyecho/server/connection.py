@@ -186,7 +186,7 @@ class Connection(LoggedPeer):
         self.sock.close()
 
     def _closed(self, reason: CloseReason) -> None:
-        """Log and count the connection, whose socket is closed."""
+        """Log and count the connection. Its socket is closed."""
         self.reason = reason
         self._scope = None
         self.log_end()

@@ -1,6 +1,6 @@
 """What a running server reports: totals, whether it is ready, and its peers.
 
-Thousands of connections are read in slices, so that the echo of the others goes on.
+Thousands of connections are read in slices, so that echoes go on between two slices.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Monitor:
         return replace(totals, bytes_received=received, bytes_sent=sent)
 
     async def peers(self) -> AsyncIterator[list[Peer]]:
-        """Yield all connected peers in slices, without those whose handshake is incomplete.
+        """Yield all connected peers in slices, without those in a handshake.
 
         A slice takes 0.2 ms, and other tasks run before the next one. It is best written as text at once: thousands
         of objects that are kept start a garbage collection, which takes 20 ms beside 5,000 connections.

@@ -82,7 +82,7 @@ class LoggedPeer(ABC):
         self._started_at = monotonic()
 
     def log_open(self) -> None:
-        """Log the connection, whose handshake is complete if there is one, in the access log."""
+        """Log in the access log that the connection is open: its handshake, if there is one, is complete."""
         if access_logger.isEnabledFor(logging.DEBUG):
             access_logger.debug("opened", extra=self._fields())
 

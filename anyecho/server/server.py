@@ -279,5 +279,5 @@ class Server:
         return self._monitor
 
     def peers(self) -> list[Peer]:
-        """Return all connected peers, at most `max_connections`, without those whose handshake is incomplete."""
+        """Return all connected peers, at most `max_connections`, without those in a handshake."""
         return self._admission.peers()

@@ -24,7 +24,7 @@ _WRONG_NAME = "wrong-name.invalid"
 
 
 class GeneratedAuthority:
-    """A CA whose key stays in memory. Raises `CertificateError` if trustme is not installed."""
+    """A CA with a key that stays in memory. Raises `CertificateError` if trustme is not installed."""
 
     def __init__(self) -> None:
         try:
