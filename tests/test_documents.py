@@ -91,7 +91,7 @@ def commands(block: Block) -> list[list[str]]:
 
 
 def test_every_block_is_of_a_kind_that_is_tested() -> None:
-    assert {each.language for each in blocks()} == {"console", "python", "sh", "yaml"}
+    assert {each.language for each in blocks()} == {"console", "python", "sh", "toml", "yaml"}
     assert (len(PAIR), len(TEST_SUITES)) == (2, 5)
     assert {each.language for each in blocks(of=[*(ROOT / "docs").glob("[A-Z]*.md"), *ROOT.glob("C*.md")])} == {
         "sh",
@@ -281,7 +281,10 @@ def test_the_pods_of_the_kubernetes_job_are_the_shards_of_one_load(processes: Pr
 
 
 @pytest.mark.parametrize("block", blocks("sh", "console"), ids=where)
-def test_commands_are_accepted(block: Block) -> None:
+def test_commands_are_accepted(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [example] = blocks("toml")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "echo.toml").write_text(example.text)
     for verb, *words in commands(block):
         _, bound, _ = app.parse_args([verb, *words], print_error=False, exit_on_error=False)
         named = [*bound.arguments.get("addresses", ()), *bound.arguments.get("bind", ())]

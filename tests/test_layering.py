@@ -206,6 +206,7 @@ FOLDERS = {
         "logs",
         "spelling",
         "environment",
+        "config_file",
         "help_pages",
         "flags",
         "mistakes",
@@ -264,6 +265,7 @@ RESTRICTED = {
 MAY_IMPORT_LATE = (
     "pytest_plugin",
     "cli.bench",
+    "cli.config_file",
     "cli.report",
     "cli.ping",
     "measure.dask_workers",

@@ -6,7 +6,7 @@ a warning and never an error: another version may read it.
 
 from __future__ import annotations
 
-__all__ = ("Environment",)
+__all__ = ("Environment", "is_readable")
 
 import logging
 import os
@@ -21,6 +21,7 @@ from cyclopts.argument import Argument, ArgumentCollection
 from cyclopts.config import Env
 
 from anyecho.cli.spelling import PREFIX, OptionNames
+from anyecho.errors import AddressError, UsageError
 
 #: Variables that Kubernetes sets in every container for a service called anyecho or anyecho-something.
 _KUBERNETES = re.compile(rf"{PREFIX}(.*_)?(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_.*)?)")
@@ -37,19 +38,21 @@ class Environment(Env):
         super().__init__(PREFIX, command=False)
         #: Once a command line has been parsed: the options that a variable set.
         self.used: tuple[str, ...] = ()
+        #: The options that a configuration file set, each with its name in messages.
+        self.in_file: dict[str, str] = {}
         #: The application with the verbs that read variables. A variable of any verb is known to every verb.
         self.root: App | None = None
         self._unknown: tuple[str, ...] = ()
 
     @property
     def option_names(self) -> OptionNames:
-        return OptionNames(self.used)
+        return OptionNames(self.used, self.in_file)
 
     def __call__(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
         del app, commands
         used = []
         for argument in arguments:
-            if not argument.tokens and _is_readable(argument):
+            if not argument.tokens and is_readable(argument):
                 self._read(argument)
                 if argument.tokens:
                     used.append(argument.field_info.name)
@@ -82,7 +85,7 @@ class Environment(Env):
             for verb in root
             if not verb.startswith("-")
             for argument in root[verb].assemble_argument_collection()
-            if _is_readable(argument)
+            if is_readable(argument)
         }
         words = {name.removeprefix(PREFIX) for name in known}
         for name in sorted(set(candidates) - known):
@@ -100,6 +103,16 @@ class Environment(Env):
         finally:
             logger.removeFilter(self._substitute_names)
 
+    @contextmanager
+    def naming(self, option: str) -> Iterator[None]:
+        """Put the name of `option` before an error about its value, if the value is from a configuration file."""
+        try:
+            yield
+        except (UsageError, AddressError) as exc:
+            if option not in self.in_file:
+                raise
+            raise UsageError(f"{self.in_file[option]}: {exc}") from exc
+
     def _substitute_names(self, record: logging.LogRecord) -> bool:
         if options := getattr(record, "options", ()):
             record.msg, record.args = self.option_names.substitute(record.getMessage(), options), ()
@@ -107,10 +120,10 @@ class Environment(Env):
         return True
 
 
-def _is_readable(argument: Argument) -> bool:
+def is_readable(argument: Argument) -> bool:
     """Return whether a variable can set `argument`: a flag, or the address of a client, but no list of words."""
     kind = argument.field_info.kind
-    return kind in (kind.KEYWORD_ONLY, kind.POSITIONAL_ONLY)
+    return argument.show and kind in (kind.KEYWORD_ONLY, kind.POSITIONAL_ONLY)
 
 
 def _switched(token: Token) -> Token:

@@ -48,7 +48,8 @@ IPv6Flag = Annotated[bool, Parameter(name="-6", help="Use only IPv6.", negative=
 def flattened(command: Callable[..., T], environment: Environment | None = None) -> Callable[..., T]:
     """Return `command` with a flag per field in place of each parameter that is a dataclass.
 
-    A parameter of type `Environment` receives `environment` and is not a flag.
+    A parameter of type `Environment` receives `environment` and is not a flag. With an `environment` there is
+    ``--config`` too, which `ConfigFile` reads.
     """
     hints = get_type_hints(command, include_extras=True)
     parameters: list[inspect.Parameter] = []
@@ -64,7 +65,13 @@ def flattened(command: Callable[..., T], environment: Environment | None = None)
         else:
             parameters.append(parameter.replace(annotation=hint))
 
+    if environment is not None:
+        parameters.append(
+            inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigFlag)
+        )
+
     def wrapper(*args: Any, **given: Any) -> T:
+        given.pop("config", None)
         used = environment.used if environment else ()
         options = {name: build_options(group, given, used) for name, group in groups.items()}
         return command(*args, **given, **options, **injected)
@@ -107,6 +114,14 @@ def file_name(_: type, tokens: Sequence[Token]) -> Path:
         raise ValueError(f"the name of a file is missing before {tokens[0].value}")
 
     return Path(tokens[0].value)
+
+
+ConfigFlag = Annotated[
+    Path | None,
+    Parameter(
+        help="Read flags from this TOML file: [serve] has those of serve.", converter=file_name, group=COMMON
+    ),
+]
 
 
 def whole_number(_: type, tokens: Sequence[Token]) -> int:

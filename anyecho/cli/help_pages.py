@@ -22,8 +22,8 @@ GROUPS = {name: Group(name, sort_key=place) for place, name in enumerate(_ORDER)
 COMMON = GROUPS["Options"]
 
 _SOURCES = (
-    "Each flag can also be set by a variable, whose name has ANYECHO_ before it: ANYECHO_LOG_LEVEL=info is "
-    "--log-level info. The command line overrides it."
+    "Each flag can also be set by a variable, or in the file of --config: ANYECHO_LOG_LEVEL=info is --log-level "
+    "info, and so is log-level = 'info'. The command line overrides a variable, and a variable the file."
 )
 
 

@@ -14,6 +14,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from anyecho._version import __version__
 from anyecho.cli.bench import bench
+from anyecho.cli.config_file import ConfigFile
 from anyecho.cli.environment import Environment
 from anyecho.cli.flags import explicit, flattened
 from anyecho.cli.help_pages import details
@@ -50,7 +51,7 @@ app = App(
     help="The echo service for testing networks, clients and event loops.",
     help_format="plaintext",
     version=_version,
-    config=environment,
+    config=(environment, ConfigFile(environment)),
     default_parameter=Parameter(show_env_var=False),  # the end of each page has the rule
     result_action="return_value",
     exit_on_error=False,

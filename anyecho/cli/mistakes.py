@@ -10,6 +10,8 @@ from typing import get_args
 
 from cyclopts import CoercionError, CycloptsError, UnknownCommandError, UnknownOptionError, UnusedCliTokensError
 
+from anyecho.cli.config_file import FROM_FILE
+
 _ADDRESS = "give the address: anyecho serve HOST:PORT (or -b HOST:PORT)"
 _INFO, _DEBUG, _ERROR = ("--log-level info", "--log-level debug", "--log-level error")
 
@@ -80,7 +82,7 @@ def describe(exc: CycloptsError) -> str:
     if isinstance(exc, UnusedCliTokensError) and exc.unused_tokens:
         return f"unexpected argument {exc.unused_tokens[0]!r}"
 
-    return str(exc)
+    return str(exc).replace(FROM_FILE, "")
 
 
 def _switch_words(exc: CoercionError) -> str:

@@ -126,9 +126,10 @@ def serve(
     """
     _raise_descriptor_limit()
     activation = take_activation(os.environ)
-    if addresses and "bind" in environment.used:
-        bind = ()  # the command line overrides the environment
-    resolved = activation.resolve([parse_address(text) for text in (*addresses, *bind)])
+    if addresses and ("bind" in environment.used or "bind" in environment.in_file):
+        bind = ()  # the command line overrides the environment and the file
+    with environment.naming("bind"):
+        resolved = activation.resolve([parse_address(text) for text in (*addresses, *bind)])
     if lifeline is not None:
         return run_worker(lifeline, resolved, environment)
 
@@ -145,6 +146,8 @@ def serve(
     )
     if control is not None and workers.count is not None:
         raise UsageError("control changes one process: it excludes workers", options=("control", "workers"))
+    with environment.naming("fault"):
+        job.served_options()
     if workers.count is None:
         run_server(resolved, activation, job, environment)
     else:

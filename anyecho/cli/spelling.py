@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ("PREFIX", "OptionNames")
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 #: The prefix of environment variables.
 PREFIX = "ANYECHO_"
@@ -19,15 +19,22 @@ _FLAGS = {
 
 
 class OptionNames:
-    """The names of options as a user writes them. `from_environment` holds the options that a variable set."""
+    """The names of options as a user writes them.
 
-    def __init__(self, from_environment: Collection[str] = ()) -> None:
+    `from_environment` holds the options that a variable set, `in_file` those that a file set, with their names.
+    """
+
+    def __init__(self, from_environment: Collection[str] = (), in_file: Mapping[str, str] | None = None) -> None:
         self.from_environment = from_environment
+        self.in_file = in_file or {}
 
     def name(self, option: str) -> str:
         """Return ``--ssl-keyfile`` for ``ssl_keyfile``, or ``ANYECHO_SSL_KEYFILE`` if that variable set it."""
         if option in self.from_environment:
             return PREFIX + option.upper()
+
+        if option in self.in_file:
+            return self.in_file[option]
 
         return _FLAGS.get(option, "--" + option.replace("_", "-"))
 

@@ -115,7 +115,8 @@ def test_every_field_with_help_is_a_flag(verb: str, help_of: Callable[[str], str
 
 
 def test_flags_are_unique_and_come_from_options_only(verb: str, help_of: Callable[[str], str]) -> None:
-    expected = {flag(name) for options in OPTIONS[verb] for name, _ in described(options)} | OWN_FLAGS[verb]
+    described_ones = {flag(name) for options in OPTIONS[verb] for name, _ in described(options)}
+    expected = described_ones | OWN_FLAGS[verb] | {"--config"}
     # The first word of each row of the table.
     listed = re.findall(r"^│ (-\S+)", help_of(verb), re.M)
 

@@ -128,7 +128,7 @@ def test_help_is_complete_for_any_environment_of_the_terminal(
     assert width(page) == columns
     text = re.sub(r"[\s│]", "", page)
     assert {"--deadline", "--repeat", "--log-format"} <= set(re.findall("--[a-z-]+", text))
-    assert page.endswith("The command line overrides it.\n")
+    assert page.endswith(" the file.\n")
 
 
 @pytest.mark.parametrize(("columns", "longest"), [(0, 80), (1, 40), (2, 40), (60, 60)])
