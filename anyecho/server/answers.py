@@ -43,10 +43,11 @@ class Answers:
 
     def take(self, message: Mapping[str, Any]) -> None:
         """Take a message from the worker, which may be a part of an answer."""
-        awaited = self._awaited.get(message.get("answer", -1))
+        number = message.get("answer")
+        awaited = self._awaited.get(number) if isinstance(number, int) else None
         if awaited is not None:
-            awaited.parts += message["parts"]
-            if message["last"]:
+            awaited.parts += message.get("parts", ())
+            if message.get("last", True):
                 awaited.complete.set()
 
     def end(self) -> None:

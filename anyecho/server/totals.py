@@ -20,7 +20,7 @@ from functools import partial, reduce
 from typing import Any
 
 from anyecho.codec import decode, encode
-from anyecho.errors import InternalError
+from anyecho.errors import InternalError, UsageError
 
 #: Upper bounds of the buckets of each histogram, in seconds. Fixed, so that the histograms of workers add up.
 CONNECTION_BOUNDS = (0.001, 0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 86400.0)
@@ -102,8 +102,14 @@ class Totals:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Totals:
-        """Return the totals that `to_json` has made `value` from. Raises `UsageError`."""
-        return decode(cls, value)
+        """Return the totals that `to_json` has made `value` from.
+
+        Fields of a newer version are left out. Raises `UsageError` if a field or a bound of a histogram differs.
+        """
+        try:
+            return merge([decode(cls, value)])
+        except InternalError as exc:
+            raise UsageError(f"totals of another version: {exc}") from exc
 
     def after_end(self) -> Totals:
         """Return these totals for a process that has ended: what was open is closed, for the reason ``died``."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 __all__ = ("Failure", "Launch", "Worker", "start_worker")
 
+import logging
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -18,11 +19,15 @@ from anyio import CancelScope, Event, create_task_group, move_on_after, open_pro
 from anyio.abc import Process
 
 from anyecho.codec import decode
+from anyecho.errors import UsageError
 from anyecho.net.lifeline import Lifeline, open_lifeline
 from anyecho.server.answers import Answers
 from anyecho.server.stats import Peer
 from anyecho.server.totals import Totals
 from anyecho.systemd.manager import StateReceiver
+from anyecho.throttle import ThrottledLog
+
+logger = logging.getLogger("anyecho.server")
 
 #: Variables of the supervisor that a worker does not get: its options, its sockets, its service manager.
 _OWN_VARIABLES = ("ANYECHO_", "LISTEN_", "NOTIFY_SOCKET", "WATCHDOG_")
@@ -77,6 +82,7 @@ class Worker:
         self._lifeline = lifeline
         self._states = states
         self._answers = Answers(lifeline)
+        self._warnings = ThrottledLog(logger)
         self._silent_checks = 0
         #: Why the supervisor has killed it.
         self._killed_for = ""
@@ -176,7 +182,10 @@ class Worker:
 
     def _take(self, message: Mapping[str, Any]) -> None:
         if "totals" in message:
-            self.totals = Totals.from_json(message["totals"])
+            try:
+                self.totals = Totals.from_json(message["totals"])
+            except UsageError as exc:  # a new version was installed: the supervisor is still of the old one
+                self._warnings.warn("a worker counts what is in no metric: %s", exc)
         self._answers.take(message)
         if "failed" in message:
             self.failure = decode(Failure, message["failed"])

@@ -277,12 +277,20 @@ async def test_totals_of_a_worker_that_has_ended_are_kept() -> None:
     assert (found.accepted, found.open, found.closed) == (10, 2, {"eof": 6, DIED: 2})
 
 
-@pytest.mark.parametrize("line", ["not json", "[1, 2]", '{"unknown": 1}', ""])
+@pytest.mark.parametrize("line", ["not json", "[1, 2]", '{"unknown": 1}', '{"answer": [1]}', '{"answer": 9}', ""])
 async def test_a_line_that_is_no_message_is_ignored(line: str) -> None:
     program = f"lifeline.sendall({line.encode()!r} + b'\\n')" + SERVE
     async with open_supervisor([stand_in(program)]) as supervisor:
         assert supervisor.ready()
         assert await supervisor.totals() == Totals()
+
+
+async def test_totals_of_another_version_end_no_supervisor(caplog: pytest.LogCaptureFixture) -> None:
+    program = "send(totals={'accepted': 'many'})\n" + SERVE
+    async with open_supervisor([stand_in(program)]) as supervisor:
+        await until(lambda: "accepted is 'many'" in caplog.text)
+        assert supervisor.ready()
+        assert (await supervisor.totals()).accepted == 0
 
 
 async def test_a_state_of_another_process_is_ignored() -> None:

@@ -66,6 +66,17 @@ def test_damaged_json_is_an_error() -> None:
         Totals.from_json({"accepted": "many"})
 
 
+def test_totals_of_another_version_are_an_error() -> None:
+    other = replace(OTHER, handshakes=Histogram(bounds=(1.0,))).to_json()
+
+    with pytest.raises(UsageError, match="totals of another version: histograms with different bounds"):
+        Totals.from_json(other)
+
+
+def test_fields_of_a_newer_version_are_left_out() -> None:
+    assert Totals.from_json(ONE.to_json() | {"later": 1}) == ONE
+
+
 def test_a_process_that_has_ended_has_no_open_connection() -> None:
     ended = ONE.after_end()
 
