@@ -97,7 +97,8 @@ def _errors(runs: Sequence[RunResult], lost: Mapping[int, str]) -> Iterator[str]
     if apart > _TOGETHER and not any(run.interrupted for run in runs):
         what, effect = ("runs", "they were not one load")
         if count > 1:
-            what, effect = ("shards", "their messages are not one schedule")
+            is_closed = runs[0].load.rate is None
+            what, effect = "shards", effect if is_closed else "their messages are not one schedule"
         yield f"the {what} began {apart:.3f} s apart: {effect}"
 
 

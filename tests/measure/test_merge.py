@@ -160,6 +160,10 @@ def test_shards_that_did_not_begin_together_are_an_error(apart: float, is_error:
     one = part(0, 2)
     other = replace(part(1, 2), started_at=one.started_at + apart)
     line = "the shards began 0.110 s apart: their messages are not one schedule"
+    closed = [replace(run, load=replace(run.load, rate=None)) for run in (one, other)]
+    assert merge_runs(closed).error == (
+        "the shards began 0.110 s apart: they were not one load" if is_error else ""
+    )
     assert merge_runs([one, other]).error == (line if is_error else "")
     assert merge_runs([replace(one, interrupted=True), other]).error == ""
 
