@@ -17,8 +17,8 @@ from tests.support.process import Process, Processes, descendants, is_alive, wai
 
 @pytest.fixture
 def process(processes: Processes, backend: str) -> Process:
-    arguments = ("--backend", backend, TCP, "--admin", TCP, "--workers", "2", "--log-level", "info")
-    return processes.serve(*arguments, listeners=2)
+    arguments = ("--admin", TCP, "--workers", "2", "--log-level", "info", "--graceful-timeout", "1h")
+    return processes.serve("--backend", backend, TCP, *arguments, listeners=2)
 
 
 def metrics(process: Process) -> dict[str, float]:
