@@ -58,7 +58,7 @@ async def test_no_latency_is_below_the_delay_that_the_server_recorded(
             await stream.send(chunk)
 
     async with listening(delay) as address:
-        result = await load(address, connections=1, requests=150, rate=rate)
+        result = await load(address, connections=1, requests=150, rate=rate, timeout=30.0)
 
     [record] = stamps[0].records
     latencies = [reply - due for due, reply in zip(record.due, record.received, strict=True)]

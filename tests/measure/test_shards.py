@@ -111,7 +111,9 @@ async def test_a_killed_shard_is_an_error_and_the_figures_are_those_of_the_other
 
     assert result.error == "shard 2 of 2 was lost: its process was ended by signal 9"
     assert (result.counts.sent, result.counts.verified, result.counts.lost) == (50, 50, 0)
-    assert (result.generator.asked_rate, round(result.generator.achieved_rate)) == (50.0, 25)
+    # Half of what was asked for; less where a busy machine delays the last message.
+    assert result.generator.asked_rate == 50.0
+    assert 0 < result.generator.achieved_rate <= 25
     assert [each.error for each in result.parts] == ["", "lost: its process was ended by signal 9"]
 
 
