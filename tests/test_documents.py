@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from anyecho.faults.spec import FAULTS
 from anyecho.server.reasons import CloseReason
 from anyecho.server.stats import Stats
 from tests.support.machine import ABSENT, needs_ipv6, needs_program
-from tests.support.process import TIMEOUT, Process, Processes, wait_until
+from tests.support.process import TIMEOUT, Process, Processes, port_of, wait_until
 from tests.test_layering import LAYERS, modules
 
 ROOT = Path(__file__).parent.parent
@@ -171,6 +172,29 @@ def test_the_terminals_of_the_readme_show_what_is_printed(processes: Processes, 
     assert output == ""
     log = server.read_errors(until="seconds=").splitlines()[0]
     assert same([*server.addresses, log]) == same(printed_by_server)
+
+
+@needs_program("curl")
+def test_the_terminal_of_the_chapter_on_control_shows_what_is_printed(processes: Processes) -> None:
+    [terminal] = [block.text for block in blocks("console", of=[ROOT / "docs" / "control.md"])]
+    serve, *typed = re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", terminal, re.MULTILINE)
+    assert serve[0] == "anyecho serve 127.0.0.1:10000 --control 8474 &"
+    addresses = processes.serve("127.0.0.1:0", "--control", "127.0.0.1:0", listeners=2).addresses
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        third = free.getsockname()[1]
+    ports = {"10000": port_of(addresses[0]), "8474": port_of(addresses[1]), "20000": third}
+
+    def here(text: str) -> str:
+        return re.sub("|".join(ports), lambda found: str(ports[found[0]]), text)
+
+    for command, shown in typed:
+        ran = subprocess.run(
+            ["sh", "-c", f"curl -q {here(command).removeprefix('curl')}"],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+        )
+        assert (ran.stdout.strip(), ran.returncode) == (here(shown).strip(), 0)
 
 
 @needs_ipv6

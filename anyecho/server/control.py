@@ -20,7 +20,7 @@ from anyecho.address import Address
 from anyecho.errors import AnyechoError
 from anyecho.net.http import Request, Response
 from anyecho.server.control_body import RequestFailed, decode, error_response, explain, flag, require_fields, text
-from anyecho.server.http_listener import open_http, parse_http_address
+from anyecho.server.http_listener import open_http, parse_http_address, url_of
 from anyecho.server.proxies import Proxies, Proxy
 from anyecho.server.server import Server
 from anyecho.server.toxics import Toxic, make_toxic, update_toxic
@@ -61,6 +61,7 @@ class Control:
     """The control API of a server, as `open_control` yields it.
 
     * `addresses`: the bound addresses, one for each socket.
+    * `url`: the URL of the first one; for a Unix socket, its address.
     """
 
     def __init__(self, proxies: Proxies) -> None:
@@ -87,6 +88,10 @@ class Control:
                 "DELETE": self._delete_toxic,
             },
         }
+
+    @property
+    def url(self) -> str:
+        return url_of(self.addresses[0])
 
     async def handle(self, request: Request) -> Response:
         """Answer a request."""
