@@ -15,8 +15,9 @@ from typing import Any
 from anyio import CancelScope, ResourceGuard
 from anyio.abc import ByteStream, TaskGroup
 
-from anyecho.faults.fault import Fault, Spoiled, StreamFault
+from anyecho.faults.fault import Fault, StreamFault
 from anyecho.faults.plan import Drawn
+from anyecho.faults.spoiled import Spoiled
 from anyecho.streams.passthrough import Passthrough
 
 
@@ -62,9 +63,10 @@ class FaultChain(Passthrough):
                 each.remove()
                 may_continue = may_continue and not each.fault.ends_when_removed
         for name, (_, fault, random) in wanted.items():
-            assert isinstance(fault, StreamFault)
-            self._named[name] = added = fault.wrap(self.stream, random, self.tasks)
-            (self._upstream if fault.stream == "upstream" else self._downstream).append(added)
+            added = fault.wrap(self.stream, random, self.tasks)
+            assert isinstance(added, Spoiled)
+            self._named[name] = added
+            (self._upstream if added.fault.stream == "upstream" else self._downstream).append(added)
         self._link()
         # A receive that waits begins anew, since what arrives next passes the new faults: a cancelled one has lost
         # no byte. A send continues, and its next piece passes them.

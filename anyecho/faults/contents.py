@@ -13,7 +13,8 @@ from anyio import current_time, sleep_until
 from anyio.abc import ByteStream, TaskGroup
 
 from anyecho.clock import due_after
-from anyecho.faults.fault import Alter, Spoiled, StreamFault, logger
+from anyecho.faults.fault import Alter, StreamFault, logger
+from anyecho.faults.spoiled import Spoiled
 from anyecho.options import documented, option
 from anyecho.units import Seconds, Size
 

@@ -14,7 +14,8 @@ from anyio import EndOfStream, current_time, sleep_forever, sleep_until
 from anyio.abc import ByteStream, TaskGroup
 
 from anyecho.clock import due_after
-from anyecho.faults.fault import Spoiled, StreamFault
+from anyecho.faults.fault import StreamFault
+from anyecho.faults.spoiled import Spoiled
 from anyecho.options import documented, option
 from anyecho.units import Rate, Seconds, Size
 

@@ -23,7 +23,8 @@ from anyio import (
 from anyio.abc import ByteStream, TaskGroup
 
 from anyecho.clock import due_after
-from anyecho.faults.fault import Spoiled, StreamFault
+from anyecho.faults.fault import StreamFault
+from anyecho.faults.spoiled import Spoiled
 from anyecho.net.abrupt import cut, reset
 from anyecho.options import documented, option
 from anyecho.units import Seconds, Size, or_infinite
@@ -130,6 +131,7 @@ class _CutOff(_Timed):
 
     async def _at_boundary(self) -> None:
         if self.fault.bytes is not None and self.passed >= self.fault.bytes:
+            await self.drain()  # the bytes before the cut arrive, however late
             await self._close()
 
     async def _admit(self, size: int) -> int:

@@ -26,7 +26,8 @@ from anyio.abc import ByteStream, TaskGroup
 from anyio.lowlevel import checkpoint
 
 from anyecho.clock import due_after
-from anyecho.faults.fault import Alter, Spoiled, StreamFault
+from anyecho.faults.fault import Alter, StreamFault
+from anyecho.faults.spoiled import Spoiled
 from anyecho.options import documented, option
 from anyecho.units import Seconds
 
@@ -89,7 +90,9 @@ class _Late(Spoiled[Latency]):
     _at_end: bool = field(init=False, default=False)
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
-        if self.fault.stream == "downstream" or max_bytes <= 0 or self._at_end:
+        if self.fault.stream == "downstream":
+            return await self._receive_directly(max_bytes)
+        if max_bytes <= 0 or self._at_end:
             return await self.stream.receive(max_bytes)
 
         self._check()
@@ -114,6 +117,12 @@ class _Late(Spoiled[Latency]):
             else:
                 self._queue.popleft()
             return piece
+
+    async def _receive_directly(self, max_bytes: int) -> bytes:
+        while True:
+            chunk = await self._restarted(partial(self.stream.receive, max_bytes))
+            if chunk is not None:  # else a fault behind this one may have ended the connection
+                return chunk
 
     def _is_due(self) -> bool:
         return bool(self._queue) and self._queue[0].due <= current_time()
@@ -204,9 +213,15 @@ class _Late(Spoiled[Latency]):
             self._failure = exc
             self._queue.clear()
             self._queued = 0
+            self._end_waits()
         finally:
             self._flushing = False
             self._wake()
+
+    async def drain(self) -> None:
+        while self.fault.stream == "downstream" and self._queue:
+            await self._wait_taken()
+        await super().drain()
 
     async def _wait_taken(self) -> None:
         await self._taken.wait()

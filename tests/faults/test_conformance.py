@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import permutations
 
 import pytest
 from anyio.abc import ByteStream, SocketAttribute
@@ -89,6 +90,17 @@ async def test_a_fault_that_changes_nothing_conforms(check: Check, fault: Stream
 async def test_all_faults_that_change_nothing_conform_together(check: Check) -> None:
     left, right = (spoil(stream, *NEUTRAL) for stream in stream_pair("unix", Fallback()))
     await run_check(check, left, right)
+
+
+@pytest.mark.parametrize("place", range(len(CHECKS)), ids=[check.__name__ for check in CHECKS])
+@pytest.mark.by_turns("anyio_backend")
+async def test_two_faults_that_change_nothing_conform_in_both_orders(place: int) -> None:
+    """Each check has its share of the pairs."""
+    pairs = [*permutations((neutral for _, neutral in FAULTS if neutral), 2)]
+    for pair in pairs[place :: len(CHECKS)]:
+        both = [replace(fault, stream=each) for each in DIRECTIONS for fault in pair]
+        left, right = (spoil(stream, *both) for stream in stream_pair("unix", Fallback()))
+        await run_check(CHECKS[place], left, right)
 
 
 async def test_the_attributes_of_the_stream_are_forwarded_through_all_faults() -> None:

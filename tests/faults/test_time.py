@@ -31,7 +31,8 @@ from anyecho.faults import (
     Timeout,
     spoil,
 )
-from anyecho.faults.fault import Direction, Spoiled
+from anyecho.faults.fault import Direction
+from anyecho.faults.spoiled import Spoiled
 from tests.support.memory import MemoryStream, memory_pair
 from tests.support.virtual_time import VIRTUAL_BACKENDS
 
