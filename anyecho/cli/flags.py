@@ -119,7 +119,7 @@ def file_name(_: type, tokens: Sequence[Token]) -> Path:
 ConfigFlag = Annotated[
     Path | None,
     Parameter(
-        help="Read flags from this TOML file: [serve] has those of serve.", converter=file_name, group=COMMON
+        help="Read flags from this TOML file, which has a table for each verb.", converter=file_name, group=COMMON
     ),
 ]
 

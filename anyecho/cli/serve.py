@@ -52,7 +52,7 @@ def serve(
     forward: Annotated[
         str | None,
         Parameter(
-            group=COMMON,
+            group=GROUPS["Faults"],
             metavar="ADDRESS",
             help="Forward each connection to this server, like a TCP proxy, in place of the echo.",
             show_default=False,

@@ -36,6 +36,7 @@ class WorkerOptions:
         None,
         "Serve with this many worker processes, which a supervisor restarts and replaces; auto: one per core.",
         metavar="N|auto",
+        group="Options",
     )
     heartbeat_timeout: Seconds = option(
         30.0, "Replace a worker whose event loop is stuck for this long; at least 5 s."

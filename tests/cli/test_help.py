@@ -21,7 +21,7 @@ VERBS = ("serve", "send", "ping", "bench", "report")
 #: Flags that must be on the first screen.
 NEEDED = {
     "serve": "--bind --backend --handler --fault --max-connections --idle-timeout --ssl-certfile --ssl-keyfile "
-    "--access-log",
+    "--access-log --config --workers",
     "bench": "--connections --rate --size --pipeline --duration --requests --find-rate --json --fail-if --backend",
 }
 #: Values of COLUMNS, and the resulting width of a page.
