@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from anyecho.measure.generator import lag_quantile
-from anyecho.measure.result import RunResult
+from anyecho.measure.result import STEADY_MIN, RunResult
 from anyecho.units import counted, format_duration
 
 #: Share of a core above which the generator itself may be the bottleneck.
@@ -147,7 +147,10 @@ def _of_server(run: RunResult) -> Iterator[Check]:
         yield Check("connections", f"{text}, Jain index {spread.jain:.3f}", spread.jain < 0.9)
     steady = run.steadiness
     if steady.steady is None or steady.halves_p is None or steady.trend_p is None or steady.trend_rho is None:
-        yield Check("steadiness", "not known of a merged run" if run.parts else "too short to tell")
+        yield Check(
+            "steadiness",
+            "not known of a merged run" if run.parts and run.seconds >= STEADY_MIN else "too short to tell",
+        )
     else:
         text = f"halves p {p_text(steady.halves_p)}, trend {steady.trend_rho:+.2f} (p {p_text(steady.trend_p)})"
         yield Check("steadiness", f"{'steady' if steady.steady else 'not steady'}: {text}", not steady.steady)

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from itertools import zip_longest
+from statistics import fmean
 from types import MappingProxyType
 
 from anyecho.errors import UsageError
@@ -72,7 +73,7 @@ def merge_runs(
         generator=_merge_generators([run.generator for run in runs], load.rate if sharded else None),
         per_second=_merge_seconds([run.per_second for run in runs]),
         spread=_merge_spreads(runs),
-        steadiness=runs[0].steadiness if len(runs) == 1 else Steadiness(),
+        steadiness=_merge_steadiness(runs),
         stall=Stall.of(uncorrected) if load.rate is None else None,
         server_cpu_per_echo=runs[0].server_cpu_per_echo if len(runs) == 1 else None,
         parts=parts_of(runs, names, {**lost, **dict.fromkeys(_missing(runs, lost), "no result")}),
@@ -173,6 +174,17 @@ def _merge_seconds(parts: Sequence[Sequence[Second]]) -> tuple[Second, ...]:
         )
         for start, seconds in sorted(by_start.items())
     )
+
+
+def _merge_steadiness(runs: Sequence[RunResult]) -> Steadiness:
+    """Return the verdict by the mean of the medians that the generators had in each whole second."""
+    if len(runs) == 1:
+        return runs[0].steadiness
+
+    whole = min(int(run.seconds) for run in runs)
+    seconds = zip(*(run.per_second[:whole] for run in runs), strict=False)
+    medians = [[each.p50 for each in second if each.p50 is not None] for second in seconds]
+    return Steadiness.of([fmean(each) for each in medians if len(each) == len(runs)])
 
 
 def _merge_spreads(runs: Sequence[RunResult]) -> Spread | None:

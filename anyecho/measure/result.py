@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = (
     "LEVEL_EDGES",
     "SCHEMA",
+    "STEADY_MIN",
     "Clock",
     "Counts",
     "Document",
@@ -40,8 +41,8 @@ SCHEMA = 1
 #: Upper edges, in nanoseconds, of the levels of `Second.levels`: 8 per decade from 1 us to 100 s, then no limit.
 LEVEL_EDGES = tuple(round(1000 * 10 ** (step / 8)) for step in range(65))
 
-#: A shorter run has no verdict: the smallest p-value of 5 seconds against 5 is 0.008, twice that with Holm.
-_STEADY_MIN = 10
+#: A run of fewer seconds has no verdict: the smallest p-value of 5 against 5 is 0.008, twice that with Holm.
+STEADY_MIN = 10
 _STEADY_P = 0.02
 
 
@@ -153,7 +154,7 @@ class Spread(Figures):
 
 @dataclass(frozen=True, kw_only=True)
 class Steadiness(Figures):
-    """Whether the latency stayed the same during the run, by the medians of its seconds."""
+    """Whether the latency stayed the same during the run, by the medians of its seconds (merged: their mean)."""
 
     signed: ClassVar = frozenset({"trend_rho"})
 
@@ -165,7 +166,7 @@ class Steadiness(Figures):
     @classmethod
     def of(cls, medians: Sequence[float]) -> Steadiness:
         """Return the verdict for the median latencies of consecutive seconds."""
-        if len(medians) < _STEADY_MIN:
+        if len(medians) < STEADY_MIN:
             return cls()
 
         half = len(medians) // 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from anyecho.measure.checks import failures
 from anyecho.measure.histogram import Histogram
 from anyecho.measure.merge import merge_documents, merge_runs
 from anyecho.measure.options import BenchOptions
-from anyecho.measure.result import Counts, RunResult, Spread, Steadiness
+from anyecho.measure.result import Counts, RunResult, Second, Spread, Steadiness
 from anyecho.server.server import Server
 from tests.measure.results import document, latencies, load, result, second
 
@@ -55,7 +56,22 @@ def test_shards_have_the_percentiles_counts_and_levels_of_the_whole(count: int) 
     assert merged.load == replace(whole.load, connections=2 * count)
 
 
-def test_medians_of_seconds_and_steadiness_of_shards_are_dropped() -> None:
+def long_part(index: int, medians: Sequence[float]) -> RunResult:
+    """Return a shard of 2 with these medians of its seconds."""
+    seconds = [Second(start=float(start), verified=9, bytes=576, p50=p50) for start, p50 in enumerate(medians)]
+    return replace(part(index, 2), per_second=tuple(seconds), seconds=float(len(seconds)))
+
+
+def test_merged_shards_are_steady_if_the_means_of_their_medians_are() -> None:
+    noise = [(1 + step * 7 % 5 / 100) * 1e-4 for step in range(12)]
+    grown = [median * (1 + step / 10) for step, median in enumerate(noise)]
+    cases = [(noise, noise, True), (noise, grown, False), (grown, grown, False)]
+    merged = [merge_runs([long_part(0, one), long_part(1, other)]) for one, other, _ in cases]
+    assert [each.steadiness.steady for each in merged] == [steady for _, _, steady in cases]
+    assert merge_runs([merged[0], another(merged[0])]).steadiness == Steadiness()
+
+
+def test_medians_of_seconds_of_shards_are_dropped_and_three_seconds_have_no_verdict() -> None:
     merged = merge_runs([part(index, 2) for index in range(2)])
     assert {each.p50 for each in merged.per_second} == {None}
     assert (merged.steadiness, merged.server_cpu_per_echo) == (Steadiness(), None)
