@@ -68,6 +68,7 @@ FOLDERS = {
         "readiness",
         "fallback",
         "lifeline",
+        "shared_counts",
         "registration",
         "poller",
         "exclusive",

@@ -16,6 +16,7 @@ from anyecho.cli.logs import AccessLog, LogOptions
 from anyecho.codec import encode
 from anyecho.errors import UsageError
 from anyecho.handlers import Handler
+from anyecho.net.shared_counts import Row, SharedCounts
 from anyecho.net.tls.generated import GeneratedAuthority
 from anyecho.server.options import ServeOptions
 
@@ -82,7 +83,7 @@ class Job:
         Raises:
             UsageError: a value is not one of this version.
         """
-        ca = message["authority"]
+        ca, row = message["authority"], message.get("shared_row")
         used = tuple(message["from_environment"])
         options = build_options(ServeOptions, dict(message["options"]), used)
         return cls(
@@ -94,6 +95,7 @@ class Job:
                 options,
                 seed=message["seed"],
                 processes=message["processes"],
+                shared_row=None if row is None else Row(SharedCounts(row["descriptor"], row["rows"]), row["row"]),
                 tls=replace(options.tls, authority=None if ca is None else GeneratedAuthority.from_json(ca)),
             ),
             log=build_options(LogOptions, dict(message["log"]), ()),

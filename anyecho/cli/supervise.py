@@ -83,10 +83,11 @@ async def _supervise(
         for _ in range(1, workers.count or 1):
             slots.append(_slot_beside(listeners, options, opened) if workers.reuseport else listeners)
         control = _Control(signals, notifier, slots, certificates)
+        launches = list(_launches(slots, job, workers))
         async with create_task_group() as tasks:
             tasks.start_soon(control.obey, tasks)
             async with (
-                open_supervisor(list(_launches(slots, job, workers))) as supervisor,
+                open_supervisor(launches, share_sockets=not workers.reuseport) as supervisor,
                 open_pages(job.admin, lambda: supervisor) as urls,
             ):
                 control.supervisor = supervisor

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-__all__ = ("ConnectionLimit", "SourceLimit", "cap_by_fd_limit", "descriptor_limit")
+__all__ = ("ConnectionLimit", "SharedConnectionLimit", "SourceLimit", "cap_by_fd_limit", "descriptor_limit")
 
 import resource
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from anyio import Event
+from anyio import Event, sleep
 
 from anyecho.net.names import source_key
+from anyecho.net.shared_counts import Row
 
 #: Descriptors reserved for all other uses: listeners, the event loop, log files, a resolver.
 _RESERVED_DESCRIPTORS = 64
+#: Seconds for which a new connection is left to a process with fewer, and connections to accept afterwards.
+_LEAVE_SECONDS, _GRANT = 0.002, 64
 
 
 def descriptor_limit() -> int:
@@ -45,7 +48,10 @@ class ConnectionLimit:
     _freed: Event = field(init=False, default_factory=Event)
 
     def may_accept(self) -> bool:
-        return not (self.wait and self.is_reached()) and (self.parent is None or self.parent.may_accept())
+        return self._has_room() and (self.parent is None or self.parent.may_accept())
+
+    def _has_room(self) -> bool:
+        return not (self.wait and self.is_reached())
 
     def is_reached(self) -> bool:
         return self.held >= self.limit
@@ -65,6 +71,51 @@ class ConnectionLimit:
         if self.held == self.limit - 1:
             self._freed.set()
             self._freed = Event()
+
+
+class SharedConnectionLimit(ConnectionLimit):
+    """The limit of a process that accepts on the same sockets as others.
+
+    The kernel wakes all of them, and tends to the same one first. So a process with more connections than another
+    leaves a new connection to it, for a moment.
+    """
+
+    def __init__(self, limit: int, row: Row, *, wait: bool) -> None:
+        super().__init__(limit, wait=wait)
+        self._row = row
+        #: Connections that may be accepted although another process has fewer.
+        self._granted = 0
+
+    def may_accept(self) -> bool:
+        if not super().may_accept():
+            return False
+        if not self._is_ahead():
+            self._granted = 0
+            return True
+
+        self._granted -= 1
+        return self._granted >= 0
+
+    async def wait_may_accept(self) -> None:
+        if not self._has_room():
+            await super().wait_may_accept()
+        elif self._is_ahead():
+            least = self._row.least_other()
+            await sleep(_LEAVE_SECONDS)
+            # The other one has not taken it: it is busy, and may be stuck.
+            self._granted = 1 if self._row.least_other() != least else _GRANT
+
+    def acquire(self) -> None:
+        super().acquire()
+        self._row.publish(self.held)
+
+    def release(self) -> None:
+        super().release()
+        self._row.publish(self.held)
+
+    def _is_ahead(self) -> bool:
+        least = self._row.least_other()
+        return least is not None and self.held > least
 
 
 class SourceLimit:

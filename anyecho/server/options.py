@@ -11,6 +11,7 @@ from anyecho.address import ProxyMode
 from anyecho.errors import UsageError
 from anyecho.faults.fault import Fault
 from anyecho.net.proxy.trust import TrustedNetworks
+from anyecho.net.shared_counts import Row
 from anyecho.net.sockets import SocketOptions
 from anyecho.net.tls.contexts import TLSServerOptions
 from anyecho.options import documented, in_group, option
@@ -105,6 +106,9 @@ class ServeOptions:
     )
     processes: int = option(
         1, "Processes that accept on the same sockets: the rate over all UDP sources is divided by it.", flag=False
+    )
+    shared_row: Row | None = option(
+        None, "Where this process counts its connections, for other `processes` on the same sockets.", flag=False
     )
     socket: SocketOptions = option(SocketOptions(), "`SocketOptions` of every listener and connection.", flag=False)
     tls: TLSServerOptions = option(TLSServerOptions(), "`TLSServerOptions` of the addresses over TLS.", flag=False)

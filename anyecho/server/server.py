@@ -25,7 +25,7 @@ from anyecho.net.listen import Listener
 from anyecho.net.poller import Fallback, Poller, open_poller
 from anyecho.net.tls.contexts import Certificates
 from anyecho.server.admission import Admission
-from anyecho.server.limits import ConnectionLimit, cap_by_fd_limit, descriptor_limit
+from anyecho.server.limits import ConnectionLimit, SharedConnectionLimit, cap_by_fd_limit, descriptor_limit
 from anyecho.server.listening import Listening
 from anyecho.server.monitor import Monitor
 from anyecho.server.opening import open_sockets
@@ -103,7 +103,9 @@ async def open_server(
     with ExitStack() as opened, unwrap_single() as kept:
         listeners, certificates = await open_sockets(addresses or (DEFAULT_ADDRESS,), options, handler, opened)
         async with open_poller() as poller, create_task_group() as tasks:
-            connection_limit = ConnectionLimit(limit, wait=options.over_limit == "wait")
+            wait = options.over_limit == "wait"
+            row = options.shared_row
+            connection_limit = SharedConnectionLimit(limit, row, wait=wait) if row else ConnectionLimit(limit, wait)
             server = Server(listeners, connection_limit, options, poller, tasks, certificates, handler)
             opened.callback(setattr, server, "_exited", True)
             server._start()

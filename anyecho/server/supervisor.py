@@ -11,7 +11,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import TypeVar
@@ -20,6 +20,7 @@ from anyio import Event, Lock, create_task_group, sleep
 from anyio.abc import TaskGroup
 
 from anyecho.errors import AnyechoError, StartError, UsageError, unwrap_single
+from anyecho.net.shared_counts import SharedCounts
 from anyecho.server.stats import Peer, dropped_log_lines
 from anyecho.server.totals import Totals, merge
 from anyecho.server.worker import Launch, Worker, start_worker
@@ -33,6 +34,8 @@ logger = logging.getLogger("anyecho.server")
 _FIRST_DELAY, _MAX_DELAY, _HEALTHY_AGE = 0.1, 30.0, 60.0
 #: Seconds that a worker has to close its connections at once, before it is killed.
 _ABORT_LIMIT = 2.0
+#: Rows of shared counts for each slot: a worker, and those that drain. A worker without a row is not balanced.
+_ROWS = 4
 
 
 @dataclass(eq=False)
@@ -56,16 +59,22 @@ class _Slot:
 
 
 @asynccontextmanager
-async def open_supervisor(launches: Sequence[Launch]) -> AsyncIterator[Supervisor]:
+async def open_supervisor(launches: Sequence[Launch], *, share_sockets: bool = False) -> AsyncIterator[Supervisor]:
     """Start a worker for each of `launches`; enter the block when all are ready. Leaving the block kills them.
+
+    With `share_sockets`, they tell each other how many connections they have.
 
     Raises:
         StartError: a worker cannot be started, or ends before it is ready.
         UsageError: a worker says that its options are wrong.
     """
-    with unwrap_single():
+    with ExitStack() as opened, unwrap_single():
+        counts = None
+        if share_sockets:
+            counts = SharedCounts.create(_ROWS * len(launches))
+            opened.callback(counts.close)
         async with create_task_group() as tasks:
-            supervisor = Supervisor(launches, tasks)
+            supervisor = Supervisor(launches, tasks, counts)
             await supervisor._start()
             try:
                 yield supervisor
@@ -76,11 +85,12 @@ async def open_supervisor(launches: Sequence[Launch]) -> AsyncIterator[Superviso
 class Supervisor:
     """The workers of a server, as `open_supervisor` yields them. Its methods return at once, unless they wait."""
 
-    def __init__(self, launches: Sequence[Launch], tasks: TaskGroup) -> None:
+    def __init__(self, launches: Sequence[Launch], tasks: TaskGroup, counts: SharedCounts | None) -> None:
         #: Workers that were started anew after an end that was not ordered, by cause.
         self.restarts: Counter[str] = Counter()
         self._slots = [_Slot(number, launch) for number, launch in enumerate(launches, 1)]
         self._tasks = tasks
+        self._counts = counts
         #: All processes that run, those that drain included.
         self._workers: set[Worker] = set()
         self._past = Totals()
@@ -126,6 +136,8 @@ class Supervisor:
         """Let all workers drain and end; start none."""
         self._stopping.set()
         for worker in self._workers:
+            worker.leave()  # all first: none leaves a connection of the backlog to another one
+        for worker in self._workers:
             worker.drain()
         self._check_closed()
 
@@ -151,7 +163,7 @@ class Supervisor:
             if self._stopping.is_set() or (unless_served and slot.is_served):
                 return
             try:
-                worker = await start_worker(slot.launch, os.environ)
+                worker = await start_worker(slot.launch, os.environ, self._counts)
             except OSError as exc:
                 raise StartError(f"worker {slot.number} cannot be started: {exc.strerror}") from exc
 
@@ -164,6 +176,7 @@ class Supervisor:
 
             logger.info("worker %d is process %d", slot.number, worker.pid)
             before, slot.worker = slot.worker, worker
+            worker.admit()
             self._tasks.start_soon(self._keep, slot, worker)
             if before is not None and not before.leaving.is_set():
                 before.drain()

@@ -34,7 +34,7 @@ _ANY = frozenset({"sndbuf", "rcvbuf"})
 #: These depend on more than the kind of an address: each is its own key in `_reasons`.
 _OWN_REASON = frozenset(
     {
-        *("faults", "seed", "processes"),
+        *("faults", "seed", "processes", "shared_row"),
         *("handshake_timeout", "max_connections_per_ip", "min_rate_window"),
         *("proxy_protocol", "proxy_timeout", "proxy_trusted", "udp_burst"),
     }

@@ -21,6 +21,7 @@ from anyio.abc import Process
 from anyecho.codec import decode
 from anyecho.errors import UsageError
 from anyecho.net.lifeline import Lifeline, open_lifeline
+from anyecho.net.shared_counts import Row, SharedCounts
 from anyecho.server.answers import Answers
 from anyecho.server.stats import Peer
 from anyecho.server.totals import Totals
@@ -69,7 +70,14 @@ class Failure:
 class Worker:
     """A process from its start to its end. `run` must run as long."""
 
-    def __init__(self, launch: Launch, process: Process, lifeline: Lifeline, states: StateReceiver) -> None:
+    def __init__(
+        self,
+        launch: Launch,
+        process: Process,
+        lifeline: Lifeline,
+        states: StateReceiver,
+        row: Row | None,
+    ) -> None:
         self.pid = process.pid
         #: Set once it is ready, once it no longer accepts (it was told to drain, or drains by itself), at its end.
         self.ready, self.leaving, self.ended = Event(), Event(), Event()
@@ -83,6 +91,7 @@ class Worker:
         self._states = states
         self._answers = Answers(lifeline)
         self._warnings = ThrottledLog(logger)
+        self._row = row
         self._silent_checks = 0
         #: Why the supervisor has killed it.
         self._killed_for = ""
@@ -98,8 +107,10 @@ class Worker:
         finally:
             with CancelScope(shield=True):
                 await self._hear_the_rest()
-            self.leaving.set()
+            self.leave()
             self.ended.set()
+            if self._row is not None:
+                self._row.counts.give_back(self._row)
             self._answers.end()
             self._lifeline.close()
             self._states.close()
@@ -112,9 +123,20 @@ class Worker:
 
         return self.ready.is_set() and not self.ended.is_set()
 
+    def admit(self) -> None:
+        """Let other workers leave new connections to it, if it has fewer."""
+        if self._row is not None and not self.leaving.is_set():
+            self._row.activate()
+
+    def leave(self) -> None:
+        """Note that it does not accept, or will not."""
+        self.leaving.set()
+        if self._row is not None:
+            self._row.deactivate()
+
     def drain(self) -> None:
         """Let it stop accepting, and end within its limit. Call it again to close its connections at once."""
-        self.leaving.set()
+        self.leave()
         with suppress(ProcessLookupError):
             self._process.terminate()
 
@@ -167,7 +189,7 @@ class Worker:
             if state.get("READY") == "1":
                 self.ready.set()
             if state.get("STOPPING") == "1":
-                self.leaving.set()
+                self.leave()
 
     async def _hear_lines(self) -> None:
         while (message := await self._lifeline.receive()) is not None:
@@ -226,9 +248,14 @@ async def _cancel_after(event: Event, scope: CancelScope) -> None:
     scope.cancel()
 
 
-async def start_worker(launch: Launch, environ: Mapping[str, str]) -> Worker:
-    """Start a process; the caller runs `Worker.run`. Raises `OSError`."""
+async def start_worker(launch: Launch, environ: Mapping[str, str], counts: SharedCounts | None = None) -> Worker:
+    """Start a process; the caller runs `Worker.run`. It gets a row of `counts`. Raises `OSError`."""
+    job, descriptors, row = dict(launch.job), [*launch.descriptors], None
     with ExitStack() as opened:
+        if counts is not None and (row := counts.take_row()) is not None:
+            opened.callback(counts.give_back, row)
+            descriptors.append(counts.descriptor)
+            job["shared_row"] = {"descriptor": counts.descriptor, "rows": counts.rows, "row": row.number}
         states = StateReceiver()
         opened.callback(states.close)
         lifeline, passed = open_lifeline()
@@ -241,13 +268,13 @@ async def start_worker(launch: Launch, environ: Mapping[str, str]) -> Worker:
                 stderr=None,
                 env=_environment(environ, states.address, launch.heartbeat_timeout),
                 start_new_session=True,  # Ctrl-C on the terminal is for the supervisor
-                pass_fds=(*launch.descriptors, passed.fileno()),
+                pass_fds=(*descriptors, passed.fileno()),
             )
         opened.pop_all()
 
     states.pid = process.pid
-    lifeline.send(launch.job)
-    return Worker(launch, process, lifeline, states)
+    lifeline.send(job)
+    return Worker(launch, process, lifeline, states, row)
 
 
 def _environment(environ: Mapping[str, str], notify_socket: str, heartbeat_timeout: float) -> dict[str, str]:

@@ -141,6 +141,7 @@ def test_every_server_socket_and_tls_option_has_help() -> None:
         "from_environment",
         "faults",
         "processes",
+        "shared_row",
         "seed",
     }
 

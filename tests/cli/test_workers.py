@@ -102,6 +102,21 @@ def test_a_number_of_workers_out_of_range_is_a_usage_error(processes: Processes,
     assert processes.run("serve", "-b", TCP, "--workers", value) == (2, b"", text)
 
 
+def test_connections_are_spread_evenly_over_the_workers(
+    processes: Processes, backend: str, opened: ExitStack
+) -> None:
+    process = serve(processes, "-b", TCP, "--backend", backend)
+    workers = descendants(process.pid)
+    before = [descriptors(pid) for pid in workers]
+    for _ in range(40):
+        assert exchange(opened.enter_context(dial(process.addresses[0])), b"hello") == b"hello"
+
+    held = [descriptors(pid) - count for pid, count in zip(workers, before, strict=True)]
+    # Below half of them is a process that the other one did not wait for long enough on a busy machine.
+    assert sum(held) == 40
+    assert min(held) >= 10
+
+
 @pytest.mark.parametrize("how", ["shared", "--reuseport"])
 def test_each_worker_gets_connections(processes: Processes, backend: str, opened: ExitStack, how: str) -> None:
     options = ("--reuseport",) if how != "shared" else ()
@@ -142,7 +157,7 @@ def test_workers_echo_datagrams(
         assert sock.recv(100) == b"datagram %d" % number
 
 
-def test_one_generated_ca_is_trusted_for_all_workers(processes: Processes, backend: str) -> None:
+def test_clients_that_trust_the_generated_ca_reach_all_workers(processes: Processes, backend: str) -> None:
     process = serve(processes, "-b", "tls://localhost:0", "--ssl-self-signed", "--backend", backend, listeners=2)
     text = process.read_errors(until="\n")
     cacert = text.split()[-1]
