@@ -176,7 +176,7 @@ async def test_a_reset_by_the_peer_is_a_reset_for_the_upstream() -> None:
     async with forwarded(TCP) as line:
         reset(line.peer)
         assert await line.run(error_of, lambda: line.upstream.recv(100)) == errno.ECONNRESET
-        await line.closed_for("broken")
+        await line.closed_for("reset")
 
 
 async def test_a_reset_after_the_end_of_the_answer_takes_nothing_from_the_peer() -> None:

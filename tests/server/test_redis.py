@@ -170,6 +170,7 @@ async def test_a_redis_that_dies_ends_its_connections_and_refuses_new_ones(
             def script(sock: socket.socket) -> None:
                 ask(sock, b"+PONG\r\n", b"PING")
                 process.kill()
+                process.wait()  # until then its accept backlog takes connections
                 assert receive_all(sock) == b""
 
             await talk(server, script)
