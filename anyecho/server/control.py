@@ -24,6 +24,7 @@ from anyecho.server.http_listener import open_http, parse_http_address, url_of
 from anyecho.server.proxies import Proxies, Proxy
 from anyecho.server.server import Server
 from anyecho.server.toxics import Toxic, make_toxic, update_toxic
+from anyecho.validation import quoted
 
 logger = logging.getLogger("anyecho.server")
 
@@ -214,7 +215,8 @@ class Control:
 
     def _set_toxics(self, proxy: Proxy, toxics: list[Toxic]) -> None:
         self._proxies.set_toxics(proxy, toxics)
-        logger.info("control: toxics of %s: %s", proxy.name, ", ".join(each.name for each in toxics) or "none")
+        names = ", ".join(quoted(each.name) for each in toxics)
+        logger.info("control: toxics of %s: %s", quoted(proxy.name), names or "none")
 
     def _proxy(self, name: str) -> Proxy:
         if name not in self._proxies.by_name:

@@ -26,6 +26,7 @@ from anyecho.server.reasons import CloseReason
 from anyecho.server.stream_listener import StreamListener
 from anyecho.server.toxics import Toxic
 from anyecho.server.unused import expected_header
+from anyecho.validation import quoted
 
 logger = logging.getLogger("anyecho.server")
 
@@ -169,7 +170,7 @@ class Proxies:
         listeners = await open_listeners([proxy.address], backlog=options.backlog, options=options.socket)
         proxy.address = _to_reopen(listeners[0])
         proxy.streams = [self._listening.add(listener, self._policy(proxy, listener)) for listener in listeners]
-        logger.info("proxy %s listens on %s, upstream %s", proxy.name, proxy.listen, proxy.upstream)
+        logger.info("proxy %s listens on %s, upstream %s", quoted(proxy.name), proxy.listen, quoted(proxy.upstream))
 
     def _close(self, proxy: Proxy) -> None:
         if proxy.is_passed:
@@ -178,7 +179,7 @@ class Proxies:
             self._listening.remove(stream)
         proxy.streams = []
         self._admission.close_connections(proxy.plan, CloseReason.CONTROL)
-        logger.info("proxy %s is closed", proxy.name)
+        logger.info("proxy %s is closed", quoted(proxy.name))
 
     def _policy(self, proxy: Proxy, listener: Listener) -> ListenerPolicy:
         certificates = self._listening.certificates if proxy.address.tls else None

@@ -19,6 +19,7 @@ from anyecho.faults.ends import Cut, HalfClose, LimitData, ResetPeer, Timeout
 from anyecho.faults.fault import Direction, StreamFault
 from anyecho.faults.latency import Latency
 from anyecho.server.control_body import RequestFailed, text
+from anyecho.validation import quoted
 
 Number: TypeAlias = int | float | None
 Attributes: TypeAlias = Mapping[str, Number]
@@ -107,7 +108,7 @@ def _toxicity(given: Mapping[str, Any], default: float) -> float:
 def _given_attributes(given: Mapping[str, Any], known: Attributes) -> dict[str, Number]:
     attributes = given.get("attributes") or {}
     if not isinstance(attributes, dict):
-        raise UsageError(f"attributes must be an object, not {attributes!r}")
+        raise UsageError(f"attributes must be an object, not {quoted(attributes)}")
 
     return {
         key: _number(attributes[key], key, fraction=isinstance(default, float))
@@ -120,7 +121,7 @@ def _number(value: object, key: str, *, fraction: bool) -> int | float:
     # A bool is an int in Python.
     if isinstance(value, bool) or not isinstance(value, (int, float) if fraction else int):
         what = "number" if fraction else "whole number"
-        raise UsageError(f"{key} must be a {what}, not {value!r}")
+        raise UsageError(f"{key} must be a {what}, not {quoted(value)}")
     if not -_INT_MAX <= value <= _INT_MAX:
         raise UsageError(f"{key} is out of range")
 

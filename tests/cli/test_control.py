@@ -16,7 +16,7 @@ from toxiproxy import Toxiproxy
 from toxiproxy.api import APIConsumer
 from toxiproxy.exceptions import InvalidToxic, NotFound, ProxyExists
 
-from tests.support.machine import ABSENT, program
+from tests.support.machine import ABSENT, needs_epoll, program
 from tests.support.peers import dial, exchange, receive, receive_all
 from tests.support.process import TIMEOUT, Process, Processes
 
@@ -192,9 +192,10 @@ def test_a_process_out_of_descriptors_still_echoes_and_answers_later(
             ("udp://127.0.0.1:0", "--control", "0"),
             "--control has no effect: every address is for UDP",
         ),
-        (
+        pytest.param(
             (TCP, "--control", "0", "--engine", "events"),
             "--control needs a task for each connection: --engine must be auto or tasks",
+            marks=needs_epoll,
         ),
         ((TCP, "--control", "0", "--workers", "2"), "--control changes one process: it excludes --workers"),
         (
