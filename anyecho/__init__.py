@@ -45,9 +45,13 @@ if TYPE_CHECKING:
     from anyecho.net.tls.contexts import TLSClientOptions as TLSClientOptions
     from anyecho.net.tls.contexts import TLSServerOptions as TLSServerOptions
     from anyecho.net.tls.generated import GeneratedAuthority as GeneratedAuthority
+    from anyecho.server.admin import Admin as Admin
+    from anyecho.server.admin import AdminSource as AdminSource
+    from anyecho.server.admin import open_admin as open_admin
     from anyecho.server.control import Control as Control
     from anyecho.server.control import open_control as open_control
     from anyecho.server.forwarding import forward as forward
+    from anyecho.server.monitor import Monitor as Monitor
     from anyecho.server.options import ServeOptions as ServeOptions
     from anyecho.server.recorder import ConnectionRecord as ConnectionRecord
     from anyecho.server.recorder import Recorder as Recorder
@@ -56,6 +60,7 @@ if TYPE_CHECKING:
     from anyecho.server.server import serve as serve
     from anyecho.server.stats import Peer as Peer
     from anyecho.server.stats import Stats as Stats
+    from anyecho.server.totals import Totals as Totals
     from anyecho.threaded import ServerFactory as ServerFactory
     from anyecho.threaded import ThreadedServer as ThreadedServer
     from anyecho.threaded import threaded_server as threaded_server
@@ -73,12 +78,15 @@ _MODULES = {
     "anyecho.net.sockets": "SocketOptions",
     "anyecho.net.tls.contexts": "TLSClientOptions TLSServerOptions",
     "anyecho.net.tls.generated": "GeneratedAuthority",
+    "anyecho.server.admin": "Admin AdminSource open_admin",
     "anyecho.server.control": "Control open_control",
     "anyecho.server.forwarding": "forward",
+    "anyecho.server.monitor": "Monitor",
     "anyecho.server.options": "ServeOptions",
     "anyecho.server.recorder": "ConnectionRecord Recorder",
     "anyecho.server.server": "Server open_server serve",
     "anyecho.server.stats": "Peer Stats",
+    "anyecho.server.totals": "Totals",
     "anyecho.threaded": "ServerFactory ThreadedServer threaded_server",
 }
 _MODULE_OF = {name: home for home, names in _MODULES.items() for name in names.split()}

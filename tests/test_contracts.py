@@ -8,6 +8,7 @@ import re
 import select
 import socket
 from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -69,6 +70,11 @@ async def run_server(*addresses: str, **options: Any) -> None:
 
 async def run_controlled(control: str = TCP, address: str = TCP) -> None:
     async with anyecho.open_server(address) as server, anyecho.open_control(server, control):
+        pass
+
+
+async def run_admin(address: str = TCP) -> None:
+    async with anyecho.open_server(TCP) as server, anyecho.open_admin(server.monitor(), address):
         pass
 
 
@@ -164,16 +170,21 @@ async def open_without_descriptors(s: Scene) -> None:
     await run_bench(TCP)
 
 
-async def control_without_epoll(s: Scene) -> None:
-    def epoll() -> None:
-        raise OSError(24, "Too many open files")
+def without_epoll(open_pages: Callable[[anyecho.Server], AbstractAsyncContextManager[object]]) -> Call:
+    """Return what opens the pages of a server where no descriptor is left for epoll."""
 
-    if not has_epoll():
-        skip("epoll")
-    async with anyecho.open_server(TCP) as server:
-        s.patch.setattr(select, "epoll", epoll)
-        async with anyecho.open_control(server, TCP):
-            pass
+    async def provoke(s: Scene) -> None:
+        def epoll() -> None:
+            raise OSError(24, "Too many open files")
+
+        if not has_epoll():
+            skip("epoll")
+        async with anyecho.open_server(TCP) as server:
+            s.patch.setattr(select, "epoll", epoll)
+            async with open_pages(server):
+                pass
+
+    return provoke
 
 
 async def echo_after_reset(s: Scene) -> None:
@@ -276,7 +287,13 @@ TABLE: dict[Any, Provocations] = {
         anyecho.AddressError: lambda _: run_controlled("nonsense"),
         anyecho.UsageError: lambda _: run_controlled(address="udp://127.0.0.1:0"),
         anyecho.BindError: lambda _: run_controlled(f"unix:{ABSENT}"),
-        anyecho.StartError: control_without_epoll,
+        anyecho.StartError: without_epoll(lambda server: anyecho.open_control(server, TCP)),
+    },
+    anyecho.open_admin: {
+        anyecho.AddressError: lambda _: run_admin("nonsense"),
+        anyecho.UsageError: lambda _: run_admin("udp://127.0.0.1:0"),
+        anyecho.BindError: lambda _: run_admin(f"unix:{ABSENT}"),
+        anyecho.StartError: without_epoll(lambda server: anyecho.open_admin(server.monitor(), TCP)),
     },
     anyecho.connect: {
         anyecho.AddressError: lambda _: anyecho.connect("nonsense"),

@@ -32,7 +32,7 @@ from anyecho.systemd.activation import Activation
 from anyecho.systemd.notify import Notifier, open_notifier
 
 if TYPE_CHECKING:
-    from anyecho.server.admin import Source
+    from anyecho.server.admin import AdminSource
 
 logger = logging.getLogger("anyecho.server")
 
@@ -189,7 +189,7 @@ def _reload(certificates: Certificates) -> None:
 
 
 @asynccontextmanager
-async def open_pages(address: Address | None, source: Callable[[], Source]) -> AsyncIterator[Sequence[str]]:
+async def open_pages(address: Address | None, source: Callable[[], AdminSource]) -> AsyncIterator[Sequence[str]]:
     """Answer requests about `source()` on `address` inside the block; yield the URLs."""
     if address is None:
         yield ()
@@ -199,8 +199,8 @@ async def open_pages(address: Address | None, source: Callable[[], Source]) -> A
     from anyecho.server.admin import open_admin
     from anyecho.server.http_listener import url_of
 
-    async with open_admin(address, source()) as listener:
-        yield [*map(url_of, listener.addresses)]
+    async with open_admin(source(), address) as admin:
+        yield [*map(url_of, admin.addresses)]
 
 
 @asynccontextmanager

@@ -5,7 +5,7 @@ A source answers: the monitor of a server, or a supervisor for its workers.
 
 from __future__ import annotations
 
-__all__ = ("Admin", "Source", "open_admin")
+__all__ = ("Admin", "AdminSource", "open_admin")
 
 import json
 import logging
@@ -18,7 +18,7 @@ from anyecho._version import __version__
 from anyecho.address import Address
 from anyecho.codec import encode
 from anyecho.net.http import Request, Response
-from anyecho.server.http_listener import HTTPListener, RequestChecks, open_http
+from anyecho.server.http_listener import RequestChecks, open_http, parse_http_address
 from anyecho.server.stats import Peer
 from anyecho.server.totals import Totals
 
@@ -31,34 +31,52 @@ _WITHOUT_METRICS = "/metrics needs prometheus-client: pip install 'anyecho[metri
 Route: TypeAlias = Callable[[Request], Awaitable[Response]]
 
 
-class Source(Protocol):
-    """What is served."""
+class AdminSource(Protocol):
+    """What the pages are about: a `Monitor` is one."""
 
     def ready(self) -> bool:
         """Whether new connections are accepted."""
 
-    async def totals(self) -> Totals: ...
+    async def totals(self) -> Totals:
+        """Return what was counted until now."""
 
     def peers(self) -> AsyncIterator[Sequence[Peer]]:
         """Yield all peers in slices, between which other tasks run."""
 
 
 @asynccontextmanager
-async def open_admin(address: Address, source: Source) -> AsyncIterator[HTTPListener]:
-    """Answer requests about `source` on `address` inside the block. Raises `BindError`."""
-    # Readers of the pages are persons too. A page of another site cannot read them: its Host field is refused.
+async def open_admin(source: AdminSource, address: str | Address) -> AsyncIterator[Admin]:
+    """Answer HTTP requests to `address` about `source`, which is ``server.monitor()``, inside the block.
+
+    There are /metrics (with the extra ``metrics``), /healthz, /readyz, /stats and /peers. A port alone is a port of
+    localhost; there is no authentication.
+
+    Raises:
+        AddressError: `address` is not an address.
+        UsageError: `address` is not plain TCP or a Unix socket.
+        BindError: listening on `address` fails.
+        StartError: no descriptor is left for epoll.
+    """
+    # A person may read the pages too. A page of another site cannot: its Host field is refused.
     checks = RequestChecks(browsers=True, any_host=_CHECKS)
-    async with open_http(address, Admin(source).handle, purpose="admin", checks=checks) as listener:
-        yield listener
+    admin = Admin(source)
+    parsed = parse_http_address(address, "admin")
+    async with open_http(parsed, admin.handle, purpose="admin", checks=checks) as http:
+        admin.addresses = http.addresses
+        yield admin
 
 
 class Admin:
-    """The routes."""
+    """The pages of a server, as `open_admin` yields them.
 
-    def __init__(self, source: Source) -> None:
+    * `addresses`: the bound addresses, one for each socket.
+    """
+
+    def __init__(self, source: AdminSource) -> None:
+        self.addresses: tuple[Address, ...] = ()
         self._source = source
         self._render = _import_render()
-        self.routes: Mapping[str, Route] = {
+        self._routes: Mapping[str, Route] = {
             "/metrics": self._metrics,
             "/healthz": self._healthz,
             "/readyz": self._readyz,
@@ -67,9 +85,9 @@ class Admin:
         }
 
     async def handle(self, request: Request) -> Response:
-        route = self.routes.get(request.path)
+        route = self._routes.get(request.path)
         if route is None:
-            body = f"no such page; there are {' '.join(self.routes)}\n".encode()
+            body = f"no such page; there are {' '.join(self._routes)}\n".encode()
             return Response(status=HTTPStatus.NOT_FOUND, body=body)
         if request.method != "GET":
             return Response(status=HTTPStatus.METHOD_NOT_ALLOWED, headers={"Allow": "GET, HEAD"})

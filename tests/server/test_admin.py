@@ -11,7 +11,7 @@ import pytest
 from anyio import create_task_group, to_thread, wait_all_tasks_blocked
 
 import anyecho
-from anyecho.address import Address, parse_address
+from anyecho.address import Address
 from anyecho.net.http import Request, Response
 from anyecho.server.admin import Admin, open_admin
 from anyecho.server.server import Server
@@ -40,8 +40,8 @@ class Steady:
 
 @pytest.fixture
 async def admin(server: Server) -> AsyncIterator[Address]:
-    async with open_admin(parse_address("127.0.0.1:0"), server.monitor()) as listener:
-        yield listener.addresses[0]
+    async with open_admin(server.monitor(), "127.0.0.1:0") as admin:
+        yield admin.addresses[0]
 
 
 async def get(address: Address, path: str, host: str = "localhost") -> tuple[int, str, str]:
