@@ -82,6 +82,7 @@ FOLDERS = {
         "udp",
         "bind",
         "inherit",
+        "syn_filter",
         "unix",
         "listen",
         "accept",

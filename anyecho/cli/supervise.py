@@ -136,6 +136,7 @@ class _Control:
 
         for listeners in self._slots:
             for listener in listeners:
+                listener.admit_no_more()
                 listener.stop()
         self.supervisor.drain()
         while await self._signals.next() == signal.SIGHUP:

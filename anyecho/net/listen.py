@@ -24,6 +24,7 @@ from anyecho.net.bind import bind_hosts
 from anyecho.net.inherit import inherit
 from anyecho.net.names import address_of, unmapped
 from anyecho.net.sockets import SocketOptions, closed_on_error
+from anyecho.net.syn_filter import drop_syns
 from anyecho.net.unix import SocketFile, bind_unix
 
 _HINTS = {
@@ -46,16 +47,25 @@ class Listener:
     #: The set-up of each accepted socket.
     preparation: Preparation | None = field(init=False, default=None, repr=False)
 
+    def admit_no_more(self) -> None:
+        """Let no new connection into the accept backlog, which can then be accepted to its end.
+
+        Without effect on a passed socket, on which another process may listen too, and on an abstract Unix socket.
+        """
+        if isinstance(self.requested, FDAddress):
+            return
+
+        if self.sock.family != socket.AF_UNIX:
+            drop_syns(self.sock)
+        self._remove_file()
+
     def stop(self) -> None:
         """Stop listening at once; remove the socket file if it is still the file that this process bound.
 
         The descriptor number refers to /dev/null until `close`. A task may still wait for this number, and on
         asyncio it would receive the events of the next socket that gets the number.
         """
-        if self.file is not None:
-            self.file.remove()
-            self.file = None  # remove it only once: the file of a successor may have the same inode
-
+        self._remove_file()
         try:
             placeholder = os.open(os.devnull, os.O_RDONLY)
         except OSError:  # out of descriptors
@@ -70,6 +80,11 @@ class Listener:
         """Stop listening and close the descriptor. Call it when no task waits for the descriptor any more."""
         self.stop()
         self.sock.close()
+
+    def _remove_file(self) -> None:
+        if self.file is not None:
+            self.file.remove()
+            self.file = None  # remove it only once: the file of a successor may have the same inode
 
 
 async def open_listeners(addresses: Sequence[Address], *, backlog: int, options: SocketOptions) -> list[Listener]:

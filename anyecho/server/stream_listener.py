@@ -57,6 +57,8 @@ class StreamListener:
             self.listener.close()
 
     def accept_backlog(self, size: int) -> None:
+        """Accept all connections in the backlog of `size`, if limits allow it. No more get into it."""
+        self.listener.admit_no_more()
         # The kernel holds one more connection than the backlog of listen(2).
         self._acceptor.accept_some(size + 1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import time
@@ -13,11 +14,11 @@ import anyio
 import pytest
 from anyio import CancelScope, create_task_group, fail_after, to_thread, wait_all_tasks_blocked
 
-from anyecho.address import Address
+from anyecho.address import Address, UnixAddress
 from anyecho.client.client import connect
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server, serve
-from tests.support.peers import SOON, converse, dial, flood, until
+from tests.support.peers import SOON, converse, dial, exchange, flood, until
 
 
 async def make_echo_pending(server: Server, sock: socket.socket) -> None:
@@ -201,3 +202,33 @@ async def test_a_server_stops_listening_before_it_lingers(carrier: Address) -> N
         sock = dial(server.addresses[0])
         await make_echo_pending(server, sock)
         tasks.start_soon(close_when_refused, server.addresses[0])
+
+
+async def test_no_connection_is_made_between_the_last_accept_and_the_end_of_listening(
+    carrier: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be reset, although its peer had connected."""
+    async with open_server(carrier, options=ServeOptions(linger=0.5)) as server:
+        address = server.addresses[0]
+        stop = server._listening.stop
+        late: list[str] = []
+
+        def connect_before_stop() -> None:
+            with socket.socket(socket.AF_UNIX if isinstance(address, UnixAddress) else socket.AF_INET) as sock:
+                sock.setblocking(False)
+                name = address.path if isinstance(address, UnixAddress) else sockaddr
+                late.append(errno.errorcode[sock.connect_ex(name)])
+                try:
+                    sock.getpeername()
+                except OSError as exc:
+                    late.append(errno.errorcode[exc.errno or 0])
+            stop()
+
+        with dial(address) as waiting:
+            sockaddr = waiting.getpeername()
+            monkeypatch.setattr(server._listening, "stop", connect_before_stop)
+            server.close()
+            # A connection that was complete before is accepted.
+            assert await to_thread.run_sync(exchange, waiting, b"hello") == b"hello"
+
+    assert late[:2] == ["ENOENT" if isinstance(address, UnixAddress) else "EINPROGRESS", "ENOTCONN"]
