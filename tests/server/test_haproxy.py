@@ -110,3 +110,19 @@ async def test_haproxy_without_a_proxy_header_is_refused(haproxy: Starter, carri
             assert await to_thread.run_sync(receive_all, sock) == b""
 
         await until(lambda: server.stats.closed == {"proxy": 1})
+
+
+@pytest.mark.parametrize("option", ["check send-proxy", "check send-proxy-v2"])
+@pytest.mark.by_turns("anyio_backend")
+async def test_the_health_checks_of_haproxy_are_no_errors(
+    option: str, haproxy: Starter, carrier: Address, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a header, no connection would be accepted: HAProxy sends a RST in place of the last ACK."""
+    options = ServeOptions(proxy_protocol="require", proxy_trusted=("127.0.0.1", "unix:"), linger=0.5)
+    async with open_server(carrier, options=options) as server:
+        haproxy(server.addresses[0], f"{option} inter 50ms")
+        await until(lambda: server.stats.closed.total() >= 3)
+
+    # HAProxy resets some of them.
+    assert set(server.stats.closed) <= {"eof", "reset"}
+    assert caplog.messages == []
