@@ -285,6 +285,24 @@ async def test_a_line_that_is_no_message_is_ignored(line: str) -> None:
         assert await supervisor.totals() == Totals()
 
 
+async def test_a_worker_that_ends_while_totals_are_read_is_counted_once(tmp_path: Path) -> None:
+    totals = Totals(accepted=5, closed={"eof": 5}).to_json()
+    first = tmp_path / "first"
+    ends_when_asked = (
+        f"if not os.path.exists({str(first)!r}):\n"
+        f"    open({str(first)!r}, 'w').close()\n"
+        f"    send(totals=json.loads({json.dumps(totals)!r}))\n"
+        "    tell(b'READY=1')\n"
+        "    while b'ask' not in lifeline.recv(65536): pass\n"
+        "    os._exit(0)\n" + SERVE
+    )
+    # The first one answers nothing, so that the supervisor waits.
+    async with open_supervisor([stand_in(SERVE), stand_in(ends_when_asked)]) as supervisor:
+        found = await supervisor.totals()
+
+    assert (found.accepted, found.closed) == (5, {"eof": 5})
+
+
 async def test_totals_of_another_version_end_no_supervisor(caplog: pytest.LogCaptureFixture) -> None:
     program = "send(totals={'accepted': 'many'})\n" + SERVE
     async with open_supervisor([stand_in(program)]) as supervisor:
