@@ -13,7 +13,7 @@ class Truncated(Exception):
 
 async def ask_before(host: str, port: int, questions: Sequence[bytes]) -> list[bytes]:
     """Return the answers to `questions`, if each of them comes, and comes in one piece."""
-    answers = []
+    answers: list[bytes] = []
     async with await trio.open_tcp_stream(host, port) as stream:
         for question in questions:
             await stream.send_all(question)
