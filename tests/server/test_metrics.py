@@ -29,6 +29,12 @@ TOTALS = Totals(
 )
 ROOT = Path(__file__).parent.parent.parent
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+#: What Prometheus 3 sends.
+PROMETHEUS = (
+    "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
+    "application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,"
+    "text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +55,7 @@ def samples(accept: str = "", totals: Totals = TOTALS) -> dict[str, float]:
     return found
 
 
-@pytest.mark.parametrize("accept", ["", OPENMETRICS])
+@pytest.mark.parametrize("accept", ["", OPENMETRICS, PROMETHEUS, "text/plain;version=1.0.0"])
 def test_a_scrape_has_every_counter(accept: str) -> None:
     found = samples(accept)
 
