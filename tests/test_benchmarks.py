@@ -120,3 +120,10 @@ def test_pairs_of_servers_are_measured_and_judged(tmp_path: Path) -> None:
     for load in loads:
         assert f"| anyecho-events-asyncio | {load} |" in run.stdout
     assert run.stdout == (tmp_path / "pairs.md").read_text()
+
+
+def test_the_benchmark_of_workers_measures() -> None:
+    run = script("workers.py", "--backend", "asyncio", "--rounds", "1", "--seconds", "0.2")
+
+    assert run.returncode == 0, run.stderr
+    assert [line.split("|")[1].strip() for line in run.stdout.splitlines()[2:]] == ["asyncio", "asyncio"]

@@ -120,9 +120,9 @@ def serve(
     The value off is no limit, for each limit, timeout and buffer size but --max-connections.
 
     Each bound address is printed on a line once it accepts, then the URLs of --admin and --control. The first
-    signal lets connections finish, the second closes them, the third ends a stuck process. SIGHUP reloads the
-    certificate files. Without such files it is ignored, unless the controlling terminal is gone: then it acts like
-    SIGTERM, except under nohup.
+    signal lets connections finish, the second closes them, the third ends a stuck process. SIGHUP replaces the
+    workers of --workers, or reloads the certificate files. Without both it is ignored, unless the controlling
+    terminal is gone: then it acts like SIGTERM, except under nohup.
     """
     _raise_descriptor_limit()
     activation = take_activation(os.environ)
