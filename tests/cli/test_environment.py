@@ -47,6 +47,13 @@ def test_a_switch_accepts_several_words_for_on_and_off(
     assert parse("serve") == {"access_log": value, "keepalive": value}
 
 
+def test_a_switch_may_have_a_value_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANYECHO_ACCESS_LOG", "all")
+
+    assert parse("serve") == {"access_log": "all"}
+    assert parse("serve", "--no-access-log") == {"access_log": False}
+
+
 def test_an_invalid_switch_value_lists_the_valid_words(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 import pytest
 from cyclopts import CycloptsError
 
-from anyecho.cli.flags import flattened
+from anyecho.cli.flags import explicit, flattened
 from anyecho.cli.logs import LogOptions
 from anyecho.cli.main import app, main
 from anyecho.cli.output_options import OutputOptions
@@ -274,6 +274,18 @@ def test_an_environment_variable_can_name_several_addresses(monkeypatch: pytest.
     monkeypatch.setenv("ANYECHO_BIND", "tcp://127.0.0.1:1 unix:/x")
 
     assert parse("serve") == {"bind": ("tcp://127.0.0.1:1", "unix:/x")}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("serve --access-log :7000", "serve --access-log=yes :7000"),
+        ("serve --access-log=all :7000", "serve --access-log=all :7000"),
+        ("send x:1 -- --access-log", "send x:1 -- --access-log"),
+    ],
+)
+def test_the_word_after_a_switch_is_not_its_value(words: str, expected: str) -> None:
+    assert explicit(words.split()) == expected.split()
 
 
 def test_a_message_may_look_like_a_flag_after_two_dashes() -> None:
