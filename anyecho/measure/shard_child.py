@@ -2,16 +2,18 @@
 
 The lines are a pickled job in base64; ``start`` with a time in seconds since 1970, once ``connected`` is written;
 and ``interrupt`` at any time. The end of standard input interrupts too, because the parent is gone then.
-The outcome is a result or an error, pickled in base64.
+The outcome is a result or an error, pickled in base64. Before it, there is ``progress REPLIES P99`` once a second.
 """
 
 from __future__ import annotations
 
-__all__ = ("CONNECTED", "INTERRUPT", "START", "ShardJob", "main")
+__all__ = ("CONNECTED", "INTERRUPT", "PROGRESS", "START", "ShardJob", "main")
 
 import os
 import pickle
+import time
 from base64 import b64decode, b64encode
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -23,13 +25,14 @@ from anyecho.errors import AnyechoError, StartError, unwrap_single
 from anyecho.measure.bench import run_bench
 from anyecho.measure.control import BenchControl
 from anyecho.measure.options import BenchOptions
+from anyecho.measure.progress import Progress
 from anyecho.measure.result import RunResult
 from anyecho.net.descriptors import write_all
 from anyecho.net.fallback import Fallback
 
 #: The first words of lines, to the shard and from it.
 START, INTERRUPT = b"start", b"interrupt"
-CONNECTED = b"connected"
+CONNECTED, PROGRESS = b"connected", b"progress"
 #: Seconds that a shard waits for its start: longer than all other shards take to connect.
 _START_WITHIN = 600.0
 _STDIN, _STDOUT = 0, 1
@@ -67,7 +70,7 @@ def main() -> None:
 
 
 async def _run(job: ShardJob, lines: _Lines) -> RunResult:
-    control = BenchControl()
+    control = BenchControl(_ProgressLines().update)
     start_at = 0.0
     started = Event()
 
@@ -101,6 +104,17 @@ async def _run(job: ShardJob, lines: _Lines) -> RunResult:
             tasks.cancel_scope.cancel()
 
     return result
+
+
+class _ProgressLines:
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def update(self, progress: Callable[[], Progress]) -> None:
+        """Write a line, once a second."""
+        if (now := time.monotonic()) >= self._next:
+            self._next = now + 1
+            _write(b"%s %d %d" % (PROGRESS, *progress()))
 
 
 class _Lines:

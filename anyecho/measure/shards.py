@@ -6,13 +6,14 @@ is needed. Each shard takes every n-th message of the one schedule, and its part
 
 from __future__ import annotations
 
-__all__ = ("Place", "local_places", "run_processes", "run_shards", "shares_of")
+__all__ = ("run_processes", "run_shards", "shares_of")
 
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import inf
 from typing import Any
 from uuid import uuid4
@@ -26,6 +27,8 @@ from anyecho.measure import shard
 from anyecho.measure.control import BenchControl
 from anyecho.measure.merge import merge_runs
 from anyecho.measure.options import BenchOptions
+from anyecho.measure.places import Place, local_places
+from anyecho.measure.progress import Progress
 from anyecho.measure.result import Counts, RunResult
 from anyecho.measure.shard import Prepared
 from anyecho.measure.shard_child import ShardJob
@@ -36,27 +39,6 @@ _TICK = 0.02
 _RESULT_WITHIN = 10.0
 #: Seconds by which two clocks may differ before a note says so.
 _SKEW = 0.05
-
-
-async def _never_lost() -> bool:
-    return False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where a shard runs: an executor, of which all calls run in one process, and a function that runs at once."""
-
-    name: str
-    executor: Executor
-    #: Calls a function of `shard`, also while the executor is busy.
-    call: Callable[[Callable[[str], None], str], None]
-    #: Whether the executor is gone, so that its futures will never be done.
-    is_lost: Callable[[], Awaitable[bool]] = _never_lost
-    #: Among the shards of its machine: number, and how many.
-    on_machine: tuple[int, int] = (0, 1)
-    #: Seconds from the order to start until the shard has it, at most.
-    latency: float = 1.0
-    is_remote: bool = False
 
 
 async def run_processes(
@@ -70,21 +52,6 @@ async def run_processes(
     """Run `run_bench` as that many processes of this machine. Raises its errors, and those of `run_shards`."""
     with local_places(processes) as places:
         return await run_shards(address, options, places, backend=backend, control=control)
-
-
-@contextmanager
-def local_places(count: int) -> Iterator[list[Place]]:
-    """Yield places for `count` processes on this machine."""
-    # Threads: each only waits for its process, and the death of a process concerns no other.
-    with ThreadPoolExecutor(max_workers=count) as executor:
-        yield [
-            Place(name=f"process {number + 1}", executor=executor, call=_call, on_machine=(number, count))
-            for number in range(count)
-        ]
-
-
-def _call(function: Callable[[str], None], key: str) -> None:
-    function(key)
 
 
 async def run_shards(
@@ -138,6 +105,7 @@ class _Member:
     answered_at: float = 0.0
     prepared: Future[Prepared] = field(default_factory=Future)
     finished: Future[RunResult] = field(default_factory=Future)
+    progress: Progress = field(default_factory=lambda: Progress(0, 0))
     #: Why there will be no result.
     lost: str = ""
 
@@ -242,10 +210,18 @@ class _Shards:
             for each in waiting:
                 if await each.place.is_lost():
                     each.lost = "it is gone"
+            self._report_progress()
             await self._check_interrupted(waiting)
             # Once interrupted, the scope would end each sleep at once.
             with nullcontext() if self._control.interrupted else self._control.interruptible():
                 await sleep(_TICK)
+
+    def _report_progress(self) -> None:
+        for each in self._members:
+            each.progress = shard.progress(each.job.key) or each.progress
+        parts = [each.progress for each in self._members]
+        if any(each.replies for each in parts):
+            self._control.on_progress(partial(Progress.of_all, parts))
 
     async def _check_interrupted(self, waiting: Sequence[_Member]) -> None:
         if not self._control.interrupted:

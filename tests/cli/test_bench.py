@@ -8,6 +8,7 @@ import signal
 import socket
 from array import array
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from jsonschema import Draft202012Validator
 from anyecho.cli.main import main
 from anyecho.cli.progress import ProgressLine
 from anyecho.measure.options import BenchOptions
+from anyecho.measure.progress import progress_of
 from anyecho.measure.result import Document
 from tests.measure.schema import schema_text
 from tests.support.process import Process, Processes, peer, terminal, wait_until
@@ -194,7 +196,7 @@ def test_a_terminal_shows_rate_and_p99_once_a_second_and_nothing_at_the_end() ->
         now = 5 * second + step * second // 10
         connection.due.append(now - 3_000_000)
         connection.received.append(now)
-        progress.update([connection])
+        progress.update(partial(progress_of, [connection]))
     progress.end()
 
     assert written == [

@@ -95,11 +95,7 @@ async def test_a_load_completes_on_a_server_that_reads_a_whole_message_before_ec
 
 
 async def test_an_interrupted_run_has_the_figures_so_far(server: Server) -> None:
-    control = BenchControl(
-        on_progress=lambda records: (
-            control.interrupt() if sum(len(each.received) for each in records) > 50 else None
-        )
-    )
+    control = BenchControl(on_progress=lambda progress: control.interrupt() if progress().replies > 50 else None)
     result = await load(server.addresses[0], connections=2, duration=60.0, rate=500.0, control=control)
     assert result.interrupted
     assert result.counts.verified > 50

@@ -24,10 +24,12 @@ from anyecho.measure.bench import run_bench, run_shard
 from anyecho.measure.control import BenchControl
 from anyecho.measure.merge import merge_runs
 from anyecho.measure.options import BenchOptions
+from anyecho.measure.places import Place
+from anyecho.measure.progress import Progress
 from anyecho.measure.result import RunResult
 from anyecho.measure.shard import Prepared
 from anyecho.measure.shard_child import ShardJob
-from anyecho.measure.shards import Place, run_processes, run_shards, shares_of
+from anyecho.measure.shards import run_processes, run_shards, shares_of
 from anyecho.server.server import Server
 from tests.support.peers import until
 from tests.support.process import wait_until
@@ -95,6 +97,17 @@ async def test_the_shards_together_send_the_whole_schedule(
     assert [each.name for each in result.parts] == [f"process {number + 1}" for number in range(processes)]
     assert [each.sent for each in result.parts] == [len(range(each, 301, processes)) for each in range(processes)]
     assert sum(each.connections for each in result.parts) == 5
+
+
+@on_one_carrier
+async def test_the_progress_of_shards_is_their_sum_and_never_falls(server: Server) -> None:
+    seen: list[Progress] = []
+    control = BenchControl(on_progress=lambda progress: seen.append(progress()))
+    result = await load(server.addresses[0], 2, rate=200.0, duration=2.5, control=control)
+    replies = [each.replies for each in seen]
+    assert replies == sorted(replies)
+    assert 0 < replies[-1] <= result.counts.verified
+    assert seen[-1].p99 > 0
 
 
 @on_one_carrier
