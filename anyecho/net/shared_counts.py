@@ -41,8 +41,13 @@ class SharedCounts:
             raise
 
     def take_row(self) -> Row | None:
-        """Return a row that no process has; None if there is none."""
-        return Row(self, self._free.pop()) if self._free else None
+        """Return an inactive row that no process has, with a count of 0; None if there is none."""
+        if not self._free:
+            return None
+
+        row = Row(self, self._free.pop())
+        row.publish(0)  # the process that had it before may have been killed
+        return row
 
     def give_back(self, row: Row) -> None:
         """Free the row of a process that has ended."""

@@ -143,6 +143,8 @@ class Worker:
     def kill(self, reason: str) -> None:
         if not self.ended.is_set():
             self._killed_for = reason
+            if self.leaving.is_set():  # nothing else is logged of its end
+                logger.warning("process %d is killed: %s", self.pid, reason)
             with suppress(ProcessLookupError):
                 self._process.kill()
 

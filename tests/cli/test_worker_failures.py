@@ -148,6 +148,17 @@ def test_the_error_of_a_worker_at_the_start_is_that_of_the_service(processes: Pr
     )
 
 
+def test_sigterm_while_the_workers_start_ends_them(processes: Processes, backend: str, tmp_path: Path) -> None:
+    environ = module(tmp_path, "import os, time; os.write(2, b'importing\\n'); time.sleep(3600)")
+    arguments = ("-b", TCP, "--backend", backend, "--workers", "2", "--handler", "harmful_handlers:echo")
+    process = processes.start("serve", *arguments, env=environ)
+    process.read_errors(until="importing\n")
+    workers = descendants(process.pid)
+    process.signal()
+    assert process.wait() == 0
+    assert not any(map(is_alive, workers))
+
+
 def test_a_worker_that_can_no_longer_start_is_tried_again(processes: Processes, tmp_path: Path) -> None:
     environ = module(tmp_path)
     process = processes.serve(

@@ -45,11 +45,15 @@ def test_a_row_is_free_again_when_it_is_given_back(counts: SharedCounts) -> None
     first, _, _ = rows(counts)
     assert counts.take_row() is None
     first.activate()
+    first.publish(9)
     counts.give_back(first)
     again = counts.take_row()
     assert again is not None
     assert again.number == first.number
-    assert again.least_other() is None
+    again.activate()
+    other = Row(counts, (first.number + 1) % 3)
+    other.activate()
+    assert other.least_other() == 0
 
 
 def test_another_process_reads_and_writes_the_rows(counts: SharedCounts) -> None:

@@ -207,12 +207,17 @@ async def test_a_drain_ends_all_workers() -> None:
         assert not supervisor.ready()
 
 
-async def test_a_worker_that_does_not_drain_is_killed_at_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_worker_that_does_not_drain_is_killed_at_its_limit(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(worker_module, "_END_MARGIN", 0.1)
     program = "signal.signal(signal.SIGTERM, signal.SIG_IGN)" + READY + "time.sleep(3600)"
     async with open_supervisor([stand_in(program, drain_limit=0.1)]) as supervisor:
+        [pid] = children()
         supervisor.drain()
         await supervisor.wait_closed()
+
+    assert f"process {pid} is killed: it still ran 0.2 s after it began to drain" in caplog.text
 
 
 async def test_an_abort_kills_a_worker_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
