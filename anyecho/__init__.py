@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from anyecho.client.client import connect as connect
     from anyecho.client.options import ConnectOptions as ConnectOptions
     from anyecho.client.source import Source as Source
+    from anyecho.control_thread import threaded_control as threaded_control
     from anyecho.errors import AddressError as AddressError
     from anyecho.errors import AnyechoError as AnyechoError
     from anyecho.errors import BackendError as BackendError
@@ -88,6 +89,7 @@ _MODULES = {
     "anyecho.server.stats": "Peer Stats",
     "anyecho.server.totals": "Totals",
     "anyecho.threaded": "ServerFactory ThreadedServer threaded_server",
+    "anyecho.control_thread": "threaded_control",
 }
 _MODULE_OF = {name: home for home, names in _MODULES.items() for name in names.split()}
 

@@ -78,6 +78,11 @@ async def run_admin(address: str = TCP) -> None:
         pass
 
 
+async def run_controlled_thread(control: str = TCP, address: str = TCP) -> None:
+    with anyecho.threaded_server(address) as server, anyecho.threaded_control(server, control):
+        pass
+
+
 async def run_threaded(*addresses: str, **options: Any) -> None:
     with anyecho.threaded_server(*addresses, **options) as server:
         wait_until(lambda: not server._running)
@@ -170,21 +175,34 @@ async def open_without_descriptors(s: Scene) -> None:
     await run_bench(TCP)
 
 
+def refuse_epoll(s: Scene) -> None:
+    """Let no descriptor be left for epoll."""
+
+    def epoll() -> None:
+        raise OSError(24, "Too many open files")
+
+    if not has_epoll():
+        skip("epoll")
+    s.patch.setattr(select, "epoll", epoll)
+
+
 def without_epoll(open_pages: Callable[[anyecho.Server], AbstractAsyncContextManager[object]]) -> Call:
     """Return what opens the pages of a server where no descriptor is left for epoll."""
 
     async def provoke(s: Scene) -> None:
-        def epoll() -> None:
-            raise OSError(24, "Too many open files")
-
-        if not has_epoll():
-            skip("epoll")
         async with anyecho.open_server(TCP) as server:
-            s.patch.setattr(select, "epoll", epoll)
+            refuse_epoll(s)
             async with open_pages(server):
                 pass
 
     return provoke
+
+
+async def control_thread_without_epoll(s: Scene) -> None:
+    with anyecho.threaded_server(TCP) as server:
+        refuse_epoll(s)
+        with anyecho.threaded_control(server, TCP):
+            pass
 
 
 async def echo_after_reset(s: Scene) -> None:
@@ -294,6 +312,12 @@ TABLE: dict[Any, Provocations] = {
         anyecho.UsageError: lambda _: run_admin("udp://127.0.0.1:0"),
         anyecho.BindError: lambda _: run_admin(f"unix:{ABSENT}"),
         anyecho.StartError: without_epoll(lambda server: anyecho.open_admin(server.monitor(), TCP)),
+    },
+    anyecho.threaded_control: {
+        anyecho.AddressError: lambda _: run_controlled_thread("nonsense"),
+        anyecho.UsageError: lambda _: run_controlled_thread(address="udp://127.0.0.1:0"),
+        anyecho.BindError: lambda _: run_controlled_thread(f"unix:{ABSENT}"),
+        anyecho.StartError: control_thread_without_epoll,
     },
     anyecho.connect: {
         anyecho.AddressError: lambda _: anyecho.connect("nonsense"),

@@ -93,7 +93,7 @@ def commands(block: Block) -> list[list[str]]:
 
 def test_every_block_is_of_a_kind_that_is_tested() -> None:
     assert {each.language for each in blocks()} == {"console", "python", "sh", "toml", "yaml"}
-    assert (len(PAIR), len(TEST_SUITES)) == (2, 5)
+    assert (len(PAIR), len(TEST_SUITES)) == (2, 6)
     assert {each.language for each in blocks(of=[*(ROOT / "docs").glob("[A-Z]*.md"), *ROOT.glob("C*.md")])} == {
         "sh",
         "text",

@@ -42,6 +42,7 @@ LAYERS = {
     "server": 5,
     "measure": 6,
     "threaded": 6,
+    "control_thread": 7,
     "cli": 7,
     "pytest_plugin": 7,
     "__main__": 8,

@@ -21,7 +21,7 @@ from anyio import CancelScope, Event, create_task_group, current_time, move_on_a
 from anyio.abc import TaskGroup
 
 from anyecho.address import Address, TCPAddress, UnixAddress, parse_address
-from anyecho.errors import UsageError
+from anyecho.errors import UsageError, unwrap_single
 from anyecho.net.accept import Acceptor
 from anyecho.net.http import HTTPConnection, HTTPHandler, HTTPLimits, Request, Response
 from anyecho.net.listen import Listener, open_listeners
@@ -95,10 +95,12 @@ async def open_http(
 ) -> AsyncIterator[HTTPListener]:
     """Answer the requests on `address` inside the block. `purpose` names the listener in the log.
 
-    Leaving the block closes all connections. Raises `BindError`, and `StartError` if no descriptor is left.
+    Leaving the block closes all connections; exceptions pass unchanged.
+
+    Raises `BindError`, and `StartError` if no descriptor is left.
     """
     listeners = await open_listeners([address], backlog=_BACKLOG, options=SocketOptions())
-    with ExitStack() as opened:
+    with ExitStack() as opened, unwrap_single() as kept:
         for listener in listeners:
             opened.callback(listener.close)
         _log_start(purpose, listeners)
@@ -107,6 +109,9 @@ async def open_http(
             http.start()
             try:
                 yield http
+            except BaseException as exc:
+                kept.append(exc)
+                raise
             finally:
                 http.stop()
                 tasks.cancel_scope.cancel()

@@ -191,3 +191,9 @@ async def test_all_connections_are_closed_with_the_block(opened: ExitStack) -> N
     assert idle.recv(1) == b""
     with pytest.raises(ConnectionRefusedError):
         dial(http.addresses[0])
+
+
+async def test_an_exception_in_the_block_passes_unchanged() -> None:
+    with pytest.raises(LookupError, match="mine"):
+        async with open_http(LOOPBACK, greet, purpose="test"):
+            raise LookupError("mine")
