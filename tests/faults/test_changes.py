@@ -297,6 +297,29 @@ async def test_the_time_of_a_timeout_begins_with_its_change(tasks: TaskGroup) ->
     assert line.arrived == [(5.0, b"ended")]
 
 
+@pytest.mark.parametrize(
+    ("faults", "ends"), [({"cut": Cut(seconds=3)}, [3.5]), ({}, [])], ids=["longer", "removed"]
+)
+async def test_the_time_of_a_cut_changes_for_a_send_that_waits_too(
+    faults: dict[str, Fault], ends: list[float], tasks: TaskGroup
+) -> None:
+    line = Line("downstream", tasks, cut=Cut(seconds=1), stall=Stall())
+    ended: list[float] = []
+
+    async def send() -> None:
+        try:
+            with move_on_after(20):
+                await line.chain.send(b"a")
+        except ConnectionEnded:
+            ended.append(line.now())
+
+    tasks.start_soon(send)
+    await line.until(0.5)
+    line.change(stall=Stall(), **faults)
+    await line.until(30)
+    assert ended == ends
+
+
 async def test_a_reset_that_is_added_acts_on_the_next_bytes(direction: Direction, tasks: TaskGroup) -> None:
     line = Line(direction, tasks)
     line.send(b"a")
