@@ -33,17 +33,15 @@ async def harmful(stream):
 
 def holder(process: Process, sock: socket.socket) -> int:
     """Return the worker that serves `sock`: the process with the other end among its descriptors."""
-    port = sock.getsockname()[1]
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        fields = line.split()
-        if fields[2].endswith(f":{port:04X}"):
-            inode = f"socket:[{fields[9]}]"
-            break
-    for pid in descendants(process.pid):
-        if any(os.readlink(each) == inode for each in Path(f"/proc/{pid}/fd").iterdir()):
-            return pid
-
-    raise AssertionError(f"no worker has the connection from port {port}")
+    ends = [f":{port:04X}" for port in (sock.getpeername()[1], sock.getsockname()[1])]
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    [inode] = [row[9] for row in rows if [address[-5:] for address in row[1:3]] == ends]
+    [pid] = [
+        pid
+        for pid in descendants(process.pid)
+        if any(os.path.realpath(each).endswith(f"socket:[{inode}]") for each in Path(f"/proc/{pid}/fd").iterdir())
+    ]
+    return pid
 
 
 def spread(process: Process, opened: ExitStack) -> dict[int, list[socket.socket]]:
