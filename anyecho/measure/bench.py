@@ -37,8 +37,9 @@ from anyecho.validation import check_kind
 #: Seconds between two looks at whether a run is over: while messages are sent, and after that. The stamps say when
 #: it was over.
 _TICK, _LAST_TICK = 0.05, 0.002
-#: Nanoseconds after which an open loop begins, so that its first message is not late.
-_LEAD = 2_000_000
+#: Nanoseconds after which an open loop begins, so that its first message is not late; and for reading CPU times
+#: before it: the timers of event loops are up to 2 ms late.
+_LEAD, _READING = 10_000_000, 5_000_000
 
 
 async def run_bench(
@@ -168,8 +169,6 @@ class _Run:
                     await stack.enter_async_context(open_timer(poller, pacer.next_due, pacer, busy_wait=wait))
                 if not await self._sleep_until_start():
                     return
-            self._cpu_before = process_time_ns()
-            self._server_cpu_before = self._control.server_cpu()
             await self._wait_until_over(connections)
 
     async def _plan_start(self) -> None:
@@ -196,9 +195,11 @@ class _Run:
         return chain((time - before for time in warm_up), measured)
 
     async def _sleep_until_start(self) -> bool:
-        """Return whether the start has come; false after an interruption."""
+        """Return whether the start has come; false after an interruption. CPU times are read just before it."""
         with self._control.interruptible():
-            await sleep(max(self._start - self._traffic.clock(), 0) / 1e9)
+            await sleep(max(self._start - _READING - self._traffic.clock(), 0) / 1e9)
+        if not self._control.interrupted:
+            self._server_cpu_before, self._cpu_before = self._control.server_cpu(), process_time_ns()
         return not self._control.interrupted
 
     async def _wait_until_over(self, connections: Sequence[OpenConnection]) -> None:

@@ -15,6 +15,7 @@ from anyecho.client.client import Client, connect_checked
 from anyecho.errors import ConnectError
 from anyecho.measure import bench, opening
 from anyecho.measure.checks import failures
+from anyecho.measure.control import BenchControl
 from anyecho.measure.outcome import Measured, result_of
 from anyecho.measure.result import RunResult
 from tests.client.liars import listening
@@ -66,6 +67,28 @@ async def test_no_latency_is_below_the_delay_that_the_server_recorded(
     assert [pair for pair in zip(latencies, delays, strict=True) if pair[0] < pair[1]] == []
     assert result.latency.min == min(latencies) >= min(delays)
     assert result.latency.max == max(latencies) >= max(delays)
+
+
+async def test_no_message_of_a_closed_loop_waits_while_the_cpu_time_of_the_server_is_read(
+    stamps: list[Measured],
+) -> None:
+    readings: list[int] = []
+
+    def read() -> int:
+        readings.append(perf_counter_ns())
+        return len(readings)
+
+    async def echo(stream: ByteStream) -> None:
+        async for chunk in stream:
+            await stream.send(chunk)
+
+    control = BenchControl()
+    control.server_cpu = read
+    async with listening(echo) as address:
+        result = await load(address, connections=2, requests=20, control=control)
+    assert result.counts.verified == 20
+    assert readings[0] < min(record.sent[0] for record in stamps[0].records)
+    assert readings[-1] > max(record.received[-1] for record in stamps[0].records)
 
 
 async def test_a_corrupted_byte_in_10000_echoes_is_one_wrong_message() -> None:
