@@ -60,6 +60,11 @@ class Line:
         with fail_after(SOON):
             return await to_thread.run_sync(call, *args)
 
+    async def wait_connected(self) -> None:
+        """Pass a byte: a reset that comes while the server connects is a refusal."""
+        self.peer.sendall(b"x")
+        assert await self.run(receive, self.upstream, 1) == b"x"
+
     async def closed_for(self, reason: str) -> None:
         await until_closed(self.server)
         assert self.server.stats.closed == {reason: 1}
@@ -167,6 +172,7 @@ async def test_what_is_not_read_on_one_side_cannot_be_sent_on_the_other(reader: 
 
 async def test_a_reset_by_the_upstream_is_a_reset_for_the_peer() -> None:
     async with forwarded(TCP) as line:
+        await line.wait_connected()
         reset(line.upstream)
         assert await line.run(error_of, lambda: line.peer.recv(100)) == errno.ECONNRESET
         await line.closed_for("upstream")
@@ -237,6 +243,7 @@ async def test_an_upstream_that_does_not_accept_ends_the_connection_after_the_ti
 
 async def test_a_lost_upstream_leaves_the_other_connections_as_they_are() -> None:
     async with forwarded(TCP) as line, forwarded(TCP) as other:
+        await line.wait_connected()
         reset(line.upstream)
         assert await line.run(error_of, lambda: line.peer.recv(1)) == errno.ECONNRESET
         other.peer.sendall(b"still")
