@@ -162,13 +162,18 @@ def test_clients_that_trust_the_generated_ca_reach_all_workers(processes: Proces
     text = process.read_errors(until="\n")
     cacert = text.split()[-1]
     assert text == f"main: generated a certificate for this run: clients trust it with --cacert {cacert}\n"
+    trusting = ssl.create_default_context(cafile=cacert)
     before = descendants(process.pid)
-    address = f"tls://localhost:{port_of(process.addresses[0])}"
-    for _ in range(2):
-        for _ in range(4):
-            assert processes.run("send", address, "hello", "--cacert", cacert) == (0, b"hello", "")
-        process.signal(signal.SIGHUP)
-        wait_until(lambda: not {*before} & {*descendants(process.pid)})
+
+    def reach() -> None:
+        for _ in range(8):
+            with trusting.wrap_socket(dial(process.addresses[0]), server_hostname="localhost") as sock:
+                assert exchange(sock, b"hello") == b"hello"
+
+    reach()
+    process.signal(signal.SIGHUP)
+    wait_until(lambda: not {*before} & {*descendants(process.pid)})
+    reach()
     process.signal()
     assert process.wait() == 0
     assert process.errors() == ""
