@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ from anyecho.server import worker as worker_module
 from anyecho.server.supervisor import open_supervisor
 from anyecho.server.totals import DIED, Totals
 from tests.server.workers import READY, SERVE, stand_in
-from tests.support.peers import until
+from tests.support.peers import TIMEOUT
+from tests.support.peers import until as until_soon
 from tests.support.process import descendants, is_alive
 
 ENDS = READY + "time.sleep(0.05); sys.exit(7)"
@@ -26,6 +28,10 @@ ENDS = READY + "time.sleep(0.05); sys.exit(7)"
 @pytest.fixture(autouse=True)
 def engine() -> None:
     """The workers have no engine, so each test runs once."""
+
+
+#: Real processes have to start first.
+until = partial(until_soon, seconds=TIMEOUT)
 
 
 def children() -> list[int]:
