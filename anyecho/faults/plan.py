@@ -20,6 +20,7 @@ from anyio.abc import ByteStream, TaskGroup
 
 from anyecho.errors import UsageError
 from anyecho.faults.fault import Alter, Fault
+from anyecho.validation import quoted
 
 
 class Drawn(NamedTuple):
@@ -39,10 +40,12 @@ def named(faults: Iterable[Fault], given: Mapping[str, Fault] = MappingProxyType
     """Return each of `faults` by a name of its kind and direction, as toxiproxy names them: ``latency_downstream``.
 
     A further one with the same name gets a number, from 2. The faults `given` by name follow. Raises `UsageError`
-    if two have one name.
+    if two have one name, or if one is no fault.
     """
     found: dict[str, Fault] = {}
     for fault in faults:
+        if not isinstance(fault, Fault):
+            raise UsageError(f"a fault must be a Fault, not {quoted(fault)}", options=("faults",))
         first = "_".join(filter(None, (fault.name, getattr(fault, "stream", ""))))
         names = chain([first], (f"{first}_{number}" for number in count(2)))
         found[next(name for name in names if name not in found)] = fault

@@ -66,7 +66,10 @@ def parse_fault(text: str) -> Fault:
     if kind.needs and not given.keys() & kind.needs:
         raise UsageError(f"{name}: give {' or '.join(kind.needs)}")
 
-    return kind(**given)
+    try:
+        return kind(**given)
+    except UsageError as exc:  # without its options: the keys of a fault are not flags
+        raise UsageError(f"{name}: {str(exc).removeprefix(f'{name}: ')}") from None
 
 
 def _parse_value(text: str, hint: Any) -> Any:

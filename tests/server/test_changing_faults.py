@@ -351,5 +351,8 @@ async def test_faults_that_cannot_change_are_a_usage_error() -> None:
             given: Any = faults
             with pytest.raises(UsageError, match=error):
                 server.set_faults(**given)
+        unnamed: Any = "cut:bytes=1"
+        with pytest.raises(UsageError, match=r"^a fault must be a Fault, not 'cut:bytes=1'$"):
+            server.set_faults(unnamed)
         with pytest.raises(UsageError, match=r"^two faults are called timeout_downstream$"):
             server.set_faults(Timeout(), timeout_downstream=Timeout())
