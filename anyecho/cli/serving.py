@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ("open_pages", "run_server", "start_reporting", "status_text", "warn_access_log", "warn_start")
+__all__ = (
+    "open_pages",
+    "run_server",
+    "start_reporting",
+    "status_text",
+    "warn_access_log",
+    "warn_seed",
+    "warn_start",
+)
 
 import logging
 import os
@@ -57,6 +65,7 @@ def run_server(
         open_notifier(os.environ) as notifier,
     ):
         warn_access_log(job.access_log, addresses)
+        warn_seed(job)
         run(
             _serve,
             addresses,
@@ -76,6 +85,12 @@ def warn_access_log(access_log: AccessLog, addresses: Sequence[Address]) -> None
     if access_log and addresses and all(isinstance(address, UDPAddress) for address in addresses):
         text = "without effect: access_log (every address is for UDP)"
         logger.warning(text, extra={"options": ("access_log",)})
+
+
+def warn_seed(job: Job) -> None:
+    """Warn of a seed that decides nothing. In a program, faults may be set later."""
+    if job.options.seed is not None and not job.faults and job.control is None:
+        logger.warning("without effect: seed (there is no fault)", extra={"options": ("seed",)})
 
 
 @contextmanager

@@ -68,6 +68,7 @@ class Control:
     def __init__(self, proxies: Proxies) -> None:
         self.addresses: tuple[Address, ...] = ()
         self._proxies = proxies
+        self._seed_is_logged = False
         #: Held by a request that changes something: opening a listener takes time.
         self._lock = Lock()
         self._routes: dict[tuple[str | None, ...], dict[str, _Action]] = {
@@ -217,6 +218,9 @@ class Control:
         self._proxies.set_toxics(proxy, toxics)
         names = ", ".join(quoted(each.name) for each in toxics)
         logger.info("control: toxics of %s: %s", quoted(proxy.name), names or "none")
+        if toxics and not self._seed_is_logged:
+            logger.warning("this server misbehaves on purpose: %s, seed %d", names, self._proxies.seed)
+            self._seed_is_logged = True
 
     def _proxy(self, name: str) -> Proxy:
         if name not in self._proxies.by_name:

@@ -92,7 +92,7 @@ class Proxies:
         self._listening = listening
         self._admission = admission
         self._options = options
-        self._seed = seed
+        self.seed = seed
         admission.follow_plans()
         listening.stay_open()
         by_address: dict[Address, list[StreamListener]] = {}
@@ -105,7 +105,7 @@ class Proxies:
         """Add a proxy, and listen if it is `enabled`. Raises `UsageError` and `BindError`; then there is none."""
         address = self._parse_listen(listen)
         _handler_for(upstream)
-        proxy = Proxy(name, address, upstream, FaultPlan({}, self._seed))
+        proxy = Proxy(name, address, upstream, FaultPlan({}, self.seed))
         if enabled:
             await self._open(proxy)
         self.by_name[name] = proxy
@@ -151,7 +151,7 @@ class Proxies:
 
     def _take_over(self, streams: Sequence[StreamListener]) -> None:
         """Make a proxy of the sockets of an address."""
-        plan = streams[0].policy.faults or FaultPlan({}, self._seed)
+        plan = streams[0].policy.faults or FaultPlan({}, self.seed)
         address = _to_reopen(streams[0].listener)
         # A toxic must not take the place of a fault with the same name.
         lasting = {f"{name} at the start": fault for name, fault in plan.faults.items()}

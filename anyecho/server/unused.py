@@ -143,7 +143,5 @@ def _reasons(options: ServeOptions, addresses: Sequence[Bound]) -> Iterator[tupl
         yield "max_connections_per_ip", "peers on Unix sockets have no IP address" if streams else no_stream
     if not any(each.proxy is None for each in requested):
         yield "proxy_protocol", "each address has its own ?proxy=" if streams else no_stream
-    if not options.faults:
-        yield "seed", "there is no fault"
     if not (streams and options.min_rate):
         yield "min_rate_window", "min_rate is off" if streams else no_stream

@@ -45,11 +45,24 @@ def test_faults_come_from_the_environment_too(processes: Processes, monkeypatch:
 
 
 @pytest.mark.parametrize(
+    ("words", "listeners", "warned"),
+    [((), 1, True), (("--control", "127.0.0.1:0"), 2, False), (("--fault", "cut:bytes=1"), 1, False)],
+)
+def test_a_seed_that_decides_nothing_is_warned_of(
+    words: tuple[str, ...], listeners: int, warned: bool, processes: Processes
+) -> None:
+    server = processes.serve(TCP, "--seed", "7", "--log-level", "info", *words, listeners=listeners)
+    assert ("without effect: --seed (there is no fault)" in server.read_errors(until="starting up")) is warned
+
+
+@pytest.mark.parametrize(
     ("words", "error"),
     [
         (("--fault", "latncy"), "no fault 'latncy' (did you mean latency?); there are "),
         (("--fault", "latency:latency=100"), "latency: latency: '100' has no unit: write 100ms or 100s\n"),
         (("--fault", "latency:laten=1s"), "latency: no key 'laten' (did you mean latency?); there are "),
+        (("--fault", "slicer:average_size=9,size_variation=9"), "slicer: size_variation must be less than"),
+        (("--fault", "corrupt:rate=nan"), "corrupt: rate must be"),
         (("--seed", "1.5"), "Invalid value"),
         (
             ("--fault", "cut:bytes=1", "--engine", "events"),

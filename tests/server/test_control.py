@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack
@@ -85,6 +86,18 @@ async def test_each_stream_address_is_a_proxy_from_the_start(short_path: Path) -
     assert proxies == {
         name: {"name": name, "listen": name, "upstream": "echo", "enabled": True, "toxics": []} for name in expected
     }
+
+
+async def test_the_seed_is_logged_with_the_first_toxic(caplog: pytest.LogCaptureFixture) -> None:
+    options = ServeOptions(seed=7)
+    async with open_server(TCP, options=options) as server, open_control(server, "127.0.0.1:0") as control:
+        api = API(server, control)
+        await api.create()
+        for kind in ("latency", "timeout"):
+            await api.ask("POST", "/proxies/p/toxics", {"type": kind})
+
+    warnings = [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]
+    assert warnings == ["this server misbehaves on purpose: 'latency_downstream', seed 7"]
 
 
 async def test_the_version_is_that_of_toxiproxy(api: API) -> None:
