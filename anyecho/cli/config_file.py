@@ -103,7 +103,9 @@ def _expected(hint: Any, value: Any) -> str:
         fits = is_text or (isinstance(value, int | float) and not isinstance(value, bool))
         return "" if fits else "a number or a string"
 
-    return "" if is_text else "a string"
+    # N of N|auto, or a port alone: workers = 4, admin = 9100
+    is_number = str in kinds and get_origin(hint) is not tuple and type(value) is int
+    return "" if is_text or is_number else "a string"
 
 
 def _kinds(hint: Any) -> Iterator[Any]:

@@ -90,6 +90,8 @@ def test_without_the_flag_no_file_is_read(write: Write) -> None:
         ('fault = ["latency:latency=1ms,jitter=1ms", "cut:bytes=1"]', None),
         ('ssl-certfile = "a.pem"', {"ssl_certfile": Path("a.pem")}),
         ("seed = 3", {"seed": 3}),
+        ("workers = 4", {"workers": "4"}),
+        ("admin = 9100", {"admin": "9100"}),
     ],
 )
 def test_a_value_is_what_its_flag_makes_of_it(write: Write, line: str, values: dict[str, Any] | None) -> None:
@@ -124,6 +126,8 @@ def test_each_verb_has_a_table_of_its_own(write: Write) -> None:
         ("[serve]\nlifeline = 3", "unknown key lifeline in echo.toml: see anyecho serve --help"),
         ("[serve]\nssl-certfile = 7", "ssl-certfile in echo.toml must be a string, not 7"),
         ("[serve]\nbind = [7000]", "bind in echo.toml must be a string, not 7000"),
+        ("[serve]\nworkers = 1.5", "workers in echo.toml must be a string, not 1.5"),
+        ("[serve]\nworkers = true", "workers in echo.toml must be a string, not True"),
         ("[serve]\nbackend = 3", "backend in echo.toml must be a string, not 3"),
         ("[serve]\nkeepalive = 'on'", "keepalive in echo.toml must be true or false, not 'on'"),
         ("[serve]\nbacklog = [1]", "backlog in echo.toml must be a number or a string, not [1]"),
