@@ -281,5 +281,6 @@ async def start_worker(launch: Launch, environ: Mapping[str, str], counts: Share
 
 def _environment(environ: Mapping[str, str], notify_socket: str, heartbeat_timeout: float) -> dict[str, str]:
     kept = {name: value for name, value in environ.items() if not name.startswith(_OWN_VARIABLES)}
-    watchdog = str(int(heartbeat_timeout * 1e6))
+    # Half of this is the time between two heartbeats, by which a loop that is stuck seems to be stuck for longer.
+    watchdog = str(int(heartbeat_timeout * 2e6 / _CHECKS))
     return kept | {"NOTIFY_SOCKET": notify_socket, "WATCHDOG_USEC": watchdog}

@@ -270,7 +270,7 @@ async def test_a_worker_gets_no_variable_of_the_supervisors_options_sockets_and_
     environ = json.loads(str(raised.value).partition(": ")[2])
     assert environ["OWN_VARIABLE"] == "kept"
     assert environ.keys() & foreign.keys() == {"NOTIFY_SOCKET", "WATCHDOG_USEC"}
-    assert environ["WATCHDOG_USEC"] == "30000000"
+    assert environ["WATCHDOG_USEC"] == "6000000"  # a heartbeat in 3 s, a tenth of the limit
     assert environ["NOTIFY_SOCKET"] != "/run/notify"
 
 
