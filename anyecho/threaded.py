@@ -118,11 +118,13 @@ class _ServerThread:
         _wait_for_first(self._begun, ended)
         if self._begun.done():
             portal = self._begun.result()
-            with suppress(RuntimeError):  # it has ended
-                if self._ready.done():
-                    portal.start_task_soon(self._leave.set)
-                else:  # Ctrl-C came while it was opening
-                    portal.start_task_soon(portal.stop, True)
+            # It is not ready if Ctrl-C came while it was opening.
+            end: Callable[[], Any] = self._leave.set if self._ready.done() else partial(portal.stop, True)
+            try:
+                portal.start_task_soon(end)
+            except RuntimeError:  # it has ended, or a portal of trio refuses a call in the thread of another trio
+                with suppress(RuntimeError), ThreadPoolExecutor(1) as executor:
+                    executor.submit(portal.start_task_soon, end).result()
         wait((ended,))
 
 

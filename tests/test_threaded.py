@@ -312,3 +312,9 @@ async def test_a_cancelled_wait_leaves_the_server_alone(server: anyecho.Threaded
     assert scope.cancelled_caught
     async with await connect_tcp(server.host, server.port):
         await server.await_for_connections(1)
+
+
+async def test_the_block_can_be_left_within_an_event_loop(backend: Any) -> None:
+    with serving(backend) as server, socket.create_connection((server.host, server.port), TIMEOUT) as sock:
+        sock.sendall(b"hello")
+        assert sock.recv(5) == b"hello"
