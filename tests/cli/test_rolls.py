@@ -41,6 +41,7 @@ def test_no_connection_to_a_unix_socket_is_lost_in_a_roll(processes: Processes, 
     assert loop.failures == []
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.fault(row=15, injected="30 rolls, 50,000 connections of 16 clients in closed loops")
