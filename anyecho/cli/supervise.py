@@ -56,7 +56,7 @@ def run_supervisor(
     with (
         log_to_stderr(job.log, access=job.access_log),
         environment.attached_to(logger),
-        caught_signals(handled=2, hangup=True) as signals,  # one to drain, one to close at once
+        caught_signals(handled=3, hangup=True) as signals,  # to drain, to close at once, to kill workers
         open_notifier(os.environ) as notifier,
     ):
         warn_access_log(job.access_log, addresses)
@@ -140,9 +140,15 @@ class _Control:
                 listener.admit_no_more()
                 listener.stop()
         self.supervisor.drain()
+        await self._next_end()
+        tasks.start_soon(self.supervisor.abort)
+        await self._next_end()
+        # A worker with a stuck loop would outlive this process, and hold its sockets.
+        self.supervisor.kill()
+
+    async def _next_end(self) -> None:
         while await self._signals.next() == signal.SIGHUP:
             pass
-        await self.supervisor.abort()
 
     async def _roll(self) -> None:
         self._rolling = True

@@ -145,6 +145,10 @@ class Supervisor:
         """Let all workers close their connections; kill those that do not end soon."""
         self.drain()
         await sleep(_ABORT_LIMIT)
+        self.kill()
+
+    def kill(self) -> None:
+        """Kill all workers that still run, after `drain`."""
         for worker in self._workers:
             worker.kill("it did not close its connections in time")
 

@@ -204,3 +204,25 @@ def test_other_workers_serve_on_when_one_runs_out_of_memory(
         assert exchange(sock, b"still") == b"still"
     wait_until(lambda: len(descendants(process.pid)) == 2)
     assert round_trip(process.addresses[0], b"hello") == b"hello"
+
+
+def test_the_third_signal_kills_workers_with_stuck_loops(
+    processes: Processes, backend: str, opened: ExitStack, tmp_path: Path
+) -> None:
+    """Otherwise they hold the sockets, and the service cannot be started again."""
+    arguments = ("-b", TCP, "--backend", backend, "--workers", "1", "--handler", "harmful_handlers:harmful")
+    process = processes.serve(*arguments, env=module(tmp_path))
+    worker = descendants(process.pid)[0]
+    sock = opened.enter_context(dial(process.addresses[0]))
+    assert exchange(sock, b"hello") == b"hello"
+    sock.sendall(b"block")
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+        process.signal(number)
+        wait_until(lambda: has_no_pending_signal(process.pid))  # or two equal ones are one
+
+    assert process.wait() == 0
+    assert not is_alive(worker)
+
+
+def has_no_pending_signal(pid: int) -> bool:
+    return "ShdPnd:\t0000000000000000" in Path(f"/proc/{pid}/status").read_text()
