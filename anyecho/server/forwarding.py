@@ -68,7 +68,8 @@ def forward(
 
 @dataclass(eq=False)
 class _Forwarding:
-    address: StreamAddress
+    #: Its name is known to `check_upstream`.
+    forwards_to: StreamAddress
     timeout: float
     tls: TLSClientOptions
     _failures: ThrottledLog = field(init=False, default_factory=lambda: ThrottledLog(logger))
@@ -92,7 +93,7 @@ class _Forwarding:
         try:
             return await run_within(self.timeout, self._connect_stream)
         except TimeoutError as exc:
-            text = f"cannot connect to {self.address}: no answer within {format_duration(self.timeout)}"
+            text = f"cannot connect to {self.forwards_to}: no answer within {format_duration(self.timeout)}"
             self._failures.warn("%s", text)
             raise UpstreamError(text) from exc
         except StartError as exc:
@@ -100,7 +101,7 @@ class _Forwarding:
             raise UpstreamError(str(exc)) from exc
 
     async def _connect_stream(self) -> ByteStream:
-        return await connect_stream(self.address, options=SocketOptions(), tls=self.tls)
+        return await connect_stream(self.forwards_to, options=SocketOptions(), tls=self.tls)
 
 
 async def _upload(peer: ByteStream, upstream: ByteStream) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ("open_sockets",)
+__all__ = ("check_upstream", "open_sockets")
 
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from anyecho.address import Address, FDAddress, parse_address
+from anyecho.address import Address, FDAddress, StreamAddress, parse_address
 from anyecho.handlers import Handler
 from anyecho.net.listen import Listener, open_listeners
+from anyecho.net.own_address import check_not_own
 from anyecho.net.tls.contexts import Certificates
 from anyecho.server.options import ServeOptions
 from anyecho.server.unused import check_all
@@ -39,5 +40,13 @@ async def open_sockets(
         opened.callback(listener.close)
     if inherits:
         check_all(options, handler, [(listener.requested, listener.address) for listener in listeners])
+    await check_upstream(handler, [listener.address for listener in listeners])
 
     return listeners, certificates
+
+
+async def check_upstream(handler: object, listening: Sequence[Address]) -> None:
+    """Raise `UsageError` if `handler` forwards to one of `listening`, without end."""
+    upstream: object = getattr(handler, "forwards_to", None)
+    if isinstance(upstream, StreamAddress):
+        await check_not_own(upstream, listening)

@@ -21,6 +21,7 @@ from anyecho.net.listen import Listener, open_listeners
 from anyecho.server.admission import Admission, ListenerPolicy
 from anyecho.server.forwarding import forward
 from anyecho.server.listening import Listening
+from anyecho.server.opening import check_upstream
 from anyecho.server.options import ServeOptions
 from anyecho.server.reasons import CloseReason
 from anyecho.server.stream_listener import StreamListener
@@ -104,7 +105,7 @@ class Proxies:
     async def create(self, name: str, listen: str, upstream: str, *, enabled: bool) -> Proxy:
         """Add a proxy, and listen if it is `enabled`. Raises `UsageError` and `BindError`; then there is none."""
         address = self._parse_listen(listen)
-        _handler_for(upstream)
+        await check_upstream(_handler_for(upstream), [address])
         proxy = Proxy(name, address, upstream, FaultPlan({}, self.seed))
         if enabled:
             await self._open(proxy)
@@ -118,7 +119,7 @@ class Proxies:
         """
         moved = listen != proxy.listen
         address = self._parse_listen(listen) if moved else proxy.address
-        _handler_for(upstream)
+        await check_upstream(_handler_for(upstream), [address])
         if proxy.enabled and (moved or not enabled):
             self._close(proxy)
         elif upstream != proxy.upstream:

@@ -69,6 +69,15 @@ def test_a_server_forwards_to_another_one(processes: Processes) -> None:
     assert converse(dial(server.addresses[0]), b"ab") == b"AB"
 
 
+@pytest.mark.parametrize("workers", [(), ("--workers", "1")])
+def test_a_server_that_would_forward_to_itself_is_one_line(
+    workers: tuple[str, ...], tmp_path: Path, processes: Processes
+) -> None:
+    own = f"unix:{tmp_path}/own"
+    error = f"anyecho: cannot forward to {own}: this server listens there itself\n"
+    assert processes.run("serve", own, "--forward", own, *workers) == (2, b"", error)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [

@@ -272,6 +272,28 @@ async def test_a_proxy_created_disabled_listens_once_it_is_enabled(api: API) -> 
     assert await to_thread.run_sync(echoes, proxy["listen"])
 
 
+@pytest.mark.parametrize("path", ["/proxies", "/populate"])
+@pytest.mark.parametrize("enabled", [True, False])
+async def test_a_proxy_that_would_forward_to_itself_is_refused(api: API, path: str, enabled: bool) -> None:
+    listen = f"127.0.0.1:{api.server.port}"
+    wanted = {**PROXY, "listen": listen, "upstream": f"localhost:{api.server.port}", "enabled": enabled}
+    status, error = await api.ask("POST", path, [wanted] if path == "/populate" else wanted)
+
+    assert (status, error["error"]) == (
+        400,
+        f"bad request body: cannot forward to tcp://{wanted['upstream']}: this server listens there itself",
+    )
+    assert "q" not in (await api.ask("GET", "/proxies"))[1]
+
+
+async def test_a_proxy_gets_no_upstream_that_is_itself(api: API) -> None:
+    proxy = await api.create()
+    status, _ = await api.ask("POST", "/proxies/p", {"upstream": proxy["listen"]})
+
+    assert status == 400
+    assert await api.ask("GET", "/proxies/p") == (200, proxy)
+
+
 async def test_a_proxy_forwards_to_its_upstream_and_may_get_another(api: API, opened: ExitStack) -> None:
     async with open_server(TCP, handler=upper) as shouting:
         upstream = str(shouting.address).removeprefix("tcp://")

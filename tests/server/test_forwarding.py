@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from anyio.abc import ByteStream
 
 import anyecho
 from anyecho.address import Address, UnixAddress
+from anyecho.errors import UsageError
 from anyecho.faults import Latency, LimitData, ResetPeer
 from anyecho.handlers import discard, upper
 from anyecho.net.sockets import SocketOptions
@@ -400,3 +403,41 @@ async def test_a_peer_that_leaves_while_the_upstream_is_connected_to_is_no_error
             with fail_after(SOON):
                 await server.drain(0)
             assert server.stats.closed.total() == 1
+
+
+@pytest.mark.parametrize(
+    ("bound", "upstream"),
+    [
+        ("127.0.0.1", "localhost"),
+        ("127.0.0.1", "127.0.0.1"),
+        ("127.0.0.1", "[::ffff:127.0.0.1]"),
+        ("127.0.0.1", ""),
+        ("127.0.0.1", "0.0.0.0"),
+        ("127.0.0.2", "127.0.0.2"),
+        ("0.0.0.0", "127.0.0.3"),
+        ("0.0.0.0", "localhost"),
+    ],
+)
+async def test_a_server_that_would_forward_to_itself_does_not_start(bound: str, upstream: str) -> None:
+    with socket.create_server((bound, 0)) as sock:
+        handler = forward(f"{upstream}:{sock.getsockname()[1]}")
+        with pytest.raises(UsageError, match=r"^cannot forward to .*: this server listens there itself$"):
+            async with open_server(f"fd://{os.dup(sock.fileno())}", options=options(), handler=handler):
+                pytest.fail("it has started")
+
+
+async def test_a_server_on_a_path_does_not_forward_to_itself(short_path: Path) -> None:
+    (short_path / "link").symlink_to(short_path / "own")
+    for name in ("own", "link"):
+        handler = forward(f"unix:{short_path}/{name}")
+        with pytest.raises(UsageError, match="this server listens there itself"):
+            async with open_server(f"unix:{short_path}/own", options=options(), handler=handler):
+                pytest.fail("it has started")
+
+
+@pytest.mark.parametrize("upstream", ["127.0.0.2", "host.invalid"])
+async def test_a_server_forwards_to_the_same_port_of_another_host(upstream: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        handler = forward(f"{upstream}:{sock.getsockname()[1]}")
+        async with open_server(f"fd://{os.dup(sock.fileno())}", options=options(), handler=handler):
+            pass
