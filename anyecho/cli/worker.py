@@ -13,11 +13,14 @@ from anyecho.cli.job import Job
 from anyecho.cli.serving import run_server
 from anyecho.errors import AnyechoError, UsageError
 from anyecho.net.lifeline import inherit_lifeline
+from anyecho.server.supervised import ORPHAN_LIMIT
 from anyecho.server.worker import Failure
 from anyecho.systemd.activation import Activation
 
 #: Seconds within which a supervisor sends the job, right after the start of the process.
 _JOB_WITHIN = 30.0
+#: Seconds after the end of the supervisor until a worker is gone whose event loop is stuck.
+_STUCK_LIMIT = ORPHAN_LIMIT + 0.2
 
 
 def run_worker(descriptor: int, addresses: Sequence[Address], environment: Environment) -> int:
@@ -27,6 +30,7 @@ def run_worker(descriptor: int, addresses: Sequence[Address], environment: Envir
     if message is None:  # the supervisor is gone
         return 0
 
+    lifeline.exit_after_end(_STUCK_LIMIT)
     try:
         job = Job.from_message(message)
         environment.used = job.options.from_environment

@@ -9,9 +9,12 @@ __all__ = ("Lifeline", "inherit_lifeline", "open_lifeline")
 
 import json
 import os
+import select
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
+from threading import Thread
+from time import sleep
 from typing import Any, TypeAlias
 
 from anyecho.errors import UsageError
@@ -92,6 +95,22 @@ class Lifeline:
             self._received += chunk
 
         return self._take()
+
+    def exit_after_end(self, seconds: float) -> None:
+        """End this process `seconds` after the other end is closed, even if its event loop is stuck.
+
+        Without a free thread, this has no effect.
+        """
+        hang_up = select.poll()
+        hang_up.register(self._sock, 0)
+
+        def watch() -> None:
+            hang_up.poll()
+            sleep(seconds)
+            os._exit(1)
+
+        with suppress(RuntimeError):
+            Thread(target=watch, daemon=True).start()
 
     def close(self) -> None:
         """Close this end. No task may be in `receive`."""

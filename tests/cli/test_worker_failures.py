@@ -24,6 +24,7 @@ import time
 async def harmful(stream):
     async for message in stream:
         if message == b"block":
+            await stream.send(message)
             time.sleep(3600)
         if message == b"allocate":
             kept = [bytearray(1 << 24) for _ in range(1 << 20)]
@@ -103,14 +104,20 @@ def test_a_stopped_worker_is_replaced_and_another_one_serves(
 
 
 @pytest.mark.fault(row=16, injected="kill -9 of the supervisor")
-@pytest.mark.parametrize("load", ["idle", "connected"])
+@pytest.mark.parametrize("load", ["idle", "connected", "stuck"])
 def test_workers_end_with_their_supervisor(
-    processes: Processes, backend: str, opened: ExitStack, load: str
+    processes: Processes, backend: str, opened: ExitStack, load: str, tmp_path: Path
 ) -> None:
-    process = processes.serve("-b", TCP, "--backend", backend, "--workers", "2", "--graceful-timeout", "1h")
+    arguments = ("-b", TCP, "--backend", backend, "--workers", "2", "--graceful-timeout", "1h")
+    handler = ("--handler", "harmful_handlers:harmful") if load == "stuck" else ()
+    process = processes.serve(*arguments, *handler, env=module(tmp_path))
     workers = descendants(process.pid)
     if load == "connected":
         spread(process, opened)
+    if load == "stuck":
+        sock = opened.enter_context(dial(process.addresses[0]))
+        assert exchange(sock, b"hello") == b"hello"
+        assert exchange(sock, b"block") == b"block"
     process.signal(signal.SIGKILL)
     assert ORPHAN_LIMIT < 1
     wait_until(lambda: not any(map(is_alive, workers)))
