@@ -31,6 +31,9 @@ def decode(body: bytes, kind: type[T]) -> T:
         raise _bad("EOF")
     try:
         value = json.loads(body, parse_constant=_refuse_constant)
+        json.dumps(value, ensure_ascii=False).encode()  # it is sent back, and logged
+    except UnicodeEncodeError:
+        raise _bad("a text has a lone surrogate") from None
     except (ValueError, RecursionError) as exc:
         raise _bad(f"no JSON: {exc}") from None
 
