@@ -5,11 +5,13 @@ A handler is a coroutine function of one stream. It returns when it is done; the
 
 from __future__ import annotations
 
-__all__ = ("HANDLERS", "Handler", "chargen", "discard", "echo", "prefix", "upper")
+__all__ = ("HANDLERS", "Handler", "chargen", "discard", "echo", "is_async", "prefix", "upper")
 
 import os
 import platform
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from inspect import iscoroutinefunction
 from itertools import cycle
 from typing import TypeAlias
 
@@ -68,3 +70,11 @@ HANDLERS: Mapping[str, Handler] = {
     "upper": upper,
     "prefix": prefix,
 }
+
+
+def is_async(handler: object) -> bool:
+    """Return whether `handler` is a coroutine function, an object with such a ``__call__``, or a partial of one."""
+    while isinstance(handler, partial):
+        handler = handler.func
+
+    return iscoroutinefunction(handler) or iscoroutinefunction(type(handler).__call__)

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from anyecho.errors import UsageError
-from anyecho.handlers import HANDLERS, Handler
+from anyecho.handlers import HANDLERS, Handler, is_async
 
 
 def find_handler(text: str) -> Handler:
@@ -33,8 +33,8 @@ def find_handler(text: str) -> Handler:
         if not hasattr(found, name):
             raise _error(text, f"{module} has no {path!r}{_nearest(name, dir(found))}")
         found = getattr(found, name)
-    if not callable(found):
-        raise _error(text, "it is not a function")
+    if not is_async(found):
+        raise _error(text, "it is not an async function")
 
     handler: Handler = found
     return handler

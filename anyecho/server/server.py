@@ -57,9 +57,9 @@ async def serve(
     Raises:
         AddressError: one of `addresses` is not an address.
         UsageError: `options` are not `ServeOptions`; lack what an address needs (a certificate, trusted proxies);
-            or protect (TLS, trusted proxies) and have no effect on any address. `handler` is not callable, or
-            forwards to one of the addresses; or an address is for datagrams, or `options.engine` is ``events``, and
-            it is not the echo.
+            or protect (TLS, trusted proxies) and have no effect on any address. `handler` is no coroutine
+            function, or forwards to one of the addresses; or an address is for datagrams, or `options.engine` is
+            ``events``, and it is not the echo.
         CertificateError: a file of `options.tls` cannot be used, or no certificate can be generated.
         BindError: listening fails on an address.
         StartError: no descriptor is left for epoll; or `options.engine` is ``events`` on a system without epoll.
@@ -91,9 +91,9 @@ async def open_server(
     Raises:
         AddressError: one of `addresses` is not an address.
         UsageError: `options` are not `ServeOptions`; lack what an address needs (a certificate, trusted proxies);
-            or protect (TLS, trusted proxies) and have no effect on any address. `handler` is not callable, or
-            forwards to one of the addresses; or an address is for datagrams, or `options.engine` is ``events``, and
-            it is not the echo.
+            or protect (TLS, trusted proxies) and have no effect on any address. `handler` is no coroutine
+            function, or forwards to one of the addresses; or an address is for datagrams, or `options.engine` is
+            ``events``, and it is not the echo.
         CertificateError: a file of `options.tls` cannot be used, or no certificate can be generated.
         BindError: listening fails on an address.
         StartError: no descriptor is left for epoll; or `options.engine` is ``events`` on a system without epoll.

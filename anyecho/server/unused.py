@@ -12,6 +12,7 @@ from typing import TypeAlias
 from anyecho.address import Address, StreamAddress, TCPAddress, UDPAddress
 from anyecho.echo import echo
 from anyecho.errors import UsageError
+from anyecho.handlers import is_async
 from anyecho.net.proxy.header import Versions
 from anyecho.net.tls.contexts import TLSServerOptions
 from anyecho.server.options import ServeOptions
@@ -71,8 +72,8 @@ def check_faults(options: ServeOptions, addresses: Sequence[Bound]) -> None:
 
 
 def check_handler(handler: object, options: ServeOptions, addresses: Sequence[Bound]) -> None:
-    """Raise `UsageError` if `handler` is not callable, or is not the echo and cannot be used."""
-    if not callable(handler):
+    """Raise `UsageError` if `handler` is no coroutine function, or is not the echo and cannot be used."""
+    if not is_async(handler):
         raise UsageError(f"handler must be an async function of a stream, not {quoted(handler)}")
     if handler is echo:
         return

@@ -13,6 +13,10 @@ OWN = """
 async def reverse(stream):
     async for chunk in stream:
         await stream.send(chunk[::-1])
+async def generate(stream):
+    yield await stream.receive()
+def plain(stream):
+    return 7
 number = 7
 """
 
@@ -44,7 +48,10 @@ def test_a_server_runs_the_named_handler(name: str, reply: bytes, processes: Pro
             "there are echo, discard, chargen, upper, prefix, and module:function",
         ),
         ("own:revers", "own has no 'revers' (did you mean reverse?)"),
-        ("own:number", "it is not a function"),
+        ("own:number", "it is not an async function"),
+        ("own:plain", "it is not an async function"),
+        ("own:generate", "it is not an async function"),
+        ("os:getcwd", "it is not an async function"),
         ("own:", "own has no ''"),
         ("absent:f", "cannot import 'absent': ModuleNotFoundError: No module named 'absent'"),
         ("broken:f", "cannot import 'broken': ModuleNotFoundError: No module named 'absent_module'"),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -142,14 +144,32 @@ async def test_an_exception_ends_one_connection_with_one_traceback(
     )
 
 
-async def test_a_handler_that_is_not_async_is_reported_by_a_traceback(caplog: pytest.LogCaptureFixture) -> None:
-    wrong: Any = lambda _: None  # noqa: E731
-    async with open_server("tcp://127.0.0.1:0", options=options(), handler=wrong) as server:
-        with dial(server.address) as sock:
-            assert await to_thread.run_sync(receive_all, sock) == b""
-        await until_closed(server)
-        assert server.stats.closed == {"handler": 1}
-    assert "TypeError" in caplog.text
+async def generate(stream: ByteStream) -> AsyncIterator[bytes]:
+    yield await stream.receive()
+
+
+class Shouting:
+    async def __call__(self, stream: ByteStream) -> None:
+        await upper(stream)
+
+    async def serve(self, greeting: str, stream: ByteStream) -> None:
+        await upper(stream)
+
+
+@pytest.mark.parametrize("wrong", [os.getcwd, lambda _: None, generate, partial(generate), Shouting])
+async def test_a_handler_that_is_not_async_is_a_usage_error(wrong: Any) -> None:
+    with pytest.raises(UsageError, match=r"^handler must be an async function of a stream, not "):
+        async with open_server("tcp://127.0.0.1:0", options=options(), handler=wrong):
+            pytest.fail("it opened")
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [Shouting(), Shouting().__call__, partial(upper), partial(Shouting()), partial(Shouting().serve, "hi")],
+)
+async def test_a_handler_may_be_an_object_or_a_partial_call(handler: Handler) -> None:
+    async with open_server("tcp://127.0.0.1:0", options=options(), handler=handler) as server:
+        assert await to_thread.run_sync(converse, dial(server.address), b"ab") == b"AB"
 
 
 @pytest.mark.parametrize("leave", ["eof", "reset"])
