@@ -45,7 +45,7 @@ def test_a_short_run_measures_and_saves(server: str, tmp_path: Path) -> None:
 
 
 def test_the_limits_benchmark_measures() -> None:
-    options = ("--backend", "asyncio", "--seconds", "0.3", "--rounds", "1", "--turn", "0.1")
+    options = ("--backend", "asyncio", "--seconds", "0.3", "--rounds", "1", "--turn", "0.3")
     command = [sys.executable, str(ROOT / "benchmarks" / "limits.py"), *options]
     run = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
 

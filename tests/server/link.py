@@ -36,7 +36,7 @@ async def main() -> None:
         assert isinstance(address, UDPAddress)
         index = socket.if_nametoindex("link0")
         with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
-            sock.settimeout(5)
+            sock.settimeout(15)
             # This address has no scope id, so the reply must name the interface.
             sock.bind(("2001:db8::1", 0))
             sock.sendto(b"neighbour", ("fe80::1", address.port, 0, index))
