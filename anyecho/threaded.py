@@ -24,6 +24,7 @@ from anyecho.handlers import Handler
 from anyecho.net.threads import NoThreadError
 from anyecho.net.tls.contexts import TLSServerOptions
 from anyecho.net.tls.generated import GeneratedAuthority
+from anyecho.portal import call_in, start_in
 from anyecho.server.options import ServeOptions
 from anyecho.server.recorder import ConnectionRecord, Recorder, holds
 from anyecho.server.server import Server, open_server
@@ -120,11 +121,8 @@ class _ServerThread:
             portal = self._begun.result()
             # It is not ready if Ctrl-C came while it was opening.
             end: Callable[[], Any] = self._leave.set if self._ready.done() else partial(portal.stop, True)
-            try:
-                portal.start_task_soon(end)
-            except RuntimeError:  # it has ended, or a portal of trio refuses a call in the thread of another trio
-                with suppress(RuntimeError), ThreadPoolExecutor(1) as executor:
-                    executor.submit(portal.start_task_soon, end).result()
+            with suppress(RuntimeError):  # it has ended
+                start_in(portal, end)
         wait((ended,))
 
 
@@ -197,7 +195,7 @@ class ThreadedServer:
             TimeoutError: there are fewer after `timeout` seconds.
         """
         if len(self.connections) < count:
-            self._portal.call(self._wait_for_connections, count, timeout)
+            call_in(self._portal, self._wait_for_connections, count, timeout)
 
     async def await_for_connections(self, count: int, timeout: float = _TIMEOUT) -> None:
         """`wait_for_connections`, in any event loop.
@@ -218,7 +216,7 @@ class ThreadedServer:
             TimeoutError: it is false after `timeout` seconds.
         """
         if not holds(condition):
-            self._portal.call(self._wait_until, condition, timeout, "the condition is false")
+            call_in(self._portal, self._wait_until, condition, timeout, "the condition is false")
 
     async def await_until(self, condition: Callable[[], object], timeout: float = _TIMEOUT) -> None:
         """`wait_until`, in any event loop.
@@ -236,17 +234,17 @@ class ThreadedServer:
             UsageError: one of them has no effect here or is for datagrams, or a name is given twice.
         """
         if self._running:
-            self._portal.call(partial(self._server.set_faults, *faults, **named))
+            call_in(self._portal, partial(self._server.set_faults, *faults, **named))
 
     def close(self) -> None:
         """Stop accepting before this returns: later connections are refused. Open connections continue."""
         if self._running:
-            self._portal.call(self._server.close)
+            call_in(self._portal, self._server.close)
 
     def abort(self) -> None:
         """Stop accepting, and close each connection without its pending echo."""
         if self._running:
-            self._portal.call(self._server.abort)
+            call_in(self._portal, self._server.abort)
 
     def drain(self, grace: float | None = None) -> None:
         """Stop accepting, echo for `grace` seconds (default: `graceful_timeout`), then close each connection.
@@ -254,7 +252,7 @@ class ThreadedServer:
         Returns once no connection is left.
         """
         if self._running:
-            self._portal.call(self._server.drain, grace)
+            call_in(self._portal, self._server.drain, grace)
 
     async def adrain(self, grace: float | None = None) -> None:
         """`drain`, in any event loop."""

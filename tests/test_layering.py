@@ -22,6 +22,7 @@ LAYERS = {
     "errors": 0,
     "_version": 0,
     "throttle": 0,
+    "portal": 0,
     "streams": 1,
     "clock": 1,
     "host": 1,

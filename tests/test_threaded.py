@@ -17,7 +17,7 @@ from anyio import connect_tcp, fail_after, get_cancelled_exc_class, move_on_afte
 
 import anyecho
 from anyecho import threaded
-from anyecho.faults import Corrupt, ExpiredCertificate, Fault, Loss, SelfSignedCertificate, Slicer
+from anyecho.faults import Corrupt, ExpiredCertificate, Fault, Latency, Loss, SelfSignedCertificate, Slicer
 from anyecho.handlers import discard, upper
 from anyecho.server.recorder import RECORDED_BYTES
 from tests.support.machine import needs_epoll
@@ -318,3 +318,14 @@ async def test_the_block_can_be_left_within_an_event_loop(backend: Any) -> None:
     with serving(backend) as server, socket.create_connection((server.host, server.port), TIMEOUT) as sock:
         sock.sendall(b"hello")
         assert sock.recv(5) == b"hello"
+
+
+async def test_the_server_obeys_within_an_event_loop(backend: Any) -> None:
+    with serving(backend) as server, socket.create_connection((server.host, server.port), TIMEOUT) as sock:
+        server.wait_for_connections(1)
+        server.set_faults(Latency(latency=0.001))
+        server.wait_until(lambda: server.connections[0])
+        server.close()
+        server.drain(0)
+        server.abort()
+        assert sock.recv(5) == b""
