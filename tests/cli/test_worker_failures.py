@@ -15,6 +15,8 @@ from tests.support.closed_loop import closed_loop
 from tests.support.peers import dial, exchange
 from tests.support.process import Process, Processes, accepts, descendants, is_alive, round_trip, wait_until
 
+pytestmark = pytest.mark.slow
+
 TCP = "tcp://127.0.0.1:0"
 
 #: Handlers in a module of the working directory, by what they do.

@@ -20,7 +20,7 @@ from tests.support.machine import needs_linux, needs_program
 from tests.support.peers import converse, dial, exchange, receive, receive_all
 from tests.support.process import TIMEOUT, Processes, port_of, wait_until
 
-pytestmark = [needs_linux, needs_program("haproxy")]
+pytestmark = [needs_linux, needs_program("haproxy"), pytest.mark.slow]
 
 CONFIG = DEPLOY / "haproxy" / "haproxy.cfg"
 CLIENTS = 8
