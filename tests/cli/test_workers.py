@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support.certificates import Files, files_in
+from tests.support.machine import needs_ipv6
 from tests.support.peers import converse, dial, exchange, receive_all
 from tests.support.process import (
     TIMEOUT,
@@ -129,6 +130,7 @@ def test_each_worker_gets_connections(processes: Processes, backend: str, opened
     wait_until(is_spread)
 
 
+@needs_ipv6
 def test_workers_with_their_own_sockets_are_on_one_port_of_both_families(processes: Processes) -> None:
     process = processes.serve("-b", "localhost:0", "--workers", "2", "--reuseport", listeners=2)
     assert len({port_of(address) for address in process.addresses}) == 1
