@@ -157,6 +157,7 @@ def test_workers_echo_datagrams(
         assert sock.recv(100) == b"datagram %d" % number
 
 
+@needs_ipv6
 def test_clients_that_trust_the_generated_ca_reach_all_workers(processes: Processes, backend: str) -> None:
     process = serve(processes, "-b", "tls://localhost:0", "--ssl-self-signed", "--backend", backend, listeners=2)
     text = process.read_errors(until="\n")
