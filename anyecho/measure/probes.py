@@ -149,13 +149,16 @@ class Probes:
         probe.sent_at = self.clock()
 
     def reply(self, probe: Probe, now: int, steps: Mapping[str, int] | None = None) -> None:
-        """Count the equal echo of `probe`, compared at `now`."""
+        """Count the equal echo of `probe`, compared at `now`.
+
+        `steps` are those of a connection of its own; the replies of several connections have no order.
+        """
         self.expire(now)
         latency = now - probe.sent_at
         if probe.outstanding:
             self._settle(probe)
             probe.answered = True
-            reordered = probe.number < self._newest
+            reordered = steps is None and probe.number < self._newest
             self._newest = max(probe.number, self._newest)
             self.counts.received += 1
             self.counts.reordered += reordered

@@ -105,6 +105,14 @@ def test_a_reply_after_that_of_a_later_probe_is_reordered(scene: Scene) -> None:
     assert count(scene) == {"transmitted": 3, "received": 3, "reordered": 1}
 
 
+def test_replies_of_connections_of_their_own_have_no_order(scene: Scene) -> None:
+    first, second = scene.send(), scene.send()
+    scene.probes.reply(second, 1, {"connect": 1})
+    scene.probes.reply(first, 2, {"connect": 1})
+
+    assert count(scene) == {"transmitted": 2, "received": 2}
+
+
 def test_failed_probes_are_lost_and_refused_ones_are_errors_too(scene: Scene) -> None:
     answered, broken, refused = (scene.send() for _ in range(3))
     scene.reply(answered, at=2)
