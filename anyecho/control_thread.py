@@ -5,7 +5,8 @@ from __future__ import annotations
 __all__ = ("threaded_control",)
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 
 from anyecho.address import Address
 from anyecho.server.control import DEFAULT_CONTROL, Control, open_control
@@ -25,5 +26,12 @@ def threaded_control(server: ThreadedServer, address: str | Address = DEFAULT_CO
         BindError: listening on `address` fails.
         StartError: no descriptor is left for epoll.
     """
-    with server._portal.wrap_async_context_manager(open_control(server._server, address)) as control:
-        yield control
+    opened = server._portal.wrap_async_context_manager(open_control(server._server, address))
+    # In a thread: a portal of trio refuses calls from one that runs trio.
+    with ThreadPoolExecutor(1) as executor:
+        control = executor.submit(opened.__enter__).result()
+        try:
+            yield control
+        finally:
+            with suppress(CancelledError, RuntimeError):  # the server has failed, and raises its error
+                executor.submit(opened.__exit__, None, None, None).result()

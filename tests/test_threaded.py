@@ -212,7 +212,11 @@ def fail_to_accept(server: anyecho.ThreadedServer, monkeypatch: pytest.MonkeyPat
 
 
 def test_an_error_of_the_server_is_raised_at_the_end(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(OSError, match="Invalid argument") as caught, serving(backend) as server:
+    with (
+        pytest.raises(OSError, match="Invalid argument") as caught,
+        serving(backend) as server,
+        anyecho.threaded_control(server, "127.0.0.1:0"),
+    ):
         fail_to_accept(server, monkeypatch)
         wait_until(lambda: not server._running)
         server.close()
@@ -324,6 +328,8 @@ async def test_the_server_obeys_within_an_event_loop(backend: Any) -> None:
     with serving(backend) as server, socket.create_connection((server.host, server.port), TIMEOUT) as sock:
         server.wait_for_connections(1)
         server.set_faults(Latency(latency=0.001))
+        with anyecho.threaded_control(server, "127.0.0.1:0") as control:
+            assert control.url.startswith("http://127.0.0.1:")
         server.wait_until(lambda: server.connections[0])
         server.close()
         server.drain(0)
