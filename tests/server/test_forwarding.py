@@ -283,10 +283,13 @@ async def test_the_idle_timeout_acts_on_a_forwarded_connection() -> None:
         await line.closed_for("idle")
 
 
-@pytest.mark.parametrize("tls", ["peer", "upstream"])
-async def test_either_side_may_be_over_tls(tls: str, files: Files) -> None:
+@pytest.mark.parametrize("tls", ["peer", "upstream", "upstream, SSL_CERT_FILE"])
+async def test_either_side_may_be_over_tls(tls: str, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     over_tls = tls_options(files, engine="auto")
-    trust = TLSClientOptions(cacert=files.cacert)
+    trust: TLSClientOptions | None = TLSClientOptions(cacert=files.cacert)
+    if "SSL_CERT_FILE" in tls:
+        trust = None
+        monkeypatch.setenv("SSL_CERT_FILE", str(files.cacert))
     with_tls, without = (TLS, over_tls), (TCP, options())
     (front, front_options), (back, back_options) = (with_tls, without) if tls == "peer" else (without, with_tls)
     async with (
