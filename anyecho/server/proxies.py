@@ -31,7 +31,7 @@ from anyecho.validation import quoted
 
 logger = logging.getLogger("anyecho.server")
 
-#: The upstream of a proxy whose connections are served by the handler of the server, by default the echo.
+#: The upstream that stands for the handler of the server, by default the echo.
 ECHO = "echo"
 
 
@@ -115,9 +115,9 @@ class Proxies:
     async def update(self, proxy: Proxy, *, listen: str, upstream: str, enabled: bool) -> None:
         """Change `proxy`; close its connections if it is moved, gets another upstream or is disabled.
 
-        Raises `UsageError`, and nothing is changed; `BindError`, and it is disabled.
+        Raises `UsageError`, and nothing is changed; `BindError`, and it is disabled and otherwise unchanged.
         """
-        moved = listen != proxy.listen
+        before, moved = (proxy.address, proxy.upstream), listen != proxy.listen
         address = self._parse_listen(listen) if moved else proxy.address
         await check_upstream(_handler_for(upstream), [address])
         if proxy.enabled and (moved or not enabled):
@@ -128,7 +128,11 @@ class Proxies:
         for stream in proxy.streams:
             stream.policy = self._policy(proxy, stream.listener)
         if enabled and not proxy.enabled:
-            await self._open(proxy)
+            try:
+                await self._open(proxy)
+            except BindError:
+                proxy.address, proxy.upstream = before
+                raise
 
     def delete(self, proxy: Proxy) -> None:
         """Close `proxy` and its connections. Raises `UsageError` if its socket is a passed one."""
@@ -137,9 +141,10 @@ class Proxies:
         del self.by_name[proxy.name]
 
     async def reset(self) -> None:
-        """Enable each proxy and remove all toxics. Raises `BindError`."""
-        for proxy in [*self.by_name.values()]:
+        """Remove all toxics, then enable each proxy. Raises `BindError`."""
+        for proxy in self.by_name.values():
             self.set_toxics(proxy, [])
+        for proxy in [*self.by_name.values()]:
             if not proxy.enabled:
                 await self._open(proxy)
 

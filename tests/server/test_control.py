@@ -321,16 +321,28 @@ async def test_a_moved_proxy_listens_on_the_new_address_only(api: API, short_pat
     assert await to_thread.run_sync(echoes, after["listen"])
 
 
-async def test_a_proxy_that_cannot_be_moved_is_disabled(api: API, opened: ExitStack) -> None:
+async def test_a_proxy_that_cannot_be_moved_is_disabled_until_the_reset(api: API, opened: ExitStack) -> None:
     taken = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
     listen = f"127.0.0.1:{taken.getsockname()[1]}"
-    await api.create()
+    before = await api.create()
 
-    status, error = await api.ask("POST", "/proxies/p", {"listen": listen})
+    status, error = await api.ask("POST", "/proxies/p", {"listen": listen, "upstream": before["listen"]})
 
     assert (status, error["error"]) == (500, f"cannot listen on tcp://{listen}: it is in use already")
-    _, proxy = await api.ask("GET", "/proxies/p")
-    assert (proxy["enabled"], proxy["listen"]) == (False, listen)
+    assert await api.ask("GET", "/proxies/p") == (200, {**before, "enabled": False})
+    assert await api.ask("POST", "/reset") == (204, b"")
+    assert await api.ask("GET", "/proxies/p") == (200, before)
+    assert await to_thread.run_sync(echoes, before["listen"])
+
+
+async def test_a_reset_that_cannot_enable_a_proxy_removes_all_toxics(api: API, opened: ExitStack) -> None:
+    taken = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
+    await api.create(name="off", enabled=False, listen=f"127.0.0.1:{taken.getsockname()[1]}")
+    await api.create()
+    await api.ask("POST", "/proxies/p/toxics", {"type": "timeout"})
+
+    assert (await api.ask("POST", "/reset"))[0] == 500
+    assert await api.ask("GET", "/proxies/p/toxics") == (200, [])
 
 
 async def test_populate_creates_keeps_and_replaces_proxies(api: API) -> None:
