@@ -39,6 +39,8 @@ class Job:
     admin: Address | None = None
     #: Where the single process is controlled.
     control: Address | None = None
+    #: The number of the worker, for its log.
+    worker: int | None = None
 
     def find_handler(self) -> Handler:
         """Return the handler, which may be imported now. Raises `UsageError`."""
@@ -74,6 +76,7 @@ class Job:
             "from_environment": self.options.from_environment,
             "log": given_flags(self.log),
             "access_log": self.access_log,
+            "worker": self.worker,
         }
 
     @classmethod
@@ -100,4 +103,5 @@ class Job:
             ),
             log=build_options(LogOptions, dict(message["log"]), ()),
             access_log=message["access_log"],
+            worker=message["worker"],
         )

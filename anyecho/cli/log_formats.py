@@ -24,15 +24,20 @@ _JSON_FIELDS = (*_FIELDS, "peer_address", "peer_port")
 
 
 class TextFormatter(logging.Formatter):
-    """``prefix: message``, and ``name=value`` for each field. With `timed`, time (UTC) and level come first."""
+    """``prefix: message``, and ``name=value`` for each field.
 
-    def __init__(self, *, timed: bool = False) -> None:
+    With `timed`, time (UTC) and level come first; then, of a worker, its number.
+    """
+
+    def __init__(self, *, timed: bool = False, worker: int | None = None) -> None:
         super().__init__()
         self._timed = timed
+        self._worker = "" if worker is None else f"worker {worker}: "
 
     def format(self, record: logging.LogRecord) -> str:
         prefix = _PREFIXES.get(record.name, record.name)
         head = f"{_time(record)} {record.levelname.lower()} " if self._timed else ""
+        head += self._worker
         fields = _fields(record, _FIELDS)
         if record.name == "anyecho.server" and "peer" in fields:
             return f"{head}echo_{fields['peer']}: {record.getMessage()}"
@@ -42,11 +47,16 @@ class TextFormatter(logging.Formatter):
 
 
 class JSONFormatter(logging.Formatter):
-    """One object per line: time (UTC), level, logger, message, and the fields of the connection."""
+    """One object per line: time (UTC), level, logger, worker, message, and the fields of the connection."""
+
+    def __init__(self, *, worker: int | None = None) -> None:
+        super().__init__()
+        self._worker = {} if worker is None else {"worker": worker}
 
     def format(self, record: logging.LogRecord) -> str:
         head = {"time": _time(record), "level": record.levelname.lower(), "logger": record.name}
-        return json.dumps(head | {"message": record.getMessage()} | _fields(record, _JSON_FIELDS))
+        message = {"message": record.getMessage()}
+        return json.dumps(head | self._worker | message | _fields(record, _JSON_FIELDS))
 
 
 def _fields(record: logging.LogRecord, names: tuple[str, ...]) -> dict[str, Any]:

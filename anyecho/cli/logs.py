@@ -197,13 +197,15 @@ def _warning(logger: str, text: str) -> logging.LogRecord:
 
 
 @contextmanager
-def log_to_stderr(options: LogOptions, *, access: AccessLog = False) -> Iterator[LogQueue]:
+def log_to_stderr(
+    options: LogOptions, *, access: AccessLog = False, worker: int | None = None
+) -> Iterator[LogQueue]:
     """Log to standard error within the block; with `access`, a line per closed connection at any level.
 
-    Text lines have time and level if there is an access log.
+    Text lines have time and level if there is an access log. Each line has the number `worker`, if there is one.
     """
-    text = TextFormatter(timed=access is not False)
-    lines = LogQueue(JSONFormatter() if options.log_format == "json" else text)
+    text = TextFormatter(timed=access is not False, worker=worker)
+    lines = LogQueue(JSONFormatter(worker=worker) if options.log_format == "json" else text)
     root, ours, closes = (logging.getLogger(name) for name in (None, "anyecho", "anyecho.access"))
     levels = ours.level, closes.level
     ours.setLevel(options.log_level.upper())

@@ -58,7 +58,7 @@ def run_server(
     """
     handler, options = job.find_handler(), job.served_options()
     with (
-        log_to_stderr(job.log, access=job.access_log),
+        log_to_stderr(job.log, access=job.access_log, worker=job.worker),
         environment.attached_to(logger),
         _options_unreported() if lifeline else nullcontext(),
         caught_signals(handled=2, hangup=True) as signals,  # one to drain, one to close at once

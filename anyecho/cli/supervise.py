@@ -197,12 +197,12 @@ def _slot_beside(first: Sequence[Listener], options: ServeOptions, opened: ExitS
 
 def _launches(slots: Sequence[Sequence[Listener]], job: Job, workers: WorkerOptions) -> Iterator[Launch]:
     options = job.options
-    for listeners, part in zip(slots, divide(options, len(slots)), strict=True):
+    for number, (listeners, part) in enumerate(zip(slots, divide(options, len(slots)), strict=True), 1):
         bindings = [f"--bind={_passed(listener)}" for listener in listeners]
         yield Launch(
             command=[*_own_command(), "serve", *bindings, "--lifeline"],
             descriptors=[listener.sock.fileno() for listener in listeners],
-            job=replace(job, options=part).to_message(),
+            job=replace(job, options=part, worker=number).to_message(),
             heartbeat_timeout=workers.heartbeat_timeout,
             drain_limit=or_infinite(options.graceful_timeout) + or_infinite(options.linger),
         )

@@ -66,6 +66,15 @@ def test_a_json_line_has_the_same_fields_as_values() -> None:
     assert parsed.keys() == {"time", *head, *FIELDS}
 
 
+@pytest.mark.parametrize("timed", [False, True])
+def test_a_line_of_a_worker_has_its_number(timed: bool) -> None:
+    made = record("anyecho.server", "received %s", "b'hello'", **PEER)
+    line = TextFormatter(timed=timed, worker=2).format(made)
+
+    assert line[line.index("worker") :] == "worker 2: echo_::1_64624: received b'hello'"
+    assert json.loads(JSONFormatter(worker=2).format(made))["worker"] == 2
+
+
 def test_the_time_of_a_json_line_is_utc() -> None:
     made = record("anyecho.server", "closing server")
     time = datetime.fromisoformat(json.loads(JSONFormatter().format(made))["time"])
