@@ -7,7 +7,10 @@ __all__ = ("WorkerOptions", "divide")
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from math import ceil
+from pathlib import Path
 from random import Random
 
 from anyecho.errors import UsageError
@@ -18,6 +21,8 @@ from anyecho.validation import check_types
 
 #: More are a mistake.
 _MAX = 1024
+#: The control group of this process, and where the groups are, in the mount that systemd and containers use.
+_CGROUP_OF_SELF, _CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 #: Seconds. A healthy worker on a busy machine was silent for 1.2 s.
 _MIN_HEARTBEAT = 5.0
 
@@ -70,8 +75,19 @@ class WorkerOptions:
 
 
 def _cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of cores that this process may use, by its affinity and the quota of its control group."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, _quota())
+
+
+def _quota() -> int:
+    """Return the cores in cpu.max (cgroups(7), version 2), rounded up; the most workers if there is no quota."""
+    with suppress(OSError, ValueError):
+        group = _CGROUP_OF_SELF.read_text().rpartition("0::/")[2].strip()
+        quota, period = (_CGROUPS / group / "cpu.max").read_text().split()
+        return ceil(int(quota) / int(period))
+
+    return _MAX
 
 
 def divide(options: ServeOptions, count: int) -> Iterator[ServeOptions]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -12,6 +13,9 @@ from typing import Any
 
 import pytest
 
+from anyecho.cli.main import main
+from anyecho.server import worker_options
+from anyecho.server.worker_options import WorkerOptions
 from tests.support.certificates import Files, files_in
 from tests.support.machine import needs_ipv6
 from tests.support.peers import converse, dial, exchange, receive_all
@@ -98,9 +102,9 @@ def test_workers_serve_a_unix_socket(processes: Processes, short_path: Path) -> 
 
 
 @pytest.mark.parametrize("value", ["0", "two", "-1", "1.5", "1025"])
-def test_a_number_of_workers_out_of_range_is_a_usage_error(processes: Processes, value: str) -> None:
-    text = f"anyecho: --workers must be auto, or 1 to 1024, not {value!r}\n"
-    assert processes.run("serve", "-b", TCP, "--workers", value) == (2, b"", text)
+def test_a_number_of_workers_out_of_range_is_a_usage_error(capfd: pytest.CaptureFixture[str], value: str) -> None:
+    assert main(["serve", "-b", TCP, "--workers", value]) == 2
+    assert capfd.readouterr() == ("", f"anyecho: --workers must be auto, or 1 to 1024, not {value!r}\n")
 
 
 def test_no_worker_is_left_without_connections(processes: Processes, backend: str, opened: ExitStack) -> None:
@@ -202,6 +206,40 @@ def test_a_roll_reloads_the_certificates(processes: Processes, backend: str, fil
     assert ssl.get_server_certificate(("127.0.0.1", port)) == renewed.cert.read_text()
 
 
+def test_a_line_of_the_log_names_its_worker(processes: Processes, opened: ExitStack) -> None:
+    process = serve(processes, "-b", TCP, "--access-log=all", "--log-format", "json")
+    named = set()
+
+    def both_have_logged() -> bool:
+        opened.enter_context(dial(process.addresses[0]))
+        named.add(json.loads(process.read_errors(until="\n"))["worker"])
+        return named == {1, 2}
+
+    wait_until(both_have_logged)
+
+
+@pytest.mark.parametrize(
+    ("group", "quota", "expected"),
+    [
+        ("0::/", "max 100000", 8),
+        ("0::/", "150000 100000", 2),
+        ("1:cpu:/old\n0::/system.slice/echo.service\n", "1000 100000", 1),
+        ("1:cpu:/old\n", "1000 100000", 8),
+    ],
+)
+def test_auto_is_a_worker_per_core_within_the_quota_of_the_control_group(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, group: str, quota: str, expected: int
+) -> None:
+    (tmp_path / "self").write_text(group)
+    for directory in (tmp_path, tmp_path / "system.slice/echo.service"):
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "cpu.max").write_text(f"{quota}\n")
+    monkeypatch.setattr(worker_options, "_CGROUP_OF_SELF", tmp_path / "self")
+    monkeypatch.setattr(worker_options, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {*range(8)}, raising=False)
+    assert WorkerOptions(workers="auto").count == expected
+
+
 def test_variables_set_the_workers(processes: Processes) -> None:
     environ = os.environ | {"ANYECHO_WORKERS": "2", "ANYECHO_BIND": TCP, "ANYECHO_IDLE_TIMEOUT": "1h"}
     process = processes.serve(env=environ)
@@ -238,14 +276,15 @@ def test_the_seed_of_the_faults_is_logged_once_and_repeats_the_run(processes: Pr
         (("--heartbeat-timeout", "9s"), "--heartbeat-timeout needs --workers"),
         (("--heartbeat-timeout", "1s", "--workers", "2"), "--heartbeat-timeout must be 5 or more seconds, not 1"),
         (("--handler", "ehco", "--workers", "2"), "--handler 'ehco': no such name (did you mean echo?)"),
-        (("--lifeline", "77",), "descriptor 77 is no end of a lifeline: only a supervisor passes one"),
+        (("--lifeline", "7777",), "descriptor 7777 is no end of a lifeline: only a supervisor passes one"),
     ],
 )  # fmt: skip
 def test_a_wrong_option_of_workers_is_a_usage_error(
-    processes: Processes, arguments: tuple[str, ...], text: str
+    capfd: pytest.CaptureFixture[str], arguments: tuple[str, ...], text: str
 ) -> None:
-    status, output, errors = processes.run("serve", "-b", TCP, *arguments)
-    assert (status, output) == (2, b"")
+    assert main(["serve", "-b", TCP, *arguments]) == 2
+    output, errors = capfd.readouterr()
+    assert output == ""
     assert errors.startswith(f"anyecho: {text}")
 
 
