@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import TypeVar
 
-from anyio import Event, Lock, create_task_group, sleep
+from anyio import Event, Lock, create_task_group, move_on_after, sleep
 from anyio.abc import TaskGroup
 
 from anyecho.errors import AnyechoError, StartError, UsageError, unwrap_single
@@ -32,6 +32,8 @@ logger = logging.getLogger("anyecho.server")
 
 #: Seconds before a worker that has ended is started anew: the first time, at most, and its age that resets it.
 _FIRST_DELAY, _MAX_DELAY, _HEALTHY_AGE = 0.1, 30.0, 60.0
+#: Seconds after which a worker that is not ready is a warning: a module of the user may wait for something.
+_SLOW_START = 5.0
 #: Seconds that a worker has to close its connections at once, before it is killed.
 _ABORT_LIMIT = 2.0
 #: Rows of shared counts for each slot: a worker, and those that drain. A worker without a row is not balanced.
@@ -175,6 +177,11 @@ class Supervisor:
             self._tasks.start_soon(self._run, worker)
             if self._stopping.is_set():
                 worker.drain()
+            with move_on_after(_SLOW_START) as slow:
+                await worker.wait_ready()
+            if slow.cancelled_caught:
+                text = "worker %d (process %d) is not ready after %s"
+                logger.warning(text, slot.number, worker.pid, format_duration(_SLOW_START))
             if not await worker.wait_ready():
                 raise self._error(slot, worker)
 

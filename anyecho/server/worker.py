@@ -36,8 +36,8 @@ _OWN_VARIABLES = ("ANYECHO_", "LISTEN_", "NOTIFY_SOCKET", "WATCHDOG_")
 _CHECKS = 10
 #: Seconds until a worker must be ready. It imports the handler of the user.
 _START_LIMIT = 60.0
-#: Seconds that a worker has, after its connections were to be closed, to end.
-_END_MARGIN = 5.0
+#: Seconds that a worker has, after its connections were to be closed, to end. A blocked log takes one of them.
+_END_MARGIN = 2.0
 #: Seconds to wait for totals, for which a scrape waits, and for thousands of peers.
 _TOTALS_LIMIT, _PEERS_LIMIT = 0.5, 5.0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 from functools import partial
 from pathlib import Path
@@ -81,13 +82,18 @@ async def test_an_error_at_the_start_is_that_of_the_worker(is_usage: bool, kind:
     assert raised.value.options == ("ssl_keyfile",)
 
 
-async def test_a_worker_that_is_never_ready_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_worker_that_is_never_ready_is_reported_and_stops_the_start(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(worker_module, "_START_LIMIT", 0.5)
+    monkeypatch.setattr(module, "_SLOW_START", 0.1)
     with pytest.raises(StartError, match=r"^worker 1 cannot start: it was not ready within 0\.5 s$"):
         async with open_supervisor([stand_in("time.sleep(3600)")]):
             pytest.fail("entered")
 
     assert children() == []
+    [line] = [record.getMessage() for record in caplog.records]
+    assert re.fullmatch(r"worker 1 \(process \d+\) is not ready after 100ms", line)
 
 
 @pytest.mark.fault(row=14, injected="kill -9 of a worker")
