@@ -145,7 +145,8 @@ def serve(
         control=_parse_http(control, "control"),
     )
     if control is not None and workers.count is not None:
-        raise UsageError("control changes one process: it excludes workers", options=("control", "workers"))
+        text = "control and workers exclude each other: a worker that is replaced would lose its changes"
+        raise UsageError(text, options=("control", "workers"))
     with environment.naming("fault"):
         job.served_options()
     if workers.count is None:
