@@ -19,7 +19,7 @@ from anyecho.systemd.activation import Activation
 
 #: Seconds within which a supervisor sends the job, right after the start of the process.
 _JOB_WITHIN = 30.0
-#: Seconds after the end of the supervisor until a worker is gone whose event loop is stuck.
+#: Seconds until a worker with a stuck event loop is gone, after the end of the supervisor.
 _STUCK_LIMIT = ORPHAN_LIMIT + 0.2
 
 

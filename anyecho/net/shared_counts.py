@@ -1,4 +1,4 @@
-"""Counts in memory that processes share: each writes its own row, and reads those of the others.
+"""Counts in memory that processes share: each process writes its own row, and reads all rows.
 
 A row is a flag, which the parent process sets while the row counts, and a number: aligned words, without a lock.
 """

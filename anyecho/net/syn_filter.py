@@ -1,4 +1,4 @@
-"""Let the kernel complete no more connections on a listening TCP socket whose backlog is still accepted."""
+"""Let the kernel complete no more connections on a listening TCP socket, while its backlog is accepted."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from contextlib import suppress
 
 #: From asm-generic/socket.h.
 _SO_ATTACH_FILTER = 26
-#: Classic BPF (socket-filter in the kernel's documentation) over the TCP header, whose byte 13 has the flags:
-#: code, jump if true, jump if false, operand.
+#: Classic BPF (socket-filter in the kernel's documentation) over the TCP header: code, jump if true, jump if false,
+#: operand. Byte 13 of the header has the flags.
 _DROP_SYNS = (
     (0x30, 0, 0, 13),  # load the flags
     (0x45, 0, 1, 0x02),  # skip the next instruction unless SYN is set

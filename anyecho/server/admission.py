@@ -53,8 +53,8 @@ logger = logging.getLogger("anyecho.server")
 #: At most a quarter of the connection limit may be handshakes, because their peers are unverified. Further
 #: connections wait in the accept backlog of the TLS listeners.
 _HANDSHAKE_DIVISOR = 4
-#: Maximum connections accepted in one wake-up, before open connections have their turn; and by a process beside
-#: others on the same socket, of which the first to wake must not take all.
+#: Maximum connections accepted in one wake-up, before open connections have their turn; and by one of several
+#: processes on the same socket: the first that wakes must not take all.
 _ACCEPT_BATCH, _SHARED_ACCEPT_BATCH = 64, 2
 
 

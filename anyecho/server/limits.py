@@ -74,7 +74,7 @@ class ConnectionLimit:
 
 
 class SharedConnectionLimit(ConnectionLimit):
-    """The limit of a process that accepts on the same sockets as others.
+    """The limit of one of several processes that accept on the same sockets.
 
     The kernel wakes all of them, and tends to the same one first. So a process with more connections than another
     leaves a new connection to it, for a moment.
