@@ -68,13 +68,15 @@ class Running:
 
     def backlog(self) -> int:
         """Return the number of connections in the accept backlog."""
-        # Listeners come first in the file: one page is enough for any number of connections.
-        with open("/proc/net/tcp", "rb", buffering=0) as table:
-            rows = [line.split() for line in table.read(4096).decode().splitlines()[1:]]
-        if not (ours := [row for row in rows if row[1].endswith(f":{self.port:04X}") and row[3] == "0A"]):
-            raise ServerFailed("it listens no more")
+        with open("/proc/net/tcp", encoding="ascii") as table:
+            next(table)
+            for local, _, state, queues in (line.split()[1:5] for line in table):
+                if state != "0A":
+                    break  # listeners come first: the connections, any number, are not read
+                if local.endswith(f":{self.port:04X}"):
+                    return int(queues.partition(":")[2], 16)
 
-        return int(ours[0][4].partition(":")[2], 16)
+        raise ServerFailed("it listens no more")
 
     def suspend(self) -> None:
         """Stop the process until `resume`."""
