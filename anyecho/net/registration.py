@@ -109,7 +109,7 @@ class PolledRegistration(Registration):
     poller_stopped = close
 
     async def aclose(self) -> None:
-        # Waiting tasks need not end first: they wait for a semaphore, not for the descriptor.
+        # Waiting tasks need not end first: they wait for a `Waiter`, not for the descriptor.
         self.close()
 
 

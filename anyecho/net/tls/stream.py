@@ -103,19 +103,14 @@ class TLSStream(TLSTransfer):
             was_empty = False
             while (data := records.receive(max_bytes)) is None:
                 if records.wire_bytes_pending:
-                    self._try_flush()
-                    if records.wire_bytes_pending > _MAX_PENDING:
-                        raise ssl.SSLError(ssl.SSL_ERROR_SSL, "the peer does not read the answers it asks for")
+                    self._send_answers()
                 if self._read_done is not None:
                     self._wake_waiters()
                 # Fairness: records without data cost CPU too, so yield during a flood of them.
                 if was_empty:
                     await self._yield()
                 was_empty = True
-                if not records.process_more():
-                    while not (registration.may_read and self._feed()):
-                        await registration.readable()
-                        self._reset_budget()
+                await self._read_more()
             if records.resumed:
                 records.resumed = False
                 self._try_flush()
@@ -133,6 +128,11 @@ class TLSStream(TLSTransfer):
 
         self.bytes_received += len(data)
         return data
+
+    def _send_answers(self) -> None:
+        self._try_flush()
+        if self.records.wire_bytes_pending > _MAX_PENDING:
+            raise ssl.SSLError(ssl.SSL_ERROR_SSL, "the peer does not read the answers it asks for")
 
     async def send(self, item: bytes | memoryview) -> None:
         self._check_sendable()
