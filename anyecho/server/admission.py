@@ -100,12 +100,18 @@ class Admission:
         self._per_source = SourceLimit(options.max_connections_per_ip)
         self._stats = stats
         self._trusted = TrustedNetworks.parse(options.proxy_trusted)
-        shared: dict[str, Any] = {"acquire_source": self._per_source.acquire, "advance": self._advance}
-        shared |= {name: or_infinite(getattr(options, name)) for name in ("linger", "rate_limit")}
-        shared["max_bytes"] = options.max_bytes or 0
-        shared |= {"poller": poller, "tasks": tasks, "tls_failures": stats.tls_failures}
-        self._events = EventsEngine(**shared) if isinstance(poller, Poller) else None
-        self._engine = self._events or Engine(**shared)
+        engine_type: type[Engine] = EventsEngine if isinstance(poller, Poller) else Engine
+        self._engine = engine_type(
+            poller=poller,
+            tasks=tasks,
+            linger=or_infinite(options.linger),
+            max_bytes=options.max_bytes or 0,
+            rate_limit=or_infinite(options.rate_limit),
+            acquire_source=self._per_source.acquire,
+            advance=self._advance,
+            tls_failures=stats.tls_failures,
+        )
+        self._events = self._engine if isinstance(self._engine, EventsEngine) else None
         if options.engine == "events" and self._events is None:
             raise StartError("the events engine needs epoll, which this system does not have")
         self._empty = Event()
@@ -258,9 +264,10 @@ class Admission:
                 self.handshakes.release()
                 if self.timings is not None:
                     self.timings.end_handshake(connection, succeeded=phase is OPEN)
-        if phase is not CLOSED:
-            return
+        if phase is CLOSED:
+            self._count_closed(connection)
 
+    def _count_closed(self, connection: Connection) -> None:
         stats = self._stats
         self.connections.discard(connection)
         self._limit.release()

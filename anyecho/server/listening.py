@@ -8,7 +8,7 @@ from __future__ import annotations
 __all__ = ("Listening", "acting", "describe")
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from anyio import CancelScope, Event, create_task_group, sleep_forever
@@ -58,21 +58,13 @@ class Listening:
         self._faults: Mapping[str, Fault] = named(options.faults)
         if options.faults:
             self._warn(options.faults)
-        #: The listeners for streams that accept.
-        self.streams: list[StreamListener] = []
-        for listener in listeners:
-            if not isinstance(listener.address, UDPAddress):
-                policy = self._policy(listener.requested, listener.address)
-                self.streams.append(StreamListener(listener, policy, admission, stats))
         self._datagrams = [listener for listener in listeners if isinstance(listener.address, UDPAddress)]
-        sockets = [listener.sock for listener in self._datagrams]
-        # One guard for all: a source has one token bucket.
-        guard = SourceGuard(options, {sock.getsockname()[1] for sock in sockets}, stats.datagrams.dropped)
-        tune = not options.socket.rcvbuf
-        datagram_plans = [DatagramPlan(options.faults, seed) for _ in sockets]
-        self._reflectors = [
-            Reflector(sock, guard, stats.datagrams, tune=tune, replies=replying.replies if replying else None)
-            for sock, replying in zip(sockets, datagram_plans, strict=True)
+        self._reflectors = [*self._open_reflectors()]
+        #: The listeners for streams that accept.
+        self.streams = [
+            StreamListener(listener, self._policy(listener), admission, stats)
+            for listener in listeners
+            if not isinstance(listener.address, UDPAddress)
         ]
         self._tasks: TaskGroup | None = None
         self._scope = CancelScope()
@@ -182,11 +174,22 @@ class Listening:
         if stream in self.streams:
             self.streams.remove(stream)
 
-    def _policy(self, requested: Address, bound: Address) -> ListenerPolicy:
+    def _policy(self, listener: Listener) -> ListenerPolicy:
+        requested = listener.requested
         certificates = self.certificates if requested.tls else None
         carriers = frozenset({"stream", "tls"} if requested.tls else {"stream"})
         plan = FaultPlan(acting(self._faults, carriers), self._seed)
-        return ListenerPolicy(expected_header(requested, self._options), certificates, plan, str(bound))
+        return ListenerPolicy(expected_header(requested, self._options), certificates, plan, str(listener.address))
+
+    def _open_reflectors(self) -> Iterator[Reflector]:
+        sockets = [listener.sock for listener in self._datagrams]
+        counts = self._stats.datagrams
+        # One guard for all: a source has one token bucket.
+        guard = SourceGuard(self._options, {sock.getsockname()[1] for sock in sockets}, counts.dropped)
+        tune = not self._options.socket.rcvbuf
+        for sock in sockets:
+            plan = DatagramPlan(self._options.faults, self._seed)
+            yield Reflector(sock, guard, counts, tune=tune, replies=plan.replies if plan else None)
 
 
 def acting(faults: Mapping[str, Fault], carriers: frozenset[str]) -> Mapping[str, Fault]:
