@@ -122,7 +122,7 @@ FOLDERS = {
         "chain",
         "spec",
     ),
-    "client": ("options", "unused", "source", "exchange", "matcher", "datagrams", "client"),
+    "client": ("options", "unused", "source", "outstanding", "exchange", "matcher", "datagrams", "client"),
     "server": (
         "options",
         "worker_options",

@@ -11,7 +11,6 @@ __all__ = ("Exchange",)
 
 import logging
 import math
-from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import aclosing, asynccontextmanager
 
@@ -28,6 +27,7 @@ from anyio import (
 from anyio.abc import ByteStream, SocketAttribute
 from anyio.lowlevel import checkpoint
 
+from anyecho.client.outstanding import OutstandingBytes
 from anyecho.client.source import Source, items_of
 from anyecho.clock import INTERVALS, LoopClock
 from anyecho.errors import AnyechoError, EchoMismatch, EchoStalled, EchoTruncated, unwrap_single
@@ -64,9 +64,7 @@ class Exchange:
         self._address = address
         self._source = source
         self._total = total
-        #: Outstanding writes, in order; of the first, `_head_returned` bytes are back.
-        self._outstanding: deque[bytes] = deque()
-        self._head_returned = 0
+        self._outstanding = OutstandingBytes()
         self._window_freed = Event()
         #: Bytes of the current item not yet given to the stream.
         self._unsent = 0
@@ -81,9 +79,11 @@ class Exchange:
         #: Whether every byte came back equal, without surplus bytes; and whether another exchange may follow.
         self.complete = False
         self.leaves_usable = False
-        #: Bytes given to the stream so far, and those of them that came back equal.
-        self.sent = 0
-        self.returned = 0
+
+    @property
+    def returned(self) -> int:
+        """The bytes that came back equal so far."""
+        return self._outstanding.returned
 
     async def attempt(self, payload: bytes, timeout: float, deadline: float) -> bool:
         """Exchange `payload`, the only item of the source, without further tasks. Return whether it is complete.
@@ -99,8 +99,8 @@ class Exchange:
         log_chunk(logger, "sending", payload)
         self._sent_all = stream.send_nowait(payload)
         self._source = (stream.rest,) if stream.rest else ()
-        self.sent = len(payload) - len(stream.rest)
-        self._outstanding.append(payload[: self.sent])
+        if taken := payload[: len(payload) - len(stream.rest)]:
+            self._outstanding.expect(taken)
         self._progress_at = current_time()
         if self._sent_all:
             with CancelScope(deadline=self._progress_at + self._clock.interval):
@@ -133,7 +133,7 @@ class Exchange:
                     tasks.cancel_scope.cancel()
 
     async def _send_source(self) -> None:
-        if self.sent:  # by `attempt`, which over TLS may have left encrypted bytes
+        if self._outstanding.sent:  # by `attempt`, which over TLS may have left encrypted bytes
             await self._try(self._stream.send(b""))
         async with aclosing(items_of(self._source)) as items:
             self._source_pending = True
@@ -165,8 +165,7 @@ class Exchange:
                 self._progress_at = current_time()
 
             # Outstanding before it is sent: its echo may be back before send() returns.
-            self._outstanding.append(part)
-            self.sent += len(part)
+            self._outstanding.expect(part)
             self._unsent -= len(part)
             await self._try(self._stream.send(part))
             self._progress_at = current_time()
@@ -174,7 +173,7 @@ class Exchange:
                 return
 
     def _is_window_full(self, more: int) -> bool:
-        return self._total is None and self.sent - self.returned + more > _WINDOW
+        return self._total is None and len(self._outstanding) + more > _WINDOW
 
     async def _try(self, sending: Awaitable[None]) -> None:
         # Not raised here: echo from before the failure can still be read, and its error says more.
@@ -187,13 +186,14 @@ class Exchange:
             self._sending = False
 
     async def _receive(self) -> AsyncGenerator[bytes, None]:
-        while self._total is None or self.returned < self._total:
+        outstanding = self._outstanding
+        while self._total is None or outstanding.returned < self._total:
             self._receiving = True
             try:
                 chunk = await self._stream.receive()
             except EndOfStream:
                 await self._source_state_known()
-                if self._outstanding or not self._sent_all:
+                if outstanding or not self._sent_all:
                     raise self._truncated("the server closed the connection") from None
                 break
             except BrokenResourceError as exc:
@@ -202,7 +202,8 @@ class Exchange:
                 self._receiving = False
 
             log_chunk(logger, "received", chunk)
-            good = self._match(chunk)
+            good = outstanding.match(chunk)
+            self._window_freed.set()
             if good:
                 yield chunk[:good]
                 self._progress_at = current_time()
@@ -220,29 +221,9 @@ class Exchange:
         while not (self._outstanding or self._sent_all or self._send_failed or self._source_pending):
             await checkpoint()
 
-    def _match(self, chunk: bytes) -> int:
-        """Compare `chunk` with the outstanding bytes and remove the equal ones. Return how many are equal."""
-        good = 0
-        while good < len(chunk) and self._outstanding:
-            expected = self._outstanding[0][self._head_returned : self._head_returned + len(chunk) - good]
-            back = chunk[good : good + len(expected)]
-            equal = len(back) if back == expected else next(i for i, b in enumerate(back) if b != expected[i])
-            good += equal
-            self._head_returned += equal
-            if self._head_returned == len(self._outstanding[0]):
-                self._outstanding.popleft()
-                self._head_returned = 0
-            if equal < len(back):
-                break
-
-        self.returned += good
-        self._window_freed.set()
-        return good
-
     def _mismatch(self, got: int) -> EchoMismatch:
-        text = "was never sent: "
-        if self._outstanding:
-            text = f"is wrong: sent 0x{self._outstanding[0][self._head_returned]:02x}, "
+        expected = self._outstanding.next_byte
+        text = "was never sent: " if expected is None else f"is wrong: sent 0x{expected:02x}, "
         return EchoMismatch(f"byte {self.returned} {text}got 0x{got:02x}", offset=self.returned)
 
     def _broken(self, cause: BaseException) -> AnyechoError:
@@ -263,7 +244,7 @@ class Exchange:
         more = ", and more was to be sent" if self._unsent else ""
         if self._is_window_full(_WRITE) and self._unsent:
             more += f" once some of these {format_size(_WINDOW)} are back"
-        return f"byte {self.returned} is missing, {self.sent} were sent{more}"
+        return f"byte {self.returned} is missing, {self._outstanding.sent} were sent{more}"
 
     async def _watch(self, scope: CancelScope, timeout: float, deadline: float) -> None:
         """Raise `EchoStalled` once a limit is reached, in time for which the event loop ran.
