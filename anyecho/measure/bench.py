@@ -219,7 +219,7 @@ class _Run:
                 each.tick(now)
             control.on_progress(partial(progress_of, connections))
             with control.interruptible():
-                await sleep(_TICK if is_sending else _LAST_TICK)
+                await sleep(min(_TICK, traffic.seconds_left(now)) if is_sending else _LAST_TICK)
 
         is_ended = control.interrupted or traffic.is_saturated
         self._has_ended_early = not is_ended and self._is_sending()

@@ -35,14 +35,14 @@ class DatagramConnection(EventDriven):
     """
 
     __slots__ = (
-        *("_in_flight", "_key", "_newest", "_oldest", "_payload", "_queued", "_rest", "_sock", "_traffic"),
+        *("_in_flight", "_key", "_newest", "_oldest", "_payload", "_queued", "_rest", "_sock"),
         *("batch", "dropped", "due", "duplicates", "number", "received", "reordered", "sent", "wrong"),
     )
 
     batch: int
 
     def __init__(self, sock: socket.socket, number: int, traffic: Traffic) -> None:
-        super().__init__()
+        super().__init__(traffic)
         self.number = number
         self.sent = array("q")
         self.received = array("q")
@@ -53,7 +53,6 @@ class DatagramConnection(EventDriven):
         #: Replies that came after the reply to a later datagram (RFC 4737).
         self.reordered = 0
         self._sock = sock
-        self._traffic = traffic
         self._key = Random(f"{number} {traffic.size}").getrandbits(32)
         self._payload = bytearray(traffic.messages[number & traffic.mask])
         self._rest = bytes(self._payload[SIZE_MIN:])
@@ -74,7 +73,7 @@ class DatagramConnection(EventDriven):
 
     def start(self) -> None:
         """Send the first datagrams of a closed loop."""
-        self._fill_pipeline(self._traffic.clock())
+        self.resume()
 
     def take(self, due: int, now: int) -> None:
         """Send the datagram of an open loop that was `due`."""
@@ -93,7 +92,7 @@ class DatagramConnection(EventDriven):
                 self._in_flight -= 1
             self._oldest += 1
         if not (traffic.is_open_loop or self.stopped):
-            self._fill_pipeline(now)
+            self.resume()
 
     def dispatch(self, mask: int) -> None:
         if mask & WRITE:
@@ -103,9 +102,12 @@ class DatagramConnection(EventDriven):
             for _ in range(_BATCH):
                 if self.stopped or not self._read():
                     break
+            if not (self._traffic.is_open_loop or self.stopped):
+                self._defer(self)
 
-    def _fill_pipeline(self, now: int) -> None:
+    def resume(self) -> None:
         traffic = self._traffic
+        now = traffic.clock()
         while self.outstanding < traffic.pipeline and traffic.may_begin(now):
             self._queued += 1
             if not self._send_queued(now):
@@ -148,9 +150,6 @@ class DatagramConnection(EventDriven):
             self._on_reply(number, now)
         else:
             self._on_wrong(number if is_ours else self._oldest, now)
-        if not traffic.is_open_loop:
-            self._fill_pipeline(now)
-
         return True
 
     def _on_reply(self, number: int, now: int) -> None:

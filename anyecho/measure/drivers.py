@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from anyio import ClosedResourceError, Event
 from anyio.abc import TaskGroup
 
+from anyecho.net.exclusive import ExclusivePoller, Resumable
 from anyecho.net.poller import Fallback, Poller
 from anyecho.net.readiness import READ, WRITE, Pollable, Registration
 
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 class Drivable(Pollable, Protocol):
     """A connection that asks for events: `READ`, ``READ | WRITE``, or 0 for no more."""
 
-    def attach(self, ask: Callable[[int], None]) -> None: ...
+    def attach(self, ask: Callable[[int], None], defer: Callable[[Resumable], object] | None = None) -> None: ...
+
+    def resume(self) -> None: ...
 
 
 def attach(connection: Drivable, sock: socket.socket, poller: Poller | Fallback, tasks: TaskGroup) -> None:
@@ -41,7 +44,8 @@ def _attach_to_poller(connection: Drivable, descriptor: int, poller: Poller) -> 
         else:
             poller.stop_reporting(descriptor, connection)
 
-    connection.attach(ask)
+    # Replies that are ready are read before the next messages are sent: the time of sending is in no latency then.
+    connection.attach(ask, poller.deferred.append if isinstance(poller, ExclusivePoller) else None)
 
 
 class _TaskDriver:

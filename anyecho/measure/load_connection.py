@@ -32,7 +32,7 @@ class LoadConnection(EventDriven):
 
     __slots__ = (
         *("_accepted", "_expected", "_index", "_is_single", "_offset", "_queued", "_read_into"),
-        *("_returned", "_traffic", "_wire", "_write_wire"),
+        *("_returned", "_wire", "_write_wire"),
         *("batch", "dropped", "due", "number", "received", "sent", "wrong"),
     )
 
@@ -41,7 +41,7 @@ class LoadConnection(EventDriven):
     duplicates = reordered = 0
 
     def __init__(self, wire: Wire, number: int, traffic: Traffic) -> None:
-        super().__init__()
+        super().__init__(traffic)
         self.number = number
         #: Nanoseconds of the clock.
         self.sent = array("q")
@@ -51,7 +51,6 @@ class LoadConnection(EventDriven):
         self.wrong: list[int] = []
         #: Why the connection ended, if it did.
         self.dropped = ""
-        self._traffic = traffic
         self._wire = wire
         self._read_into = wire.read_into
         self._write_wire = wire.write
@@ -73,7 +72,7 @@ class LoadConnection(EventDriven):
 
     def start(self) -> None:
         """Begin the first messages of a closed loop."""
-        self._send_next(self._traffic.clock())
+        self.resume()
 
     def take(self, due: int, now: int) -> None:
         """Send the message of an open loop that was `due`, or leave it in the queue of this busy connection."""
@@ -85,7 +84,7 @@ class LoadConnection(EventDriven):
         sent = len(self.sent)
         self._queued += 1
         if sent - len(self.received) < traffic.pipeline:
-            self._send_next(now)
+            self.resume()
         elif traffic.timeout is not None and now - self.due[sent] > traffic.timeout:
             traffic.is_saturated = True
 
@@ -111,14 +110,15 @@ class LoadConnection(EventDriven):
         if count == traffic.size and traffic.begins_with(expected):
             self._expected = None
             self.received.append(now)
-            self._send_next(now)
+            self._defer(self)
         else:
             self._leave_expected()
             self._on_input(count, now)
 
-    def _send_next(self, now: int) -> None:
+    def resume(self) -> None:
         """Send what the pipeline has room for: from the queue, or new messages of a closed loop."""
         traffic = self._traffic
+        now = traffic.clock()
         if not self._is_single:
             self._fill_pipeline(now)
             return
@@ -184,7 +184,7 @@ class LoadConnection(EventDriven):
         complete = end // traffic.size - len(self.received)
         self.received.extend([now] * complete)
         if complete:
-            self._send_next(now)
+            self._defer(self)
         if not self.stopped and self._expected is None:
             self._write()
 

@@ -6,8 +6,11 @@ __all__ = ("CHUNK", "EventDriven", "Traffic")
 
 from array import array
 from collections.abc import Callable
+from math import inf
+from operator import methodcaller
 from random import Random
 from time import perf_counter_ns
+from typing import Any
 
 from anyecho.net.readiness import READ
 
@@ -69,6 +72,10 @@ class Traffic:
 
         return True
 
+    def seconds_left(self, now: int) -> float:
+        """Return the seconds until the deadline, at least 0."""
+        return inf if self.deadline is None else max(self.deadline - now, 0) / 1e9
+
     def fail(self, failure: str) -> None:
         """Keep the first failure."""
         self.first_failure = self.first_failure or failure
@@ -77,16 +84,27 @@ class Traffic:
 class EventDriven:
     """Base class of a connection of a load, which asks for the events that its `dispatch` handles."""
 
-    __slots__ = ("_ask", "stopped")
+    __slots__ = ("_ask", "_defer", "_traffic", "stopped")
 
-    def __init__(self) -> None:
+    def __init__(self, traffic: Traffic) -> None:
         self.stopped = False
+        self._traffic = traffic
         self._ask: Callable[[int], None] = lambda mask: None
+        self._defer: Callable[[Any], object] = methodcaller("resume")
 
-    def attach(self, ask: Callable[[int], None]) -> None:
-        """Call `dispatch` from now on as `ask` was called last: with `READ`, ``READ | WRITE``, or 0 for no more."""
+    def attach(self, ask: Callable[[int], None], defer: Callable[[Any], object] | None = None) -> None:
+        """Call `dispatch` from now on as `ask` was called last: with `READ`, ``READ | WRITE``, or 0 for no more.
+
+        A closed loop that can send calls `defer` with this connection, which is then to `resume`; None is at once.
+        """
         self._ask = ask
+        if defer is not None and not self._traffic.is_open_loop:
+            self._defer = defer
         ask(READ)
+
+    def resume(self) -> None:
+        """Send what the pipeline has room for."""
+        raise NotImplementedError
 
     def stop(self) -> None:
         """Send and receive no more. Idempotent."""

@@ -98,6 +98,30 @@ def test_a_closed_loop_keeps_the_pipeline_full_until_its_deadline() -> None:
     assert scene.connection.outstanding == 0
 
 
+@pytest.mark.parametrize("pipeline", [1, 3])
+@pytest.mark.parametrize("is_open_loop", [False, True])
+def test_a_closed_loop_leaves_it_to_its_driver_when_it_sends_the_next_message(
+    is_open_loop: bool, pipeline: int
+) -> None:
+    scene = Scene(pipeline=pipeline, is_open_loop=is_open_loop)
+    deferred: list[LoadConnection] = []
+    scene.connection.attach(scene.asked.append, deferred.append)
+    if is_open_loop:
+        for _ in range(pipeline + 1):
+            scene.take(0)
+    else:
+        scene.connection.start()
+    scene.echo(8)
+    if not is_open_loop:
+        assert len(scene.connection.sent) == pipeline
+        assert deferred == [scene.connection]
+        scene.clock.now += MILLISECOND
+        scene.connection.resume()
+    assert len(scene.connection.sent) == pipeline + 1
+    assert scene.connection.sent[-1] == scene.clock.now
+    assert scene.connection.received[0] == scene.start
+
+
 def test_a_message_for_a_busy_connection_waits_and_its_clock_runs() -> None:
     scene = Scene(is_open_loop=True)
     scene.take(0)

@@ -22,9 +22,10 @@ from anyio import (
 )
 from anyio.lowlevel import checkpoint
 
+from anyecho.net.exclusive import ExclusivePoller
 from anyecho.net.fallback import Fallback
 from anyecho.net.poller import Poller, open_poller
-from anyecho.net.readiness import Registration
+from anyecho.net.readiness import READ, Registration
 from anyecho.net.registration import PolledRegistration, Watch
 from tests.net.pairs import KINDS, raw_pair
 from tests.support.machine import needs_epoll
@@ -292,6 +293,40 @@ async def test_a_turn_dispatches_at_most_one_batch_of_events(epoll: Poller, open
     with fail_after(5):
         while len(calls) < 200:
             await checkpoint()
+
+
+@needs_epoll
+async def test_deferred_work_is_done_after_all_events_of_a_batch(opened: ExitStack) -> None:
+    calls: list[str] = []
+
+    class Deferring:
+        batch: int
+
+        def __init__(self, poller: ExclusivePoller, sock: socket.socket) -> None:
+            self.poller = poller
+            self.sock = sock
+            poller.report(sock.fileno(), READ, self)
+
+        def dispatch(self, mask: int) -> None:
+            calls.append("event")
+            self.sock.recv(1)
+            self.poller.deferred.append(self)
+
+        def resume(self) -> None:
+            calls.append("deferred")
+
+        def poller_stopped(self) -> None:
+            self.poller.stop_reporting(self.sock.fileno(), self)
+
+    async with open_poller(ExclusivePoller) as poller:
+        assert isinstance(poller, ExclusivePoller)
+        for _ in range(3):
+            peer, ours = nonblocking_pair("unix", opened)
+            peer.send(b"x")
+            Deferring(poller, ours)
+        poller.turn()
+
+    assert calls == ["event"] * 3 + ["deferred"] * 3
 
 
 @needs_epoll
