@@ -1,7 +1,7 @@
 /* An echo server in C: one thread, level-triggered epoll, read what there is, write it back.
  *
  * What the kernel does not take is kept, and that connection is not read until it is gone. Prints
- * tcp://127.0.0.1:PORT once it accepts.
+ * tcp://127.0.0.1:PORT once it accepts. Compiled with -DWAIT=0, it polls without blocking, and never sleeps.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -18,6 +18,9 @@
 #define CHUNK (256 * 1024)
 #define EVENTS 1024
 #define ACCEPTS 64
+#ifndef WAIT
+#define WAIT -1
+#endif
 
 struct peer {
     int fd;
@@ -116,7 +119,7 @@ int main(void) {
 
     struct epoll_event events[EVENTS];
     for (;;) {
-        int count = epoll_wait(epoll, events, EVENTS, -1);
+        int count = epoll_wait(epoll, events, EVENTS, WAIT);
         for (int i = 0; i < count; i++) {
             struct peer *peer = events[i].data.ptr;
             if (peer == &listener)
