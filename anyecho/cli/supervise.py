@@ -91,7 +91,7 @@ async def _supervise(
                 open_supervisor(launches, share_sockets=not workers.reuseport) as supervisor,
                 open_pages(job.admin, lambda: supervisor) as urls,
             ):
-                control.supervisor = supervisor
+                control.begin(supervisor, tasks)
                 notifier.ready(control.status)
                 tasks.start_soon(notifier.ping_watchdog)
                 warn_start(activation.unused(addresses), certificates)
@@ -113,7 +113,7 @@ class _Control:
     ) -> None:
         self.status = status_text([listener.address for listener in slots[0]])
         #: None until it is ready.
-        self.supervisor: Supervisor | None = None
+        self._supervisor: Supervisor | None = None
         self._signals = signals
         self._notifier = notifier
         self._slots = slots
@@ -121,17 +121,22 @@ class _Control:
         #: Whether a roll was requested since the last one began, or still runs.
         self._roll_wanted = self._rolling = False
 
+    def begin(self, supervisor: Supervisor, tasks: TaskGroup) -> None:
+        """Control `supervisor`, which is ready. A SIGHUP during its start is obeyed now."""
+        self._supervisor = supervisor
+        if self._roll_wanted:
+            self._request_roll(tasks)
+
     async def obey(self, tasks: TaskGroup) -> None:
+        """Act on signals until the third that ends the service."""
         while await self._signals.next() == signal.SIGHUP:
             if self._signals.terminal_is_gone():
                 logger.warning("the terminal is gone: letting connections finish")
                 break
-            self._roll_wanted = True
-            if not self._rolling:
-                tasks.start_soon(self._roll)
+            self._request_roll(tasks)
 
         self._notifier.stopping("letting connections finish")
-        if self.supervisor is None:
+        if self._supervisor is None:
             tasks.cancel_scope.cancel()
             return
 
@@ -139,23 +144,28 @@ class _Control:
             for listener in listeners:
                 listener.admit_no_more()
                 listener.stop()
-        self.supervisor.drain()
+        self._supervisor.drain()
         await self._next_end()
-        tasks.start_soon(self.supervisor.abort)
+        tasks.start_soon(self._supervisor.abort)
         await self._next_end()
         # A worker with a stuck loop would outlive this process, and hold its sockets.
-        self.supervisor.kill()
+        self._supervisor.kill()
 
     async def _next_end(self) -> None:
         while await self._signals.next() == signal.SIGHUP:
             pass
 
-    async def _roll(self) -> None:
-        self._rolling = True
-        while self._roll_wanted and self.supervisor is not None:
+    def _request_roll(self, tasks: TaskGroup) -> None:
+        self._roll_wanted = True
+        if self._supervisor is not None and not self._rolling:
+            self._rolling = True
+            tasks.start_soon(self._roll, self._supervisor)
+
+    async def _roll(self, supervisor: Supervisor) -> None:
+        while self._roll_wanted:
             self._roll_wanted = False
             self._notifier.reloading()
-            if self._reload() and await self.supervisor.roll():
+            if self._reload() and await supervisor.roll():
                 logger.info("all workers are replaced")
             self._notifier.ready(self.status)
         self._rolling = False

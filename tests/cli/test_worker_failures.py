@@ -165,6 +165,17 @@ def test_sigterm_while_the_workers_start_ends_them(processes: Processes, backend
     assert not any(map(is_alive, workers))
 
 
+def test_a_sighup_while_the_workers_start_is_a_roll_after_the_start(processes: Processes, tmp_path: Path) -> None:
+    wait = "import os, time; os.write(2, b'importing\\n')\nwhile not os.path.exists('go'): time.sleep(.01)"
+    arguments = ("-b", TCP, "--workers", "1", "--handler", "harmful_handlers:harmful", "--log-level", "info")
+    process = processes.start("serve", *arguments, env=module(tmp_path, wait + HANDLERS), cwd=tmp_path)
+    process.read_errors(until="importing\n")
+    process.signal(signal.SIGHUP)
+    wait_until(lambda: has_no_pending_signal(process.pid))
+    (tmp_path / "go").touch()
+    process.read_errors(until="all workers are replaced\n")
+
+
 def test_a_worker_that_can_no_longer_start_is_tried_again(processes: Processes, tmp_path: Path) -> None:
     environ = module(tmp_path)
     process = processes.serve(
