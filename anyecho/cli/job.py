@@ -103,5 +103,5 @@ class Job:
             ),
             log=build_options(LogOptions, dict(message["log"]), ()),
             access_log=message["access_log"],
-            worker=message["worker"],
+            worker=message.get("worker"),
         )

@@ -9,8 +9,8 @@ __all__ = ("Failure", "Launch", "Worker", "start_worker")
 
 import logging
 import subprocess
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -22,6 +22,7 @@ from anyecho.codec import decode
 from anyecho.errors import UsageError
 from anyecho.net.lifeline import Lifeline, open_lifeline
 from anyecho.net.shared_counts import Row, SharedCounts
+from anyecho.net.threads import NoThreadError
 from anyecho.server.answers import Answers
 from anyecho.server.stats import Peer
 from anyecho.server.totals import Totals
@@ -262,7 +263,7 @@ async def start_worker(launch: Launch, environ: Mapping[str, str], counts: Share
         opened.callback(states.close)
         lifeline, passed = open_lifeline()
         opened.callback(lifeline.close)
-        with passed:
+        with passed, _thread_errors():
             process = await open_process(
                 [*launch.command, str(passed.fileno())],
                 stdin=subprocess.DEVNULL,
@@ -277,6 +278,15 @@ async def start_worker(launch: Launch, environ: Mapping[str, str], counts: Share
     states.pid = process.pid
     lifeline.send(job)
     return Worker(launch, process, lifeline, states, row)
+
+
+@contextmanager
+def _thread_errors() -> Iterator[None]:
+    """Raise `NoThreadError` if no thread can be started: trio starts a process in one, asyncio waits for it."""
+    try:
+        yield
+    except RuntimeError as exc:
+        raise NoThreadError from exc
 
 
 def _environment(environ: Mapping[str, str], notify_socket: str, heartbeat_timeout: float) -> dict[str, str]:

@@ -157,6 +157,21 @@ async def test_a_restart_that_fails_is_tried_again(tmp_path: Path, caplog: pytes
         await until(supervisor.ready)
 
 
+@pytest.mark.fault(row=14, injected="no thread can be started for the start of a worker")
+async def test_a_start_for_which_there_is_no_thread_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async with open_supervisor([stand_in(SERVE)]) as supervisor:
+        with monkeypatch.context() as patch:
+            patch.setattr(worker_module, "open_process", fail)
+            os.kill(children()[0], signal.SIGKILL)
+            await until(lambda: "worker 1 cannot be started: no thread can be started for it (see" in caplog.text)
+        await until(supervisor.ready)
+
+
 async def test_a_worker_that_drains_by_itself_is_replaced_before_it_ends() -> None:
     program = (
         "signal.signal(signal.SIGTERM, lambda *_: os._exit(9))\n"
