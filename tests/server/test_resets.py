@@ -56,6 +56,7 @@ async def half_closed(server: Server, sock: socket.socket) -> None:
 
 async def in_a_linger(server: Server, sock: socket.socket) -> None:
     await until(lambda: server.stats.active == 1)
+    await wait_all_tasks_blocked()  # a task that begins would echo what is there before it notices the close
     sock.sendall(b"unread")  # otherwise the server would not linger
     [connection] = server._connections
     connection.request_close(CloseReason.DRAINED)
@@ -84,8 +85,7 @@ Moment: TypeAlias = Callable[[Server, socket.socket], Awaitable[None]]
 async def test_a_reset_is_counted_and_logged_nowhere(moment: Moment) -> None:
     async with nothing_left_behind():
         async with open_server("tcp://127.0.0.1:0", options=ServeOptions(linger=10)) as server:
-            sock = dial(server.addresses[0])
-            with fail_after(SOON):
+            with dial(server.addresses[0]) as sock, fail_after(SOON):
                 await moment(server, sock)
             await until(lambda: server.stats.closed.total() == 1)
 
