@@ -80,7 +80,7 @@ class FaultPlan:
 
     def draw(self, number: int) -> tuple[Drawn, ...]:
         """Return the faults of the connection with this `number`."""
-        return () if not self.faults else _draw(self.faults, self.seed, number)
+        return _draw(self.faults, self.seed, number)
 
 
 class DatagramPlan:

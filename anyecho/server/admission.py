@@ -214,10 +214,12 @@ class Admission:
     def _connection(self, sock: socket.socket, policy: ListenerPolicy) -> Connection:
         drawn: Sequence[Drawn] = ()
         redraw: Callable[[], Sequence[Drawn]] | None = None
-        if policy.faults is not None:
-            number = policy.faults.next_number()
-            drawn = policy.faults.draw(number)
-            redraw = partial(policy.faults.draw, number) if self._faults_change else None
+        if (plan := policy.faults) is not None:
+            number = plan.next_number()
+            if plan.faults:
+                drawn = plan.draw(number)
+            if self._faults_change:
+                redraw = partial(plan.draw, number)
         records = None
         if policy.certificates:
             context = policy.certificates.context
