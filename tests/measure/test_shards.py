@@ -34,8 +34,6 @@ from anyecho.server.server import Server
 from tests.support.peers import until
 from tests.support.process import wait_until
 
-on_one_carrier = pytest.mark.by_turns("carrier")
-
 
 def bench_options(**options: Any) -> BenchOptions:
     return BenchOptions(**{"connections": 5, "warmup": 0.0} | options)
@@ -63,7 +61,7 @@ async def until_loaded(server: Server) -> None:
     await until(lambda: sum(each.bytes_sent > 0 for each in server.peers()) == 5)
 
 
-@pytest.mark.by_turns("carrier", "backend")
+@pytest.mark.by_turns("backend")
 @pytest.mark.parametrize(
     ("processes", "options"),
     [
@@ -99,7 +97,6 @@ async def test_the_shards_together_send_the_whole_schedule(
     assert sum(each.connections for each in result.parts) == 5
 
 
-@on_one_carrier
 async def test_the_progress_of_shards_is_their_sum_and_never_falls(server: Server) -> None:
     seen: list[Progress] = []
     control = BenchControl(on_progress=lambda progress: seen.append(progress()))
@@ -110,7 +107,6 @@ async def test_the_progress_of_shards_is_their_sum_and_never_falls(server: Serve
     assert seen[-1].p99 > 0
 
 
-@on_one_carrier
 async def test_a_killed_shard_is_an_error_and_the_figures_are_those_of_the_others(server: Server) -> None:
     with fail_after(40):
         async with create_task_group() as tasks:
@@ -130,7 +126,6 @@ async def test_a_killed_shard_is_an_error_and_the_figures_are_those_of_the_other
     assert [each.error for each in result.parts] == ["", "lost: its process was ended by signal 9"]
 
 
-@on_one_carrier
 async def test_the_loss_of_every_shard_is_an_error_of_one_line(server: Server) -> None:
     async def kill_all() -> None:
         await until_loaded(server)
@@ -161,7 +156,6 @@ async def test_wrong_options_are_errors_of_one_line(options: dict[str, Any], pro
     assert str(caught.value) == line
 
 
-@on_one_carrier
 @pytest.mark.parametrize("moment", ["before", "measuring"])
 async def test_an_interrupted_run_has_what_all_shards_have_measured(moment: str, server: Server) -> None:
     control = BenchControl()
@@ -184,7 +178,6 @@ async def test_an_interrupted_run_has_what_all_shards_have_measured(moment: str,
     assert len(result.parts) == 2
 
 
-@on_one_carrier
 async def test_cancelling_the_run_ends_its_processes(server: Server) -> None:
     seen: list[int] = []
 
@@ -209,7 +202,6 @@ def meet(directory: Path) -> None:
     wait_until(lambda: len([*directory.iterdir()]) == 2)
 
 
-@on_one_carrier
 async def test_shards_of_a_process_pool_begin_at_a_given_time(server: Server, tmp_path: Path) -> None:
     options = shares_of(bench_options(rate=500.0, requests=101), 2)
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as executor:
@@ -227,7 +219,6 @@ async def test_shards_of_a_process_pool_begin_at_a_given_time(server: Server, tm
     assert merged.started_at == pytest.approx(start_at, abs=0.05)
 
 
-@on_one_carrier
 async def test_a_shard_that_is_late_for_the_start_says_so(server: Server) -> None:
     options = bench_options(requests=10)
     result = await run_bench(server.addresses[0], options, shard=(1, 2), start_at=time.time() - 5.0)
@@ -317,7 +308,6 @@ async def test_what_happens_to_a_place_is_an_error_of_one_line(
     assert str(caught.value) == line
 
 
-@on_one_carrier
 @pytest.mark.parametrize(
     ("offset", "note"),
     [(0.0, None), (9.5, "the clock of worker is 9.5"), (-9.5, "the clock of worker is 9.5")],

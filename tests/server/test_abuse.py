@@ -65,7 +65,7 @@ def answered(clients: list[socket.socket]) -> list[socket.socket]:
 
 @pytest.mark.fault(row=21, injected="300 clients connect, and stay, to a server with 200 or 40 descriptors")
 @pytest.mark.parametrize(("limit", "count", "reserve"), [(200, 136, 40), (40, 20, 0)])
-@pytest.mark.by_turns("engine", "carrier")
+@pytest.mark.by_turns("engine")
 def test_connections_over_the_descriptor_limit_wait_in_the_backlog(
     limit: int, count: int, reserve: int, bind: str, backend: str, processes: Processes, opened: ExitStack
 ) -> None:
@@ -147,7 +147,6 @@ class Buggy:
 
 @pytest.mark.slow
 @pytest.mark.fault(row=7, injected="500 RSTs at random moments, and 50 bugs, beside 200 clients with a MiB each")
-@pytest.mark.by_turns("carrier")
 async def test_resets_and_bugs_do_not_affect_other_connections(
     engine: str, carrier: Address, monkeypatch: pytest.MonkeyPatch
 ) -> None:

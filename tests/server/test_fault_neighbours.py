@@ -86,7 +86,7 @@ def seen_by(sock: socket.socket) -> Iterator[bytes]:
 
 @pytest.mark.parametrize("fault", STREAM_FAULTS, ids=name)
 @pytest.mark.parametrize("stream", ["upstream", "downstream"])
-@pytest.mark.by_turns("engine", "carrier")
+@pytest.mark.by_turns("engine")
 async def test_connections_beside_one_with_a_fault_have_their_whole_echo(
     fault: StreamFault, stream: Direction, carrier: Address
 ) -> None:

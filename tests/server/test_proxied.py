@@ -326,7 +326,6 @@ async def test_a_client_gets_an_error_if_its_header_is_rejected(carrier: Address
 
 
 @pytest.mark.parametrize("how", ["eof", "invalid", "late", "per IP", "aborted"])
-@pytest.mark.by_turns("carrier")
 async def test_a_connection_closed_before_its_first_echo_leaves_nothing_behind(carrier: Address, how: str) -> None:
     """No connection object, even without the garbage collector, and no registration of its descriptor."""
     options = behind(proxy_timeout=0.1 if how == "late" else 60.0, max_connections_per_ip=1)

@@ -385,7 +385,6 @@ async def test_a_bug_in_a_turn_closes_one_connection_and_is_logged(
 
 
 @pytest.mark.parametrize("turn", range(5))
-@pytest.mark.by_turns("carrier")
 async def test_a_connection_accepted_while_the_server_closes_is_closed(turn: int, carrier: Address) -> None:
     """A callback may accept it after the server has listed the connections to close."""
     before = len(os.listdir("/proc/self/fd"))
@@ -408,7 +407,6 @@ async def test_a_connection_accepted_while_the_server_closes_is_closed(turn: int
 
 
 @pytest.mark.parametrize("how", ["eof", "idle", "drained", "aborted"])
-@pytest.mark.by_turns("carrier")
 async def test_a_connection_that_ended_is_freed_without_the_garbage_collector(carrier: Address, how: str) -> None:
     """An exception that keeps the frames of the cancelling task would keep the connection too."""
     idle = 0.1 if how == "idle" else 600.0

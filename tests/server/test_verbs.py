@@ -141,7 +141,7 @@ def call(server: Server, method: str, caught: list[BaseException]) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.by_turns("engine", "carrier")
+@pytest.mark.by_turns("engine")
 async def test_a_method_called_in_another_thread_raises_and_changes_nothing(method: str, server: Server) -> None:
     async with await connect(server.addresses[0]) as client:
         await client.exchange(b"before")
@@ -169,7 +169,7 @@ async def test_another_thread_can_call_a_method_through_the_event_loop(server: S
 
 @pytest.mark.parametrize("thread", [False, True], ids=["same thread", "other thread"])
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.by_turns("engine", "carrier")
+@pytest.mark.by_turns("engine")
 async def test_a_method_does_nothing_after_the_block(method: str, thread: bool, carrier: Address) -> None:
     async with open_server(carrier) as server, await connect(server.addresses[0]) as client:
         await client.exchange(b"x")
