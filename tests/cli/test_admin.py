@@ -7,6 +7,7 @@ import urllib.request
 
 import pytest
 
+from tests.cli.conftest import Run
 from tests.support.peers import TIMEOUT, dial, exchange
 from tests.support.process import Process, Processes, port_of
 
@@ -54,7 +55,6 @@ def test_a_server_that_drains_answers_that_it_is_not_ready(process: Process) -> 
     assert process.errors() == ""
 
 
-@pytest.mark.by_turns("backend")
 @pytest.mark.parametrize(
     ("admin", "text", "status"),
     [
@@ -62,10 +62,8 @@ def test_a_server_that_drains_answers_that_it_is_not_ready(process: Process) -> 
         ("localhost:99999", "", 2),
     ],
 )
-def test_an_address_that_cannot_be_used_is_an_error(
-    admin: str, text: str, status: int, processes: Processes, backend: str
-) -> None:
-    ended, output, errors = processes.run("serve", "--backend", backend, TCP, "--admin", admin)
+def test_an_address_that_cannot_be_used_is_an_error(admin: str, text: str, status: int, run: Run) -> None:
+    ended, output, errors = run("serve", TCP, "--admin", admin)
 
     assert (ended, output) == (status, b"")
     assert errors.startswith("anyecho: ")
@@ -73,10 +71,9 @@ def test_an_address_that_cannot_be_used_is_an_error(
     assert errors.count("\n") == 1
 
 
-@pytest.mark.by_turns("backend")
-def test_an_address_in_use_ends_the_start(process: Process, processes: Processes, backend: str) -> None:
+def test_an_address_in_use_ends_the_start(process: Process, run: Run) -> None:
     taken = f"127.0.0.1:{port_of(process.addresses[1])}"
-    ended, output, errors = processes.run("serve", "--backend", backend, TCP, "--admin", taken)
+    ended, output, errors = run("serve", TCP, "--admin", taken)
 
     assert (ended, output) == (3, b"")
     assert "in use" in errors

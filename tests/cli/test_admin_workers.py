@@ -14,6 +14,9 @@ from tests.cli.test_admin import TCP, get
 from tests.support.peers import converse, dial, exchange
 from tests.support.process import Process, Processes, descendants, is_alive, wait_until
 
+#: `tests/server/test_supervisor.py` has the supervisor on each backend.
+pytestmark = pytest.mark.by_turns("backend")
+
 
 @pytest.fixture
 def process(processes: Processes, backend: str) -> Process:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.cli.conftest import Run
 from tests.support.machine import needs
 from tests.support.process import Process, Processes, wait_until
 
@@ -164,8 +165,8 @@ def test_a_failed_gate_is_status_99(processes: Processes) -> None:
         ("--cpu x", "--cpu must be cores"),
     ],
 )
-def test_wrong_usage_is_one_line_with_status_2(arguments: str, text: str, processes: Processes) -> None:
-    status, output, errors = processes.run("bench", *arguments.split())
+def test_wrong_usage_is_one_line_with_status_2(arguments: str, text: str, run: Run) -> None:
+    status, output, errors = run("bench", *arguments.split())
     assert (status, output, errors.count("\n")) == (2, b"", 1)
     assert text in errors
 

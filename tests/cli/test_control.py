@@ -16,9 +16,13 @@ from toxiproxy import Toxiproxy
 from toxiproxy.api import APIConsumer
 from toxiproxy.exceptions import InvalidToxic, NotFound, ProxyExists
 
+from tests.cli.conftest import Run
 from tests.support.machine import ABSENT, needs_epoll, program
 from tests.support.peers import dial, exchange, receive, receive_all
 from tests.support.process import TIMEOUT, Process, Processes
+
+#: `tests/server/test_control.py` has the routes on each backend.
+pytestmark = pytest.mark.by_turns("backend")
 
 TCP = "tcp://127.0.0.1:0"
 SCRIPT = Path(__file__).with_name("toxiproxy_client.js")
@@ -162,7 +166,6 @@ def test_idle_peers_do_not_keep_requests_out(echo: socket.socket, process: Proce
     assert version(process).startswith(b'{"version"')
 
 
-@pytest.mark.by_turns("backend")
 def test_a_process_out_of_descriptors_still_echoes_and_answers_later(
     processes: Processes, backend: str, opened: ExitStack
 ) -> None:
@@ -184,7 +187,6 @@ def test_a_process_out_of_descriptors_still_echoes_and_answers_later(
     assert exchange(echo, b"x") == b"x"
 
 
-@pytest.mark.by_turns("backend")
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
@@ -208,15 +210,15 @@ def test_a_process_out_of_descriptors_still_echoes_and_answers_later(
         ((TCP, "--control", "x"), "bad address 'x': the port is missing: tcp://host:port"),
     ],
 )
-def test_a_mistake_is_one_line(arguments: tuple[str, ...], error: str, processes: Processes, backend: str) -> None:
-    status, output, errors = processes.run("serve", *arguments, "--backend", backend)
+def test_a_mistake_is_one_line(arguments: tuple[str, ...], error: str, run: Run) -> None:
+    status, output, errors = run("serve", *arguments)
 
     assert (status, output, errors) == (2, b"", f"anyecho: {error}\n")
 
 
-def test_a_control_address_in_use_ends_the_start(processes: Processes, process: Process, backend: str) -> None:
+def test_a_control_address_in_use_ends_the_start(run: Run, process: Process) -> None:
     taken = process.addresses[1].removeprefix("http://")
-    status, output, errors = processes.run("serve", TCP, "--control", taken, "--backend", backend)
+    status, output, errors = run("serve", TCP, "--control", taken)
 
     assert (status, output) == (3, b"")
     assert errors == f"anyecho: cannot listen on tcp://{taken}: it is in use already\n"

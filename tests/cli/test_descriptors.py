@@ -35,6 +35,7 @@ def test_all_descriptors_but_64_or_half_are_for_connections(
     assert receive_all(opened.enter_context(dial(address))) == b""
 
 
+@pytest.mark.by_turns("anyio_backend")
 async def test_serve_raises_the_soft_descriptor_limit_and_the_library_does_not(processes: Processes) -> None:
     lower = "import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (256, r.getrlimit(r.RLIMIT_NOFILE)[1]))\n"
     soft, hard = resource.prlimit(processes.serve("-b", TCP, before=lower).pid, resource.RLIMIT_NOFILE)

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from tests.cli.conftest import Run
 from tests.support.peers import converse, dial
 from tests.support.process import Processes
 
@@ -70,8 +71,8 @@ def test_a_seed_that_decides_nothing_is_warned_of(
         ),
     ],
 )
-def test_a_wrong_fault_is_one_line(words: tuple[str, ...], error: str, processes: Processes) -> None:
-    status, output, errors = processes.run("serve", ":0", *words)
+def test_a_wrong_fault_is_one_line(words: tuple[str, ...], error: str, run: Run) -> None:
+    status, output, errors = run("serve", ":0", *words)
     assert (status, output) == (2, b"")
     assert errors.startswith(f"anyecho: {error}")
     assert errors.count("\n") == 1

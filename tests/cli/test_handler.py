@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.cli.conftest import Run
 from tests.support.peers import converse, dial
 from tests.support.process import Processes
 
@@ -22,12 +25,15 @@ number = 7
 
 
 @pytest.fixture
-def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "own.py").write_text(OWN)
     (tmp_path / "broken.py").write_text("import absent_module")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
-    return tmp_path
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield tmp_path
+    for name in ("own", "broken"):
+        sys.modules.pop(name, None)
 
 
 @pytest.mark.parametrize(
@@ -59,13 +65,13 @@ def test_a_server_runs_the_named_handler(name: str, reply: bytes, processes: Pro
     ],
 )
 @pytest.mark.usefixtures("directory")
-def test_a_wrong_handler_is_one_line(name: str, reason: str, processes: Processes) -> None:
-    result = processes.run("serve", ":0", "--handler", name)
+def test_a_wrong_handler_is_one_line(name: str, reason: str, run: Run) -> None:
+    result = run("serve", ":0", "--handler", name)
     assert result == (2, b"", f"anyecho: --handler {name!r}: {reason}\n")
 
 
-def test_a_handler_for_datagrams_is_one_line(processes: Processes) -> None:
-    status, _, errors = processes.run("serve", "udp://127.0.0.1:0", "--handler", "upper")
+def test_a_handler_for_datagrams_is_one_line(run: Run) -> None:
+    status, _, errors = run("serve", "udp://127.0.0.1:0", "--handler", "upper")
     text = "--handler is for streams of bytes: datagrams, as on udp://127.0.0.1:0, are only echoed"
     assert (status, errors) == (2, f"anyecho: {text}\n")
 

@@ -43,6 +43,7 @@ def at_terminal(processes: Processes, *arguments: str, before: str = "") -> Iter
 
 
 @pytest.mark.parametrize("arguments", [["-b", TCP], ["-b", "tls://127.0.0.1:0", "--ssl-self-signed"]])
+@pytest.mark.by_turns("arguments")
 def test_sighup_without_certificate_files_is_a_warning(
     processes: Processes, backend: str, arguments: list[str]
 ) -> None:

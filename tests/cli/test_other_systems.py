@@ -40,6 +40,7 @@ def test_every_module_can_be_imported_without_the_names_of_linux(system: str) ->
     assert (ran.returncode, ran.stderr) == (0, "")
 
 
+@pytest.mark.by_turns("backend")
 def test_serve_and_send_work_without_the_names_of_linux(
     system: str, backend: str, processes: Processes, short_path: Path
 ) -> None:

@@ -58,6 +58,7 @@ def rest_of(process: Process) -> str:
     return process.popen.stdout.read().decode()
 
 
+@pytest.mark.by_turns("backend")
 def test_the_lines_are_those_of_ping(processes: Processes, address: str, backend: str) -> None:
     status, output, errors = processes.run("ping", "-c", "3", "-i", "1ms", address, "--backend", backend)
 
@@ -86,6 +87,7 @@ def test_letters_may_be_combined_and_their_values_attached(processes: Processes,
     assert re.fullmatch(r"rtt p50/p95/p99 = \d+\.\d{3}/-/- ms", lines[5])
 
 
+@pytest.mark.by_turns("backend")
 def test_a_connection_for_each_probe_shows_its_steps(processes: Processes, server: Process, backend: str) -> None:
     arguments = ["ping", server.addresses[0], "--connect", "-c2", "-i0", "--backend", backend]
     status, output, errors = processes.run(*arguments)
@@ -238,6 +240,7 @@ def test_a_wrong_byte_is_said_and_status_1(capfd: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.parametrize("json_flag", [[], ["--json"]])
 @pytest.mark.parametrize(("kind", "reason"), [("full", "No space left on device"), ("gone", "Broken pipe")])
+@pytest.mark.by_turns("backend")
 def test_an_unwritable_output_is_one_line_and_status_2(
     processes: Processes, server: Process, backend: str, kind: str, reason: str, json_flag: list[str]
 ) -> None:

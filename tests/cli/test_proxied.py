@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from tests.cli.conftest import Run
 from tests.support.peers import dial, exchange, receive_all
 from tests.support.process import Processes, round_trip
 
@@ -14,6 +15,7 @@ TRUSTED = ("--proxy-protocol", "require", "--proxy-trusted", "192.0.2.0/24", "--
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
+@pytest.mark.by_turns("backend")
 def test_a_client_behind_a_proxy_is_in_the_access_log(processes: Processes, backend: str, version: str) -> None:
     arguments = ("--backend", backend, "--access-log", "--log-format", "json", *TRUSTED)
     server = processes.serve("-b", TCP, *arguments)
@@ -26,6 +28,7 @@ def test_a_client_behind_a_proxy_is_in_the_access_log(processes: Processes, back
     assert (line["reason"], line["bytes_sent"]) == ("eof", 5)
 
 
+@pytest.mark.by_turns("backend")
 def test_a_header_from_an_untrusted_peer_is_rejected(processes: Processes, backend: str) -> None:
     trusting = ("--proxy-protocol", "v1", "--proxy-trusted", "192.0.2.0/24")
     server = processes.serve("-b", TCP, "--backend", backend, *trusting, "--access-log")
@@ -63,10 +66,8 @@ def test_the_proxy_mode_can_differ_between_addresses(processes: Processes) -> No
         (("--write-timeout", "0"), "--write-timeout must be more than 0"),
     ],
 )
-def test_an_invalid_proxy_or_limit_option_is_one_line(
-    processes: Processes, arguments: tuple[str, ...], message: str
-) -> None:
-    status, output, errors = processes.run("serve", *arguments)
+def test_an_invalid_proxy_or_limit_option_is_one_line(run: Run, arguments: tuple[str, ...], message: str) -> None:
+    status, output, errors = run("serve", *arguments)
 
     assert (status, output) == (2, b"")
     assert message in errors

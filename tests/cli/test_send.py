@@ -212,6 +212,7 @@ def test_a_stream_takes_constant_memory(processes: Processes, serve: Serve) -> N
 @pytest.mark.fault(row=10, injected="a client sends 100 MiB over TCP or a Unix socket")
 @pytest.mark.slow
 @pytest.mark.parametrize(("scheme", "engine"), [("tcp://127.0.0.1:0", "tasks"), ("unix:{path}/echo", "auto")])
+@pytest.mark.by_turns("scheme", "engine")
 def test_a_hundred_mebibytes_are_echoed_equal_in_constant_memory(
     scheme: str, engine: str, backend: str, processes: Processes, short_path: Path
 ) -> None:

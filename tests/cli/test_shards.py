@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from anyecho.measure.result import Document
+from tests.cli.conftest import Run
 from tests.support.process import Process, Processes, descendants, is_alive, wait_until
 
 LOAD = ("-c", "4", "--warmup", "0")
@@ -146,7 +147,6 @@ def test_files_of_shards_are_merged(backend: str, address: str, processes: Proce
     assert b"of 2 shards, one is missing: 1" in output
 
 
-@pytest.mark.by_turns("backend")
 @pytest.mark.parametrize(
     ("words", "line"),
     [
@@ -167,5 +167,5 @@ def test_files_of_shards_are_merged(backend: str, address: str, processes: Proce
         ),
     ],
 )
-def test_wrong_words_are_one_line(backend: str, words: tuple[str, ...], line: str, processes: Processes) -> None:
-    assert processes.run("bench", *words, "--backend", backend) == (2, b"", f"anyecho: {line}\n")
+def test_wrong_words_are_one_line(words: tuple[str, ...], line: str, run: Run) -> None:
+    assert run("bench", *words) == (2, b"", f"anyecho: {line}\n")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.conftest import Run
 from tests.support.certificates import Files, files_in
 from tests.support.machine import needs, program
 from tests.support.peers import unread
@@ -242,15 +243,15 @@ def test_an_unusable_certificate_is_exit_3_and_one_line(
     assert re.fullmatch(rf"anyecho: .*{why}.*\n", errors)
 
 
-def test_serve_without_a_certificate_is_exit_2_and_one_line(processes: Processes) -> None:
-    status, _, errors = processes.run("serve", "-b", TLS)
+def test_serve_without_a_certificate_is_exit_2_and_one_line(run: Run) -> None:
+    status, _, errors = run("serve", "-b", TLS)
     assert status == 2
     assert errors == f"anyecho: {TLS} needs a certificate: give --ssl-certfile or --ssl-self-signed\n"
 
 
-def test_a_key_file_that_is_absent_is_named_and_not_the_certificate(processes: Processes, files: Files) -> None:
+def test_a_key_file_that_is_absent_is_named_and_not_the_certificate(run: Run, files: Files) -> None:
     given = ("--ssl-certfile", str(files.cert), "--ssl-keyfile", "/absent.pem")
-    status, _, errors = processes.run("serve", "-b", TLS, *given)
+    status, _, errors = run("serve", "-b", TLS, *given)
     assert (status, errors) == (3, "anyecho: cannot use /absent.pem: No such file or directory\n")
 
 

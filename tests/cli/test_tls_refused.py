@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from tests.cli.conftest import Run
 from tests.support.certificates import Files
 from tests.support.process import Processes
 
@@ -25,8 +26,8 @@ def test_a_missing_certificate_is_exit_3(stdin: bytes, processes: Processes, fil
 
 
 @pytest.mark.parametrize("name", ["x" * 64, ".".join(["x" * 60] * 5), "a b", ""])
-def test_an_invalid_sni_is_exit_2(name: str, processes: Processes) -> None:
-    status, _, errors = processes.run("send", "tls://127.0.0.1:1", "--sni", name, "hello")
+def test_an_invalid_sni_is_exit_2(name: str, run: Run) -> None:
+    status, _, errors = run("send", "tls://127.0.0.1:1", "--sni", name, "hello")
     assert (status, errors) == (2, f"anyecho: --sni is not a host name: {name!r}\n")
 
 

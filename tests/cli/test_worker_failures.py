@@ -106,6 +106,7 @@ def test_a_stopped_worker_is_replaced_and_another_one_serves(
 
 @pytest.mark.fault(row=16, injected="kill -9 of the supervisor")
 @pytest.mark.parametrize("load", ["idle", "connected", "stuck"])
+@pytest.mark.by_turns("backend")
 def test_workers_end_with_their_supervisor(
     processes: Processes, backend: str, opened: ExitStack, load: str, tmp_path: Path
 ) -> None:
@@ -132,6 +133,7 @@ def module(directory: Path, source: str = HANDLERS) -> dict[str, str]:
 
 
 @pytest.mark.fault(row=14, injected="a worker dies while it imports the handler")
+@pytest.mark.by_turns("backend")
 def test_a_worker_that_dies_at_the_start_stops_the_service(
     processes: Processes, backend: str, tmp_path: Path
 ) -> None:
@@ -142,6 +144,7 @@ def test_a_worker_that_dies_at_the_start_stops_the_service(
     assert errors in {f"anyecho: worker {number} cannot start: it ended with status 9\n" for number in (1, 2)}
 
 
+@pytest.mark.by_turns("backend")
 def test_the_error_of_a_worker_at_the_start_is_that_of_the_service(processes: Processes, backend: str) -> None:
     arguments = ("serve", "-b", TCP, "--backend", backend, "--workers", "2", "--handler", "absent_module:echo")
     status, output, errors = processes.run(*arguments)

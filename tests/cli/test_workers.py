@@ -149,6 +149,7 @@ def test_an_address_in_use_is_an_error_with_own_sockets_too(processes: Processes
 
 
 @pytest.mark.parametrize("how", [(), ("--reuseport",)], ids=["shared", "reuseport"])
+@pytest.mark.by_turns("backend")
 def test_workers_echo_datagrams(
     processes: Processes, backend: str, how: tuple[str, ...], opened: ExitStack
 ) -> None:
@@ -162,6 +163,7 @@ def test_workers_echo_datagrams(
 
 
 @needs_ipv6
+@pytest.mark.by_turns("backend")
 def test_clients_that_trust_the_generated_ca_reach_all_workers(processes: Processes, backend: str) -> None:
     process = serve(processes, "-b", "tls://localhost:0", "--ssl-self-signed", "--backend", backend, listeners=2)
     text = process.read_errors(until="\n")
@@ -185,6 +187,7 @@ def test_clients_that_trust_the_generated_ca_reach_all_workers(processes: Proces
     assert not Path(cacert).exists()
 
 
+@pytest.mark.by_turns("backend")
 def test_a_roll_reloads_the_certificates(processes: Processes, backend: str, files: Files, tmp_path: Path) -> None:
     arguments = ("--ssl-certfile", str(files.cert), "--ssl-keyfile", str(files.key), "--log-level", "info")
     process = serve(processes, "-b", "tls://127.0.0.1:0", "--backend", backend, *arguments)
