@@ -8,7 +8,7 @@ busy-waits.
 
 from __future__ import annotations
 
-__all__ = ("Callback", "open_timer")
+__all__ = ("Callback", "open_timer", "open_timerfd")
 
 import time
 from collections.abc import AsyncIterator, Callable
@@ -40,7 +40,7 @@ async def open_timer(
 
     Busy-waiting takes the last `busy_wait` nanoseconds of each gap; a task that sleeps needs longer.
     """
-    timer = _timerfd() if isinstance(poller, Poller) else None
+    timer = open_timerfd() if isinstance(poller, Poller) else None
     if timer is None or not isinstance(poller, Poller):
         async with create_task_group() as tasks:
             tasks.start_soon(_call_after_sleeping, when, callback)
@@ -56,7 +56,8 @@ async def open_timer(
         timer.close()
 
 
-def _timerfd() -> TimerFD | None:
+def open_timerfd() -> TimerFD | None:
+    """Return a timerfd for times of `perf_counter_ns`; None without one."""
     if "CLOCK_MONOTONIC" not in time.get_clock_info("perf_counter").implementation:
         return None
     try:

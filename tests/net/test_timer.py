@@ -9,7 +9,7 @@ import anyio.lowlevel
 import pytest
 from anyio import Event, fail_after
 
-from anyecho.net import timer
+from anyecho.net import exclusive, timer
 from anyecho.net.exclusive import ExclusivePoller
 from anyecho.net.fallback import Fallback
 from anyecho.net.poller import Poller, has_epoll, open_poller
@@ -21,7 +21,7 @@ from tests.support.process import descriptors
 MILLISECOND = 1_000_000
 
 
-@pytest.fixture(params=["poller", "exclusive", "no timerfd", "no epoll"])
+@pytest.fixture(params=["poller", "exclusive", "poller, no timerfd", "exclusive, no timerfd", "no epoll"])
 async def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Poller | Fallback]:
     if request.param == "no epoll":
         yield Fallback()
@@ -29,9 +29,10 @@ async def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
     if not has_epoll():
         skip("epoll")
-    if request.param == "no timerfd":
-        monkeypatch.setattr(timer, "_timerfd", lambda: None)
-    async with open_poller(ExclusivePoller if request.param == "exclusive" else None) as poller:
+    if "no timerfd" in request.param:
+        for module in (timer, exclusive):
+            monkeypatch.setattr(module, "open_timerfd", lambda: None)
+    async with open_poller(ExclusivePoller if "exclusive" in request.param else None) as poller:
         yield poller
 
 
