@@ -254,6 +254,7 @@ async def test_a_search_has_a_run_per_step_with_its_verdict(servers: dict[str, A
     assert all(run.notes[-1].startswith("p99<1us: does not hold: ") for run in runs)
 
 
+@pytest.mark.by_turns("anyio_backend")
 async def test_own_servers_are_measured_in_a_series() -> None:
     runs: list[RunResult] = []
 

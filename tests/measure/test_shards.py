@@ -61,7 +61,7 @@ async def until_loaded(server: Server) -> None:
     await until(lambda: sum(each.bytes_sent > 0 for each in server.peers()) == 5)
 
 
-@pytest.mark.by_turns("backend")
+@pytest.mark.by_turns("backend", "anyio_backend")
 @pytest.mark.parametrize(
     ("processes", "options"),
     [
@@ -97,6 +97,7 @@ async def test_the_shards_together_send_the_whole_schedule(
     assert sum(each.connections for each in result.parts) == 5
 
 
+@pytest.mark.by_turns("anyio_backend")
 async def test_the_progress_of_shards_is_their_sum_and_never_falls(server: Server) -> None:
     seen: list[Progress] = []
     control = BenchControl(on_progress=lambda progress: seen.append(progress()))
@@ -202,6 +203,7 @@ def meet(directory: Path) -> None:
     wait_until(lambda: len([*directory.iterdir()]) == 2)
 
 
+@pytest.mark.by_turns("anyio_backend")
 async def test_shards_of_a_process_pool_begin_at_a_given_time(server: Server, tmp_path: Path) -> None:
     options = shares_of(bench_options(rate=500.0, requests=101), 2)
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as executor:
@@ -312,6 +314,7 @@ async def test_what_happens_to_a_place_is_an_error_of_one_line(
     ("offset", "note"),
     [(0.0, None), (9.5, "the clock of worker is 9.5"), (-9.5, "the clock of worker is 9.5")],
 )
+@pytest.mark.by_turns("anyio_backend")
 async def test_the_clock_of_another_machine_is_compared(offset: float, note: str | None, server: Server) -> None:
     def prepared() -> Prepared:
         now = time.time() + offset
