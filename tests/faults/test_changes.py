@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -12,12 +13,10 @@ from anyio import (
     BusyResourceError,
     EndOfStream,
     create_task_group,
-    current_time,
     move_on_after,
     sleep,
-    sleep_forever,
 )
-from anyio.abc import ByteStream, SocketAttribute, TaskGroup
+from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
 from anyecho.faults import (
@@ -40,101 +39,45 @@ from anyecho.faults import (
 from anyecho.faults.chain import FaultChain
 from anyecho.faults.fault import Direction
 from anyecho.faults.plan import FaultPlan
-from anyecho.net.poller import Fallback
-from tests.net.pairs import stream_pair
-from tests.support.conformance import CHECKS, Check, run_check
-from tests.support.memory import memory_pair
-from tests.support.virtual_time import VIRTUAL_BACKENDS
+from tests.faults.line import DIRECTIONS, Line
+from tests.support.virtual_time import virtual_backend
 
-DIRECTIONS: tuple[Direction, ...] = ("upstream", "downstream")
+anyio_backend = virtual_backend
 
 
-@pytest.fixture(params=list(VIRTUAL_BACKENDS))
-def anyio_backend(request: pytest.FixtureRequest) -> Any:
-    return VIRTUAL_BACKENDS[request.param]()
-
-
-@pytest.fixture
-async def tasks() -> AsyncIterator[TaskGroup]:
-    async with create_task_group() as tasks:
-        yield tasks
-        tasks.cancel_scope.cancel()
-
-
-class Line:
-    """A sender and a receiver, with changing faults between them in one of the directions."""
+class ChangingLine(Line[FaultChain]):
+    """A line with faults that change. It is used by tasks beside the test."""
 
     def __init__(self, direction: Direction, tasks: TaskGroup, **faults: Fault) -> None:
-        self.start = current_time()
-        self.plain, far = memory_pair()
-        self.chain = FaultChain(far, tasks)
-        self.sender: ByteStream = self.plain if direction == "upstream" else self.chain
-        self.receiver: ByteStream = self.chain if direction == "upstream" else self.plain
-        self.arrived: list[tuple[float, bytes]] = []
+        super().__init__(direction, tasks, lambda stream: FaultChain(stream, tasks))
         self.tasks = tasks
         self.change(**faults)
-        tasks.start_soon(self._close_at_the_end)
-
-    async def _close_at_the_end(self) -> None:
-        try:
-            await sleep_forever()
-        finally:
-            await self.plain.aclose()
-            await self.chain.stream.aclose()
 
     def change(self, **faults: Fault) -> bool:
-        return self.chain.change(FaultPlan(faults, seed=1).draw(1))
+        return self.spoiled.change(FaultPlan(faults, seed=1).draw(1))
 
-    def listen(self) -> None:
-        """Note what arrives, and when. EOF is the empty chunk."""
+    def start_listening(self) -> None:
+        self.tasks.start_soon(self.listen)
 
-        async def run() -> None:
-            try:
-                while True:
-                    chunk = await self.receiver.receive()
-                    self.arrived.append((self.now(), chunk))
-            except (EndOfStream, ConnectionEnded) as exc:
-                self.arrived.append((self.now(), b"" if isinstance(exc, EndOfStream) else b"ended"))
-
-        self.tasks.start_soon(run)
-
-    def send(self, *chunks: bytes, eof: bool = False) -> None:
-        async def run() -> None:
-            for chunk in chunks:
-                await self.sender.send(chunk)
-            if eof:
-                await self.sender.send_eof()
-
-        self.tasks.start_soon(run)
-
-    def now(self) -> float:
-        return round(current_time() - self.start, 6)
-
-    async def until(self, time: float) -> None:
-        await sleep(self.start + time - current_time())
-
-
-@pytest.fixture(params=DIRECTIONS)
-def direction(request: pytest.FixtureRequest) -> Direction:
-    found: Direction = request.param
-    return found
+    def start_sending(self, *chunks: bytes, eof: bool = False) -> None:
+        self.tasks.start_soon(partial(self.send, *chunks, eof=eof))
 
 
 async def test_a_latency_that_is_added_delays_what_comes_after_it(direction: Direction, tasks: TaskGroup) -> None:
-    line = Line(direction, tasks)
-    line.listen()
-    line.send(b"before")
+    line = ChangingLine(direction, tasks)
+    line.start_listening()
+    line.start_sending(b"before")
     await line.until(1)
     line.change(slow=Latency(latency=2, stream=direction))
-    line.send(b"after", eof=True)
+    line.start_sending(b"after", eof=True)
     await line.until(10)
     assert line.arrived == [(0.0, b"before"), (3.0, b"after"), (3.0, b"")]
 
 
 async def test_a_latency_that_is_removed_releases_what_is_held(direction: Direction, tasks: TaskGroup) -> None:
-    line = Line(direction, tasks, slow=Latency(latency=100, stream=direction))
-    line.listen()
-    line.send(b"a", b"b", eof=True)
+    line = ChangingLine(direction, tasks, slow=Latency(latency=100, stream=direction))
+    line.start_listening()
+    line.start_sending(b"a", b"b", eof=True)
     await line.until(1)
     line.change()
     await line.until(2)
@@ -145,26 +88,26 @@ async def test_a_latency_that_is_removed_releases_what_is_held(direction: Direct
 async def test_a_latency_that_changes_counts_from_the_arrival_of_each_chunk(
     latency: float, time: float, direction: Direction, tasks: TaskGroup
 ) -> None:
-    line = Line(direction, tasks, slow=Latency(latency=10, stream=direction))
-    line.listen()
-    line.send(b"held")
+    line = ChangingLine(direction, tasks, slow=Latency(latency=10, stream=direction))
+    line.start_listening()
+    line.start_sending(b"held")
     await line.until(2)
     line.change(slow=Latency(latency=latency, stream=direction))
-    line.send(b"later")
+    line.start_sending(b"later")
     await line.until(50)
     assert line.arrived == [(time, b"held"), (max(time, 2 + latency), b"later")]
 
 
 async def test_two_latencies_are_told_apart_by_name(direction: Direction, tasks: TaskGroup) -> None:
     one, two = Latency(latency=1, stream=direction), Latency(latency=2, stream=direction)
-    line = Line(direction, tasks, one=one, two=two)
-    line.listen()
-    line.send(b"a")
+    line = ChangingLine(direction, tasks, one=one, two=two)
+    line.start_listening()
+    line.start_sending(b"a")
     await line.until(4)
     line.change(two=two)
-    line.send(b"b")
+    line.start_sending(b"b")
     await line.until(10)
-    assert line.chain.faults == {"two": two}
+    assert line.spoiled.faults == {"two": two}
     assert line.arrived == [(3.0, b"a"), (6.0, b"b")]
 
 
@@ -181,9 +124,9 @@ async def test_bytes_that_wait_pass_at_once_when_the_fault_is_removed(
     fault: StreamFault, first: list[tuple[float, bytes]], direction: Direction, tasks: TaskGroup
 ) -> None:
     fault = replace(fault, stream=direction)
-    line = Line(direction, tasks, fault=fault)
-    line.listen()
-    line.send(b"abcdefgh", b"ij", eof=True)
+    line = ChangingLine(direction, tasks, fault=fault)
+    line.start_listening()
+    line.start_sending(b"abcdefgh", b"ij", eof=True)
     await line.until(0.25)
     line.change()
     await line.until(1)
@@ -208,9 +151,9 @@ async def test_a_fault_that_is_replaced_begins_anew_and_keeps_its_count_of_bytes
     tasks: TaskGroup,
 ) -> None:
     before, after = (replace(each, stream=direction) for each in (before, after))
-    line = Line(direction, tasks, fault=before)
-    line.listen()
-    line.send(b"abc")
+    line = ChangingLine(direction, tasks, fault=before)
+    line.start_listening()
+    line.start_sending(b"abc")
     await line.until(0.5)
     line.change(fault=after)
     await line.until(20)
@@ -218,9 +161,9 @@ async def test_a_fault_that_is_replaced_begins_anew_and_keeps_its_count_of_bytes
 
 
 async def test_the_same_faults_again_change_nothing(direction: Direction, tasks: TaskGroup) -> None:
-    line = Line(direction, tasks, fault=Stall(seconds=2, stream=direction))
-    line.listen()
-    line.send(b"a")
+    line = ChangingLine(direction, tasks, fault=Stall(seconds=2, stream=direction))
+    line.start_listening()
+    line.start_sending(b"a")
     await line.until(1.5)
     line.change(fault=Stall(seconds=2, stream=direction))
     await line.until(5)
@@ -230,9 +173,9 @@ async def test_the_same_faults_again_change_nothing(direction: Direction, tasks:
 async def test_an_end_that_waits_comes_at_once_when_slow_close_is_removed(
     direction: Direction, tasks: TaskGroup
 ) -> None:
-    line = Line(direction, tasks, fault=SlowClose(delay=100, stream=direction))
-    line.listen()
-    line.send(b"a", eof=True)
+    line = ChangingLine(direction, tasks, fault=SlowClose(delay=100, stream=direction))
+    line.start_listening()
+    line.start_sending(b"a", eof=True)
     await line.until(1)
     line.change(fault=SlowClose(delay=5, stream=direction))
     await line.until(2)
@@ -244,16 +187,16 @@ async def test_an_end_that_waits_comes_at_once_when_slow_close_is_removed(
 async def test_a_limit_that_is_raised_before_it_is_reached_lets_more_pass(
     direction: Direction, tasks: TaskGroup
 ) -> None:
-    line = Line(direction, tasks, fault=LimitData(bytes=4, stream=direction))
-    line.listen()
-    line.send(b"abc")
+    line = ChangingLine(direction, tasks, fault=LimitData(bytes=4, stream=direction))
+    line.start_listening()
+    line.start_sending(b"abc")
     await line.until(1)
     line.change(fault=LimitData(bytes=6, stream=direction))
     if direction == "upstream":
-        line.send(b"defg")
+        line.start_sending(b"defg")
     else:
         with pytest.raises(ConnectionEnded):
-            await line.chain.send(b"defg")
+            await line.spoiled.send(b"defg")
     await line.until(2)
     end = b"ended" if direction == "upstream" else b""
     assert line.arrived == [(0.0, b"abc"), (1.0, b"def"), (1.0, end)]
@@ -263,23 +206,23 @@ async def test_a_limit_that_is_raised_before_it_is_reached_lets_more_pass(
 async def test_a_limit_that_is_lowered_below_what_has_passed_ends_the_connection(
     fault: Any, direction: Direction, tasks: TaskGroup
 ) -> None:
-    line = Line(direction, tasks, fault=replace(fault, stream=direction))
-    line.send(b"abc")
+    line = ChangingLine(direction, tasks, fault=replace(fault, stream=direction))
+    line.start_sending(b"abc")
     assert await line.receiver.receive() == b"abc"
     line.change(fault=replace(fault, bytes=2, stream=direction))
     with pytest.raises(ConnectionEnded):
-        await (line.chain.receive() if direction == "upstream" else line.chain.send(b"d"))
+        await (line.spoiled.receive() if direction == "upstream" else line.spoiled.send(b"d"))
 
 
 async def test_a_black_hole_that_is_removed_asks_for_the_end_of_the_connection(
     direction: Direction, tasks: TaskGroup
 ) -> None:
-    line = Line(direction, tasks)
-    line.listen()
-    line.send(b"a")
+    line = ChangingLine(direction, tasks)
+    line.start_listening()
+    line.start_sending(b"a")
     await line.until(1)
     assert line.change(hole=Timeout(stream=direction))
-    line.send(b"b")
+    line.start_sending(b"b")
     await line.until(2)
     assert line.change(hole=Timeout(timeout=60, stream=direction))
     assert not line.change()
@@ -287,8 +230,8 @@ async def test_a_black_hole_that_is_removed_asks_for_the_end_of_the_connection(
 
 
 async def test_the_time_of_a_timeout_begins_with_its_change(tasks: TaskGroup) -> None:
-    line = Line("upstream", tasks)
-    line.listen()
+    line = ChangingLine("upstream", tasks)
+    line.start_listening()
     await line.until(1)
     line.change(hole=Timeout(timeout=60))
     await line.until(2)
@@ -303,13 +246,13 @@ async def test_the_time_of_a_timeout_begins_with_its_change(tasks: TaskGroup) ->
 async def test_the_time_of_a_cut_changes_for_a_send_that_waits_too(
     faults: dict[str, Fault], ends: list[float], tasks: TaskGroup
 ) -> None:
-    line = Line("downstream", tasks, cut=Cut(seconds=1), stall=Stall())
+    line = ChangingLine("downstream", tasks, cut=Cut(seconds=1), stall=Stall())
     ended: list[float] = []
 
     async def send() -> None:
         try:
             with move_on_after(20):
-                await line.chain.send(b"a")
+                await line.spoiled.send(b"a")
         except ConnectionEnded:
             ended.append(line.now())
 
@@ -321,33 +264,33 @@ async def test_the_time_of_a_cut_changes_for_a_send_that_waits_too(
 
 
 async def test_a_reset_that_is_added_acts_on_the_next_bytes(direction: Direction, tasks: TaskGroup) -> None:
-    line = Line(direction, tasks)
-    line.send(b"a")
+    line = ChangingLine(direction, tasks)
+    line.start_sending(b"a")
     assert await line.receiver.receive() == b"a"
     line.change(reset=ResetPeer(timeout=2, stream=direction))
     await line.until(1)
     if direction == "upstream":
-        line.send(b"b")
+        line.start_sending(b"b")
     with pytest.raises(ConnectionEnded):
-        await (line.chain.receive() if direction == "upstream" else line.chain.send(b"b"))
+        await (line.spoiled.receive() if direction == "upstream" else line.spoiled.send(b"b"))
     assert line.now() == 3.0
 
 
 async def test_offsets_count_from_the_moment_when_the_fault_was_added(
     direction: Direction, tasks: TaskGroup
 ) -> None:
-    line = Line(direction, tasks)
-    line.listen()
-    line.send(b"abc")
+    line = ChangingLine(direction, tasks)
+    line.start_listening()
+    line.start_sending(b"abc")
     await line.until(1)
     line.change(fault=Corrupt(offset=1, stream=direction))
-    line.send(b"def", b"ghi")
+    line.start_sending(b"def", b"ghi")
     await line.until(2)
     line.change(fault=Corrupt(rate=1, stream=direction))
-    line.send(b"jkl")
+    line.start_sending(b"jkl")
     await line.until(3)
     line.change()
-    line.send(b"mno")
+    line.start_sending(b"mno")
     await line.until(4)
     plain = [b"abc", b"def", b"ghi", b"jkl", b"mno"]
     changed = [
@@ -358,44 +301,44 @@ async def test_offsets_count_from_the_moment_when_the_fault_was_added(
 
 
 async def test_chunks_are_dropped_only_while_the_fault_acts(direction: Direction, tasks: TaskGroup) -> None:
-    line = Line(direction, tasks)
-    line.listen()
+    line = ChangingLine(direction, tasks)
+    line.start_listening()
     for time, faults in enumerate(({}, {"loss": PacketLoss(loss_rate=1, stream=direction)}, {})):
         line.change(**faults)
-        line.send(b"%d" % time)
+        line.start_sending(b"%d" % time)
         await line.until(time + 1)
     assert line.arrived == [(0.0, b"0"), (2.0, b"2")]
 
 
 async def test_a_direction_that_a_fault_has_ended_stays_so_without_it(tasks: TaskGroup) -> None:
-    line = Line("downstream", tasks, fault=HalfClose(bytes=1))
-    line.listen()
-    await line.chain.send(b"ab")
+    line = ChangingLine("downstream", tasks, fault=HalfClose(bytes=1))
+    line.start_listening()
+    await line.spoiled.send(b"ab")
     line.change()
-    await line.chain.send(b"c")
-    await line.chain.send_eof()
+    await line.spoiled.send(b"c")
+    await line.spoiled.send_eof()
     await line.until(1)
     assert line.arrived == [(0.0, b"a"), (0.0, b"")]
 
 
 async def test_a_fault_of_the_other_direction_or_kind_with_the_same_name_is_a_new_one(tasks: TaskGroup) -> None:
-    line = Line("downstream", tasks, fault=Latency(latency=1))
-    line.listen()
+    line = ChangingLine("downstream", tasks, fault=Latency(latency=1))
+    line.start_listening()
     line.change(fault=Latency(latency=50, stream="upstream"))
-    line.send(b"a")
+    line.start_sending(b"a")
     await line.until(1)
     line.change(fault=Bandwidth(rate=10))
-    line.send(b"b")
+    line.start_sending(b"b")
     await line.until(2)
     assert line.arrived == [(0.0, b"a"), (1.1, b"b")]
 
 
 async def test_a_second_receive_is_refused(tasks: TaskGroup) -> None:
-    line = Line("upstream", tasks)
-    line.listen()
+    line = ChangingLine("upstream", tasks)
+    line.start_listening()
     await line.until(1)
     with pytest.raises(BusyResourceError):
-        await line.chain.receive()
+        await line.spoiled.receive()
 
 
 DELAYS: tuple[Callable[[Random, Direction], StreamFault], ...] = (
@@ -410,12 +353,13 @@ DELAYS: tuple[Callable[[Random, Direction], StreamFault], ...] = (
 
 
 @pytest.mark.parametrize("seed", range(30))
+@pytest.mark.by_turns("anyio_backend")
 async def test_no_byte_is_lost_or_overtaken_whatever_changes_when(
     seed: int, direction: Direction, tasks: TaskGroup
 ) -> None:
     random = Random(seed)
     payload = random.randbytes(600)
-    line = Line(direction, tasks)
+    line = ChangingLine(direction, tasks)
 
     async def send() -> None:
         rest = payload
@@ -451,20 +395,5 @@ async def test_no_byte_is_lost_or_overtaken_whatever_changes_when(
 
     assert received == payload
     line.change()
-    assert not line.chain._upstream
-    assert not line.chain._downstream
-
-
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
-async def test_a_chain_without_faults_conforms(check: Check, tasks: TaskGroup) -> None:
-    left, right = (FaultChain(stream, tasks) for stream in stream_pair("unix", Fallback()))
-    await run_check(check, left, right)
-
-
-@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
-async def test_the_attributes_of_the_stream_are_forwarded_through_a_chain(tasks: TaskGroup) -> None:
-    left, right = stream_pair("tcp", Fallback())
-    async with FaultChain(left, tasks) as chain, right:
-        chain.change(FaultPlan({"slow": Latency(latency=1), "cut": Cut(bytes=1)}, seed=1).draw(1))
-        assert chain.extra(SocketAttribute.raw_socket) is left._sock
+    assert not line.spoiled._upstream
+    assert not line.spoiled._downstream

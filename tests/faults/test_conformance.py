@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import permutations
 
 import pytest
-from anyio.abc import ByteStream, SocketAttribute
+from anyio.abc import SocketAttribute, TaskGroup
 
 from anyecho.faults import (
     Bandwidth,
@@ -24,8 +24,10 @@ from anyecho.faults import (
     Timeout,
     spoil,
 )
-from anyecho.faults.fault import Direction
+from anyecho.faults.chain import FaultChain
+from anyecho.faults.plan import FaultPlan, named
 from anyecho.net.poller import Fallback
+from tests.faults.line import DIRECTIONS
 from tests.net.pairs import KINDS, stream_pair
 from tests.support.conformance import CHECKS, Check, run_check
 from tests.support.memory import memory_pair
@@ -46,15 +48,11 @@ FAULTS: list[tuple[StreamFault, StreamFault | None]] = [
     (Stall(), Stall(bytes=FAR)),
     (HalfClose(), HalfClose(bytes=FAR)),
 ]
-DIRECTIONS: tuple[Direction, ...] = ("upstream", "downstream")
-NEUTRAL = [replace(neutral, stream=each) for _, neutral in FAULTS if neutral for each in DIRECTIONS]
+NEUTRAL = [neutral for _, neutral in FAULTS if neutral]
 
 
-def name(value: object) -> str | None:
-    if isinstance(value, StreamFault):
-        return f"{value.name}-{value.stream}"
-
-    return getattr(value, "__name__", None)
+def name(value: object) -> str:
+    return value.name if isinstance(value, StreamFault) else getattr(value, "__name__", "")
 
 
 @pytest.mark.parametrize("fault", [fault for fault, _ in FAULTS], ids=name)
@@ -69,43 +67,35 @@ async def test_a_fault_of_toxicity_0_leaves_each_stream_as_it_is(fault: StreamFa
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("check", CHECKS, ids=name)
 @pytest.mark.by_turns("kind")
-async def test_streams_with_every_fault_at_toxicity_0_conform(check: Check, kind: str) -> None:
-    pair = stream_pair(kind, Fallback())
+async def test_streams_with_every_fault_at_toxicity_0_conform(check: Check, kind: str, tasks: TaskGroup) -> None:
+    """On one side they are for the whole life of the stream, on the other they may change."""
     faults = [replace(fault, toxicity=0.0) for fault, _ in FAULTS]
-    left, right = (spoil(stream, *faults) for stream in pair)
-    await run_check(check, left, right)
+    left, right = stream_pair(kind, Fallback())
+    changing = FaultChain(right, tasks)
+    changing.change(FaultPlan(named(faults), seed=1).draw(1))
+    await run_check(check, spoil(left, *faults), changing)
 
 
-@pytest.mark.parametrize("fault", [neutral for _, neutral in FAULTS if neutral], ids=name)
-@pytest.mark.parametrize("check", CHECKS, ids=name)
-@pytest.mark.by_turns("anyio_backend")
-async def test_a_fault_that_changes_nothing_conforms(check: Check, fault: StreamFault) -> None:
-    both = [replace(fault, stream=each) for each in DIRECTIONS]
-    left, right = (spoil(stream, *both) for stream in stream_pair("unix", Fallback()))
-    await run_check(check, left, right)
-
-
-@pytest.mark.parametrize("check", CHECKS, ids=name)
-@pytest.mark.by_turns("anyio_backend")
-async def test_all_faults_that_change_nothing_conform_together(check: Check) -> None:
-    left, right = (spoil(stream, *NEUTRAL) for stream in stream_pair("unix", Fallback()))
-    await run_check(check, left, right)
-
-
+@pytest.mark.parametrize("share", range(3))
 @pytest.mark.parametrize("place", range(len(CHECKS)), ids=[check.__name__ for check in CHECKS])
 @pytest.mark.by_turns("anyio_backend")
-async def test_two_faults_that_change_nothing_conform_in_both_orders(place: int) -> None:
-    """Each check has its share of the pairs."""
-    pairs = [*permutations((neutral for _, neutral in FAULTS if neutral), 2)]
-    for pair in pairs[place :: len(CHECKS)]:
-        both = [replace(fault, stream=each) for each in DIRECTIONS for fault in pair]
+async def test_faults_that_change_nothing_conform(place: int, share: int) -> None:
+    """Alone, all together, and in pairs, of which each check has a part."""
+    sets = [*((fault,) for fault in NEUTRAL), (*NEUTRAL,), *[*permutations(NEUTRAL, 2)][place :: len(CHECKS)]]
+    for faults in sets[share::3]:
+        both = [replace(fault, stream=each) for each in DIRECTIONS for fault in faults]
         left, right = (spoil(stream, *both) for stream in stream_pair("unix", Fallback()))
-        await run_check(CHECKS[place], left, right)
+        try:
+            await run_check(CHECKS[place], left, right)
+        except BaseException as exc:
+            exc.add_note(f"with {', '.join(map(name, faults))}")
+            raise
 
 
-async def test_the_attributes_of_the_stream_are_forwarded_through_all_faults() -> None:
+async def test_the_attributes_of_the_stream_are_forwarded_through_all_faults(tasks: TaskGroup) -> None:
+    faults = [replace(fault, stream=each) for fault in NEUTRAL for each in DIRECTIONS]
     left, right = stream_pair("tcp", Fallback())
-    async with spoil(left, *NEUTRAL) as stream, right:
-        assert isinstance(stream, ByteStream)
+    async with FaultChain(spoil(left, *faults), tasks) as stream, right:
+        stream.change(FaultPlan(named(faults), seed=1).draw(1))
         assert stream.extra(SocketAttribute.raw_socket) is left._sock
         assert stream.extra(SocketAttribute.remote_address) == right.extra(SocketAttribute.local_address)

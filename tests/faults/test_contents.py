@@ -33,9 +33,9 @@ from anyecho.faults import (
 )
 from anyecho.faults.fault import Direction
 from anyecho.faults.plan import FaultPlan, named
+from tests.faults.line import DIRECTIONS
 from tests.support.memory import memory_pair
 
-DIRECTIONS: tuple[Direction, ...] = ("upstream", "downstream")
 PAYLOAD = Random(1).randbytes(20_000)
 
 

@@ -5,23 +5,20 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 from anyio import BrokenResourceError, create_task_group, current_time, sleep
 
 from anyecho.net.http import HTTPLimits, Request, Response, serve_http
 from tests.support.memory import MemoryStream, memory_pair
-from tests.support.virtual_time import VIRTUAL_BACKENDS
+from tests.support.virtual_time import virtual_backend
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbod"
 LIMITS = HTTPLimits(idle=5, request=10, send=20, close=2)
 
 
-@pytest.fixture(params=list(VIRTUAL_BACKENDS))
-def anyio_backend(request: pytest.FixtureRequest) -> Any:
-    return VIRTUAL_BACKENDS[request.param]()
+anyio_backend = virtual_backend
 
 
 async def fast(request: Request) -> Response:

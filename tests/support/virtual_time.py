@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ("VIRTUAL_BACKENDS",)
+__all__ = ("virtual_backend",)
 
 import asyncio
 import math
 import selectors
-from collections.abc import Callable, Mapping
 from typing import Any
 
+import pytest
 from trio.testing import MockClock
 
 
@@ -37,8 +37,10 @@ class _JumpingSelector(selectors.SelectSelector):
         return ready
 
 
-#: What `anyio_backend` returns, for each loop with such a clock. Each call makes a new clock.
-VIRTUAL_BACKENDS: Mapping[str, Callable[[], tuple[str, dict[str, Any]]]] = {
-    "asyncio": lambda: ("asyncio", {"loop_factory": VirtualLoop}),
-    "trio": lambda: ("trio", {"clock": MockClock(autojump_threshold=0)}),
-}
+@pytest.fixture(params=["asyncio", "trio"])
+def virtual_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    """For ``anyio_backend = virtual_backend`` in a module of tests: each test has a new clock."""
+    if request.param == "trio":
+        return "trio", {"clock": MockClock(autojump_threshold=0)}
+
+    return "asyncio", {"loop_factory": VirtualLoop}
