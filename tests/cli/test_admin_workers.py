@@ -14,9 +14,6 @@ from tests.cli.test_admin import TCP, get
 from tests.support.peers import converse, dial, exchange
 from tests.support.process import Process, Processes, descendants, is_alive, wait_until
 
-#: `tests/server/test_supervisor.py` has the supervisor on each backend.
-pytestmark = pytest.mark.by_turns("backend")
-
 
 @pytest.fixture
 def process(processes: Processes, backend: str) -> Process:
@@ -103,6 +100,7 @@ def test_what_a_killed_worker_has_reported_is_kept(process: Process, opened: Exi
     assert found["anyecho_connections_closed_total eof"] + found["anyecho_connections_closed_total died"] == 50
 
 
+@pytest.mark.by_turns("backend")
 def test_peers_are_those_of_all_workers(process: Process, opened: ExitStack) -> None:
     peers = [opened.enter_context(dial(process.addresses[0])) for _ in range(100)]
     assert [exchange(peer, b"hello") for peer in peers] == [b"hello"] * 100
@@ -112,6 +110,7 @@ def test_peers_are_those_of_all_workers(process: Process, opened: ExitStack) -> 
     assert {peer["bytes_received"] for peer in shown} == {5}
 
 
+@pytest.mark.by_turns("backend")
 def test_a_stopped_worker_holds_up_no_health_check_and_no_scrape(process: Process) -> None:
     converse_many(process, 20)
     until_reported(process, 20)
@@ -123,6 +122,7 @@ def test_a_stopped_worker_holds_up_no_health_check_and_no_scrape(process: Proces
     os.kill(victim, signal.SIGCONT)
 
 
+@pytest.mark.by_turns("backend")
 def test_a_supervisor_that_drains_is_alive_and_not_ready(process: Process, opened: ExitStack) -> None:
     peer = opened.enter_context(dial(process.addresses[0]))
     assert exchange(peer, b"before") == b"before"

@@ -106,7 +106,6 @@ def test_a_stopped_worker_is_replaced_and_another_one_serves(
 
 @pytest.mark.fault(row=16, injected="kill -9 of the supervisor")
 @pytest.mark.parametrize("load", ["idle", "connected", "stuck"])
-@pytest.mark.by_turns("backend")
 def test_workers_end_with_their_supervisor(
     processes: Processes, backend: str, opened: ExitStack, load: str, tmp_path: Path
 ) -> None:
@@ -133,7 +132,6 @@ def module(directory: Path, source: str = HANDLERS) -> dict[str, str]:
 
 
 @pytest.mark.fault(row=14, injected="a worker dies while it imports the handler")
-@pytest.mark.by_turns("backend")
 def test_a_worker_that_dies_at_the_start_stops_the_service(
     processes: Processes, backend: str, tmp_path: Path
 ) -> None:
