@@ -21,6 +21,7 @@ from threading import Thread
 from typing import TYPE_CHECKING
 
 from anyio import create_task_group
+from anyio.abc import TaskGroup
 
 from anyecho.address import Address, FDAddress, UDPAddress
 from anyecho.backends import run
@@ -66,19 +67,8 @@ def run_server(
     ):
         warn_access_log(job.access_log, addresses)
         warn_seed(job)
-        run(
-            _serve,
-            addresses,
-            activation,
-            options,
-            handler,
-            signals,
-            notifier,
-            lifeline,
-            job.admin,
-            job.control,
-            backend=job.backend,
-        )
+        parts = (addresses, activation, job, options, handler, signals, notifier, lifeline)
+        run(_serve, *parts, backend=job.backend)
 
 
 def warn_access_log(access_log: AccessLog, addresses: Sequence[Address]) -> None:
@@ -110,57 +100,79 @@ def _options_unreported() -> Iterator[None]:
 async def _serve(
     addresses: Sequence[Address],
     activation: Activation,
+    job: Job,
     options: ServeOptions,
     handler: Handler,
     signals: Signals,
     notifier: Notifier,
     lifeline: Lifeline | None,
-    admin: Address | None,
-    control: Address | None,
 ) -> None:
-    server: Server | None = None
     # An environment variable can name files that no address uses.
     has_files = options.tls.ssl_certfile is not None and any(address.tls for address in addresses)
-
-    async def stop_on_signals() -> None:
-        while await signals.next() == signal.SIGHUP:
-            if not has_files and signals.terminal_is_gone():
-                logger.warning("the terminal is gone: letting connections finish")
-                break
-            _hang_up(server, has_files, notifier)
-
-        notifier.stopping("letting connections finish")
-        if server is None:
-            tasks.cancel_scope.cancel()
-            return
-
-        tasks.start_soon(server.drain)
-        while await signals.next() == signal.SIGHUP:
-            if not signals.terminal_is_gone():  # the kernel and the shell each send one when the terminal closes
-                _hang_up(server, has_files, notifier)
-        server.abort()
-
+    control = _Control(signals, notifier, has_files=has_files)
     with unwrap_single():
         async with create_task_group() as tasks:
-            tasks.start_soon(stop_on_signals)
-            async with (
-                open_server(*addresses, options=options, handler=handler) as server,
-                open_pages(admin, server.monitor) as urls,
-                _open_control(control, server) as control_urls,
-            ):
-                notifier.ready(status_text(server.addresses))
-                tasks.start_soon(notifier.ping_watchdog)
-                if lifeline is not None:
-                    _close_passed(addresses)
-                    tasks.start_soon(follow, lifeline, server)
-                else:
-                    warn_start(activation.unused(addresses), server.certificates)
-                    start_reporting((*map(str, server.addresses), *urls, *control_urls))
-                await server.wait_closed()
+            tasks.start_soon(control.obey, tasks)
+            async with open_server(*addresses, options=options, handler=handler) as server:
+                control.server = server
+                async with (
+                    open_pages(job.admin, server.monitor) as urls,
+                    _open_control(job.control, server) as control_urls,
+                ):
+                    notifier.ready(status_text(server.addresses))
+                    tasks.start_soon(notifier.ping_watchdog)
+                    if lifeline is not None:
+                        _close_passed(addresses)
+                        tasks.start_soon(follow, lifeline, server)
+                    else:
+                        warn_start(activation.unused(addresses), server.certificates)
+                        start_reporting((*map(str, server.addresses), *urls, *control_urls))
+                    await server.wait_closed()
                 if lifeline is not None:
                     await report_totals(lifeline, server.monitor())
 
             tasks.cancel_scope.cancel()
+
+
+class _Control:
+    """Translates signals into what the server does, and tells the service manager."""
+
+    def __init__(self, signals: Signals, notifier: Notifier, *, has_files: bool) -> None:
+        #: None until it is open.
+        self.server: Server | None = None
+        self._signals = signals
+        self._notifier = notifier
+        #: Whether there are certificate files to reload.
+        self._has_files = has_files
+
+    async def obey(self, tasks: TaskGroup) -> None:
+        """Act on signals until the second that ends the server."""
+        while await self._signals.next() == signal.SIGHUP:
+            if not self._has_files and self._signals.terminal_is_gone():
+                logger.warning("the terminal is gone: letting connections finish")
+                break
+            self._hang_up()
+
+        self._notifier.stopping("letting connections finish")
+        if self.server is None:
+            tasks.cancel_scope.cancel()
+            return
+
+        tasks.start_soon(self.server.drain)
+        while await self._signals.next() == signal.SIGHUP:
+            if not self._signals.terminal_is_gone():  # the kernel and the shell each send one when it closes
+                self._hang_up()
+        self.server.abort()
+
+    def _hang_up(self) -> None:
+        """Reload the certificate. The service manager is notified of the end even if there is no certificate."""
+        if not self._has_files:
+            logger.warning("SIGHUP is ignored: no address uses certificate files that could be reloaded")
+        if self.server is not None:
+            self._notifier.reloading()
+            if self._has_files and self.server.certificates is not None:
+                _reload(self.server.certificates)
+            self._notifier.ready(status_text(self.server.addresses))
 
 
 def _close_passed(addresses: Sequence[Address]) -> None:
@@ -181,17 +193,6 @@ def warn_start(unused: Sequence[str], certificates: Certificates | None) -> None
 
 def status_text(addresses: Sequence[Address]) -> str:
     return f"listening on {', '.join(map(str, addresses))}"
-
-
-def _hang_up(server: Server | None, has_files: bool, notifier: Notifier) -> None:
-    """Reload the certificate. The service manager is notified of the end even if there is no certificate."""
-    if not has_files:
-        logger.warning("SIGHUP is ignored: no address uses certificate files that could be reloaded")
-    if server is not None:
-        notifier.reloading()
-        if has_files and server.certificates is not None:
-            _reload(server.certificates)
-        notifier.ready(status_text(server.addresses))
 
 
 def _reload(certificates: Certificates) -> None:
