@@ -30,12 +30,12 @@ Admission.admit = stuck
 #: A client whose event loop blocks at the first echo and reports it.
 STUCK_SEND = """
 import os, time
-from anyecho.client.exchange import Exchange
+from anyecho.client.outstanding import OutstandingBytes
 def match(self, chunk):
     os.write(2, b"stuck\\n")
     while True:
         time.sleep(0.05)  # a signal just before a longer sleep would not end it
-Exchange._match = match
+OutstandingBytes.match = match
 """
 
 #: Reports each handled signal on standard error, because the kernel merges two pending signals of a kind.
