@@ -63,6 +63,7 @@ def test_each_opened_and_closed_connection_is_a_line(processes: Processes, backe
     assert closed == head | of_the_peer | echoed | {"level": "info", "message": "closed"}
 
 
+@pytest.mark.by_turns("backend")
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.by_turns("backend")
 def test_lines_of_a_tls_connection_have_version_cipher_and_server_name(
@@ -116,6 +117,7 @@ def test_a_switch_without_a_value_leaves_the_next_word(processes: Processes, wor
 @pytest.mark.fault(
     row=27, injected="standard error is a full pipe, in blocking mode or not; its reader continues later"
 )
+@pytest.mark.by_turns("engine")
 @pytest.mark.parametrize("blocking", [True, False], ids=["blocking", "non-blocking"])
 @pytest.mark.by_turns("engine")
 def test_a_full_pipe_stops_no_echo_and_the_dropped_lines_are_counted_in_the_log(
@@ -149,6 +151,7 @@ def test_a_full_pipe_stops_no_echo_and_the_dropped_lines_are_counted_in_the_log(
 
 
 @pytest.mark.fault(row=27, injected="standard error is closed, its reader is gone, or its disk is full")
+@pytest.mark.by_turns("engine")
 @pytest.mark.parametrize("kind", ["gone", "full", "closed"])
 @pytest.mark.by_turns("engine")
 def test_a_standard_error_that_cannot_be_written_stops_no_echo(

@@ -105,7 +105,7 @@ def test_a_stopped_worker_is_replaced_and_another_one_serves(
 
 
 @pytest.mark.fault(row=16, injected="kill -9 of the supervisor")
-@pytest.mark.parametrize("load", ["idle", "connected", "stuck"])
+@pytest.mark.parametrize("load", ["connected", "stuck"])
 def test_workers_end_with_their_supervisor(
     processes: Processes, backend: str, opened: ExitStack, load: str, tmp_path: Path
 ) -> None:

@@ -79,17 +79,6 @@ def test_a_second_signal_closes_the_connections_of_all_workers(
     assert process.wait() == 0
 
 
-def test_a_roll_replaces_all_workers(processes: Processes, backend: str) -> None:
-    process = serve(processes, "-b", TCP, "--backend", backend, "--log-level", "info")
-    before = descendants(process.pid)
-    process.signal(signal.SIGHUP)
-    process.read_errors(until="all workers are replaced\n")
-    wait_until(lambda: not any(map(is_alive, before)))
-
-    wait_until(lambda: len(descendants(process.pid)) == 2)
-    assert accepts(process.addresses[0])
-
-
 def test_workers_serve_a_unix_socket(processes: Processes, short_path: Path) -> None:
     path = short_path / "echo"
     process = serve(processes, "-b", f"unix:{path}")
@@ -120,10 +109,11 @@ def test_no_worker_is_left_without_connections(processes: Processes, backend: st
     wait_until(all_have_ten)
 
 
-@pytest.mark.parametrize("how", ["shared", "--reuseport"])
-def test_each_worker_gets_connections(processes: Processes, backend: str, opened: ExitStack, how: str) -> None:
-    options = ("--reuseport",) if how != "shared" else ()
-    process = serve(processes, "-b", TCP, "--backend", backend, *options)
+@pytest.mark.by_turns("backend")
+def test_each_worker_with_its_own_socket_gets_connections(
+    processes: Processes, backend: str, opened: ExitStack
+) -> None:
+    process = serve(processes, "-b", TCP, "--backend", backend, "--reuseport")
     workers = descendants(process.pid)
     before = {pid: descriptors(pid) for pid in workers}
 
@@ -148,6 +138,7 @@ def test_an_address_in_use_is_an_error_with_own_sockets_too(processes: Processes
     assert processes.run(*arguments) == (3, b"", text)
 
 
+@pytest.mark.by_turns("backend")
 @pytest.mark.parametrize("how", [(), ("--reuseport",)], ids=["shared", "reuseport"])
 @pytest.mark.by_turns("backend")
 def test_workers_echo_datagrams(
