@@ -3,7 +3,8 @@
 Both run closed loops against one server in C, by turns, each on the last core while the server has the first.
 The figure is the CPU time of the load per message; msg/s and p50 show that both see the same server. A load that is
 slower than its server also pays for its wake-ups: the second server polls without blocking and needs none, and a
-second load in C busy-waits for a microsecond per message. The table goes to standard output.
+second load in C busy-waits for a microsecond per message. "least Python" is the bound of `peers/least_load.py`. The
+table goes to standard output.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -37,6 +39,9 @@ HEAD = (
 #: TCP_NODELAY, otherwise the defaults of the kernel, as the load in C.
 _PLAIN = SocketOptions(tcp_notsent_lowat=0, tcp_user_timeout=0, keepalive=False)
 
+#: Bytes of a message that comes in one piece, as `least_load.py` takes it.
+_WHOLE = 4096
+
 
 class Figures(NamedTuple):
     cpu_us: float
@@ -44,8 +49,10 @@ class Figures(NamedTuple):
     p50_us: float
 
 
-def measure_c(program: Path, busy_ns: int, server: Running, connections: int, size: int, seconds: float) -> Figures:
-    command = (program, str(server.port), str(connections), str(size), str(seconds), str(busy_ns))
+def measure_peer(
+    program: Sequence[str], server: Running, connections: int, size: int, seconds: float, busy_ns: int = 0
+) -> Figures:
+    command = (*program, *map(str, (server.port, connections, size, seconds, busy_ns)))
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     messages, took, cpu_us, p50, _ = map(float, text.split())
     return Figures(cpu_us, messages / took, p50 / 1e3)
@@ -61,10 +68,12 @@ def measure(backend: Backend, server: Running, connections: int, size: int, seco
 
 def compare(server: Running, program: Path, shape: tuple[int, int], rounds: int, seconds: float) -> list[list[str]]:
     """Return a row for each load: medians of the rounds, and of the ratios to the load in C of the same round."""
-    measures = {
-        "C": partial(measure_c, program, 0, server, *shape, seconds),
-        "C + 1 us": partial(measure_c, program, 1000, server, *shape, seconds),
-    } | {backend: partial(measure, backend, server, *shape, seconds) for backend in BACKENDS}
+    in_c = partial(measure_peer, (str(program),), server, *shape, seconds)
+    least = partial(measure_peer, (sys.executable, str(PEERS / "least_load.py")), server, *shape, seconds)
+    measures = {"C": in_c, "C + 1 us": partial(in_c, busy_ns=1000)}
+    if shape[1] <= _WHOLE:
+        measures["least Python"] = least
+    measures |= {backend: partial(measure, backend, server, *shape, seconds) for backend in BACKENDS}
     values: dict[str, list[Figures]] = {name: [] for name in measures}
     for number in range(rounds):
         for name in list(measures)[:: -1 if number % 2 else 1]:
