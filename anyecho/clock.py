@@ -125,7 +125,8 @@ async def running_clock(limit: float) -> AsyncIterator[LoopClock]:
 async def run_within(seconds: float, call: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
     """Return the result of `call(*args)`. Raises `TimeoutError` if the loop has run for `seconds` before that.
 
-    A result is never lost: if there is one, a cancellation from outside is delivered at the next checkpoint.
+    A result is never lost: if there is one, a cancellation from outside is delivered at the next checkpoint. An
+    exception of `call` is raised alone, without such a cancellation beside it.
     """
     if math.isinf(seconds):
         return await call(*args)
@@ -134,7 +135,11 @@ async def run_within(seconds: float, call: Callable[[*Ts], Awaitable[T]], *args:
         async with create_task_group() as tasks:
             with CancelScope() as scope:
                 tasks.start_soon(end_after, seconds, scope)
-                result = await call(*args)
+                try:
+                    result = await call(*args)
+                except Exception:
+                    tasks.cancel_scope.shield = True
+                    raise
             tasks.cancel_scope.shield = True
             tasks.cancel_scope.cancel()
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import time
 
-from anyio import current_time, sleep_forever, sleep_until
+import pytest
+from anyio import CancelScope, current_time, sleep_forever, sleep_until
+from anyio.lowlevel import checkpoint
 
-from anyecho.clock import call_until, due_after
+from anyecho.clock import call_until, due_after, run_within
 
 
 async def test_a_call_that_blocks_the_loop_at_its_deadline_is_repeated_once() -> None:
@@ -48,3 +50,16 @@ async def test_no_delay_is_due_at_once() -> None:
     before = current_time()
     assert before <= due_after(0.0) <= current_time()
     assert due_after(math.inf) == math.inf
+
+
+async def test_an_error_within_a_time_limit_is_raised_alone_although_a_cancellation_comes() -> None:
+    with CancelScope() as scope:
+
+        async def fail() -> None:
+            scope.cancel()
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            await run_within(60, fail)
+        await checkpoint()
+    assert scope.cancelled_caught
