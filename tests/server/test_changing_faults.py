@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from anyio import fail_after, from_thread, to_thread
+from anyio import fail_after, from_thread
 
 from anyecho.address import Address
 from anyecho.errors import UsageError
@@ -35,8 +35,8 @@ from anyecho.faults import (
 )
 from anyecho.handlers import upper
 from anyecho.server.forwarding import forward
-from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
+from tests.server.faulty import TCP, options, run_soon
 from tests.support.certificates import Files, client_context
 from tests.support.peers import SOON, dial, exchange, receive, receive_all, until_closed
 from tests.support.tls import TLS
@@ -44,30 +44,20 @@ from tests.support.tls import options as tls_options
 
 pytestmark = pytest.mark.by_turns("engine")
 
-TCP = "tcp://127.0.0.1:0"
 #: Seconds for which a peer waits for bytes that must not come.
 SHORT = 0.1
-
-
-def options(**given: Any) -> ServeOptions:
-    defaults: dict[str, Any] = {"engine": "auto", "linger": 0.5}
-    return ServeOptions(**defaults | given)
 
 
 class Peer:
     def __init__(self, server: Server) -> None:
         self.sock = dial(server.address)
 
-    async def run(self, call: Callable[..., Any], *args: Any) -> Any:
-        with fail_after(SOON):
-            return await to_thread.run_sync(call, *args)
-
     async def exchange(self, payload: bytes) -> bytes:
-        echo: bytes = await self.run(exchange, self.sock, payload)
+        echo: bytes = await run_soon(exchange, self.sock, payload)
         return echo
 
     async def receive(self, count: int) -> bytes:
-        received: bytes = await self.run(receive, self.sock, count)
+        received: bytes = await run_soon(receive, self.sock, count)
         return received
 
     async def gets_nothing(self) -> bool:
@@ -80,7 +70,7 @@ class Peer:
             finally:
                 self.sock.settimeout(SOON)
 
-        nothing: bool = await self.run(wait)
+        nothing: bool = await run_soon(wait)
         return nothing
 
 
@@ -138,7 +128,7 @@ async def test_bytes_that_a_fault_holds_arrive_once_it_is_removed(
         peer.sock.sendall(b" world")
         assert await peer.receive(11 - len(passed)) == b"hello world"[len(passed) :]
         peer.sock.shutdown(socket.SHUT_WR)
-        assert await peer.run(receive_all, peer.sock) == b""
+        assert await run_soon(receive_all, peer.sock) == b""
         await until_closed(server)
         assert server.stats.closed == {"eof": 1}
 
@@ -152,7 +142,7 @@ async def test_a_black_hole_that_is_removed_ends_the_connection(carrier: Address
         peer.sock.sendall(b"dropped")
         assert await peer.gets_nothing()
         server.set_faults()
-        assert await peer.run(receive_all, peer.sock) == b""
+        assert await run_soon(receive_all, peer.sock) == b""
         await until_closed(server)
         assert server.stats.closed == {"fault": 1}
 
@@ -164,7 +154,7 @@ async def test_the_timeout_of_a_black_hole_counts_from_its_change(carrier: Addre
         assert await peer.gets_nothing()
         server.set_faults(hole=Timeout(timeout=SHORT))
         start = time.monotonic()
-        assert await peer.run(receive_all, peer.sock) == b""
+        assert await run_soon(receive_all, peer.sock) == b""
         assert time.monotonic() - start >= SHORT - 0.05
 
 
@@ -204,7 +194,7 @@ async def test_a_reset_that_is_added_over_tls_is_a_reset_below_it(files: Files, 
                 return None
 
         peer = peers(server)
-        assert await peer.run(script, peer.sock) == errno.ECONNRESET
+        assert await run_soon(script, peer.sock) == errno.ECONNRESET
 
 
 def from_thread_set_faults(server: Server, *faults: Fault) -> None:
@@ -219,7 +209,7 @@ async def test_a_limit_that_is_raised_in_time_lets_more_bytes_pass(carrier: Addr
         server.set_faults(limit=LimitData(bytes=12))
         assert await peer.exchange(b"hello") == b"hello"
         peer.sock.sendall(b"hello")
-        assert await peer.run(receive_all, peer.sock) == b"he"
+        assert await run_soon(receive_all, peer.sock) == b"he"
         await until_closed(server)
         assert server.stats.closed == {"fault": 1}
 
@@ -240,7 +230,7 @@ async def test_a_fault_that_is_added_acts_from_the_next_byte_on(
         peer.sock.sendall(b"hello")
         if not isinstance(fault, Cut):
             peer.sock.shutdown(socket.SHUT_WR)
-        found = await peer.run(receive_all, peer.sock)
+        found = await run_soon(receive_all, peer.sock)
         assert found == echo or (echo is None and len(found) == 5 and found != b"hello")
 
 
@@ -253,7 +243,7 @@ async def test_a_close_that_waits_comes_once_slow_close_is_removed(carrier: Addr
         peer.sock.shutdown(socket.SHUT_WR)
         assert await peer.gets_nothing()
         server.set_faults()
-        assert await peer.run(receive_all, peer.sock) == b""
+        assert await run_soon(receive_all, peer.sock) == b""
 
 
 async def test_only_the_chosen_connection_meets_a_fault_that_is_added(carrier: Address, peers: Connect) -> None:
@@ -339,7 +329,7 @@ async def test_a_fault_of_tls_acts_on_the_close_of_an_open_connection(
 
         peer = peers(server)
         alert = b"\x15\x03\x03"
-        assert (await peer.run(script, peer.sock)).startswith(alert) is not bool(faults)
+        assert (await run_soon(script, peer.sock)).startswith(alert) is not bool(faults)
 
 
 async def test_faults_that_cannot_change_are_a_usage_error() -> None:

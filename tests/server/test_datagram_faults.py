@@ -13,19 +13,14 @@ from anyio import fail_after, to_thread
 from anyecho.address import UDPAddress
 from anyecho.faults import Corrupt, Duplicate, Fault, Latency, Loss, Reorder, Truncate
 from anyecho.faults.plan import DatagramPlan
-from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
+from tests.server.faulty import options
 from tests.support.peers import SOON, converse, dial
 
 pytestmark = pytest.mark.by_turns("engine")
 
 UDP = "udp://127.0.0.1:0"
 DATAGRAMS = [b"%d" % number for number in range(100, 120)]
-
-
-def options(*faults: Fault, **given: Any) -> ServeOptions:
-    defaults: dict[str, Any] = {"engine": "auto", "seed": 1, "faults": faults}
-    return ServeOptions(**defaults | given)
 
 
 async def replies(server: Server, *datagrams: bytes, patience: float = 0.25) -> list[bytes]:

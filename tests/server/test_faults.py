@@ -34,8 +34,8 @@ from anyecho.faults import (
     Stall,
     Timeout,
 )
-from anyecho.server.options import ServeOptions
-from anyecho.server.server import Server, open_server
+from anyecho.server.server import open_server
+from tests.server.faulty import TCP, error_of, options, talk
 from tests.support.certificates import Files, client_context
 from tests.support.peers import SOON, converse, dial, exchange, receive, receive_all, until_closed
 from tests.support.tls import TLS
@@ -43,35 +43,8 @@ from tests.support.tls import options as tls_options
 
 pytestmark = pytest.mark.by_turns("engine")
 
-TCP = "tcp://127.0.0.1:0"
 #: Seconds of a delay, and of the patience of a peer with a black hole.
 DELAY = 0.15
-
-
-def options(*faults: Fault, **given: Any) -> ServeOptions:
-    defaults: dict[str, Any] = {"engine": "auto", "linger": 0.5, "seed": 1, "faults": faults}
-    return ServeOptions(**defaults | given)
-
-
-async def talk(server: Server, script: Callable[[socket.socket], object]) -> Any:
-    """Run `script` with a connected blocking socket, in a thread."""
-
-    def run() -> object:
-        with dial(server.address) as sock:
-            return script(sock)
-
-    with fail_after(SOON):
-        return await to_thread.run_sync(run)
-
-
-def error_of(script: Callable[[], object]) -> int | None:
-    """Return the errno that `script` fails with."""
-    try:
-        script()
-    except OSError as exc:
-        return exc.errno
-
-    return None
 
 
 def timed_echo(sock: socket.socket) -> tuple[bytes, float]:

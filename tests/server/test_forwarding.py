@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,9 @@ from anyecho.handlers import discard, upper
 from anyecho.net.sockets import SocketOptions
 from anyecho.net.tls.contexts import TLSClientOptions
 from anyecho.server.forwarding import forward
-from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
 from tests.net.pairs import reset
+from tests.server.faulty import TCP, error_of, options, run_soon
 from tests.support.certificates import Files
 from tests.support.peers import (
     SOON,
@@ -43,13 +43,6 @@ from tests.support.tls import options as tls_options
 
 pytestmark = pytest.mark.by_turns("engine")
 
-TCP = "tcp://127.0.0.1:0"
-
-
-def options(**given: Any) -> ServeOptions:
-    defaults: dict[str, Any] = {"engine": "auto", "linger": 0.5}
-    return ServeOptions(**defaults | given)
-
 
 class Line:
     """A peer that is connected through `server` to an upstream."""
@@ -59,14 +52,10 @@ class Line:
         self.peer = peer
         self.upstream = upstream
 
-    async def run(self, call: Callable[..., Any], *args: Any) -> Any:
-        with fail_after(SOON):
-            return await to_thread.run_sync(call, *args)
-
     async def wait_connected(self) -> None:
         """Pass a byte: a reset that comes while the server connects is a refusal."""
         self.peer.sendall(b"x")
-        assert await self.run(receive, self.upstream, 1) == b"x"
+        assert await run_soon(receive, self.upstream, 1) == b"x"
 
     async def closed_for(self, reason: str) -> None:
         await until_closed(self.server)
@@ -93,23 +82,14 @@ async def forwarded(upstream: Address | str, address: Address | str = TCP, **giv
             yield Line(server, peer, accepted)
 
 
-def error_of(script: Callable[[], object]) -> int | None:
-    try:
-        script()
-    except OSError as exc:
-        return exc.errno
-
-    return None
-
-
 async def test_bytes_pass_in_both_directions(carrier: Address) -> None:
     async with forwarded(carrier, carrier) as line:
         line.peer.sendall(b"question")
-        assert await line.run(line.upstream.recv, 100) == b"question"
+        assert await run_soon(line.upstream.recv, 100) == b"question"
         line.upstream.sendall(b"answer")
-        assert await line.run(line.peer.recv, 100) == b"answer"
+        assert await run_soon(line.peer.recv, 100) == b"answer"
         line.upstream.close()
-        assert await line.run(receive_all, line.peer) == b""
+        assert await run_soon(receive_all, line.peer) == b""
         line.peer.close()
         await line.closed_for("eof")
         assert (line.server.stats.bytes_received, line.server.stats.bytes_sent) == (8, 6)
@@ -120,10 +100,10 @@ async def test_much_in_both_directions_at_once_arrives_complete_and_in_order(car
     received: dict[str, bytes] = {}
 
     async def receive_into(name: str, sock: socket.socket) -> None:
-        received[name] = await line.run(receive_all, sock)
+        received[name] = await run_soon(receive_all, sock)
 
     async def send(sock: socket.socket, payload: bytes) -> None:
-        await line.run(sock.sendall, payload)
+        await run_soon(sock.sendall, payload)
         sock.shutdown(socket.SHUT_WR)
 
     async with forwarded(carrier, carrier) as line:
@@ -140,22 +120,22 @@ async def test_an_upstream_may_answer_after_the_half_close_of_the_peer(carrier: 
     async with forwarded(carrier, carrier) as line:
         line.peer.sendall(b"question")
         line.peer.shutdown(socket.SHUT_WR)
-        assert await line.run(receive_all, line.upstream) == b"question"
+        assert await run_soon(receive_all, line.upstream) == b"question"
         line.upstream.sendall(b"late answer")
         line.upstream.close()
-        assert await line.run(receive_all, line.peer) == b"late answer"
+        assert await run_soon(receive_all, line.peer) == b"late answer"
         await line.closed_for("eof")
 
 
 async def test_a_peer_may_send_after_the_half_close_of_the_upstream(carrier: Address) -> None:
     async with forwarded(carrier, carrier) as line:
         line.upstream.shutdown(socket.SHUT_WR)
-        assert await line.run(receive_all, line.peer) == b""
+        assert await run_soon(receive_all, line.peer) == b""
         for _ in range(3):
             line.peer.sendall(b"more")
-            assert await line.run(receive, line.upstream, 4) == b"more"
+            assert await run_soon(receive, line.upstream, 4) == b"more"
         line.peer.close()
-        assert await line.run(receive_all, line.upstream) == b""
+        assert await run_soon(receive_all, line.upstream) == b""
         await line.closed_for("eof")
 
 
@@ -170,21 +150,21 @@ async def test_what_is_not_read_on_one_side_cannot_be_sent_on_the_other(reader: 
             while sent < 64 << 20:
                 sent += await to_thread.run_sync(sender.send, bytes(1 << 20))
         sender.shutdown(socket.SHUT_WR)
-        assert len(await line.run(receive_all, line.peer if reader == "peer" else line.upstream)) == sent
+        assert len(await run_soon(receive_all, line.peer if reader == "peer" else line.upstream)) == sent
 
 
 async def test_a_reset_by_the_upstream_is_a_reset_for_the_peer() -> None:
     async with forwarded(TCP) as line:
         await line.wait_connected()
         reset(line.upstream)
-        assert await line.run(error_of, lambda: line.peer.recv(100)) == errno.ECONNRESET
+        assert await run_soon(error_of, lambda: line.peer.recv(100)) == errno.ECONNRESET
         await line.closed_for("upstream")
 
 
 async def test_a_reset_by_the_peer_is_a_reset_for_the_upstream() -> None:
     async with forwarded(TCP) as line:
         reset(line.peer)
-        assert await line.run(error_of, lambda: line.upstream.recv(100)) == errno.ECONNRESET
+        assert await run_soon(error_of, lambda: line.upstream.recv(100)) == errno.ECONNRESET
         await line.closed_for("reset")
 
 
@@ -192,7 +172,7 @@ async def test_a_reset_after_the_end_of_the_answer_takes_nothing_from_the_peer()
     async with forwarded(TCP) as line:
         line.upstream.sendall(bytes(100_000))
         line.upstream.shutdown(socket.SHUT_WR)
-        assert await line.run(receive, line.peer, 1) == b"\0"
+        assert await run_soon(receive, line.peer, 1) == b"\0"
         line.upstream.close()
 
         def is_noticed() -> bool:
@@ -202,7 +182,7 @@ async def test_a_reset_after_the_end_of_the_answer_takes_nothing_from_the_peer()
             return bool(line.server.stats.closed)
 
         await until(is_noticed)
-        assert len(await line.run(receive_all, line.peer)) == 100_000 - 1
+        assert len(await run_soon(receive_all, line.peer)) == 100_000 - 1
         await line.closed_for("returned")
 
 
@@ -248,19 +228,19 @@ async def test_a_lost_upstream_leaves_the_other_connections_as_they_are() -> Non
     async with forwarded(TCP) as line, forwarded(TCP) as other:
         await line.wait_connected()
         reset(line.upstream)
-        assert await line.run(error_of, lambda: line.peer.recv(1)) == errno.ECONNRESET
+        assert await run_soon(error_of, lambda: line.peer.recv(1)) == errno.ECONNRESET
         other.peer.sendall(b"still")
-        assert await other.run(receive, other.upstream, 5) == b"still"
+        assert await run_soon(receive, other.upstream, 5) == b"still"
 
 
 async def test_a_drain_lets_a_conversation_end_and_then_closes_both_sides(carrier: Address) -> None:
     async with forwarded(carrier, carrier) as line, create_task_group() as tasks:
         tasks.start_soon(line.server.drain, SOON)
         line.peer.sendall(b"question")
-        assert await line.run(receive, line.upstream, 8) == b"question"
+        assert await run_soon(receive, line.upstream, 8) == b"question"
         line.upstream.sendall(b"answer")
         line.upstream.shutdown(socket.SHUT_WR)
-        assert await line.run(receive_all, line.peer) == b"answer"
+        assert await run_soon(receive_all, line.peer) == b"answer"
         line.peer.close()
         with fail_after(SOON):
             await line.server.wait_closed()
@@ -272,14 +252,14 @@ async def test_the_end_of_the_grace_period_closes_both_sides(carrier: Address) -
         with fail_after(SOON):
             await line.server.drain(0)
         for sock in (line.peer, line.upstream):
-            assert await line.run(receive_all, sock) == b""
+            assert await run_soon(receive_all, sock) == b""
         assert line.server.stats.closed == {"drained": 1}
 
 
 async def test_the_idle_timeout_acts_on_a_forwarded_connection() -> None:
     async with forwarded(TCP, idle_timeout=0.2) as line:
         for sock in (line.peer, line.upstream):
-            assert await line.run(receive_all, sock) == b""
+            assert await run_soon(receive_all, sock) == b""
         await line.closed_for("idle")
 
 
@@ -352,8 +332,8 @@ async def test_faults_act_between_the_peer_and_the_upstream(fault: Any, answer: 
 async def test_a_reset_by_a_fault_reaches_the_peer_and_ends_the_upstream(stream: Any) -> None:
     async with forwarded(TCP, faults=(ResetPeer(stream=stream),)) as line:
         (line.peer if stream == "upstream" else line.upstream).sendall(b"x")
-        assert await line.run(error_of, lambda: line.peer.recv(100)) == errno.ECONNRESET
-        assert await line.run(receive_all, line.upstream) == b""
+        assert await run_soon(error_of, lambda: line.peer.recv(100)) == errno.ECONNRESET
+        assert await run_soon(receive_all, line.upstream) == b""
         await line.closed_for("fault")
 
 
@@ -382,8 +362,8 @@ async def test_an_aborted_server_leaves_no_connection_to_the_upstream() -> None:
 
 def test_a_threaded_server_forwards() -> None:
     with (
-        anyecho.threaded_server(handler=upper) as upstream,
-        anyecho.threaded_server(handler=anyecho.forward(upstream.address)) as server,
+        anyecho.threaded_server(options=options(), handler=upper) as upstream,
+        anyecho.threaded_server(options=options(), handler=anyecho.forward(upstream.address)) as server,
         dial(server.address) as peer,
     ):
         assert exchange(peer, b"hello") == b"HELLO"

@@ -29,19 +29,14 @@ from anyecho.address import Address, TCPAddress
 from anyecho.echo import echo
 from anyecho.errors import UsageError
 from anyecho.handlers import Handler, chargen, discard, upper
-from anyecho.server.options import ServeOptions
 from anyecho.server.server import open_server
+from tests.server.faulty import options
 from tests.support.certificates import Files
 from tests.support.peers import SOON, converse, dial, exchange, receive, receive_all, until_closed
 from tests.support.tls import TLS, shake_hands
 from tests.support.tls import options as tls_options
 
 pytestmark = pytest.mark.by_turns("engine")
-
-
-def options(**given: Any) -> ServeOptions:
-    defaults: dict[str, Any] = {"engine": "auto", "linger": 0.5}
-    return ServeOptions(**defaults | given)
 
 
 async def test_a_handler_replaces_the_echo(carrier: Address) -> None:

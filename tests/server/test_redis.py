@@ -5,19 +5,19 @@ from __future__ import annotations
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from anyio import fail_after, to_thread
+from anyio import to_thread
 
 from anyecho.address import Address, UnixAddress
 from anyecho.faults import Cut, Latency, ResetPeer, Slicer
 from anyecho.server.forwarding import forward
-from anyecho.server.options import ServeOptions
-from anyecho.server.server import Server, open_server
+from anyecho.server.server import open_server
+from tests.server.faulty import options, talk
 from tests.support.machine import program, short_directory
 from tests.support.peers import SOON, dial, receive, receive_all, until_closed
 from tests.support.process import Processes
@@ -68,20 +68,6 @@ def redis() -> Iterator[UnixAddress]:
         with dial(address) as sock:
             ask(sock, b"+OK\r\n", b"SET", b"key", VALUE)
         yield address
-
-
-async def talk(server: Server, script: Callable[[socket.socket], object]) -> Any:
-    def run() -> object:
-        with dial(server.address) as sock:
-            return script(sock)
-
-    with fail_after(SOON):
-        return await to_thread.run_sync(run)
-
-
-def options(**given: Any) -> ServeOptions:
-    defaults: dict[str, Any] = {"engine": "auto", "linger": 0.5}
-    return ServeOptions(**defaults | given)
 
 
 async def test_commands_and_large_values_pass(redis: UnixAddress, carrier: Address) -> None:
