@@ -10,12 +10,12 @@ from anyio import (
     WouldBlock,
     create_memory_object_stream,
     create_task_group,
-    wait_all_tasks_blocked,
 )
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from anyio.streams.stapled import StapledObjectStream
 
 from anyecho.echo import echo
+from tests.support.tasks import wait_all_tasks_blocked
 
 
 class Pair:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 
 import pytest
-from anyio import CancelScope, create_task_group, sleep_forever, wait_all_tasks_blocked
+from anyio import CancelScope, create_task_group, sleep_forever
 
 from anyecho import errors
 from anyecho.errors import (
@@ -26,6 +26,7 @@ from anyecho.errors import (
     UsageError,
     unwrap_single,
 )
+from tests.support.tasks import wait_all_tasks_blocked
 
 
 async def fail(error: BaseException) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import anyio
 import pytest
-from anyio import create_task_group, fail_after, wait_all_tasks_blocked
+from anyio import create_task_group, fail_after
 from anyio.abc import SocketAttribute
 
 from anyecho.client import datagrams
@@ -25,6 +25,7 @@ from anyecho.server.server import open_server
 from tests.net.pairs import raw_pair, reset, stream_over, stream_pair
 from tests.support.certificates import tls_pair
 from tests.support.peers import SOON, until
+from tests.support.tasks import wait_all_tasks_blocked
 
 PAYLOAD = os.urandom(1 << 16)
 

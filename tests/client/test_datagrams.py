@@ -18,7 +18,6 @@ from anyio import (
     create_task_group,
     fail_after,
     move_on_after,
-    wait_all_tasks_blocked,
 )
 from anyio.lowlevel import checkpoint
 
@@ -32,6 +31,7 @@ from anyecho.net.udp.stream import DatagramStream
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import open_server
 from tests.support.datagrams import polled_client
+from tests.support.tasks import wait_all_tasks_blocked
 
 #: Replies of a server to its n-th datagram.
 Script: TypeAlias = Callable[[int, bytes], Iterable[bytes]]

@@ -19,7 +19,6 @@ from anyio import (
     create_task_group,
     fail_after,
     move_on_after,
-    wait_all_tasks_blocked,
 )
 from anyio.abc import ByteStream
 from anyio.lowlevel import checkpoint
@@ -34,6 +33,7 @@ from anyecho.streams.transcript import Transcript
 from tests.client.liars import Behaviour, corrupting, quitting
 from tests.net.pairs import raw_pair, reset, stream_over, stream_pair
 from tests.support.peers import SOON, until
+from tests.support.tasks import wait_all_tasks_blocked
 
 
 @asynccontextmanager

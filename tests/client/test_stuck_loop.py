@@ -13,7 +13,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from anyio import CancelScope, create_task_group, sleep_forever, wait_all_tasks_blocked
+from anyio import CancelScope, create_task_group, sleep_forever
 
 from anyecho import clock
 from anyecho.client.client import Client, connect
@@ -29,6 +29,7 @@ from anyecho.streams.transcript import Transcript
 from tests.net.pairs import KINDS, raw_pair, stream_over
 from tests.support.certificates import server_context, tls_pair
 from tests.support.peers import until
+from tests.support.tasks import wait_all_tasks_blocked
 
 LIMITS = ("timeout", "deadline")
 LIMIT = 0.3

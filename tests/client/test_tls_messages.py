@@ -7,10 +7,11 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from anyio import create_task_group, wait_all_tasks_blocked
+from anyio import create_task_group
 
 from anyecho.client.options import ConnectOptions
 from anyecho.errors import EchoTruncated
+from tests.support.tasks import wait_all_tasks_blocked
 from tests.support.tls13 import ALERT, CLOSE_NOTIFY, DATA, HANDSHAKE, CraftedPeer, crafted_server, ticket
 
 #: More than the client's stream holds, and less than the kernel buffers hold.

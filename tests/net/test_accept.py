@@ -14,13 +14,14 @@ from time import monotonic
 from typing import Any
 
 import pytest
-from anyio import CancelScope, Event, create_task_group, current_time, fail_after, wait_all_tasks_blocked
+from anyio import CancelScope, Event, create_task_group, current_time, fail_after
 from anyio.lowlevel import checkpoint
 
 from anyecho.net.accept import Acceptor
 from anyecho.net.poller import Fallback, Poller, open_poller
 from tests.support.machine import needs_epoll
 from tests.support.peers import until
+from tests.support.tasks import wait_all_tasks_blocked
 
 CAPACITY = ("EMFILE", "ENFILE", "ENOBUFS", "ENOMEM")
 IGNORABLE = (

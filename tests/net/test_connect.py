@@ -17,7 +17,6 @@ from anyio import (
     create_task_group,
     fail_after,
     move_on_after,
-    wait_all_tasks_blocked,
 )
 from anyio.abc import SocketAttribute
 from anyio.lowlevel import checkpoint
@@ -32,6 +31,7 @@ from anyecho.net.sockets import SocketOptions
 from anyecho.net.stream import PolledStream
 from tests.support.machine import LOOPBACK_HOSTS, needs_ipv6
 from tests.support.peers import SOON, fill_backlog
+from tests.support.tasks import wait_all_tasks_blocked
 
 OPTIONS = SocketOptions()
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 import trio
-from anyio import CancelScope, create_task_group, fail_after, move_on_after, wait_all_tasks_blocked
+from anyio import CancelScope, create_task_group, fail_after, move_on_after
 from anyio.lowlevel import checkpoint, current_token
 
 from anyecho.address import TCPAddress
@@ -18,6 +18,7 @@ from anyecho.server.options import ServeOptions
 from anyecho.server.server import open_server
 from tests.conftest import BACKENDS
 from tests.support.machine import needs_epoll
+from tests.support.tasks import wait_all_tasks_blocked
 
 
 class Bug(Exception):

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from typing import NamedTuple
 
 import pytest
-from anyio import Event, create_task_group, fail_after, sleep_forever, to_thread, wait_all_tasks_blocked
+from anyio import Event, create_task_group, fail_after, sleep_forever, to_thread
 
 from anyecho.net.http import HTTPConnection, HTTPHandler, HTTPLimits, Request, Response, serve_http
 from anyecho.net.poller import Fallback, Poller
@@ -18,6 +18,7 @@ from tests.net.pairs import KINDS, raw_pair, reset, stream_over
 from tests.support.machine import program
 from tests.support.memory import memory_pair
 from tests.support.peers import SOON, receive_all
+from tests.support.tasks import wait_all_tasks_blocked
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 SMALL = HTTPLimits(header=1024, body=1000)

@@ -14,7 +14,6 @@ from anyio import (
     create_task_group,
     fail_after,
     move_on_after,
-    wait_all_tasks_blocked,
 )
 from trio.testing import MockClock
 
@@ -22,6 +21,7 @@ from anyecho.net.linger import linger
 from anyecho.net.poller import Fallback, Poller
 from anyecho.net.stream import PolledStream
 from tests.net.pairs import raw_pair, stream_over
+from tests.support.tasks import wait_all_tasks_blocked
 
 
 @pytest.mark.parametrize("stuck", [0.0, 0.05], ids=["running loop", "stuck loop"])

@@ -11,7 +11,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
-from anyio import create_task_group, fail_after, move_on_after, to_thread, wait_all_tasks_blocked
+from anyio import create_task_group, fail_after, move_on_after, to_thread
 
 import anyecho
 from anyecho.client.options import ConnectOptions
@@ -19,6 +19,7 @@ from anyecho.errors import BindError, ConnectError
 from anyecho.net.names import source_key, unmapped
 from anyecho.net.resolve import IPVersion, look_up_limiter, most_telling, resolve
 from anyecho.net.threads import run_in_thread
+from tests.support.tasks import wait_all_tasks_blocked
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from anyio import (
     create_task_group,
     fail_after,
     move_on_after,
-    wait_all_tasks_blocked,
 )
 from anyio.lowlevel import checkpoint
 
@@ -30,6 +29,7 @@ from anyecho.net.registration import PolledRegistration, Watch
 from tests.net.pairs import KINDS, raw_pair
 from tests.support.machine import needs_epoll
 from tests.support.peers import SOON
+from tests.support.tasks import wait_all_tasks_blocked
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from anyio import (
     Event,
     create_task_group,
     fail_after,
-    wait_all_tasks_blocked,
 )
 from anyio.abc import SocketAttribute
 from anyio.lowlevel import checkpoint
@@ -24,6 +23,7 @@ from anyecho.net.poller import Fallback, Poller
 from anyecho.net.stream import PolledStream
 from tests.net.pairs import KINDS, raw_pair, reset, stream_over
 from tests.support.conformance import MUCH, drain, expect_error
+from tests.support.tasks import wait_all_tasks_blocked
 
 
 async def test_data_and_eof_in_one_event_are_both_received(poller: Poller | Fallback, opened: ExitStack) -> None:

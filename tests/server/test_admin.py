@@ -8,7 +8,7 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 
 import pytest
-from anyio import create_task_group, to_thread, wait_all_tasks_blocked
+from anyio import create_task_group, to_thread
 
 import anyecho
 from anyecho.address import Address
@@ -18,6 +18,7 @@ from anyecho.server.server import Server
 from anyecho.server.stats import Peer
 from anyecho.server.totals import Totals
 from tests.support.peers import converse, dial, until_closed
+from tests.support.tasks import wait_all_tasks_blocked
 
 
 class Steady:

@@ -12,13 +12,14 @@ from functools import partial
 
 import anyio
 import pytest
-from anyio import CancelScope, create_task_group, fail_after, to_thread, wait_all_tasks_blocked
+from anyio import CancelScope, create_task_group, fail_after, to_thread
 
 from anyecho.address import Address, UnixAddress
 from anyecho.client.client import connect
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server, serve
 from tests.support.peers import SOON, converse, dial, exchange, flood, until
+from tests.support.tasks import wait_all_tasks_blocked
 
 
 async def make_echo_pending(server: Server, sock: socket.socket) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import anyio
 import pytest
-from anyio import create_task_group, fail_after, to_thread, wait_all_tasks_blocked
+from anyio import create_task_group, fail_after, to_thread
 
 from anyecho.address import Address
 from anyecho.client.client import Client, connect
@@ -33,6 +33,7 @@ from anyecho.server.udp_guard import SourceGuard
 from tests.net.proxy.headers import v2
 from tests.support.machine import needs_epoll, needs_ipv6
 from tests.support.peers import SOON, dial, flood, receive_all, until
+from tests.support.tasks import wait_all_tasks_blocked
 
 #: A small limit, and its maximum delay: an eighth of it, and SOON for a busy machine.
 LIMIT = 0.24

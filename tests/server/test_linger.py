@@ -10,7 +10,6 @@ from anyio import (
     fail_after,
     move_on_after,
     to_thread,
-    wait_all_tasks_blocked,
 )
 from anyio.abc import ByteStream
 from anyio.lowlevel import checkpoint
@@ -29,6 +28,7 @@ from tests.support.certificates import Files
 from tests.support.conformance import drain
 from tests.support.machine import needs
 from tests.support.peers import SOON, dial, receive_all, until
+from tests.support.tasks import wait_all_tasks_blocked
 from tests.support.tls import TLS, options
 
 LONG = 60.0

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from anyio import to_thread, wait_all_tasks_blocked
+from anyio import to_thread
 from anyio.lowlevel import checkpoint
 
 from anyecho.address import Address
@@ -23,6 +23,7 @@ from anyecho.server.events import EventConnection
 from anyecho.server.server import Server, open_server
 from tests.support.machine import needs_epoll
 from tests.support.peers import dial, receive, until
+from tests.support.tasks import wait_all_tasks_blocked
 
 MESSAGE = bytes(range(64))
 #: Functions that would log a message, time it, allocate an object for it, or check a limit that is not set.

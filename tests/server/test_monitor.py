@@ -7,7 +7,7 @@ import math
 import time
 
 import pytest
-from anyio import create_task_group, fail_after, sleep, wait_all_tasks_blocked
+from anyio import create_task_group, fail_after, sleep
 
 import anyecho
 from anyecho.server import monitor as monitor_module
@@ -15,6 +15,7 @@ from anyecho.server.server import Server, open_server
 from anyecho.server.totals import Totals
 from tests.support.certificates import Files
 from tests.support.peers import SOON, dial, until, until_closed
+from tests.support.tasks import wait_all_tasks_blocked
 from tests.support.tls import TLS, options, shake_hands
 
 TCP = "tcp://127.0.0.1:0"

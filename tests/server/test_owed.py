@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 import pytest
-from anyio import create_task_group, fail_after, to_thread, wait_all_tasks_blocked
+from anyio import create_task_group, fail_after, to_thread
 
 from anyecho.address import Address
 from anyecho.server.connection import Connection
@@ -19,6 +19,7 @@ from tests.support.blocked import LIMIT, block_loop_while
 from tests.support.certificates import Files
 from tests.support.conformance import drain as drain_stream
 from tests.support.peers import SOON, dial, until
+from tests.support.tasks import wait_all_tasks_blocked
 from tests.support.tls import TLS, options, shake_hands
 
 Verb: TypeAlias = Callable[[Server], Coroutine[Any, Any, None]]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from anyio import BrokenResourceError, create_task_group, fail_after, to_thread, wait_all_tasks_blocked
+from anyio import BrokenResourceError, create_task_group, fail_after, to_thread
 from anyio.lowlevel import checkpoint
 
 from anyecho.address import Address, ProxyMode, UnixAddress, parse_address
@@ -27,6 +27,7 @@ from tests.net.pairs import reset
 from tests.net.proxy.headers import IPV4, IPV6, SOURCE, SOURCE6, UNIX, tlv, v2
 from tests.support.leaks import live_connections
 from tests.support.peers import SOON, converse, dial, receive_all, until, until_closed
+from tests.support.tasks import wait_all_tasks_blocked
 
 LINE = b"PROXY TCP4 192.0.2.1 192.0.2.2 56324 443\r\n"
 UNPRINTABLE = b"/run/\x1b[31m a\nb\xff".ljust(108, b"\0") + bytes(108)

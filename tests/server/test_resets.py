@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import pytest
-from anyio import create_task_group, fail_after, to_thread, wait_all_tasks_blocked
+from anyio import create_task_group, fail_after, to_thread
 
 from anyecho.server.options import ServeOptions
 from anyecho.server.reasons import CloseReason
@@ -19,6 +19,7 @@ from tests.net.pairs import reset
 from tests.support.certificates import Files
 from tests.support.leaks import nothing_left_behind
 from tests.support.peers import SOON, dial, exchange, flood, receive_all, until
+from tests.support.tasks import wait_all_tasks_blocked
 from tests.support.tls import TLS, options, shake_hands
 
 

@@ -19,7 +19,6 @@ from anyio import (
     get_running_tasks,
     move_on_after,
     to_thread,
-    wait_all_tasks_blocked,
 )
 from anyio.abc import ByteStream
 
@@ -34,6 +33,7 @@ from anyecho.server.reasons import CloseReason
 from anyecho.server.server import Server, open_server, serve
 from tests.support.leaks import live_connections
 from tests.support.peers import SOON, dial, flood, receive, receive_all, until, until_closed
+from tests.support.tasks import wait_all_tasks_blocked
 
 LARGE = os.urandom(5000)
 

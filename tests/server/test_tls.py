@@ -20,7 +20,6 @@ from anyio import (
     fail_after,
     get_running_tasks,
     to_thread,
-    wait_all_tasks_blocked,
 )
 from anyio.lowlevel import checkpoint
 
@@ -40,6 +39,7 @@ from tests.support.certificates import VERSIONS, Files, client_over, files_in
 from tests.support.conformance import MUCH, drain, fill
 from tests.support.peers import SOON, dial, receive_all, until, until_closed
 from tests.support.process import peer
+from tests.support.tasks import wait_all_tasks_blocked
 from tests.support.tls import TLS, options, shake_hands
 
 

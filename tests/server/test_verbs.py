@@ -11,7 +11,7 @@ from typing import Any
 
 import anyio
 import pytest
-from anyio import create_task_group, fail_after, to_thread, wait_all_tasks_blocked
+from anyio import create_task_group, fail_after, to_thread
 
 from anyecho.address import Address, TCPAddress, UnixAddress
 from anyecho.client.client import connect
@@ -20,6 +20,7 @@ from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
 from tests.support.certificates import Files
 from tests.support.peers import SOON, converse, dial, until
+from tests.support.tasks import wait_all_tasks_blocked
 from tests.support.tls import TLS, options, shake_hands
 
 METHODS = ("close", "drain", "abort", "wait_closed")

@@ -23,10 +23,11 @@ from anyio import (
     create_task_group,
     fail_after,
     move_on_after,
-    wait_all_tasks_blocked,
 )
 from anyio.abc import ByteStream
 from anyio.lowlevel import checkpoint
+
+from tests.support.tasks import wait_all_tasks_blocked
 
 Check = Callable[[ByteStream, ByteStream], Awaitable[None]]
 

@@ -14,7 +14,6 @@ from anyio import (
     create_task_group,
     fail_after,
     move_on_after,
-    wait_all_tasks_blocked,
 )
 from anyio.lowlevel import checkpoint
 
@@ -27,6 +26,7 @@ from anyecho.net.proxy.trust import TrustedNetworks
 from anyecho.net.stream import PolledStream
 from tests.net.pairs import KINDS, raw_pair, reset
 from tests.net.proxy.headers import DESTINATION, IPV4, SOURCE, tlv, v2
+from tests.support.tasks import wait_all_tasks_blocked
 
 LINE = b"PROXY TCP4 192.0.2.1 192.0.2.2 56324 443\r\n"
 HEADERS = {

@@ -8,13 +8,14 @@ from threading import Event
 
 import pytest
 import trio
-from anyio import create_task_group, to_thread, wait_all_tasks_blocked
+from anyio import create_task_group, to_thread
 from trio.testing import MockClock
 
 from anyecho.net.poller import Fallback, Poller, open_poller
 from anyecho.net.tls import stream as tls_stream
 from tests.support.certificates import tls_pair
 from tests.support.conformance import fill
+from tests.support.tasks import wait_all_tasks_blocked
 
 LIMIT = 0.4
 

@@ -19,7 +19,6 @@ from anyio import (
     EndOfStream,
     Event,
     create_task_group,
-    wait_all_tasks_blocked,
 )
 from anyio.lowlevel import checkpoint
 
@@ -31,6 +30,7 @@ from tests.net.pairs import raw_pair
 from tests.support.certificates import client_over, server_over
 from tests.support.conformance import drain
 from tests.support.peers import unread, until
+from tests.support.tasks import wait_all_tasks_blocked
 from tests.support.tls13 import (
     ALERT,
     CLOSE_NOTIFY,

@@ -22,7 +22,6 @@ from anyio import (
     create_task_group,
     fail_after,
     move_on_after,
-    wait_all_tasks_blocked,
 )
 from anyio.abc import SocketAttribute
 from anyio.lowlevel import checkpoint
@@ -36,6 +35,7 @@ from tests.net.pairs import raw_pair, reset
 from tests.support.certificates import VERSIONS, client_over, server_over, tls_pair
 from tests.support.conformance import CHECKS, MUCH, Check, drain, fill, run_check
 from tests.support.peers import SOON
+from tests.support.tasks import wait_all_tasks_blocked
 from tests.support.trio_stream import TrioStream
 
 #: More than the kernel's buffers hold.
