@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 import pytest
 
 from anyecho.cli.main import main
-from tests.support.machine import skip
+from anyecho.server.options import ServeOptions
+from anyecho.threaded import threaded_server
+from tests.support.machine import short_directory, skip
 
 #: Returns exit status, standard output and standard error.
 Run: TypeAlias = Callable[..., tuple[int, bytes, str]]
+
+
+@pytest.fixture(scope="module")
+def addresses() -> Iterator[dict[str, str]]:
+    """The addresses of a server in a thread, by carrier: for tests of clients."""
+    options = ServeOptions(unsafe_udp=True, udp_rate=None)
+    with short_directory() as path:
+        binds = ("tcp://127.0.0.1:0", "udp://127.0.0.1:0", f"unix:{path}/echo")
+        with threaded_server(*binds, options=options) as server:
+            yield {str(each).partition(":")[0]: str(each) for each in server.addresses}
+
+
+@pytest.fixture(params=["tcp", "udp", "unix"])
+def address(request: pytest.FixtureRequest, addresses: dict[str, str]) -> str:
+    return addresses[request.param]
 
 
 @pytest.fixture(params=["events", "tasks"])

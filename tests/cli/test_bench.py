@@ -32,18 +32,6 @@ class Stamps(NamedTuple):
 QUICK = ("-n", "100", "--warmup", "0", "-c", "2")
 
 
-@pytest.fixture
-def server(processes: Processes, short_path: Path) -> Process:
-    arguments = ("-b", "tcp://127.0.0.1:0", "-b", "udp://127.0.0.1:0", "-b", f"unix:{short_path}/echo")
-    return processes.serve(*arguments, "--unsafe-udp", "--udp-rate", "off", listeners=3)
-
-
-@pytest.fixture(params=["tcp", "udp", "unix"])
-def address(request: pytest.FixtureRequest, server: Process) -> str:
-    [found] = [each for each in server.addresses if each.startswith(request.param)]
-    return found
-
-
 def swallow_tenth(sock: socket.socket) -> None:
     """Echo nine messages of 64 bytes, and close; a script for `peer`."""
     for _ in range(9):
@@ -75,9 +63,9 @@ def test_a_closed_loop_prints_latency_and_the_checks(processes: Processes, addre
 
 
 def test_an_open_loop_prints_corrected_and_uncorrected_latency_lag_and_their_difference(
-    processes: Processes, server: Process
+    processes: Processes, addresses: dict[str, str]
 ) -> None:
-    status, output, _ = processes.run("bench", server.addresses[0], *QUICK, "-r", "500", "--percentiles", "50,75")
+    status, output, _ = processes.run("bench", addresses["tcp"], *QUICK, "-r", "500", "--percentiles", "50,75")
     lines = output.decode().splitlines()
     assert status == 0
     assert [line.split()[0] for line in lines[2:6]] == ["p50", "corrected", "uncorrected", "lag"]
@@ -119,22 +107,24 @@ def test_a_file_that_cannot_be_written_is_a_mistake_before_the_load(capfd: pytes
 
 @pytest.mark.parametrize(("gate", "status"), [("lost>0", 0), ("p50<1h", 99), ("wrong>0.1%", 0)])
 def test_a_gate_that_holds_is_status_99(
-    gate: str, status: int, server: Process, capfd: pytest.CaptureFixture[str]
+    gate: str, status: int, addresses: dict[str, str], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["bench", server.addresses[0], *QUICK, "--fail-if", gate]) == status
+    assert main(["bench", addresses["tcp"], *QUICK, "--fail-if", gate]) == status
     assert capfd.readouterr().err.count("\n") == (status == 99)
 
 
-@pytest.mark.by_turns("address")
+@pytest.mark.by_turns("bind")
+@pytest.mark.parametrize("bind", ["tcp://127.0.0.1:0", "udp://127.0.0.1:0", "unix:{path}/echo"])
 @pytest.mark.parametrize("rate", [(), ("-r", "2k")])
 def test_after_ctrl_c_the_figures_so_far_are_printed_with_status_130(
-    rate: tuple[str, ...], processes: Processes, address: str, backend: str, tmp_path: Path
+    rate: tuple[str, ...], bind: str, processes: Processes, backend: str, short_path: Path, tmp_path: Path
 ) -> None:
     arguments = ("-d", "1h", "--warmup", "0", "-c", "2", "--json", str(tmp_path / "a"), "--backend", backend)
-    before = _cpu(processes, address)
-    process = processes.start("bench", address, *arguments, *rate)
+    server = processes.serve("-b", bind.format(path=short_path), "--unsafe-udp", "--udp-rate", "off")
+    before = _cpu(server)
+    process = processes.start("bench", server.addresses[0], *arguments, *rate)
     # Accepting two connections takes less than a tenth of a second; the rest is echoes.
-    wait_until(lambda: _cpu(processes, address) > before + 10)
+    wait_until(lambda: _cpu(server) > before + 10)
     process.signal(signal.SIGINT)
     output, errors = process.popen.communicate(timeout=20)
     assert (process.popen.returncode, errors) == (130, b"")
@@ -145,9 +135,8 @@ def test_after_ctrl_c_the_figures_so_far_are_printed_with_status_130(
     assert run.counts.lost == run.counts.wrong == 0
 
 
-def _cpu(processes: Processes, address: str) -> int:
+def _cpu(server: Process) -> int:
     """Return the ticks of CPU time of the server, which grow while it echoes."""
-    [server, *_] = processes._started
     fields = Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()
     return int(fields[11]) + int(fields[12])
 
@@ -206,9 +195,9 @@ def test_a_terminal_shows_rate_and_p99_once_a_second_and_nothing_at_the_end() ->
     ]
 
 
-def test_the_progress_line_is_shown_on_a_terminal(processes: Processes, server: Process) -> None:
+def test_the_progress_line_is_shown_on_a_terminal(processes: Processes, addresses: dict[str, str]) -> None:
     with terminal() as (keyboard, screen):
-        process = processes.start("bench", server.addresses[0], "-d", "2", "--warmup", "0", stderr=screen)
+        process = processes.start("bench", addresses["tcp"], "-d", "2", "--warmup", "0", stderr=screen)
         text = b""
         while b"msg/s" not in text:
             text += os.read(keyboard, 4096)

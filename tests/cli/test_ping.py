@@ -16,6 +16,7 @@ from threading import Event
 import pytest
 
 from anyecho.cli.main import main
+from tests.cli.conftest import Run
 from tests.support.machine import needs_ipv6
 from tests.support.peers import unread
 from tests.support.pipes import unread_pipe
@@ -23,18 +24,6 @@ from tests.support.process import TIMEOUT, Process, Processes, peer, unwritable,
 
 #: A time in milliseconds, with as many digits as ping(8) shows.
 MS = r"(\d\.\d{2,3}|\d\d\.\d|\d{3,})"
-
-
-@pytest.fixture
-def server(processes: Processes, short_path: Path) -> Process:
-    arguments = ("-b", "tcp://127.0.0.1:0", "-b", "udp://127.0.0.1:0", "-b", f"unix:{short_path}/echo")
-    return processes.serve(*arguments, listeners=3)
-
-
-@pytest.fixture(params=["tcp", "udp", "unix"])
-def address(request: pytest.FixtureRequest, server: Process) -> str:
-    [found] = [each for each in server.addresses if each.startswith(request.param)]
-    return found
 
 
 @pytest.fixture
@@ -77,8 +66,9 @@ def test_the_lines_are_those_of_ping(processes: Processes, address: str, backend
     assert re.fullmatch("\n".join(expected) + "\n", output.decode())
 
 
-def test_letters_may_be_combined_and_their_values_attached(processes: Processes, address: str) -> None:
-    status, output, _ = processes.run("ping", "-qc21", "-i0", "-s8", "-W5", "-w20", address)
+def test_letters_may_be_combined_and_their_values_attached(addresses: dict[str, str], run: Run) -> None:
+    address = addresses["tcp"]
+    status, output, _ = run("ping", "-qc21", "-i0", "-s8", "-W5", "-w20", address)
 
     lines = output.decode().splitlines()
     assert status == 0
@@ -88,8 +78,10 @@ def test_letters_may_be_combined_and_their_values_attached(processes: Processes,
 
 
 @pytest.mark.by_turns("backend")
-def test_a_connection_for_each_probe_shows_its_steps(processes: Processes, server: Process, backend: str) -> None:
-    arguments = ["ping", server.addresses[0], "--connect", "-c2", "-i0", "--backend", backend]
+def test_a_connection_for_each_probe_shows_its_steps(
+    processes: Processes, addresses: dict[str, str], backend: str
+) -> None:
+    arguments = ["ping", addresses["tcp"], "--connect", "-c2", "-i0", "--backend", backend]
     status, output, errors = processes.run(*arguments)
 
     assert (status, errors) == (0, "")
@@ -112,10 +104,12 @@ def test_a_family_is_chosen(processes: Processes) -> None:
         assert f"PING tcp://localhost:{port} (tcp://{peer_of_family}:{port}) 56 " in output.decode()
 
 
-@pytest.mark.parametrize("connect", [[], ["--connect"]])
-def test_json_is_an_object_a_line(processes: Processes, address: str, connect: list[str]) -> None:
-    connect = [] if address.startswith("udp") else connect
-    status, output, errors = processes.run("ping", "--json", "-c3", "-i1ms", address, *connect)
+@pytest.mark.parametrize(
+    ("carrier", "connect"),
+    [("tcp", []), ("udp", []), ("unix", []), ("tcp", ["--connect"]), ("unix", ["--connect"])],
+)
+def test_json_is_an_object_a_line(addresses: dict[str, str], run: Run, carrier: str, connect: list[str]) -> None:
+    status, output, errors = run("ping", "--json", "-c3", "-i1ms", addresses[carrier], *connect)
 
     objects = [json.loads(line) for line in output.splitlines()]
     assert (status, errors) == (0, "")
@@ -160,8 +154,8 @@ def test_a_signal_without_any_reply_prints_the_summary(
     assert process.errors() == ""
 
 
-def test_a_signal_during_json_output_ends_with_the_summary(processes: Processes, server: Process) -> None:
-    process = processes.start("ping", "--json", "-i1ms", server.addresses[0])
+def test_a_signal_during_json_output_ends_with_the_summary(processes: Processes, addresses: dict[str, str]) -> None:
+    process = processes.start("ping", "--json", "-i1ms", addresses["tcp"])
     process.read_lines(2)
     process.signal(signal.SIGQUIT)
     assert "% loss, min/avg/ewma/max = " in process.read_errors(until="\n")
@@ -242,10 +236,10 @@ def test_a_wrong_byte_is_said_and_status_1(capfd: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize(("kind", "reason"), [("full", "No space left on device"), ("gone", "Broken pipe")])
 @pytest.mark.by_turns("backend")
 def test_an_unwritable_output_is_one_line_and_status_2(
-    processes: Processes, server: Process, backend: str, kind: str, reason: str, json_flag: list[str]
+    processes: Processes, addresses: dict[str, str], backend: str, kind: str, reason: str, json_flag: list[str]
 ) -> None:
     end = unwritable(kind)
-    process = processes.start("ping", server.addresses[0], *json_flag, "--backend", backend, stdout=end)
+    process = processes.start("ping", addresses["tcp"], *json_flag, "--backend", backend, stdout=end)
     os.close(end)
 
     assert process.errors() == f"anyecho: cannot write to standard output: {reason}\n"
@@ -253,10 +247,10 @@ def test_an_unwritable_output_is_one_line_and_status_2(
 
 
 def test_a_slow_reader_loses_no_line_and_stops_the_probes(
-    processes: Processes, server: Process, backend: str
+    processes: Processes, addresses: dict[str, str], backend: str
 ) -> None:
     count = 5000
-    process = processes.start("ping", server.addresses[0], f"-c{count}", "-i0", "--backend", backend)
+    process = processes.start("ping", addresses["tcp"], f"-c{count}", "-i0", "--backend", backend)
     assert process.popen.stdout is not None
     descriptor = process.popen.stdout.fileno()
     wait_until(lambda: unread(descriptor) > 60_000)

@@ -12,7 +12,16 @@ import pytest
 
 from tests.support.closed_loop import closed_loop
 from tests.support.peers import dial, exchange
-from tests.support.process import Process, Processes, accepts, descendants, is_alive, round_trip, wait_until
+from tests.support.process import (
+    Process,
+    Processes,
+    accepts,
+    descendants,
+    descriptors,
+    is_alive,
+    round_trip,
+    wait_until,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -33,27 +42,17 @@ async def harmful(stream):
 """
 
 
-def holder(process: Process, sock: socket.socket) -> int:
-    """Return the worker that serves `sock`: the process with the other end among its descriptors."""
-    ends = [f":{port:04X}" for port in (sock.getpeername()[1], sock.getsockname()[1])]
-    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    [inode] = [row[9] for row in rows if [address[-5:] for address in row[1:3]] == ends]
-    [pid] = [
-        pid
-        for pid in descendants(process.pid)
-        if any(os.path.realpath(each).endswith(f"socket:[{inode}]") for each in Path(f"/proc/{pid}/fd").iterdir())
-    ]
-    return pid
-
-
 def spread(process: Process, opened: ExitStack) -> dict[int, list[socket.socket]]:
     """Connect until each of two workers has connections; return them by worker."""
     held: dict[int, list[socket.socket]] = {}
+    workers = descendants(process.pid)
 
     def is_spread() -> bool:
+        before = {pid: descriptors(pid) for pid in workers}
         sock = opened.enter_context(dial(process.addresses[0]))
         assert exchange(sock, b"hello") == b"hello"
-        held.setdefault(holder(process, sock), []).append(sock)
+        holder = max(workers, key=lambda pid: descriptors(pid) - before[pid])
+        held.setdefault(holder, []).append(sock)
         return len(held) == 2
 
     wait_until(is_spread)
@@ -73,6 +72,7 @@ def test_only_connections_of_a_killed_worker_end(processes: Processes, backend: 
         assert exchange(sock, b"still") == b"still"
     wait_until(lambda: len(descendants(process.pid)) == 2)
     assert accepts(process.addresses[0])
+    opened.close()  # else the grace period passes
     process.signal()
     assert process.wait() == 0
 
@@ -90,6 +90,7 @@ def test_clients_lose_at_most_the_connections_of_a_killed_worker(processes: Proc
 
 
 @pytest.mark.fault(row=14, injected="SIGSTOP of a worker")
+@pytest.mark.by_turns("backend")
 def test_a_stopped_worker_is_replaced_and_another_one_serves(
     processes: Processes, backend: str, opened: ExitStack
 ) -> None:
@@ -194,6 +195,7 @@ def test_a_worker_that_can_no_longer_start_is_tried_again(processes: Processes, 
 
 
 @pytest.mark.fault(row=29, injected="a handler blocks the event loop of a worker")
+@pytest.mark.by_turns("backend")
 def test_a_worker_with_a_stuck_event_loop_is_replaced(
     processes: Processes, backend: str, tmp_path: Path, opened: ExitStack
 ) -> None:

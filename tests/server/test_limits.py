@@ -168,6 +168,7 @@ async def test_an_active_connection_is_closed_after_max_duration(carrier: Addres
     row=5, injected="a peer is silent, sends a byte every 10 ms, or floods and hardly reads, beside a good client"
 )
 @pytest.mark.parametrize("slow", ["silent", "dripping", "hardly reading"])
+@pytest.mark.by_turns("slow")
 async def test_a_connection_below_the_minimum_rate_is_closed(slow: str, carrier: Address) -> None:
     options = ServeOptions(min_rate=1000, min_rate_window=LIMIT, linger=0.1)
     async with open_server(carrier, options=options) as server, busy_neighbour(server):

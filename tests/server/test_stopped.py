@@ -20,6 +20,7 @@ from tests.support.tls import TLS, options
 
 
 @pytest.mark.parametrize("after", [0.0, 0.5, 0.8])
+@pytest.mark.by_turns("after")
 async def test_a_silent_connection_is_not_idle_if_data_has_arrived(after: float, carrier: Address) -> None:
     async with open_server(carrier, options=ServeOptions(idle_timeout=LIMIT)) as server:
         with dial(server.addresses[0]) as sock:
@@ -29,6 +30,7 @@ async def test_a_silent_connection_is_not_idle_if_data_has_arrived(after: float,
 
 
 @pytest.mark.parametrize("after", [0.0, 0.5, 0.8])
+@pytest.mark.by_turns("after")
 async def test_a_drain_echoes_data_that_arrived_in_its_grace_period(after: float, carrier: Address) -> None:
     async with open_server(carrier, options=ServeOptions(linger=0.1)) as server:
         with dial(server.addresses[0]) as sock:
@@ -42,6 +44,7 @@ async def test_a_drain_echoes_data_that_arrived_in_its_grace_period(after: float
 
 
 @pytest.mark.parametrize("after", [0.0, 0.5, 0.8])
+@pytest.mark.by_turns("after")
 async def test_a_proxy_header_that_has_arrived_does_not_time_out(after: float, carrier: Address) -> None:
     trusting = ServeOptions(
         proxy_protocol="v2", proxy_trusted=("127.0.0.1", "unix:"), proxy_timeout=LIMIT, linger=0.1
@@ -68,6 +71,7 @@ async def test_an_incomplete_proxy_header_times_out(carrier: Address) -> None:
 
 
 @pytest.mark.parametrize("after", [0.0, 0.5, 0.8])
+@pytest.mark.by_turns("after")
 async def test_a_handshake_continues_if_its_next_bytes_have_arrived(after: float, files: Files) -> None:
     async with open_server(TLS, options=options(files, handshake_timeout=LIMIT)) as server:
         stream = client_over(dial(server.addresses[0]), Fallback())
