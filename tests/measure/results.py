@@ -7,6 +7,7 @@ __all__ = ("document", "load", "result", "second")
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from random import Random
 from statistics import median
 from typing import Any
@@ -62,10 +63,15 @@ def latencies(seed: int, seconds: int = 3, count: int = 1000, scale: float = 100
 
 def result(seed: int = 1, *, seconds: int = 3, scale: float = 100e3, **fields: Any) -> RunResult:
     """Return an open-loop result of 1,000 messages/s, with `fields` in place of its own."""
+    return replace(_result(seed, seconds, scale), **fields)
+
+
+@cache
+def _result(seed: int, seconds: int, scale: float) -> RunResult:
     drawn = latencies(seed, seconds, scale=scale)
     flat = [each for samples in drawn for each in samples]
     half = len(flat) // 2
-    whole = RunResult(
+    return RunResult(
         load=load(seed=seed, duration=float(seconds)),
         counts=Counts(sent=len(flat), verified=len(flat), wrong=0, lost=0),
         started_at=1_790_000_000.0 + seed,
@@ -86,7 +92,6 @@ def result(seed: int = 1, *, seconds: int = 3, scale: float = 100e3, **fields: A
         steadiness=Steadiness.of([median(samples) / 1e9 for samples in drawn]),
         server_cpu_per_echo=22.5e-6 * scale / 100e3,
     )
-    return replace(whole, **fields)
 
 
 def document(*runs: RunResult) -> Document:
