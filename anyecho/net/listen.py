@@ -50,7 +50,8 @@ class Listener:
     def admit_no_more(self) -> None:
         """Let no new connection into the accept backlog, which can then be accepted to its end.
 
-        Without effect on a passed socket, on which another process may listen too, and on an abstract Unix socket.
+        Without effect on a passed socket, on which another process may listen too, on an abstract Unix socket, and
+        where the kernel refuses the filter.
         """
         if isinstance(self.requested, FDAddress):
             return

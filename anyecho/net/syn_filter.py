@@ -8,7 +8,6 @@ import socket
 import struct
 import sys
 from array import array
-from contextlib import suppress
 
 #: From asm-generic/socket.h.
 _SO_ATTACH_FILTER = 26
@@ -22,16 +21,22 @@ _DROP_SYNS = (
 )
 
 
-def drop_syns(sock: socket.socket) -> None:
-    """Drop each SYN for the listening `sock`. Handshakes that have begun are completed.
+def drop_syns(sock: socket.socket) -> bool:
+    """Drop each SYN for the listening `sock`, and return whether the kernel does that.
 
+    Handshakes that have begun are completed.
     A peer repeats its SYN after a second, when another listener may have the port; if none has, it is refused.
-    Without effect where the kernel has no such filter. Every process that shares `sock` is affected.
+    Some kernels have no such filter, or refuse it to a user without privileges. Every process that shares `sock` is
+    affected.
     """
     if sys.platform != "linux":
-        return
+        return False
 
     code = array("B", b"".join(struct.pack("=HBBI", *instruction) for instruction in _DROP_SYNS))
     address, _ = code.buffer_info()
-    with suppress(OSError):
+    try:
         sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(_DROP_SYNS), address))
+    except OSError:
+        return False
+
+    return True

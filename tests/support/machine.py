@@ -15,6 +15,7 @@ __all__ = (
     "needs_ipv6",
     "needs_linux",
     "needs_program",
+    "needs_socket_filters",
     "netcat",
     "network_namespace",
     "program",
@@ -33,6 +34,8 @@ from functools import cache
 from typing import NoReturn
 
 import pytest
+
+from anyecho.net.syn_filter import drop_syns
 
 #: The beginning of each reason.
 ABSENT = "not on this machine: "
@@ -89,6 +92,13 @@ def needs_descriptors(count: int) -> None:
         skip(f"{count} descriptors (the hard limit is {hard})")
     if soft < count:
         resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
+
+
+def needs_socket_filters() -> None:
+    """Skip if this user may attach no socket filter."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        if not drop_syns(sock):
+            skip("socket filters for this user")
 
 
 def short_directory() -> tempfile.TemporaryDirectory[str]:
