@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("ConnectOptions",)
+__all__ = ("ConnectOptions", "TransportOptions")
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,10 +14,27 @@ from anyecho.units import Seconds
 from anyecho.validation import check_types, require_positive
 
 
+@dataclass(frozen=True, kw_only=True)
+class TransportOptions:
+    """How a connection is set up: the options that every verb of a client has."""
+
+    proxy_header: Literal["off", "v1", "v2"] = option(
+        "off", "Send a PROXY protocol header first, as a proxy for this client would.", group="Connecting"
+    )
+    family: Literal[4, 6] | None = option(
+        None, "Use only IPv4 or IPv6; on the command line, -4 and -6.", flag=False
+    )
+    socket: SocketOptions = option(SocketOptions(), "`SocketOptions` of the connection.", flag=False)
+    tls: TLSClientOptions = option(TLSClientOptions(), "`TLSClientOptions`, for an address over TLS.", flag=False)
+    from_environment: tuple[str, ...] = option(
+        (), "Options set by variables: one without effect is a warning, never an error.", flag=False
+    )
+
+
 @in_group("Connecting")
 @documented
 @dataclass(frozen=True, kw_only=True)
-class ConnectOptions:
+class ConnectOptions(TransportOptions):
     """How a client connects, and its timeouts in seconds.
 
     None is no limit (on the command line ``off``). Infinity is replaced by None.
@@ -31,17 +48,6 @@ class ConnectOptions:
     )
     deadline: Seconds | None = option(
         None, "Maximum duration of connecting, and of each exchange as a whole; in bench, of connecting only."
-    )
-    proxy_header: Literal["off", "v1", "v2"] = option(
-        "off", "Send a PROXY protocol header first, as a proxy for this client would."
-    )
-    family: Literal[4, 6] | None = option(
-        None, "Use only IPv4 or IPv6; on the command line, -4 and -6.", flag=False
-    )
-    socket: SocketOptions = option(SocketOptions(), "`SocketOptions` of the connection.", flag=False)
-    tls: TLSClientOptions = option(TLSClientOptions(), "`TLSClientOptions`, for an address over TLS.", flag=False)
-    from_environment: tuple[str, ...] = option(
-        (), "Options set by variables: one without effect is a warning, never an error.", flag=False
     )
 
     def __post_init__(self) -> None:

@@ -5,14 +5,11 @@ from __future__ import annotations
 __all__ = ("PingOptions",)
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
 
 from anyecho.address import Address, UDPAddress
-from anyecho.client.options import ConnectOptions
+from anyecho.client.options import ConnectOptions, TransportOptions
 from anyecho.errors import UsageError
-from anyecho.net.sockets import SocketOptions
-from anyecho.net.tls.contexts import TLSClientOptions
 from anyecho.net.udp.stream import DATAGRAM_MAX
 from anyecho.options import documented, in_group, option
 from anyecho.units import Seconds, Size
@@ -25,7 +22,7 @@ _SIZE_MAX = 1 << 30
 @in_group("Options")
 @documented
 @dataclass(frozen=True, kw_only=True)
-class PingOptions:
+class PingOptions(TransportOptions):
     """Which probes are sent, and for how long each is waited for.
 
     None is no limit (on the command line ``off``). Infinity is replaced by None.
@@ -50,17 +47,6 @@ class PingOptions:
     connect: bool = option(
         False, "Open a connection for each probe, and time each step: name, connect, TLS, echo.", negative=()
     )
-    proxy_header: Literal["off", "v1", "v2"] = option(
-        "off", "Send a PROXY protocol header first, as a proxy for this client would.", group="Connecting"
-    )
-    family: Literal[4, 6] | None = option(
-        None, "Use only IPv4 or IPv6; on the command line, -4 and -6.", flag=False
-    )
-    socket: SocketOptions = option(SocketOptions(), "`SocketOptions` of the connection.", flag=False)
-    tls: TLSClientOptions = option(TLSClientOptions(), "`TLSClientOptions`, for an address over TLS.", flag=False)
-    from_environment: tuple[str, ...] = option(
-        (), "Options set by variables: one without effect is a warning, never an error.", flag=False
-    )
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -84,11 +70,5 @@ class PingOptions:
 
     def connect_options(self) -> ConnectOptions:
         """Return the options of each connection, with `timeout` as its limit."""
-        return ConnectOptions(
-            timeout=self.timeout,
-            proxy_header=self.proxy_header,
-            family=self.family,
-            socket=self.socket,
-            tls=self.tls,
-            from_environment=self.from_environment,
-        )
+        transport = {each.name: getattr(self, each.name) for each in fields(TransportOptions)}
+        return ConnectOptions(timeout=self.timeout, **transport)
