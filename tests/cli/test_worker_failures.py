@@ -61,7 +61,8 @@ def spread(process: Process, opened: ExitStack) -> dict[int, list[socket.socket]
 
 @pytest.mark.fault(row=14, injected="kill -9 of a worker with connections")
 def test_only_connections_of_a_killed_worker_end(processes: Processes, backend: str, opened: ExitStack) -> None:
-    process = processes.serve("-b", TCP, "--backend", backend, "--workers", "2")
+    arguments = ("--workers", "2", "--graceful-timeout", "0.1s")
+    process = processes.serve("-b", TCP, "--backend", backend, *arguments)
     held = spread(process, opened)
     killed, other = held
     os.kill(killed, signal.SIGKILL)
