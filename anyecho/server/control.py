@@ -148,7 +148,7 @@ class Control:
         """Create a proxy, or replace one that listens elsewhere or has another upstream."""
         existing = self._proxies.by_name.get(given["name"])
         if existing is not None:
-            if (existing.listen, existing.upstream) == (text(given, "listen"), given["upstream"]):
+            if existing.is_at(text(given, "listen")) and existing.upstream == given["upstream"]:
                 return existing
             self._proxies.delete(existing)
 

@@ -33,6 +33,8 @@ logger = logging.getLogger("anyecho.server")
 
 #: The upstream that stands for the handler of the server, by default the echo.
 ECHO = "echo"
+#: The address of a proxy without one: a free port of every interface.
+_ANY = ":0"
 
 
 @dataclass(eq=False)
@@ -61,6 +63,13 @@ class Proxy:
             return f"{format_host(address.host)}:{address.port}"
 
         return str(address)
+
+    def is_at(self, listen: str) -> bool:
+        """Whether `listen` is its address, as bound or as requested: localhost is bound as 127.0.0.1 and ::1.
+
+        Raises `AddressError`.
+        """
+        return listen == self.listen or parse_address(listen or _ANY) == self.address
 
     @property
     def is_passed(self) -> bool:
@@ -117,7 +126,7 @@ class Proxies:
 
         Raises `UsageError`, and nothing is changed; `BindError`, and it is disabled and otherwise unchanged.
         """
-        before, moved = (proxy.address, proxy.upstream), listen != proxy.listen
+        before, moved = (proxy.address, proxy.upstream), not proxy.is_at(listen)
         address = self._parse_listen(listen) if moved else proxy.address
         await check_upstream(_handler_for(upstream), [address])
         if proxy.enabled and (moved or not enabled):
@@ -194,7 +203,7 @@ class Proxies:
         return ListenerPolicy(versions, certificates, proxy.plan, str(listener.address), handler)
 
     def _parse_listen(self, text: str) -> StreamAddress:
-        address = parse_address(text or ":0")
+        address = parse_address(text or _ANY)
         if isinstance(address, UDPAddress | FDAddress):
             raise UsageError(f"a proxy listens on a TCP or Unix address, not on {address}")
         if address.tls and self._listening.certificates is None:

@@ -361,6 +361,18 @@ async def test_populate_creates_keeps_and_replaces_proxies(api: API) -> None:
     assert await to_thread.run_sync(refuses, replaced["listen"])
 
 
+@pytest.mark.parametrize("host", ["localhost", "", "127.0.0.1"])
+async def test_a_proxy_is_kept_by_the_address_that_was_asked_for(api: API, host: str, opened: ExitStack) -> None:
+    proxy = await api.create(listen=f"{host}:0")
+    port = proxy["listen"].rpartition(":")[2]
+    sock = opened.enter_context(dial(f"127.0.0.1:{port}"))
+    again = {"name": "p", "upstream": "echo", "listen": f"{host}:{port}"}
+
+    assert await api.ask("POST", "/populate", [again]) == (201, {"proxies": [proxy]})
+    assert await api.ask("POST", "/proxies/p", again) == (200, proxy)
+    assert await to_thread.run_sync(exchange, sock, b"hello") == b"hello"
+
+
 async def test_populate_that_fails_tells_what_is_done(api: API, opened: ExitStack) -> None:
     taken = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
     listen = f"127.0.0.1:{taken.getsockname()[1]}"
