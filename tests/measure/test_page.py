@@ -283,6 +283,11 @@ _QUIET = [
 ]
 
 
+def messages(log: str) -> list[str]:
+    """Return the console messages, but for those of pages of the browser itself, such as "Slow network"."""
+    return [line for line in log.splitlines() if "CONSOLE" in line and "source: chrome" not in line]
+
+
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("name", ["one run", "compared"])
 def test_a_browser_shows_the_page_without_a_message_and_another_request(name: str, tmp_path: Path) -> None:
@@ -294,7 +299,7 @@ def test_a_browser_shows_the_page_without_a_message_and_another_request(name: st
         ended = subprocess.run(command, capture_output=True, text=True, timeout=150, check=True)
 
     assert requests == ["/page.html"]
-    assert [line for line in ended.stderr.splitlines() if "CONSOLE" in line] == []
+    assert messages(ended.stderr) == []
     for chart in re.findall('aria-label=".*?"', text):
         assert chart in ended.stdout
     tip = re.search(r'<div id="tip" style=".*?">(.*?)</div>', ended.stdout, re.DOTALL)
@@ -311,7 +316,7 @@ def test_a_message_of_a_page_would_be_noticed(tmp_path: Path) -> None:
         ended = subprocess.run(command, capture_output=True, text=True, timeout=150, check=True)
 
     assert requests == ["/page.html", "/image"]
-    assert "noise" in "".join(line for line in ended.stderr.splitlines() if "CONSOLE" in line)
+    assert "noise" in "".join(messages(ended.stderr))
 
 
 def test_pages_are_read_from_the_documents_that_were_written() -> None:
