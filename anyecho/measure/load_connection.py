@@ -119,6 +119,8 @@ class LoadConnection(EventDriven):
         """Send what the pipeline has room for: from the queue, or new messages of a closed loop."""
         traffic = self._traffic
         now = traffic.clock()
+        if self.stopped:  # dropped after its reply, by a write
+            return
         if not self._is_single:
             self._fill_pipeline(now)
             return

@@ -120,6 +120,9 @@ def test_a_closed_loop_leaves_it_to_its_driver_when_it_sends_the_next_message(
     assert len(scene.connection.sent) == pipeline + 1
     assert scene.connection.sent[-1] == scene.clock.now
     assert scene.connection.received[0] == scene.start
+    scene.connection.stop()
+    scene.connection.resume()
+    assert len(scene.connection.sent) == pipeline + 1
 
 
 def test_a_message_for_a_busy_connection_waits_and_its_clock_runs() -> None:
