@@ -137,6 +137,7 @@ FOLDERS = {
         "stats",
         "limits",
         "http_listener",
+        "policy",
         "peer_log",
         "connection",
         "reaper",
