@@ -137,7 +137,6 @@ FOLDERS = {
         "stats",
         "limits",
         "http_listener",
-        "policy",
         "peer_log",
         "connection",
         "reaper",

@@ -6,13 +6,13 @@ another phase, it moves the connection's slots and time limit.
 
 from __future__ import annotations
 
-__all__ = ("Admission", "peer_of")
+__all__ = ("Admission", "ListenerPolicy")
 
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from anyio import Event
 from anyio.abc import TaskGroup
@@ -23,9 +23,11 @@ from anyecho.errors import StartError, UsageError
 from anyecho.faults.plan import Drawn, FaultPlan
 from anyecho.handlers import Handler
 from anyecho.net.accept import AcceptLimit
-from anyecho.net.names import peer_name, remote_address
+from anyecho.net.names import peer_name
 from anyecho.net.poller import Fallback, Poller
+from anyecho.net.proxy.header import Versions
 from anyecho.net.proxy.trust import TrustedNetworks
+from anyecho.net.tls.contexts import Certificates
 from anyecho.net.tls.records import Records
 from anyecho.server.connection import Connection, Engine
 from anyecho.server.events import CappedEventConnection, EventConnection, EventsEngine
@@ -34,7 +36,6 @@ from anyecho.server.limits import ConnectionLimit, SourceLimit
 from anyecho.server.options import ServeOptions
 from anyecho.server.peer_log import log_rejected
 from anyecho.server.phases import CLOSED, HANDSHAKE, HEADER, OPEN, Phase
-from anyecho.server.policy import ListenerPolicy
 from anyecho.server.reaper import PhaseTimeout
 from anyecho.server.reasons import CloseReason
 from anyecho.server.recorder import Recorder
@@ -55,6 +56,21 @@ _HANDSHAKE_DIVISOR = 4
 #: Maximum connections accepted in one wake-up, before open connections have their turn; and by one of several
 #: processes on the same socket: the first that wakes must not take all.
 _ACCEPT_BATCH, _SHARED_ACCEPT_BATCH = 64, 2
+
+
+class ListenerPolicy(NamedTuple):
+    """What a listener requires of its connections."""
+
+    #: Accepted versions of the PROXY header; None: no header.
+    versions: Versions | None = None
+    #: The certificates to present over TLS; None: no TLS.
+    certificates: Certificates | None = None
+    #: The faults of its connections; None: no fault.
+    faults: FaultPlan | None = None
+    #: Its address, for the access log.
+    listener: str = ""
+    #: Serves its connections; None: the handler of the server.
+    handler: Handler | None = None
 
 
 class Admission:
@@ -178,7 +194,7 @@ class Admission:
 
     def peers(self) -> list[Peer]:
         """Return the peers of all established connections."""
-        return [peer for each in self.connections if (peer := peer_of(each)) is not None]
+        return [peer for each in self.connections if (peer := each.peer()) is not None]
 
     async def wait_empty(self) -> None:
         if self.connections:
@@ -272,18 +288,3 @@ class Admission:
         if not self.connections:
             self._empty.set()
             self._empty = Event()
-
-
-def peer_of(connection: Connection) -> Peer | None:
-    """Return the peer of `connection`; None if it was never open, or is no longer connected."""
-    asserted = connection.asserted
-    if not connection.established:
-        return None
-    try:
-        address = asserted.address if asserted else remote_address(connection.sock)
-    except OSError:
-        return None
-
-    received, sent = connection.totals
-    via = asserted.via if asserted else ""
-    return Peer(address=address, via=via, bytes_received=received, bytes_sent=sent)

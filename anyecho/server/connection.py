@@ -19,7 +19,7 @@ from anyio.abc import TaskGroup
 
 from anyecho.clock import INTERVALS, call_until
 from anyecho.net.linger import linger, peek
-from anyecho.net.names import SockAddr
+from anyecho.net.names import SockAddr, remote_address
 from anyecho.net.poller import Fallback, Poller
 from anyecho.net.proxy.header import Versions
 from anyecho.net.proxy.reader import HeaderReader
@@ -31,6 +31,7 @@ from anyecho.server.peer_log import LoggedPeer, ProxiedSource
 from anyecho.server.phases import CLOSED, CLOSING, HANDSHAKE, HEADER, OPEN, Phase
 from anyecho.server.reasons import CLOSED_BY_SERVER, NETWORK_ERRORS, CloseReason, reason_for
 from anyecho.server.recorder import Recorder
+from anyecho.server.stats import Peer
 from anyecho.throttle import ThrottledLog
 
 if TYPE_CHECKING:
@@ -103,6 +104,20 @@ class Connection(LoggedPeer):
     def established(self) -> bool:
         """Whether the connection is or was open: the handshake, if there is one, is complete."""
         return self.phase >= OPEN and (self.records is None or self.records.established)
+
+    def peer(self) -> Peer | None:
+        """Return the peer; None if the connection was never open, or is no longer connected."""
+        asserted = self.asserted
+        if not self.established:
+            return None
+        try:
+            address = asserted.address if asserted else remote_address(self.sock)
+        except OSError:
+            return None
+
+        received, sent = self.totals
+        via = asserted.via if asserted else ""
+        return Peer(address=address, via=via, bytes_received=received, bytes_sent=sent)
 
     def start_proxied(self, sockaddr: Any, versions: Versions) -> None:
         """Read a PROXY header from the proxy at `sockaddr`, then `start`. Never raises."""

@@ -22,9 +22,8 @@ from anyecho.net.listen import Listener
 from anyecho.net.poller import Fallback, Poller
 from anyecho.net.tls.contexts import Certificates
 from anyecho.net.udp.echo import Reflector
-from anyecho.server.admission import Admission
+from anyecho.server.admission import Admission, ListenerPolicy
 from anyecho.server.options import ServeOptions
-from anyecho.server.policy import ListenerPolicy
 from anyecho.server.stats import Stats
 from anyecho.server.stream_listener import StreamListener
 from anyecho.server.udp_guard import SourceGuard

@@ -13,7 +13,8 @@ from dataclasses import replace
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
-from anyecho.server.admission import Admission, peer_of
+from anyecho.server.admission import Admission
+from anyecho.server.connection import Connection
 from anyecho.server.listening import Listening
 from anyecho.server.stats import Peer, Stats, dropped_log_lines
 from anyecho.server.timings import Timings
@@ -63,7 +64,7 @@ class Monitor:
         connections = list(self._admission.connections)
         for first in range(0, len(connections), _PEERS_SLICE):
             await checkpoint()
-            described = map(peer_of, connections[first : first + _PEERS_SLICE])
+            described = map(Connection.peer, connections[first : first + _PEERS_SLICE])
             yield [peer for peer in described if peer is not None]
 
     def _count(self) -> Totals:

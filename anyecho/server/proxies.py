@@ -18,12 +18,11 @@ from anyecho.faults.plan import FaultPlan
 from anyecho.handlers import Handler
 from anyecho.host import format_host
 from anyecho.net.listen import Listener, open_listeners
-from anyecho.server.admission import Admission
+from anyecho.server.admission import Admission, ListenerPolicy
 from anyecho.server.forwarding import forward
 from anyecho.server.listening import Listening
 from anyecho.server.opening import check_upstream
 from anyecho.server.options import ServeOptions
-from anyecho.server.policy import ListenerPolicy
 from anyecho.server.reasons import CloseReason
 from anyecho.server.stream_listener import StreamListener
 from anyecho.server.toxics import Toxic

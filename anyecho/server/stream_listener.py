@@ -11,8 +11,7 @@ from anyio import CancelScope
 from anyecho.net.accept import Acceptor
 from anyecho.net.listen import Listener
 from anyecho.net.poller import Fallback, Poller
-from anyecho.server.admission import Admission
-from anyecho.server.policy import ListenerPolicy
+from anyecho.server.admission import Admission, ListenerPolicy
 from anyecho.server.stats import Stats
 
 
