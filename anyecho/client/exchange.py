@@ -99,7 +99,8 @@ class Exchange:
         log_chunk(logger, "sending", payload)
         self._sent_all = stream.send_nowait(payload)
         self._source = (stream.rest,) if stream.rest else ()
-        if taken := payload[: len(payload) - len(stream.rest)]:
+        self._unsent = len(stream.rest)
+        if taken := payload[: len(payload) - self._unsent]:
             self._outstanding.expect(taken)
         self._progress_at = current_time()
         if self._sent_all:
@@ -236,7 +237,7 @@ class Exchange:
         return EchoTruncated(f"{why}: {self._progress()}", offset=self.returned)
 
     def _progress(self) -> str:
-        if not self._outstanding:
+        if not (self._outstanding or self._unsent):
             why = "the server did not end the connection" if self._sent_all else "the input has not ended"
             return f"all {self.returned} bytes are back, but {why}"
 
