@@ -119,14 +119,14 @@ async def _serve(
                     open_pages(job.admin, server.monitor) as urls,
                     _open_control(job.control, server) as control_urls,
                 ):
-                    notifier.ready(status_text(server.addresses))
-                    tasks.start_soon(notifier.ping_watchdog)
                     if lifeline is not None:
                         _close_passed(addresses)
                         tasks.start_soon(follow, lifeline, server)
                     else:
                         warn_start(activation.unused(addresses), server.certificates)
                         start_reporting((*map(str, server.addresses), *urls, *control_urls))
+                    notifier.ready(status_text(server.addresses))
+                    tasks.start_soon(notifier.ping_watchdog)
                     await server.wait_closed()
                 if lifeline is not None:
                     await report_totals(lifeline, server.monitor())

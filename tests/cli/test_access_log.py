@@ -65,7 +65,6 @@ def test_each_opened_and_closed_connection_is_a_line(processes: Processes, backe
 
 @pytest.mark.by_turns("backend")
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.by_turns("backend")
 def test_lines_of_a_tls_connection_have_version_cipher_and_server_name(
     processes: Processes, files: Files, backend: str, engine: str, version: str
 ) -> None:
@@ -119,7 +118,6 @@ def test_a_switch_without_a_value_leaves_the_next_word(processes: Processes, wor
 )
 @pytest.mark.by_turns("engine")
 @pytest.mark.parametrize("blocking", [True, False], ids=["blocking", "non-blocking"])
-@pytest.mark.by_turns("engine")
 def test_a_full_pipe_stops_no_echo_and_the_dropped_lines_are_counted_in_the_log(
     processes: Processes, backend: str, engine: str, blocking: bool
 ) -> None:
@@ -153,7 +151,6 @@ def test_a_full_pipe_stops_no_echo_and_the_dropped_lines_are_counted_in_the_log(
 @pytest.mark.fault(row=27, injected="standard error is closed, its reader is gone, or its disk is full")
 @pytest.mark.by_turns("engine")
 @pytest.mark.parametrize("kind", ["gone", "full", "closed"])
-@pytest.mark.by_turns("engine")
 def test_a_standard_error_that_cannot_be_written_stops_no_echo(
     processes: Processes, backend: str, engine: str, kind: str
 ) -> None:

@@ -61,8 +61,7 @@ def spread(process: Process, opened: ExitStack) -> dict[int, list[socket.socket]
 
 @pytest.mark.fault(row=14, injected="kill -9 of a worker with connections")
 def test_only_connections_of_a_killed_worker_end(processes: Processes, backend: str, opened: ExitStack) -> None:
-    arguments = ("--workers", "2", "--graceful-timeout", "0.1s")
-    process = processes.serve("-b", TCP, "--backend", backend, *arguments)
+    process = processes.serve("-b", TCP, "--backend", backend, "--workers", "2")
     held = spread(process, opened)
     killed, other = held
     os.kill(killed, signal.SIGKILL)
@@ -196,7 +195,6 @@ def test_a_worker_that_can_no_longer_start_is_tried_again(processes: Processes, 
 
 
 @pytest.mark.fault(row=29, injected="a handler blocks the event loop of a worker")
-@pytest.mark.by_turns("backend")
 def test_a_worker_with_a_stuck_event_loop_is_replaced(
     processes: Processes, backend: str, tmp_path: Path, opened: ExitStack
 ) -> None:

@@ -140,7 +140,6 @@ def test_an_address_in_use_is_an_error_with_own_sockets_too(processes: Processes
 
 @pytest.mark.by_turns("backend")
 @pytest.mark.parametrize("how", [(), ("--reuseport",)], ids=["shared", "reuseport"])
-@pytest.mark.by_turns("backend")
 def test_workers_echo_datagrams(
     processes: Processes, backend: str, how: tuple[str, ...], opened: ExitStack
 ) -> None:
