@@ -133,7 +133,8 @@ def generator_of(measured: Measured, load: Load, samples: Samples, *, is_late: b
         achieved = samples.sent / (max(samples.last_sent - measured.start, 1) / 1e9)
     else:
         # By the number of messages due, which random gaps make differ from the rate.
-        sent = sum(len(each.sent) - bisect_left(each.due, measured.start) for each in measured.records)
+        # A connection that was dropped in the warm-up has sent fewer than were due before the start.
+        sent = sum(max(len(each.sent) - bisect_left(each.due, measured.start), 0) for each in measured.records)
         stretch = max((samples.last_sent - measured.start) / span, 1.0)
         achieved = asked * sent / max(samples.sent, 1) / stretch
 

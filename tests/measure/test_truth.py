@@ -180,3 +180,14 @@ def test_messages_sent_after_the_end_lower_the_achieved_rate() -> None:
     assert result.generator.asked_rate == 1000
     assert result.generator.achieved_rate == pytest.approx(1000 * 10 / 10.5)
     assert result.generator.seconds_off_rate == 1
+
+
+def test_a_warm_up_that_is_not_sent_by_its_end_makes_no_negative_rate() -> None:
+    simulation = Simulation(lambda number, time: time + SERVICE, rate=1000, seconds=1, warm_up=SECOND)
+    simulation.wires[0].on_write = lambda data: None  # no reply
+    [connection] = simulation.connections
+    for _ in range(3):
+        connection.take(simulation.clock.now, simulation.clock.now)
+    simulation.clock.now = simulation.start
+    assert (len(connection.due), len(connection.sent)) == (3, 1)
+    assert simulation.result().generator.achieved_rate == 0
