@@ -31,7 +31,7 @@ from anyecho.measure.shard import Prepared
 from anyecho.measure.shard_child import ShardJob
 from anyecho.measure.shards import run_processes, run_shards, shares_of
 from anyecho.server.server import Server
-from tests.support.peers import until
+from tests.support.peers import TIMEOUT, until
 from tests.support.process import wait_until
 
 
@@ -58,7 +58,7 @@ def pids() -> list[int]:
 
 async def until_loaded(server: Server) -> None:
     """Wait until each connection has echoed."""
-    await until(lambda: sum(each.bytes_sent > 0 for each in server.peers()) == 5)
+    await until(lambda: sum(each.bytes_sent > 0 for each in server.peers()) == 5, TIMEOUT)
 
 
 @pytest.mark.by_turns("backend", "anyio_backend")
