@@ -18,13 +18,14 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from anyio import CancelScope, Event, create_task_group, current_time, move_on_after
-from anyio.abc import TaskGroup
+from anyio.abc import SocketAttribute, TaskGroup
 
 from anyecho.address import Address, TCPAddress, UnixAddress, parse_address
 from anyecho.errors import UsageError, unwrap_single
 from anyecho.net.accept import Acceptor
 from anyecho.net.http import HTTPConnection, HTTPHandler, HTTPLimits, Request, Response
 from anyecho.net.listen import Listener, open_listeners
+from anyecho.net.pending import is_ready
 from anyecho.net.poller import Fallback, Poller, open_poller
 from anyecho.net.sockets import SocketOptions
 from anyecho.net.stream import PolledStream
@@ -210,7 +211,8 @@ class _Slots:
     """The connections of a listener, as the limit of its acceptors."""
 
     def __init__(self) -> None:
-        self._held: set[_Slot] = set()
+        #: In the order of accept, which decides between equal times. The values say nothing.
+        self._held: dict[_Slot, None] = {}
         self._freed = Event()
 
     def may_accept(self) -> bool:
@@ -223,18 +225,18 @@ class _Slots:
 
     def take(self, slot: _Slot) -> None:
         if len(self._held) >= _MAX_CONNECTIONS and (idle := self._longest_idle()) is not None:
-            self._held.discard(idle)
+            del self._held[idle]
             idle.scope.cancel()
-        self._held.add(slot)
+        self._held[slot] = None
 
     def close_idle(self) -> None:
         """Close all connections that may be closed for another one."""
         while (idle := self._longest_idle()) is not None:
-            self._held.discard(idle)
+            del self._held[idle]
             idle.scope.cancel()
 
     def release(self, slot: _Slot) -> None:
-        self._held.discard(slot)
+        self._held.pop(slot, None)
         self._freed.set()
         self._freed = Event()
 
@@ -242,8 +244,12 @@ class _Slots:
         """Return the connection to close for another one; None if each answers a request, or is new."""
         latest = current_time() - _MIN_IDLE
         idle = {slot: since for slot in self._held if (since := slot.connection.idle_since) is not None}
-        longest = min(idle, key=lambda slot: idle[slot], default=None)
-        return longest if longest is not None and idle[longest] <= latest else None
+        for slot in sorted(idle, key=lambda slot: idle[slot]):
+            # After a busy moment of this process or machine, a request has arrived that is not read yet.
+            if idle[slot] <= latest and not is_ready(slot.connection.stream.extra(SocketAttribute.raw_socket)):
+                return slot
+
+        return None
 
 
 def _may_be_rebound(host: str) -> bool:

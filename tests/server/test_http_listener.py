@@ -178,6 +178,22 @@ async def test_new_connections_wait_while_every_other_one_is_new(opened: ExitSta
     assert [status_of(answer) for answer in answers] == [200] * 40
 
 
+async def test_a_connection_with_an_unread_request_is_not_closed_for_the_next_one(
+    monkeypatch: pytest.MonkeyPatch, opened: ExitStack
+) -> None:
+    monkeypatch.setattr(http_listener, "_MIN_IDLE", 0.0)
+    async with open_http(LOOPBACK, greet, purpose="test") as http:
+        held = [opened.enter_context(dial(http.addresses[0])) for _ in range(32)]
+        await until(lambda: len(http._slots._held) == 32)
+        await until(partial(is_held, http, held[-1].getsockname()[1]))
+        late = opened.enter_context(dial(http.addresses[0]))
+        for sock in [*held, late]:  # without a pass of the loop: it is busy
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        answers = [await to_thread.run_sync(receive_all, sock) for sock in [*held, late]]
+
+    assert [status_of(answer) for answer in answers] == [200] * 33
+
+
 async def test_a_listener_that_fails_is_logged_and_the_block_goes_on(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, opened: ExitStack
 ) -> None:
