@@ -163,6 +163,7 @@ class HTTPConnection:
             if self._h11.our_state is self._h11.their_state is h11.DONE:
                 return True
 
+        self.idle_since = current_time()  # the response is sent: it may be closed for another one
         await self._linger()
         return False
 
