@@ -90,7 +90,6 @@ def test_clients_lose_at_most_the_connections_of_a_killed_worker(processes: Proc
 
 
 @pytest.mark.fault(row=14, injected="SIGSTOP of a worker")
-@pytest.mark.by_turns("backend")
 def test_a_stopped_worker_is_replaced_and_another_one_serves(
     processes: Processes, backend: str, opened: ExitStack
 ) -> None:
