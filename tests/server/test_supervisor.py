@@ -35,8 +35,17 @@ def engine() -> None:
 until = partial(until_soon, seconds=TIMEOUT)
 
 
+#: Processes of earlier tests, such as the resource tracker of multiprocessing.
+_EARLIER: set[int] = set()
+
+
+@pytest.fixture(autouse=True)
+def _earlier_processes() -> None:
+    _EARLIER.update(descendants(os.getpid()))
+
+
 def children() -> list[int]:
-    return [pid for pid in descendants(os.getpid()) if is_alive(pid)]
+    return [pid for pid in descendants(os.getpid()) if pid not in _EARLIER and is_alive(pid)]
 
 
 async def wait_for_other(pid: int) -> int:
