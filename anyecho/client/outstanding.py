@@ -1,4 +1,4 @@
-"""The bytes of a stream whose echo is outstanding, and their comparison with what comes back."""
+"""Bytes of a stream that wait for their echo, and their comparison with what comes back."""
 
 from __future__ import annotations
 
