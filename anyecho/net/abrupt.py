@@ -37,7 +37,7 @@ async def reset(stream: ByteStream) -> None:
         with suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_0)
             # Linux resets now. Otherwise the stream may send more before close(2): a FIN, a close_notify.
-            if _connect is not None and sock.fileno() >= 0:
+            if _connect is not None:
                 _connect(sock.fileno(), _NO_ADDRESS, len(_NO_ADDRESS))
 
     await aclose_forcefully(stream)

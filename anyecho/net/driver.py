@@ -89,8 +89,8 @@ class _Reader:
         finally:
             self._end()
 
-        if self._failure is not None:
-            raise self._failure
+        assert self._failure is not None
+        raise self._failure
 
     def _on_readable(self) -> None:
         # At most one turn in a pass of the loop (fairness): other tasks wait for one slice, not for two.

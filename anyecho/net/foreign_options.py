@@ -22,19 +22,19 @@ _HAS_NUMBERS = _IS_LINUX and not os.uname().machine.startswith(("alpha", "mips",
 
 #: SO_TIMESTAMP, SO_TIMESTAMPING (fills the error queue), SO_RXQ_OVFL, SO_RCVMARK, SO_RCVPRIORITY.
 _REPORTS = (29, 37, 40, 75, 82) if _HAS_NUMBERS else ()
-#: With an offset, MSG_PEEK does not begin at the next byte, where the PROXY header is. -1 means no offset.
-_SO_PEEK_OFF = 42
-_TCP_CORK = 3
+#: Level and number, for streams: TCP_CORK, IP_RECVERR, IPV6_RECVERR.
+_STREAM = ((socket.IPPROTO_TCP, 3), (socket.IPPROTO_IP, 11), (socket.IPPROTO_IPV6, 25)) if _IS_LINUX else ()
+#: SO_PEEK_OFF: with an offset, MSG_PEEK does not begin at the next byte, where the PROXY header is. -1 means none.
+_PEEK = (42,) if _HAS_NUMBERS else ()
 #: UDP_CORK delays replies, UDP_SEGMENT splits them, UDP_GRO merges datagrams.
 _UDP = (1, 103, 104) if _IS_LINUX else ()
 #: IP_RECVERR; then control messages with each datagram: IP_RECVOPTS, IP_RETOPTS, IP_RECVTTL, IP_RECVTOS,
 #: IP_PASSSEC, IP_RECVORIGDSTADDR, IP_CHECKSUM, IP_RECVFRAGSIZE.
-_IP_RECVERR, _IPV6_RECVERR = 11, 25
-_IP = (_IP_RECVERR, 6, 7, 12, 13, 18, 20, 23, 25) if _IS_LINUX else ()
+_IP = (11, 6, 7, 12, 13, 18, 20, 23, 25) if _IS_LINUX else ()
 #: The same for IPv6. RFC 2292: pktinfo, hop options, destination options, routing header, hop limit; flow label.
 #: RFC 3542: hop limit, hop options, routing header, destination options, path MTU (a separate empty datagram),
 #: traffic class; original destination, fragment size. Last, IPV6_DONTFRAG.
-_IPV6 = (_IPV6_RECVERR, 2, 3, 4, 5, 8, 11, 51, 53, 56, 58, 60, 66, 74, 77, 62) if _IS_LINUX else ()
+_IPV6 = (25, 2, 3, 4, 5, 8, 11, 51, 53, 56, 58, 60, 66, 74, 77, 62) if _IS_LINUX else ()
 #: IP_MTU_DISCOVER, IPV6_MTU_DISCOVER: with DO or PROBE, replies are not fragmented; WANT is the default.
 _MTU_DISCOVER = ((socket.IPPROTO_IP, 10), (socket.IPPROTO_IPV6, 23)) if _IS_LINUX else ()
 _PMTUDISC_WANT, _PMTUDISC_DO, _PMTUDISC_PROBE = 1, 2, 3
@@ -60,13 +60,10 @@ def _reset_stream(sock: socket.socket) -> None:
     _set(sock, socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
     for option in _REPORTS:
         _set(sock, socket.SOL_SOCKET, option, 0)
-    if _IS_LINUX:
-        _set(sock, socket.IPPROTO_TCP, _TCP_CORK, 0)
-        _set(sock, socket.IPPROTO_IP, _IP_RECVERR, 0)
-        if sock.family == socket.AF_INET6:
-            _set(sock, socket.IPPROTO_IPV6, _IPV6_RECVERR, 0)
-    if _HAS_NUMBERS:
-        _set(sock, socket.SOL_SOCKET, _SO_PEEK_OFF, -1)
+    for option in _PEEK:
+        _set(sock, socket.SOL_SOCKET, option, -1)
+    for level, option in _STREAM:
+        _set(sock, level, option, 0)
 
 
 def _reset_datagrams(sock: socket.socket) -> None:

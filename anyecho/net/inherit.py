@@ -43,11 +43,9 @@ def _duplicate(fd: int) -> socket.socket:
         raise OSError(exc.errno, reason) from exc
     try:
         return socket.socket(fileno=duplicate)
-    except BaseException as exc:
+    except OSError as exc:
         os.close(duplicate)
-        if isinstance(exc, OSError):
-            raise OSError(exc.errno, f"descriptor {fd} is not a socket") from exc
-        raise
+        raise OSError(exc.errno, f"descriptor {fd} is not a socket") from exc
 
 
 def _reject_reason(sock: socket.socket) -> str | None:

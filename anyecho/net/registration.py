@@ -99,12 +99,11 @@ class PolledRegistration(Registration):
             self._writer.wake()
 
     def close(self) -> None:
-        """Unregister the socket, which is still open. Waiting calls raise `ClosedResourceError`."""
-        if not self._closed:
-            self._closed = True
-            self._poller.stop_reporting(self._descriptor, self)
-            self._wake_reader()
-            self._wake_writer()
+        """Unregister the socket, which is still open. Waiting calls raise `ClosedResourceError`. Idempotent."""
+        self._closed = True
+        self._poller.stop_reporting(self._descriptor, self)
+        self._wake_reader()
+        self._wake_writer()
 
     poller_stopped = close
 
