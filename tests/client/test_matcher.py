@@ -54,6 +54,16 @@ def test_an_expired_datagram_is_lost_and_its_late_reply_is_counted() -> None:
     assert str(matcher) == "1 of 3 datagrams were lost, 1 of them only late; 1 came twice"
 
 
+def test_a_reply_that_overtakes_its_send_leaves_nothing_to_expire() -> None:
+    matcher = DatagramMatcher(RecentDatagrams())
+    first, second = matcher.expect(b"a"), matcher.expect(b"b")
+    matcher.match(b"a")
+    for number in (first, second):
+        matcher.set_expiry(number, expires_at=1)
+    matcher.expire(1)
+    assert (matcher.answered, matcher.lost, matcher.first_missing) == (1, 1, 1)
+
+
 @pytest.mark.parametrize(
     ("reply", "message", "offset"),
     [

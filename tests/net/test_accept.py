@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from time import monotonic
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from anyio import CancelScope, Event, create_task_group, current_time, fail_after
@@ -359,3 +360,13 @@ async def test_accepting_retries_if_the_kernel_cannot_watch_another_socket(
 
     assert server.acceptor.errors["ENOSPC"] == 2
     assert current_time() - began > 0.15
+
+
+@needs_epoll
+async def test_accepting_ends_if_the_listener_cannot_be_watched(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Poller, "report", Mock(side_effect=PermissionError(errno.EPERM, "no epoll")))
+    async with open_poller() as poller:
+        with fail_after(5), pytest.raises(PermissionError):
+            await server.acceptor.run(poller)

@@ -5,17 +5,22 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from anyecho.address import Address, TCPAddress
 from anyecho.errors import UsageError
 from anyecho.net import bind, unix
+from anyecho.net.listen import open_beside
 from anyecho.net.resolve import Endpoint
 from anyecho.net.sockets import SocketOptions
+from anyecho.net.syn_filter import drop_syns
 from tests.net.listeners import listening, refused
 from tests.support.machine import needs_ipv6
 from tests.support.peers import dial
@@ -123,6 +128,8 @@ async def test_a_kernel_without_a_family_serves_the_other(
     monkeypatch.setattr(socket, "socket", WithoutIPv6)
     async with listening(address) as listeners:
         assert [listener.sock.family for listener in listeners] == [socket.AF_INET]
+    alone = f"{address[:3]}://[::1]:0"
+    assert await refused(alone) == f"cannot listen on {alone}: {os.strerror(code)}"
 
 
 @pytest.mark.parametrize("scheme", ["tcp", "tls", "udp"])
@@ -204,6 +211,42 @@ async def test_the_descriptor_number_of_a_stopped_listener_is_not_reused_until_i
         listener.close()
         with ExitStack() as stack:
             assert number in [stack.enter_context(socket.socket()).fileno() for _ in range(number + 1)]
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "udp", "unix", "fd"])
+async def test_a_listener_beside_another_has_its_address_and_a_socket_of_its_own(
+    scheme: str, short_path: Path, opened: ExitStack
+) -> None:
+    """The path of a Unix socket, and an inherited socket, exist once."""
+    passed = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
+    address = {"unix": f"unix:{short_path}/echo", "fd": f"fd://{passed.fileno()}"}.get(
+        scheme, f"{scheme}://127.0.0.1:0"
+    )
+    async with listening(address) as [first]:
+        beside = open_beside(first, backlog=16, options=SocketOptions())
+        opened.callback(beside.close)
+        assert (beside is first) == (scheme in ("unix", "fd"))
+        assert (beside.address, beside.requested) == (first.address, first.requested)
+        assert beside.sock.getsockname() == first.sock.getsockname()
+        listens = [each.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) for each in (first, beside)]
+        assert listens == [scheme != "udp"] * 2
+
+
+async def test_inherited_sockets_without_inode_numbers_are_different_ones(
+    monkeypatch: pytest.MonkeyPatch, opened: ExitStack
+) -> None:
+    """Some systems have no numbers: each is 0."""
+    passed = [opened.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
+    monkeypatch.setattr(os, "fstat", Mock(return_value=Mock(st_ino=0)))
+    async with listening(*(f"fd://{each.fileno()}" for each in passed)) as listeners:
+        assert len({listener.address for listener in listeners}) == 2
+
+
+def test_a_system_without_socket_filters_drops_no_syn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "freebsd14")
+    sock = Mock()
+    assert not drop_syns(sock)
+    assert not sock.setsockopt.called
 
 
 async def test_accepted_sockets_have_the_options_of_the_listener() -> None:

@@ -14,9 +14,10 @@ import pytest
 from anyio import create_task_group, fail_after, move_on_after, to_thread
 
 import anyecho
+from anyecho.address import TCPAddress, UDPAddress
 from anyecho.client.options import ConnectOptions
 from anyecho.errors import BindError, ConnectError
-from anyecho.net.names import source_key, unmapped
+from anyecho.net.names import address_of, source_key, unmapped
 from anyecho.net.resolve import IPVersion, look_up_limiter, most_telling, resolve
 from anyecho.net.threads import run_in_thread
 from tests.support.tasks import wait_all_tasks_blocked
@@ -173,3 +174,15 @@ def failures(*codes: int) -> list[OSError]:
 )
 def test_the_failure_that_says_most_about_the_peer_is_reported(codes: list[int], reported: int) -> None:
     assert most_telling(failures(*codes)).errno == reported
+
+
+@pytest.mark.parametrize(("kind", "address"), [(socket.SOCK_STREAM, TCPAddress), (socket.SOCK_DGRAM, UDPAddress)])
+@pytest.mark.parametrize("host", ["fe80::1", "fe80::1%{name}"])
+def test_a_link_local_address_has_its_interface(
+    host: str, kind: int, address: type[TCPAddress] | type[UDPAddress]
+) -> None:
+    """getsockname(2) has the number of the interface, and some systems write its name too."""
+    number, name = socket.if_nameindex()[0]
+    sock = Mock(family=socket.AF_INET6, type=kind)
+    sock.getsockname.return_value = (host.format(name=name), 7, 0, number)
+    assert address_of(sock) == address(host=f"fe80::1%{name}", port=7)

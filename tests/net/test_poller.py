@@ -21,9 +21,10 @@ from anyio import (
 )
 from anyio.lowlevel import checkpoint
 
+from anyecho.net import exclusive
 from anyecho.net.exclusive import ExclusivePoller
 from anyecho.net.fallback import Fallback
-from anyecho.net.poller import Poller, open_poller
+from anyecho.net.poller import Poller, call_while_readable, open_poller
 from anyecho.net.readiness import READ, Registration
 from anyecho.net.registration import PolledRegistration, Watch
 from tests.net.pairs import KINDS, raw_pair
@@ -33,8 +34,8 @@ from tests.support.tasks import wait_all_tasks_blocked
 
 
 @pytest.fixture
-async def epoll() -> AsyncIterator[Poller]:
-    async with open_poller() as poller:
+async def epoll(request: pytest.FixtureRequest) -> AsyncIterator[Poller]:
+    async with open_poller(getattr(request, "param", None)) as poller:
         assert isinstance(poller, Poller)
         yield poller
 
@@ -79,12 +80,13 @@ async def test_a_connect_that_ends_before_the_wait_is_not_missed(
     await registration.aclose()
 
 
+@pytest.mark.parametrize("polled", [True, False], ids=["poller", "fallback"])
 @pytest.mark.parametrize("way", ["readable", "writable"])
 async def test_a_second_waiter_is_refused_and_the_first_is_woken(
-    way: str, poller: Poller | Fallback, opened: ExitStack
+    way: str, polled: bool, poller: Poller | Fallback, opened: ExitStack
 ) -> None:
     peer, ours = nonblocking_pair("unix", opened)
-    registration = poller.register(ours)
+    registration = (poller if polled else Fallback()).register(ours)
     if way == "writable":
         _fill(ours)
     registration.may_read = registration.may_write = False
@@ -169,7 +171,8 @@ async def test_closing_wakes_both_waiters(poller: Poller | Fallback, opened: Exi
         tasks.start_soon(_closed, registration, "readable")
         tasks.start_soon(_closed, registration, "writable")
         await wait_all_tasks_blocked()
-        await registration.aclose()
+        for _ in range(2):
+            await registration.aclose()
 
 
 async def _closed(registration: Registration, way: str) -> None:
@@ -177,9 +180,28 @@ async def _closed(registration: Registration, way: str) -> None:
         await getattr(registration, way)()
 
 
+@pytest.mark.parametrize("polled", [True, False], ids=["poller", "fallback"])
+async def test_a_call_that_returns_false_is_the_last_one(
+    polled: bool, poller: Poller | Fallback, opened: ExitStack
+) -> None:
+    peer, ours = nonblocking_pair("unix", opened)
+    peer.send(b"abc")
+    received: list[bytes] = []
+
+    def turn() -> bool:
+        received.append(ours.recv(1))
+        return len(received) < 2
+
+    with fail_after(5):
+        await call_while_readable(poller if polled else Fallback(), ours, turn)
+    await wait_all_tasks_blocked()
+    assert received == [b"a", b"b"]
+
+
 @pytest.mark.fault(
     row=28, injected="the callback of one socket replaces another, which has an event in the same batch"
 )
+@pytest.mark.parametrize("epoll", [Poller, ExclusivePoller], indirect=True)
 @needs_epoll
 async def test_events_of_a_closed_socket_do_not_reach_the_next_one_with_its_number(
     epoll: Poller, opened: ExitStack
@@ -214,7 +236,8 @@ async def test_events_of_a_closed_socket_do_not_reach_the_next_one_with_its_numb
     second_peer.send(b"x")
     with fail_after(5):
         await handled.wait()
-        await wait_all_tasks_blocked()
+        for _ in range(10):  # more than a turn for what is left of the batch
+            await checkpoint()
 
     assert calls == []
 
@@ -296,8 +319,13 @@ async def test_a_turn_dispatches_at_most_one_batch_of_events(epoll: Poller, open
 
 
 @needs_epoll
-async def test_deferred_work_is_done_after_all_events_of_a_batch(opened: ExitStack) -> None:
+@pytest.mark.parametrize("timerfd", [True, False])
+async def test_deferred_work_is_done_after_all_events_of_a_batch(
+    timerfd: bool, opened: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[str] = []
+    if not timerfd:
+        monkeypatch.setattr(exclusive, "open_timerfd", lambda: None)
 
     class Deferring:
         batch: int

@@ -19,6 +19,7 @@ from anyio import (
 from anyio.abc import SocketAttribute
 from anyio.lowlevel import checkpoint
 
+from anyecho.net.pending import is_ready
 from anyecho.net.poller import Fallback, Poller
 from anyecho.net.stream import PolledStream
 from tests.net.pairs import KINDS, raw_pair, reset, stream_over
@@ -326,3 +327,12 @@ async def test_a_waiting_send_continues_when_the_peer_reads(poller: Poller | Fal
             await wait_all_tasks_blocked()
             with fail_after(20):
                 assert await drain(other) == payload
+
+
+def test_a_socket_is_ready_if_a_call_would_not_block() -> None:
+    peer, ours = raw_pair("unix")
+    with peer, ours:
+        assert (is_ready(ours), is_ready(ours, to_write=True)) == (False, True)
+        peer.send(b"x")
+        assert is_ready(ours)
+    assert not is_ready(ours)

@@ -22,7 +22,9 @@ MILLISECOND = 1_000_000
 
 
 @pytest.fixture(params=["poller", "exclusive", "poller, no timerfd", "exclusive, no timerfd", "no epoll"])
-async def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Poller | Fallback]:
+async def poller(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Poller | Fallback]:
     if request.param == "no epoll":
         yield Fallback()
         return
@@ -32,8 +34,8 @@ async def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     if "no timerfd" in request.param:
         for module in (timer, exclusive):
             monkeypatch.setattr(module, "open_timerfd", lambda: None)
-    async with open_poller(ExclusivePoller if "exclusive" in request.param else None) as poller:
-        yield poller
+    async with open_poller(ExclusivePoller if "exclusive" in request.param else None) as opened:
+        yield opened
 
 
 class Calls:
@@ -54,36 +56,36 @@ class Calls:
 
 
 @pytest.mark.parametrize("busy_wait", [0, 300_000])
-async def test_a_timer_calls_at_each_time_and_never_early(busy_wait: int, kind: Poller | Fallback) -> None:
+async def test_a_timer_calls_at_each_time_and_never_early(busy_wait: int, poller: Poller | Fallback) -> None:
     calls = Calls(2 * MILLISECOND, 2 * MILLISECOND + 1, 3 * MILLISECOND, 8 * MILLISECOND, 8 * MILLISECOND + 100_000)
-    async with open_timer(kind, calls.times[0], calls, busy_wait=busy_wait):
+    async with open_timer(poller, calls.times[0], calls, busy_wait=busy_wait):
         with fail_after(SOON):
             await calls.is_over.wait()
     assert [pair for pair in zip(calls.called, calls.times, strict=True) if pair[0] < pair[1]] == []
 
 
-async def test_times_in_the_past_are_called_at_once(kind: Poller | Fallback) -> None:
+async def test_times_in_the_past_are_called_at_once(poller: Poller | Fallback) -> None:
     calls = Calls(-1, -MILLISECOND, 0, -(10**18))
-    async with open_timer(kind, calls.times[0], calls):
+    async with open_timer(poller, calls.times[0], calls):
         with fail_after(SOON):
             await calls.is_over.wait()
     assert len(calls.called) == 4
 
 
-async def test_a_timer_ends_with_its_block_and_leaves_no_descriptor(kind: Poller | Fallback) -> None:
+async def test_a_timer_ends_with_its_block_and_leaves_no_descriptor(poller: Poller | Fallback) -> None:
     before = descriptors()
     calls = Calls(3600 * 1000 * MILLISECOND)
     with fail_after(SOON):
-        async with open_timer(kind, calls.times[0], calls, busy_wait=MILLISECOND):
+        async with open_timer(poller, calls.times[0], calls, busy_wait=MILLISECOND):
             await anyio.lowlevel.checkpoint()
     assert descriptors() == before
     assert calls.called == []
 
 
-async def test_other_tasks_run_while_a_timer_waits_busily(kind: Poller | Fallback) -> None:
+async def test_other_tasks_run_while_a_timer_waits_busily(poller: Poller | Fallback) -> None:
     turns = 0
     calls = Calls(50 * MILLISECOND)
-    async with open_timer(kind, calls.times[0], calls, busy_wait=50 * MILLISECOND):
+    async with open_timer(poller, calls.times[0], calls, busy_wait=50 * MILLISECOND):
         with fail_after(SOON):
             while not calls.called:
                 turns += 1

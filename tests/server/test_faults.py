@@ -34,6 +34,7 @@ from anyecho.faults import (
     Stall,
     Timeout,
 )
+from anyecho.net import abrupt
 from anyecho.server.server import open_server
 from tests.server.faulty import TCP, error_of, options, talk
 from tests.support.certificates import Files, client_context
@@ -96,8 +97,12 @@ async def test_an_echo_under_latency_is_complete_and_ends_with_eof(carrier: Addr
         assert server.stats.bytes_sent == len(payload)
 
 
-@pytest.mark.parametrize("stream", ["upstream", "downstream"])
-async def test_the_peer_of_a_reset_gets_econnreset(stream: Any) -> None:
+@pytest.mark.parametrize(("stream", "ctypes"), [("upstream", True), ("downstream", True), ("downstream", False)])
+async def test_the_peer_of_a_reset_gets_econnreset(
+    stream: Any, ctypes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not ctypes:
+        monkeypatch.setattr(abrupt, "_connect", None)
     fault = ResetPeer(stream=stream)
     async with open_server(TCP, options=options(fault)) as server:
 

@@ -418,9 +418,11 @@ async def test_a_server_on_a_path_does_not_forward_to_itself(short_path: Path) -
                 pytest.fail("it has started")
 
 
-@pytest.mark.parametrize("upstream", ["127.0.0.2", "host.invalid"])
-async def test_a_server_forwards_to_the_same_port_of_another_host(upstream: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
+@pytest.mark.parametrize(
+    ("bound", "upstream"), [("127.0.0.1", "127.0.0.2"), ("127.0.0.1", "host.invalid"), ("0.0.0.0", "192.0.2.1")]
+)
+async def test_a_server_forwards_to_the_same_port_of_another_host(bound: str, upstream: str) -> None:
+    with socket.create_server((bound, 0)) as sock:
         handler = forward(f"{upstream}:{sock.getsockname()[1]}")
         async with open_server(f"fd://{os.dup(sock.fileno())}", options=options(), handler=handler):
             pass
