@@ -39,7 +39,6 @@ class RecentDatagrams:
 @dataclass
 class _SentDatagram:
     datagram: bytes
-    number: int
     offset: int
     expires_at: float
 
@@ -92,7 +91,7 @@ class DatagramMatcher:
     def expect(self, datagram: bytes, *, expires_at: float = math.inf) -> int:
         """Add `datagram` to the outstanding ones. Return its number."""
         number = self.sent
-        self._outstanding[number] = _SentDatagram(datagram, number, self._bytes_sent, expires_at)
+        self._outstanding[number] = _SentDatagram(datagram, self._bytes_sent, expires_at)
         self._numbers.setdefault(datagram, deque()).append(self.sent)
         self.sent += 1
         self._bytes_sent += len(datagram)
@@ -147,12 +146,12 @@ class DatagramMatcher:
         return entry
 
     def _mismatch(self, reply: bytes) -> EchoMismatch:
-        for entry in self._outstanding.values():
+        for number, entry in self._outstanding.items():
             # Of equal length: most likely a corrupted echo of this datagram.
             if len(entry.datagram) == len(reply):
                 at = next(i for i, byte in enumerate(reply) if byte != entry.datagram[i])
                 wrong = f"sent 0x{entry.datagram[at]:02x}, got 0x{reply[at]:02x}"
-                message = f"byte {at} of datagram {entry.number} is wrong: {wrong}"
+                message = f"byte {at} of datagram {number} is wrong: {wrong}"
                 return EchoMismatch(message, offset=entry.offset + at)
 
         return EchoMismatch(f"a datagram of {len(reply)} bytes came that was never sent", offset=self._bytes_sent)
@@ -162,10 +161,6 @@ class DatagramMatcher:
         text = f"{self.lost} of {self.sent} datagrams were lost"
         if self.late:
             text += f", {self.late} of them only late"
-        oddities = []
-        if self.duplicates:
-            oddities.append(f"{self.duplicates} came twice")
-        if self.reordered:
-            oddities.append(f"{self.reordered} out of order")
-
-        return "; ".join([text, *([", ".join(oddities)] if oddities else [])])
+        counts = {"came twice": self.duplicates, "out of order": self.reordered}
+        oddities = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+        return f"{text}; {oddities}" if oddities else text
