@@ -7,12 +7,12 @@ __all__ = ("send",)
 import logging
 import os
 import stat
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from anyio import create_task_group
 from cyclopts import Parameter
@@ -33,6 +33,8 @@ from anyecho.net.descriptors import read_some, write_all
 from anyecho.net.threads import NoThreadError, run_in_thread
 from anyecho.net.udp.stream import DATAGRAM_MAX
 from anyecho.units import or_infinite
+
+T = TypeVar("T")
 
 logger = logging.getLogger("anyecho.client")
 
@@ -104,7 +106,8 @@ async def _send(
     async with AsyncExitStack() as opened:
         deadline = or_infinite(options.deadline)
         clock = await opened.enter_async_context(running_clock(deadline))
-        source: Source = _encoded(messages, repeat)
+        encoded = [os.fsencode(message) for message in messages]
+        source: Source = (item for _ in range(repeat) for item in encoded)
         if not messages:
             descriptor = _STDIN if file is None else await _open(file, deadline)
             if file is not None:
@@ -121,25 +124,10 @@ async def _send(
             await _write(chunk)
 
 
-def _encoded(messages: Sequence[str], repeat: int) -> Iterator[bytes]:
-    encoded = [os.fsencode(message) for message in messages]
-    for _ in range(repeat):
-        yield from encoded
-
-
 async def _open(file: Path, deadline: float) -> int:
     """Open `file` within `deadline` seconds: open(2) of a FIFO blocks until a process opens it for writing."""
-
-    async def open_file() -> int:
-        try:
-            return await run_in_thread(os.open, file, os.O_RDONLY)
-        except NoThreadError:
-            if _may_wait(file):
-                raise
-            return os.open(file, os.O_RDONLY)
-
     try:
-        return await run_within(deadline, open_file)
+        return await run_within(deadline, _run_in_thread, partial(os.open, file, os.O_RDONLY), file)
     except TimeoutError as exc:
         raise LocalError(f"cannot read {file}: no process writes to it") from exc
     except NoThreadError as exc:
@@ -162,19 +150,23 @@ async def _read(descriptor: int, repeat: int, file: Path | None) -> AsyncGenerat
         for again in range(repeat):
             if again:
                 os.lseek(descriptor, 0, os.SEEK_SET)
-            while chunk := await _read_chunk(descriptor):
+            while chunk := await _run_in_thread(partial(read_some, descriptor, _CHUNK), descriptor):
                 yield chunk
     except OSError as exc:
         raise LocalError(f"cannot read {file or 'standard input'}: {exc.strerror}") from exc
 
 
-async def _read_chunk(descriptor: int) -> bytes:
+async def _run_in_thread(call: Callable[[], T], source: Path | int | None = None) -> T:
+    """Return ``call()``, run in a thread; without one, in the event loop, which it may block for a while.
+
+    If `call` opens or reads a `source` that may have to wait for another process, raises `NoThreadError` instead.
+    """
     try:
-        return await run_in_thread(read_some, descriptor, _CHUNK)
+        return await run_in_thread(call)
     except NoThreadError:
-        if _may_wait(descriptor):
-            raise  # a blocking read would stop the event loop
-        return read_some(descriptor, _CHUNK)
+        if source is not None and _may_wait(source):
+            raise
+        return call()
 
 
 def _may_wait(file: Path | int) -> bool:
@@ -204,9 +196,6 @@ async def _read_datagrams(descriptor: int, repeat: int, file: Path | None) -> As
 
 async def _write(chunk: bytes) -> None:
     try:
-        try:
-            await run_in_thread(write_all, 1, chunk)
-        except NoThreadError:
-            write_all(1, chunk)  # blocks the event loop while the reader is slow, but loses nothing
+        await _run_in_thread(partial(write_all, 1, chunk))
     except OSError as exc:
         raise LocalError(f"cannot write the echo to standard output: {exc.strerror}") from exc
