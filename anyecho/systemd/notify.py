@@ -13,8 +13,8 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Iterator, MutableMapping
-from contextlib import contextmanager
+from collections.abc import MutableMapping
+from contextlib import closing
 from time import monotonic_ns
 
 from anyio import sleep
@@ -84,20 +84,15 @@ class Notifier:
             logger.warning("cannot notify %r: %s", os.fsdecode(self._address), exc.strerror or exc)
 
 
-@contextmanager
-def open_notifier(environ: MutableMapping[str, str]) -> Iterator[Notifier]:
-    """Yield a notifier for the service manager in `environ`; close it at the end of the block.
+def open_notifier(environ: MutableMapping[str, str]) -> closing[Notifier]:
+    """Return a notifier for the service manager in `environ`, which is closed at the end of a ``with`` block.
 
     The variables are removed, so that child processes do not notify the manager. A malformed value is a warning.
     """
     names = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
     address, microseconds, pid = (environ.pop(name, "") for name in names)
     period = _parse_period(microseconds) if address and pid in ("", str(os.getpid())) else None
-    notifier = Notifier(_parse_address(address), period=period)
-    try:
-        yield notifier
-    finally:
-        notifier.close()
+    return closing(Notifier(_parse_address(address), period=period))
 
 
 def _parse_address(text: str) -> bytes:
