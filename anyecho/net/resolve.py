@@ -116,14 +116,7 @@ def most_telling(failures: Sequence[OSError]) -> OSError:
     A refusal says more than a time-out, and a time-out more than an error of this machine. On a machine without
     IPv6, ``localhost`` with no server is "Connection refused" and not "Cannot assign requested address".
     """
-    return min(failures, key=_rank)
-
-
-def _rank(failure: OSError) -> int:
-    if failure.errno in _LOCAL_ERRORS:
-        return 2
-
-    return 1 if failure.errno in _NO_ANSWER_ERRORS else 0
+    return min(failures, key=lambda each: (each.errno in _LOCAL_ERRORS, each.errno in _NO_ANSWER_ERRORS))
 
 
 @contextmanager
