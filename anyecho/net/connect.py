@@ -55,7 +55,7 @@ async def connect_stream(
     if isinstance(address, UDPAddress):
         raise ConnectError(f"cannot connect to {address}: there is no stream of datagrams")
 
-    reached = on_step or _ignore
+    reached = on_step or (lambda _: None)
     records = client_session(address, tls or TLSClientOptions()) if address.tls else None
     reached("begun")
     with connect_errors(address):
@@ -73,10 +73,6 @@ async def connect_stream(
     stream = await secure(stream, records, address)
     reached("secured")
     return stream
-
-
-def _ignore(_: ConnectStep) -> None:
-    pass
 
 
 async def _tcp_endpoints(address: TCPAddress, family: IPVersion | None) -> Sequence[Endpoint]:
