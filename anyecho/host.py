@@ -47,29 +47,22 @@ def parse_authority(text: str, scheme: str) -> tuple[str, int]:
             raise AddressError("the bracket of the IPv6 address is not closed")
         if ":" not in inside:
             raise AddressError(f"{inside!r} in brackets is not an IPv6 address")
-        host = _parse_zone(inside)
+        host, colon, port = _parse_zone(inside), tail[:1], tail[1:]
     else:
         host, colon, port = text.rpartition(":")
         if ":" in host:
             raise AddressError(f"an IPv6 address goes in brackets: {scheme}://[::1]:port")
-        host, tail = (unquote(host, errors="strict"), colon + port) if colon else (text, "")
+        host = unquote(host, errors="strict")
 
-    if not tail.startswith(":"):
+    if colon != ":" or not port:
         raise AddressError(f"the port is missing: {hint}")
+    if not re.fullmatch("[0-9]+", port, re.A):
+        raise AddressError(f"the port {port!r} is not a number: {hint}")
 
-    return host, _digits(tail[1:], "the port", hint)
+    return host, int(port[-4000:])  # more digits than int() takes are out of range all the same
 
 
 def _parse_zone(text: str) -> str:
     address, percent, zone = text.partition("%")
     # RFC 6874 writes the % of a zone as %25; a bare % is copied from ip(8).
     return address + percent + unquote(zone.removeprefix("25"), errors="strict")
-
-
-def _digits(text: str, what: str, hint: str) -> int:
-    if not text:
-        raise AddressError(f"{what} is missing: {hint}")
-    if not re.fullmatch("[0-9]+", text, re.A):
-        raise AddressError(f"{what} {text!r} is not a number: {hint}")
-
-    return int(text[-4000:])  # more digits than int() takes are out of range all the same
