@@ -14,18 +14,11 @@ from anyecho.streams.passthrough import Passthrough
 _SHOWN = 64
 
 
-def _shorten(chunk: bytes) -> str:
-    """Return the repr of `chunk`, cut after 64 bytes and then followed by its full size."""
-    if len(chunk) <= _SHOWN:
-        return repr(bytes(chunk))
-
-    return f"{bytes(chunk[:_SHOWN])!r}... ({len(chunk)} bytes)"
-
-
 def log_chunk(logger: logging.Logger, what: str, chunk: bytes, *, extra: Mapping[str, str] | None = None) -> None:
-    """Log `chunk`, shortened, at level DEBUG."""
+    """Log the repr of `chunk` at level DEBUG, cut after 64 bytes and then followed by its full size."""
     if logger.isEnabledFor(logging.DEBUG):
-        logger.debug("%s %s", what, _shorten(chunk), extra=extra)
+        more = f"... ({len(chunk)} bytes)" if len(chunk) > _SHOWN else ""
+        logger.debug("%s %r%s", what, bytes(chunk[:_SHOWN]), more, extra=extra)
 
 
 @dataclass(eq=False)
