@@ -158,7 +158,7 @@ class SourceGuard:
             return
 
         self._log_bucket.tokens -= 1
-        each, total = _per_second(self._rate), _per_second(self._rate * self._total_factor)
+        each, total = f"{format_rate(self._rate)}/s", f"{format_rate(self._rate * self._total_factor)}/s"
         why = _REASON_TEXTS[reason].format(each=each, all=total, share=self._share)
         more = f"; also from {self._suppressed} other sources, not logged" if self._suppressed else ""
         logger.warning("dropping datagrams from %s port %d: %s%s", source[0], source[1], why, more)
@@ -175,7 +175,3 @@ def _host_reason(host: str) -> str | None:
         return "multicast"
 
     return None
-
-
-def _per_second(rate: float) -> str:
-    return f"{format_rate(rate)}/s"
