@@ -7,6 +7,7 @@ __all__ = ("BACKENDS", "Backend", "run")
 import errno
 import os
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from importlib.util import find_spec
 from typing import Any, Literal, TypeVar, TypeVarTuple, get_args
 
@@ -57,14 +58,11 @@ def _anyio_arguments(backend: str) -> tuple[str, dict[str, Any]]:
 def _check_descriptors(backend: Backend) -> None:
     """Raise `StartError` if too few are free: asyncio would print a traceback, uvloop would abort the process."""
     count = _DESCRIPTORS[backend]
-    taken: list[int] = []
     try:
-        for _ in range(count):
-            taken.append(os.open(os.devnull, os.O_RDONLY))
+        with ExitStack() as taken:
+            for _ in range(count):
+                taken.callback(os.close, os.open(os.devnull, os.O_RDONLY))
     except OSError as exc:
         if exc.errno in (errno.EMFILE, errno.ENFILE):
             needs = f"an event loop of {backend} needs {count} descriptors"
             raise StartError(f"{needs}: {exc.strerror} (ulimit -n)") from exc
-    finally:
-        for descriptor in taken:
-            os.close(descriptor)
