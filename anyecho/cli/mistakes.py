@@ -13,10 +13,10 @@ from cyclopts import CoercionError, CycloptsError, UnknownCommandError, UnknownO
 from anyecho.cli.config_file import FROM_FILE
 
 _ADDRESS = "give the address: anyecho serve HOST:PORT (or -b HOST:PORT)"
-_INFO, _DEBUG, _ERROR = ("--log-level info", "--log-level debug", "--log-level error")
 
 #: Of each verb that connects.
 _CLIENT = {
+    **dict.fromkeys(("--host", "--address", "--bind", "-b"), "give the address first: anyecho {verb} HOST:PORT"),
     **dict.fromkeys(("--tls", "--ssl"), "write tls://HOST:PORT"),
     **dict.fromkeys(("--udp", "-u"), "write udp://HOST:PORT"),
     **dict.fromkeys(("--unix", "-U"), "write unix:/PATH"),
@@ -40,13 +40,11 @@ _SYNONYMS: dict[str, dict[str, str]] = {
         **dict.fromkeys(("--proxy", "--accept-proxy"), "--proxy-protocol, with --proxy-trusted"),
     },
     "ping": {
-        **dict.fromkeys(("--host", "--address", "--bind", "-b"), "give the address first: anyecho ping HOST:PORT"),
         **_CLIENT,
         **dict.fromkeys(("--repeat", "-n"), "--count"),
         **dict.fromkeys(("-A", "-f", "--flood", "--adaptive"), "--interval 0"),
     },
     "bench": {
-        **dict.fromkeys(("--host", "--address", "--bind", "-b"), "give the address first: anyecho bench HOST:PORT"),
         **_CLIENT,
         **dict.fromkeys(("-t", "--time"), "--duration"),
         **dict.fromkeys(("-q", "--qps", "-R", "--throughput"), "--rate"),
@@ -55,7 +53,6 @@ _SYNONYMS: dict[str, dict[str, str]] = {
         **dict.fromkeys(("--length", "-l"), "--size"),
     },
     "send": {
-        **dict.fromkeys(("--host", "--address", "--bind", "-b"), "give the address first: anyecho send HOST:PORT"),
         **_CLIENT,
         **dict.fromkeys(("--count", "-c", "-n"), "--repeat"),
         **dict.fromkeys(("--idle-timeout", "-w", "-t"), "--timeout"),
@@ -64,9 +61,9 @@ _SYNONYMS: dict[str, dict[str, str]] = {
 }
 _COMMON_SYNONYMS = {
     **dict.fromkeys(("--loop", "--event-loop", "--uvloop", "--trio", "--asyncio"), "--backend"),
-    **dict.fromkeys(("--verbose", "-v"), _INFO),
-    **dict.fromkeys(("--debug", "-d"), _DEBUG),
-    **dict.fromkeys(("--quiet", "-q"), _ERROR),
+    **dict.fromkeys(("--verbose", "-v"), "--log-level info"),
+    **dict.fromkeys(("--debug", "-d"), "--log-level debug"),
+    **dict.fromkeys(("--quiet", "-q"), "--log-level error"),
 }
 
 
@@ -107,6 +104,7 @@ def _unknown_option(exc: UnknownOptionError) -> str:
         port = value or next(iter(after), "")
         return f"unknown option {option}: a port is part of the address: anyecho {verb} {_example(verb, port)}"
     if hint := _SYNONYMS.get(verb, {}).get(option) or _COMMON_SYNONYMS.get(option):
+        hint = hint.replace("{verb}", verb)
         return f"unknown option {option}: {hint if ' ' in hint and hint[0] != '-' else f'did you mean {hint}?'}"
 
     flags = [name for argument in exc.argument_collection for name in argument.names if name.startswith("--")]
