@@ -117,8 +117,6 @@ class Admission:
         self._empty = Event()
         #: Measures the durations of connections; None: nothing is measured.
         self.timings: Timings | None = None
-        #: The fault plan of each open connection, by which those of a listener are found; None: not kept.
-        self._plans: dict[Connection, FaultPlan | None] | None = None
         #: All open connections, those without a complete PROXY header included.
         self.connections: set[Connection] = set()
 
@@ -148,6 +146,7 @@ class Admission:
             return
 
         connection.listener = policy.listener
+        connection.plan = policy.faults
         self._stats.active += 1
         self._limit.acquire()
         self.connections.add(connection)
@@ -155,8 +154,6 @@ class Admission:
             self._engine.recorder.begin(connection, sockaddr)
         if self.timings is not None:
             self.timings.begin(connection)
-        if self._plans is not None:
-            self._plans[connection] = policy.faults
         if policy.certificates:
             self.handshakes.acquire()
         if policy.versions is None:
@@ -172,14 +169,9 @@ class Admission:
             if isinstance(connection, HandlerConnection):
                 connection.redraw_faults()
 
-    def follow_plans(self) -> None:
-        """Let `close_connections` find the connections accepted from now on."""
-        if self._plans is None:
-            self._plans = {}
-
     def close_connections(self, plan: FaultPlan, reason: CloseReason) -> None:
         """Close the connections with this fault plan, without a lingering close."""
-        for connection in [each for each, other in (self._plans or {}).items() if other is plan]:
+        for connection in [each for each in self.connections if each.plan is plan]:
             connection.request_close(reason)
             connection.abort()
 
@@ -279,8 +271,6 @@ class Admission:
         received, sent = connection.totals
         stats.bytes_received += received
         stats.bytes_sent += sent
-        if self._plans is not None:
-            self._plans.pop(connection, None)
         if self._engine.recorder is not None:
             self._engine.recorder.end(connection, str(connection.reason))
         if self.timings is not None:

@@ -18,6 +18,7 @@ from anyio import CancelScope, Lock, TaskHandle, current_time
 from anyio.abc import TaskGroup
 
 from anyecho.clock import INTERVALS, call_until
+from anyecho.faults.plan import FaultPlan
 from anyecho.net.linger import linger, peek
 from anyecho.net.names import SockAddr, remote_address
 from anyecho.net.poller import Fallback, Poller
@@ -75,7 +76,7 @@ class Connection(LoggedPeer):
     """Owns and closes `sock`. Has slots, because a server holds thousands of connections."""
 
     __slots__ = (
-        *("_scope", "engine", "phase", "reason"),
+        *("_scope", "engine", "phase", "plan", "reason"),
         *("checks", "idle_checks", "last_total", "window_start"),
     )
 
@@ -89,6 +90,8 @@ class Connection(LoggedPeer):
         self.phase: Phase = HEADER
         self.asserted = None
         self.listener = ""
+        #: The faults of its listener, from which its own are drawn.
+        self.plan: FaultPlan | None = None
         self._name = ""
         self._started_at = 0.0
         #: For the reaper: number of checks, total bytes at the last one, successive checks without a new byte, and

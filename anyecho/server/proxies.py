@@ -103,7 +103,6 @@ class Proxies:
         self._admission = admission
         self._options = options
         self.seed = seed
-        admission.follow_plans()
         listening.stay_open()
         by_address: dict[Address, list[StreamListener]] = {}
         for stream in listening.streams:
