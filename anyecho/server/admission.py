@@ -32,7 +32,7 @@ from anyecho.net.tls.records import Records
 from anyecho.server.connection import Connection, Engine
 from anyecho.server.events import CappedEventConnection, EventConnection, EventsEngine
 from anyecho.server.handled import HandlerConnection
-from anyecho.server.limits import ConnectionLimit, SourceLimit
+from anyecho.server.limits import ConnectionLimit, SourceLimit, connection_limit
 from anyecho.server.options import ServeOptions
 from anyecho.server.peer_log import log_rejected
 from anyecho.server.phases import CLOSED, HANDSHAKE, HEADER, OPEN, Phase
@@ -77,28 +77,22 @@ class Admission:
     """Owns every accepted socket until it is closed and its close reason is counted."""
 
     def __init__(
-        self,
-        options: ServeOptions,
-        limit: ConnectionLimit,
-        stats: Stats,
-        poller: Poller | Fallback,
-        tasks: TaskGroup,
-        handler: Handler,
+        self, options: ServeOptions, poller: Poller | Fallback, tasks: TaskGroup, handler: Handler
     ) -> None:
-        self._options = options
+        self.options = options
+        self.stats = Stats()
         self._handler = handler
         #: Whether the faults of a connection may change while it is open. It then has a task.
         self._faults_change = False
-        self._limit = limit
+        self._limit = connection_limit(options)
         #: Held from accept to the end of the handshake. The accept limit of the TLS listeners.
-        self.handshakes = ConnectionLimit(max(1, limit.limit // _HANDSHAKE_DIVISOR), parent=limit)
+        self.handshakes = ConnectionLimit(max(1, self._limit.limit // _HANDSHAKE_DIVISOR), parent=self._limit)
         #: The time limits of the phases before OPEN.
         self.timeouts = {
             HEADER: PhaseTimeout(or_infinite(options.proxy_timeout), CloseReason.PROXY_TIMEOUT),
             HANDSHAKE: PhaseTimeout(or_infinite(options.handshake_timeout), CloseReason.HANDSHAKE),
         }
         self._per_source = SourceLimit(options.max_connections_per_ip)
-        self._stats = stats
         self._trusted = TrustedNetworks.parse(options.proxy_trusted)
         engine_type: type[Engine] = EventsEngine if isinstance(poller, Poller) else Engine
         self._engine = engine_type(
@@ -109,7 +103,7 @@ class Admission:
             rate_limit=or_infinite(options.rate_limit),
             acquire_source=self._per_source.acquire,
             advance=self._advance,
-            tls_failures=stats.tls_failures,
+            tls_failures=self.stats.tls_failures,
         )
         self._events = self._engine if isinstance(self._engine, EventsEngine) else None
         if options.engine == "events" and self._events is None:
@@ -123,7 +117,7 @@ class Admission:
     @property
     def accept_batch(self) -> int:
         """Maximum connections accepted in one wake-up."""
-        return _ACCEPT_BATCH if self._options.processes == 1 else _SHARED_ACCEPT_BATCH
+        return _ACCEPT_BATCH if self.options.processes == 1 else _SHARED_ACCEPT_BATCH
 
     def accept_limit(self, policy: ListenerPolicy) -> AcceptLimit:
         """Return the limit that gates accept on a listener."""
@@ -131,7 +125,7 @@ class Admission:
 
     def admit(self, policy: ListenerPolicy, sock: socket.socket, sockaddr: Any) -> None:
         """Take over `sock`, accepted from `sockaddr`: start a connection, or close it and count the reason."""
-        self._stats.accepted += 1
+        self.stats.accepted += 1
         if self._limit.is_reached():
             self._reject(policy, sock, sockaddr, CloseReason.OVER_LIMIT)
             return
@@ -147,7 +141,7 @@ class Admission:
 
         connection.listener = policy.listener
         connection.plan = policy.faults
-        self._stats.active += 1
+        self.stats.active += 1
         self._limit.acquire()
         self.connections.add(connection)
         if self._engine.recorder is not None:
@@ -164,7 +158,7 @@ class Admission:
 
     def change_faults(self) -> None:
         """Let the faults of the listeners act, which have changed. Connections accepted from now on follow them."""
-        self._faults_change = self._options.engine != "events"
+        self._faults_change = self.options.engine != "events"
         for connection in [*self.connections]:
             if isinstance(connection, HandlerConnection):
                 connection.redraw_faults()
@@ -177,7 +171,7 @@ class Admission:
 
     def record(self) -> Recorder:
         """Keep a record of each connection from now on. Connections then need a task."""
-        if self._options.engine == "events":
+        if self.options.engine == "events":
             text = "a record needs a task for each connection: engine must be auto or tasks"
             raise UsageError(text, options=("engine",))
 
@@ -201,7 +195,7 @@ class Admission:
     def _reject(self, policy: ListenerPolicy, sock: socket.socket, sockaddr: Any, reason: CloseReason) -> None:
         log_rejected(sock, sockaddr, policy.listener, reason)
         sock.close()
-        self._stats.closed[str(reason)] += 1
+        self.stats.closed[str(reason)] += 1
 
     def _connection(self, sock: socket.socket, policy: ListenerPolicy) -> Connection:
         drawn: Sequence[Drawn] = ()
@@ -225,7 +219,7 @@ class Admission:
         if self._events is None or self._needs_task():
             return TaskConnection(sock, self._engine, records)
 
-        capped = self._options.max_bytes is not None
+        capped = self.options.max_bytes is not None
         if records is None:
             return (CappedEventConnection if capped else EventConnection)(sock, self._events)
 
@@ -233,11 +227,11 @@ class Admission:
 
     def _needs_task(self) -> bool:
         """Whether a wrapped stream is needed, for a rate limit, a record or a debug log."""
-        if self._options.engine == "auto":
-            wrapped = self._options.rate_limit is not None or self._engine.recorder is not None
+        if self.options.engine == "auto":
+            wrapped = self.options.rate_limit is not None or self._engine.recorder is not None
             return wrapped or logger.isEnabledFor(logging.DEBUG)
 
-        return self._options.engine == "tasks"
+        return self.options.engine == "tasks"
 
     def _advance(self, connection: Connection, phase: Phase) -> None:
         """Move `connection` on to `phase`, with its slots and time limit. No effect unless it is a later one."""
@@ -262,7 +256,7 @@ class Admission:
             self._count_closed(connection)
 
     def _count_closed(self, connection: Connection) -> None:
-        stats = self._stats
+        stats = self.stats
         self.connections.discard(connection)
         self._limit.release()
         self._per_source.release(connection)

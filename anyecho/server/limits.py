@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("ConnectionLimit", "SharedConnectionLimit", "SourceLimit", "cap_by_fd_limit", "descriptor_limit")
+__all__ = ("ConnectionLimit", "SharedConnectionLimit", "SourceLimit", "connection_limit")
 
 import resource
 from collections import Counter
@@ -13,24 +13,12 @@ from anyio import Event, sleep
 
 from anyecho.net.names import source_key
 from anyecho.net.shared_counts import Row
+from anyecho.server.options import ServeOptions
 
 #: Descriptors reserved for all other uses: listeners, the event loop, log files, a resolver.
 _RESERVED_DESCRIPTORS = 64
 #: Seconds for which a new connection is left to a process with fewer, and connections to accept afterwards.
 _LEAVE_SECONDS, _GRANT = 0.002, 64
-
-
-def descriptor_limit() -> int:
-    """Return the soft descriptor limit of this process."""
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-
-
-def cap_by_fd_limit(max_connections: int, descriptors: int) -> int:
-    """Return `max_connections`, or the most that `descriptors` allow: all but 64, below 128 half of them."""
-    if descriptors == resource.RLIM_INFINITY:
-        return max_connections
-
-    return max(1, min(max_connections, max(descriptors - _RESERVED_DESCRIPTORS, descriptors // 2)))
 
 
 @dataclass(eq=False)
@@ -116,6 +104,18 @@ class SharedConnectionLimit(ConnectionLimit):
     def _is_ahead(self) -> bool:
         least = self._row.least_other()
         return least is not None and self.held > least
+
+
+def connection_limit(options: ServeOptions) -> ConnectionLimit:
+    """Return the limit in `options`, or the most that the soft limit of descriptors allows.
+
+    That is all descriptors but 64, or below 128 half of them.
+    """
+    limit, descriptors = options.max_connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if descriptors != resource.RLIM_INFINITY:
+        limit = max(1, min(limit, max(descriptors - _RESERVED_DESCRIPTORS, descriptors // 2)))
+    wait, row = options.over_limit == "wait", options.shared_row
+    return SharedConnectionLimit(limit, row, wait=wait) if row else ConnectionLimit(limit, wait)
 
 
 class SourceLimit:

@@ -23,8 +23,6 @@ from anyecho.net.poller import Fallback, Poller
 from anyecho.net.tls.contexts import Certificates
 from anyecho.net.udp.echo import Reflector
 from anyecho.server.admission import Admission, ListenerPolicy
-from anyecho.server.options import ServeOptions
-from anyecho.server.stats import Stats
 from anyecho.server.stream_listener import StreamListener
 from anyecho.server.udp_guard import SourceGuard
 from anyecho.server.unused import check_faults, expected_header
@@ -39,8 +37,6 @@ class Listening:
         self,
         listeners: Sequence[Listener],
         admission: Admission,
-        options: ServeOptions,
-        stats: Stats,
         poller: Poller | Fallback,
         certificates: Certificates | None,
         *,
@@ -50,9 +46,8 @@ class Listening:
         self.closed = Event()
         self._opened = listeners
         self._admission = admission
-        self._stats = stats
         self._poller = poller
-        self._options = options
+        self._options = options = admission.options
         self.certificates = certificates
         self._seed = seed
         self._faults: Mapping[str, Fault] = named(options.faults)
@@ -62,7 +57,7 @@ class Listening:
         self._reflectors = [*self._open_reflectors()]
         #: The listeners for streams that accept.
         self.streams = [
-            StreamListener(listener, self._policy(listener), admission, stats)
+            StreamListener(listener, self._policy(listener), admission)
             for listener in listeners
             if not isinstance(listener.address, UDPAddress)
         ]
@@ -158,7 +153,7 @@ class Listening:
 
     def add(self, listener: Listener, policy: ListenerPolicy) -> StreamListener:
         """Accept on one more `listener` for streams. Once stopped, close it."""
-        stream = StreamListener(listener, policy, self._admission, self._stats)
+        stream = StreamListener(listener, policy, self._admission)
         if self._stopped:
             listener.close()
             return stream
@@ -183,7 +178,7 @@ class Listening:
 
     def _open_reflectors(self) -> Iterator[Reflector]:
         sockets = [listener.sock for listener in self._datagrams]
-        counts = self._stats.datagrams
+        counts = self._admission.stats.datagrams
         # One guard for all: a source has one token bucket.
         guard = SourceGuard(self._options, {sock.getsockname()[1] for sock in sockets}, counts.dropped)
         tune = not self._options.socket.rcvbuf

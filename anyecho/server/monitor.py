@@ -16,7 +16,7 @@ from anyio.lowlevel import checkpoint
 from anyecho.server.admission import Admission
 from anyecho.server.connection import Connection
 from anyecho.server.listening import Listening
-from anyecho.server.stats import Peer, Stats, dropped_log_lines
+from anyecho.server.stats import Peer, dropped_log_lines
 from anyecho.server.timings import Timings
 from anyecho.server.totals import DatagramTotals, Totals
 
@@ -28,8 +28,7 @@ _PEERS_SLICE = 32
 class Monitor:
     """Reads the counters of a server, in the thread of its event loop."""
 
-    def __init__(self, stats: Stats, admission: Admission, listening: Listening, tasks: TaskGroup) -> None:
-        self._stats = stats
+    def __init__(self, admission: Admission, listening: Listening, tasks: TaskGroup) -> None:
         self._admission = admission
         self._listening = listening
         self._timings = admission.timings = Timings()
@@ -68,7 +67,8 @@ class Monitor:
             yield [peer for peer in described if peer is not None]
 
     def _count(self) -> Totals:
-        stats, datagrams = self._stats, self._stats.datagrams
+        stats = self._admission.stats
+        datagrams = stats.datagrams
         return Totals(
             accepted=stats.accepted,
             open=stats.active,

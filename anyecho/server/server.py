@@ -25,7 +25,6 @@ from anyecho.net.listen import Listener
 from anyecho.net.poller import Fallback, Poller, open_poller
 from anyecho.net.tls.contexts import Certificates
 from anyecho.server.admission import Admission
-from anyecho.server.limits import ConnectionLimit, SharedConnectionLimit, cap_by_fd_limit, descriptor_limit
 from anyecho.server.listening import Listening
 from anyecho.server.monitor import Monitor
 from anyecho.server.opening import open_sockets
@@ -101,14 +100,10 @@ async def open_server(
     """
     options = ServeOptions() if options is None else options
     check_kind(options, ServeOptions)
-    limit = cap_by_fd_limit(options.max_connections, descriptor_limit())
     with ExitStack() as opened, unwrap_single() as kept:
         listeners, certificates = await open_sockets(addresses or (DEFAULT_ADDRESS,), options, handler, opened)
         async with open_poller() as poller, create_task_group() as tasks:
-            wait = options.over_limit == "wait"
-            row = options.shared_row
-            connection_limit = SharedConnectionLimit(limit, row, wait=wait) if row else ConnectionLimit(limit, wait)
-            server = Server(listeners, connection_limit, options, poller, tasks, certificates, handler)
+            server = Server(listeners, options, poller, tasks, certificates, handler)
             opened.callback(setattr, server, "_exited", True)
             server._start()
             try:
@@ -141,7 +136,6 @@ class Server:
     def __init__(
         self,
         listeners: Sequence[Listener],
-        limit: ConnectionLimit,
         options: ServeOptions,
         poller: Poller | Fallback,
         tasks: TaskGroup,
@@ -150,17 +144,15 @@ class Server:
     ) -> None:
         self.addresses: tuple[Address, ...] = tuple(listener.address for listener in listeners)
         self.options = options
-        self.stats: Stats = Stats()
         self.certificates = certificates
         self._tasks = tasks
-        self._admission = Admission(options, limit, self.stats, poller, tasks, handler)
+        self._admission = Admission(options, poller, tasks, handler)
+        self.stats: Stats = self._admission.stats
         self._connections = self._admission.connections
         self._reaper = Reaper(self._connections, options)
         self._monitor: Monitor | None = None
         self.seed: int = new_seed() if options.seed is None else options.seed
-        self._listening = Listening(
-            listeners, self._admission, options, self.stats, poller, certificates, seed=self.seed
-        )
+        self._listening = Listening(listeners, self._admission, poller, certificates, seed=self.seed)
         self._thread = get_ident()
         #: Whether the block has been left. Then the methods do nothing, in any thread.
         self._exited = False
@@ -279,7 +271,7 @@ class Server:
 
     def monitor(self) -> Monitor:
         """Measure durations and the lag of the event loop from now on; return what reads the counters."""
-        self._monitor = self._monitor or Monitor(self.stats, self._admission, self._listening, self._tasks)
+        self._monitor = self._monitor or Monitor(self._admission, self._listening, self._tasks)
         return self._monitor
 
     def peers(self) -> list[Peer]:

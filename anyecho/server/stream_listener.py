@@ -12,20 +12,19 @@ from anyecho.net.accept import Acceptor
 from anyecho.net.listen import Listener
 from anyecho.net.poller import Fallback, Poller
 from anyecho.server.admission import Admission, ListenerPolicy
-from anyecho.server.stats import Stats
 
 
 class StreamListener:
     """Accepts on `listener`, which it closes, and passes each connection to `admission` with `policy`."""
 
-    def __init__(self, listener: Listener, policy: ListenerPolicy, admission: Admission, stats: Stats) -> None:
+    def __init__(self, listener: Listener, policy: ListenerPolicy, admission: Admission) -> None:
         self.listener = listener
         self._admission = admission
         self._acceptor = Acceptor(
             sock=listener.sock,
             limit=admission.accept_limit(policy),
             hand_over=partial(admission.admit, policy),
-            errors=stats.accept_errors,
+            errors=admission.stats.accept_errors,
             preparation=listener.preparation,
             batch=admission.accept_batch,
         )
