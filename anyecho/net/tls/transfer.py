@@ -8,19 +8,15 @@ from __future__ import annotations
 
 __all__ = ("TLSTransfer",)
 
+import socket
 import ssl
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from anyio import BrokenResourceError, BusyResourceError, ClosedResourceError, Event
 
+from anyecho.net.readiness import Registration
 from anyecho.net.stream import PolledStream
 from anyecho.net.tls.records import WIRE_CHUNK, Records
-
-if TYPE_CHECKING:
-    import socket
-
-    from anyecho.net.readiness import Registration
 
 
 class TLSTransfer(PolledStream):

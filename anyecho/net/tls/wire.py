@@ -8,15 +8,12 @@ from __future__ import annotations
 
 __all__ = ("TLSWire",)
 
+import socket
 import ssl
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from anyecho.net.tls.errors import TLSError, TLSTruncated
 from anyecho.net.tls.records import CHUNK, WIRE_CHUNK, Records
-
-if TYPE_CHECKING:
-    import socket
 
 #: Maximum bytes pending in `read_into`, for a peer that makes OpenSSL answer but does not read: twice what one
 #: `write` can leave pending.
