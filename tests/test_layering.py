@@ -223,7 +223,6 @@ FOLDERS = {
         "signals",
         "log_formats",
         "logs",
-        "spelling",
         "environment",
         "config_file",
         "help_pages",

@@ -2,6 +2,8 @@
 
 An empty variable counts as unset, because ``${X:-}`` in a compose file yields an empty one. An unknown variable is
 a warning and never an error: another version may read it.
+
+In messages, the attribute name of an option is replaced by the flag, the variable or the key that the user wrote.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ __all__ = ("Environment", "is_readable")
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import get_args, get_origin
@@ -20,9 +22,17 @@ from cyclopts import App, Token
 from cyclopts.argument import Argument, ArgumentCollection
 from cyclopts.config import Env
 
-from anyecho.cli.spelling import PREFIX, OptionNames
 from anyecho.errors import AddressError, UsageError
 
+#: The prefix of environment variables.
+PREFIX = "ANYECHO_"
+#: Flags that are not derived from the attribute: for a switch that is on by default, the flag that turns it off.
+_FLAGS = {
+    "family": "-4 or -6",
+    "faults": "--fault",
+    "keepalive": "--no-keepalive",
+    "tcp_nodelay": "--no-tcp-nodelay",
+}
 #: Variables that Kubernetes sets in every container for a service called anyecho or anyecho-something.
 _KUBERNETES = re.compile(rf"{PREFIX}(.*_)?(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_.*)?)")
 _SWITCHES = {"on": "true", "off": "false"}
@@ -43,10 +53,6 @@ class Environment(Env):
         #: The application with the verbs that read variables. A variable of any verb is known to every verb.
         self.root: App | None = None
         self._unknown: tuple[str, ...] = ()
-
-    @property
-    def option_names(self) -> OptionNames:
-        return OptionNames(self.used, self.in_file)
 
     def __call__(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
         del app, commands
@@ -113,9 +119,23 @@ class Environment(Env):
                 raise
             raise UsageError(f"{self.in_file[option]}: {exc}") from exc
 
+    def substitute(self, text: str, options: Collection[str]) -> str:
+        """Return `text` with the first occurrence of each of `options`, attribute names, as the user wrote it."""
+        names = {each: self._spelling(each) for each in options if each.isidentifier()}  # not ?proxy= of an address
+        # The delimiters exclude a host or a file of the same name.
+        words = rf"(?<![^\s(])(?:{'|'.join(names)})(?![^\s,:;)])"
+        return re.sub(words, lambda match: names.pop(match[0], match[0]), text) if names else text
+
+    def _spelling(self, option: str) -> str:
+        """Return ``--ssl-keyfile`` for ``ssl_keyfile``, or ``ANYECHO_SSL_KEYFILE`` if that variable set it."""
+        if option in self.used:
+            return PREFIX + option.upper()
+
+        return self.in_file.get(option) or _FLAGS.get(option, "--" + option.replace("_", "-"))
+
     def _substitute_names(self, record: logging.LogRecord) -> bool:
         if options := getattr(record, "options", ()):
-            record.msg, record.args = self.option_names.substitute(record.getMessage(), options), ()
+            record.msg, record.args = self.substitute(record.getMessage(), options), ()
 
         return True
 

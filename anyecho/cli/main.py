@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status if isinstance(status, int) else 0
     except (AnyechoError, CycloptsError) as exc:
         if isinstance(exc, AnyechoError):
-            print_error(environment.option_names.substitute(str(exc), exc.options))
+            print_error(environment.substitute(str(exc), exc.options))
         else:
             print_error(describe(exc))
         if [*arguments][:1] == ["ping"]:
