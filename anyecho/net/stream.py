@@ -64,12 +64,12 @@ class PolledStream(SocketOwner, ByteStream):
         "_eof_sent",
         "_receiving",
         "_registration",
-        "_sending",
         "_sock",
         "budget",
         "bytes_received",
         "bytes_sent",
         "rest",
+        "sending",
     )
 
     def __init__(self, sock: socket.socket, registration: Registration, *, budget: int = 1) -> None:
@@ -79,7 +79,8 @@ class PolledStream(SocketOwner, ByteStream):
         self._closed = False
         self._eof_sent = False
         self._receiving = False
-        self._sending = False
+        #: Whether a `send` or `send_eof` waits or runs.
+        self.sending = False
         self.budget = budget
         self._calls_left = budget - 1
         self._bytes_left = _BUDGET_BYTES
@@ -131,7 +132,7 @@ class PolledStream(SocketOwner, ByteStream):
         registration = self._registration
         # Cast, because len() of a memoryview of ints counts ints, not bytes.
         rest: bytes | memoryview = item if type(item) is bytes else memoryview(item).cast("B")
-        self._sending = True
+        self.sending = True
         try:
             if not rest or (registration.may_write and self._is_budget_spent()):
                 await self._yield()
@@ -152,7 +153,7 @@ class PolledStream(SocketOwner, ByteStream):
         except OSError as exc:
             raise self._translate(exc) from exc
         finally:
-            self._sending = False
+            self.sending = False
             self.rest = rest
 
     def send_nowait(self, item: bytes) -> bool:
@@ -178,30 +179,29 @@ class PolledStream(SocketOwner, ByteStream):
         return not self.rest
 
     async def send_eof(self) -> None:
-        if self._eof_sent and not self._closed:
-            await checkpoint()
-            return
+        if self._closed or not self._eof_sent:
+            self._check_sendable()
+        if self.sending:
+            raise BusyResourceError("sending to")
 
-        self._check_sendable()
-        self._sending = True
+        self.sending = True
         try:
             await checkpoint()
-            self._sock.shutdown(socket.SHUT_WR)
-            self._eof_sent = True
+            await self._shut_down()
         except OSError as exc:
             raise self._translate(exc) from exc
         finally:
-            self._sending = False
+            self.sending = False
 
-    @property
-    def sending(self) -> bool:
-        """Whether a `send` or `send_eof` waits or runs."""
-        return self._sending
+    async def _shut_down(self) -> None:
+        if not self._eof_sent:
+            self._sock.shutdown(socket.SHUT_WR)
+            self._eof_sent = True
 
     def _check_sendable(self) -> None:
         if self._closed or self._eof_sent:
             raise ClosedResourceError
-        if self._sending:
+        if self.sending:
             raise BusyResourceError("sending to")
         if self._broken is not None:
             raise BrokenResourceError from self._broken

@@ -30,14 +30,14 @@ class TrioStream(trio.abc.HalfCloseableStream):
     async def _wait_writable(self) -> None:
         stream = self._stream
         await stream.send(b"")  # raises if the stream cannot send
-        stream._sending = True
+        stream.sending = True
         try:
             poll = select.poll()
             poll.register(self._sock, select.POLLOUT)
             stream._registration.may_write = bool(poll.poll(0))
             await stream._registration.writable()
         finally:
-            stream._sending = False
+            stream.sending = False
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         try:

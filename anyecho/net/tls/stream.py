@@ -22,14 +22,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from operator import index
 from typing import Any
 
-from anyio import (
-    BrokenResourceError,
-    BusyResourceError,
-    CancelScope,
-    ClosedResourceError,
-    EndOfStream,
-    current_time,
-)
+from anyio import BrokenResourceError, CancelScope, ClosedResourceError, EndOfStream, current_time
 from anyio.lowlevel import checkpoint
 
 from anyecho.clock import INTERVALS, call_until
@@ -70,7 +63,7 @@ class TLSStream(TLSTransfer):
         Each step holds `step_lock`: it uses as much CPU as some hundred echoes.
         """
         self._check_sendable()
-        self._sending = self._receiving = True
+        self.sending = self._receiving = True
         done = False
         try:
             while not done:
@@ -85,7 +78,7 @@ class TLSStream(TLSTransfer):
             self._try_flush()
             raise self._translate(exc) from exc
         finally:
-            self._sending = self._receiving = False
+            self.sending = self._receiving = False
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         if index(max_bytes) <= 0:
@@ -143,7 +136,7 @@ class TLSStream(TLSTransfer):
         # The lengths below are those of bytes: of a memoryview of ints, len() counts ints.
         rest: bytes | memoryview = item if type(item) is bytes else memoryview(item).cast("B")
         queued = 0
-        self._sending = True
+        self.sending = True
         try:
             if not rest or self._is_budget_spent():
                 await self._yield()
@@ -160,7 +153,7 @@ class TLSStream(TLSTransfer):
         except OSError as exc:
             raise self._translate(exc) from exc
         finally:
-            self._sending = False
+            self.sending = False
             # `records` keeps what is encrypted and not yet taken by the kernel.
             self.rest = rest[queued:]
 
@@ -170,29 +163,17 @@ class TLSStream(TLSTransfer):
             self.rest = b""
         return not self.rest and self._flush_now()
 
-    async def send_eof(self) -> None:
-        if self._closed or not self._eof_sent:
-            self._check_sendable()
-        if self._sending:
-            raise BusyResourceError("sending to")
-
-        self._sending = True
-        try:
-            await checkpoint()
-            await self._flush()
-            if not self._eof_sent:
-                self._eof_sent = True
-                self.records.send_eof()
-            await self._flush()
-        except OSError as exc:
-            raise self._translate(exc) from exc
-        finally:
-            self._sending = False
+    async def _shut_down(self) -> None:
+        await self._flush()
+        if not self._eof_sent:
+            self._eof_sent = True
+            self.records.send_eof()
+        await self._flush()
 
     async def aclose(self) -> None:
         # While a sender waits, no close_notify is possible: a part of the sender's record may be pending.
-        if not (self._closed or self._sending):
-            self._sending = True
+        if not (self._closed or self.sending):
+            self.sending = True
             try:
                 # May be stale, as no task waits for it: try send(2).
                 self._registration.may_write = True
@@ -201,7 +182,7 @@ class TLSStream(TLSTransfer):
                         current_time() + CLOSE_TIMEOUT, CLOSE_TIMEOUT / INTERVALS, self._close_gracefully
                     )
             finally:
-                self._sending = False
+                self.sending = False
                 with CancelScope(shield=True):
                     await super().aclose()
 
