@@ -11,6 +11,7 @@ from __future__ import annotations
 
 __all__ = ("Signals", "caught_signals")
 
+import errno
 import os
 import signal
 from collections import deque
@@ -19,7 +20,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 from anyecho.cli.default_action import restore_default
-from anyecho.cli.terminal import Terminal
+from anyecho.cli.terminal import terminal_errno
 from anyecho.net.fallback import Fallback
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -28,9 +29,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Signals:
     """The received signals, in order; after `handled` of them, the default action is restored."""
 
-    def __init__(self, handled: int, terminal: Terminal | None) -> None:
+    def __init__(self, handled: int, *, has_terminal: bool) -> None:
         self._remaining = handled
-        self._terminal = terminal
+        #: Whether the process had a controlling terminal, and depends on it.
+        self._had_terminal = has_terminal
         self._received: deque[int] = deque()
         self._read_end, self._write_end = os.pipe()
         os.set_blocking(self._read_end, False)
@@ -52,7 +54,7 @@ class Signals:
 
     def terminal_is_gone(self) -> bool:
         """Return whether the process has lost the controlling terminal that it depends on."""
-        return self._terminal is not None and self._terminal.is_gone()
+        return self._had_terminal and terminal_errno() == errno.ENXIO
 
     def on_signal(self, signum: int, _: FrameType | None) -> None:
         self._received.append(signum)
@@ -91,7 +93,7 @@ def caught_signals(
     """
     # nohup(1) starts a process with SIGHUP ignored, so that it survives its terminal.
     depends_on_terminal = hangup and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
-    signals = Signals(handled, Terminal() if depends_on_terminal else None)
+    signals = Signals(handled, has_terminal=depends_on_terminal and terminal_errno() == 0)
     caught = {signal.SIGTERM, *more} | ({signal.SIGHUP} if hangup else set())
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         caught.add(signal.SIGINT)

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-__all__ = ("Terminal",)
+__all__ = ("terminal_errno",)
 
 import errno
 import os
 
 
-class Terminal:
-    """The controlling terminal, if there is one when the object is created."""
+def terminal_errno() -> int:
+    """Return 0 if the controlling terminal can be opened, else the errno: ENXIO if there is none.
 
-    def __init__(self) -> None:
-        self._existed = _open_errno() == 0
-
-    def is_gone(self) -> bool:
-        """Return whether the controlling terminal existed and has been lost since."""
-        # Only ENXIO means that; EMFILE, for example, says nothing about the terminal.
-        return self._existed and _open_errno() == errno.ENXIO
-
-
-def _open_errno() -> int:
-    """Return 0 if the controlling terminal can be opened, else the errno. The kernel detaches it on a hang-up."""
+    The kernel detaches it on a hang-up. EMFILE, for example, says nothing about the terminal.
+    """
     try:
         os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK))
     except OSError as exc:
