@@ -5,7 +5,7 @@ Accepted connections are passed on to `Admission`.
 
 from __future__ import annotations
 
-__all__ = ("Listening", "acting", "describe")
+__all__ = ("Listening",)
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -87,7 +87,7 @@ class Listening:
     def announce(self) -> None:
         """Log each requested address once."""
         for requested, listener in {listener.requested: listener for listener in self._opened}.items():
-            logger.info("starting up on %s", describe(requested, listener.address))
+            logger.info("starting up on %s", _describe(requested, listener.address))
 
     @property
     def stopped(self) -> bool:
@@ -118,7 +118,7 @@ class Listening:
                 self.certificates.flawed(fault.flaw)  # made now, because it may fail
         for stream in self.streams:
             if stream.policy.faults is not None:
-                stream.policy.faults.faults = acting(faults, stream.carriers)
+                stream.policy.faults.faults = _acting(faults, stream.listener.requested)
         self._admission.change_faults()
         if faults and faults != self._faults:
             self._warn([*faults.values()])
@@ -172,8 +172,7 @@ class Listening:
     def _policy(self, listener: Listener) -> ListenerPolicy:
         requested = listener.requested
         certificates = self.certificates if requested.tls else None
-        carriers = frozenset({"stream", "tls"} if requested.tls else {"stream"})
-        plan = FaultPlan(acting(self._faults, carriers), self._seed)
+        plan = FaultPlan(_acting(self._faults, requested), self._seed)
         return ListenerPolicy(expected_header(requested, self._options), certificates, plan, str(listener.address))
 
     def _open_reflectors(self) -> Iterator[Reflector]:
@@ -187,16 +186,15 @@ class Listening:
             yield Reflector(sock, guard, counts, tune=tune, replies=plan.replies if plan else None)
 
 
-def acting(faults: Mapping[str, Fault], carriers: frozenset[str]) -> Mapping[str, Fault]:
-    """Return those of `faults` that act on one of `carriers`."""
+def _acting(faults: Mapping[str, Fault], address: Address) -> Mapping[str, Fault]:
+    """Return those of `faults` that act on the connections of `address`, which is for streams."""
+    carriers = {"stream", "tls"} if address.tls else {"stream"}
     return {name: fault for name, fault in faults.items() if carriers & {*fault.carriers}}
 
 
-def describe(requested: Address, bound: Address) -> str:
+def _describe(requested: Address, bound: Address) -> str:
     """Return the text of an address for the log: ``localhost port 10000``, the format of the original example."""
-    if isinstance(requested, TCPAddress) and isinstance(bound, TCPAddress):
-        return f"{requested.host or '*'} port {bound.port}"
-    if isinstance(requested, UDPAddress) and isinstance(bound, UDPAddress):
-        return f"{requested.host or '*'} port {bound.port} (UDP)"
+    if isinstance(requested, TCPAddress | UDPAddress) and isinstance(bound, TCPAddress | UDPAddress):
+        return f"{requested.host or '*'} port {bound.port}{' (UDP)' if isinstance(bound, UDPAddress) else ''}"
 
     return str(bound)

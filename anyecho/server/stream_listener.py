@@ -41,11 +41,6 @@ class StreamListener:
         self._policy = policy
         self._acceptor.hand_over = partial(self._admission.admit, policy)
 
-    @property
-    def carriers(self) -> frozenset[str]:
-        """The carriers of its connections, as faults name them."""
-        return frozenset({"stream", "tls"} if self._policy.certificates else {"stream"})
-
     async def run(self, poller: Poller | Fallback) -> None:
         """Accept until stopped or cancelled. Raises `OSError` if it can accept no more."""
         try:
