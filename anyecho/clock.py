@@ -7,16 +7,7 @@ is reached at the end of a gap. This module must not know what a limit is for.
 
 from __future__ import annotations
 
-__all__ = (
-    "INTERVALS",
-    "LoopClock",
-    "call_until",
-    "due_after",
-    "end_after",
-    "run_within",
-    "running_clock",
-    "sleep_running",
-)
+__all__ = ("INTERVALS", "LoopClock", "call_until", "due_after", "run_within", "running_clock", "sleep_running")
 
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -91,12 +82,6 @@ async def sleep_running(seconds: float) -> None:
         await sleep(seconds)
 
 
-async def end_after(seconds: float, scope: CancelScope) -> None:
-    """Cancel `scope` after `seconds` for which the loop ran."""
-    await LoopClock(seconds / INTERVALS).wait_until(seconds)
-    scope.cancel()
-
-
 async def call_until(deadline: float, extra: float, call: Callable[[], Awaitable[object]]) -> None:
     """Await `call()`, and cancel it at `deadline`, in the loop's time.
 
@@ -131,10 +116,14 @@ async def run_within(seconds: float, call: Callable[[*Ts], Awaitable[T]], *args:
     if math.isinf(seconds):
         return await call(*args)
 
+    async def end() -> None:
+        await LoopClock(seconds / INTERVALS).wait_until(seconds)
+        scope.cancel()
+
     with unwrap_single():
         async with create_task_group() as tasks:
             with CancelScope() as scope:
-                tasks.start_soon(end_after, seconds, scope)
+                tasks.start_soon(end)
                 try:
                     result = await call(*args)
                 except Exception:
