@@ -2,15 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = (
-    "open_pages",
-    "run_server",
-    "start_reporting",
-    "status_text",
-    "warn_access_log",
-    "warn_seed",
-    "warn_start",
-)
+__all__ = ("open_pages", "run_server", "start_reporting", "status_text", "warn_start", "warn_unused")
 
 import logging
 import os
@@ -27,7 +19,7 @@ from anyecho.address import Address, FDAddress, UDPAddress
 from anyecho.backends import run
 from anyecho.cli.environment import Environment
 from anyecho.cli.job import Job
-from anyecho.cli.logs import AccessLog, log_to_stderr
+from anyecho.cli.logs import log_to_stderr
 from anyecho.cli.signals import Signals, caught_signals
 from anyecho.errors import CertificateError, unwrap_single
 from anyecho.handlers import Handler
@@ -65,20 +57,19 @@ def run_server(
         caught_signals(handled=2, hangup=True) as signals,  # one to drain, one to close at once
         open_notifier(os.environ) as notifier,
     ):
-        warn_access_log(job.access_log, addresses)
-        warn_seed(job)
+        warn_unused(job, addresses)
         parts = (addresses, activation, job, options, handler, signals, notifier, lifeline)
         run(_serve, *parts, backend=job.backend)
 
 
-def warn_access_log(access_log: AccessLog, addresses: Sequence[Address]) -> None:
-    if access_log and addresses and all(isinstance(address, UDPAddress) for address in addresses):
+def warn_unused(job: Job, addresses: Sequence[Address]) -> None:
+    """Warn of an access log without connections, and of a seed that decides nothing.
+
+    Only a command line is warned of the seed: in a program, faults may be set later.
+    """
+    if job.access_log and addresses and all(isinstance(address, UDPAddress) for address in addresses):
         text = "without effect: access_log (every address is for UDP)"
         logger.warning(text, extra={"options": ("access_log",)})
-
-
-def warn_seed(job: Job) -> None:
-    """Warn of a seed that decides nothing. In a program, faults may be set later."""
     if job.options.seed is not None and not job.faults and job.control is None:
         logger.warning("without effect: seed (there is no fault)", extra={"options": ("seed",)})
 

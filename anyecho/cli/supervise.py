@@ -20,7 +20,7 @@ from anyecho.backends import run
 from anyecho.cli.environment import Environment
 from anyecho.cli.job import Job
 from anyecho.cli.logs import log_to_stderr
-from anyecho.cli.serving import open_pages, start_reporting, status_text, warn_access_log, warn_seed, warn_start
+from anyecho.cli.serving import open_pages, start_reporting, status_text, warn_start, warn_unused
 from anyecho.cli.signals import Signals, caught_signals
 from anyecho.errors import CertificateError, unwrap_single
 from anyecho.faults.plan import new_seed
@@ -59,8 +59,7 @@ def run_supervisor(
         caught_signals(handled=3, hangup=True) as signals,  # to drain, to close at once, to kill workers
         open_notifier(os.environ) as notifier,
     ):
-        warn_access_log(job.access_log, addresses)
-        warn_seed(job)
+        warn_unused(job, addresses)
         # A parent may have left it ignored: then no exit status of a child is known.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         run(_supervise, addresses, activation, job, workers, signals, notifier, backend=job.backend)
