@@ -267,6 +267,19 @@ async def test_a_proxy_is_disabled_with_its_connections_and_enabled_on_the_same_
     assert await to_thread.run_sync(echoes, name)
 
 
+async def test_a_disabled_proxy_ends_a_connection_that_is_older_than_the_control(opened: ExitStack) -> None:
+    async with open_server(TCP) as server:
+        sock = opened.enter_context(dial(server.address))
+        assert await to_thread.run_sync(exchange, sock, b"hello") == b"hello"
+        async with open_control(server, "127.0.0.1:0") as control:
+            api = API(server, control)
+            [name] = (await api.ask("GET", "/proxies"))[1]
+            await api.ask("POST", f"/proxies/{name}", {"enabled": False})
+
+            assert await to_thread.run_sync(receive_all, sock) == b""
+            await until(lambda: server.stats.closed == {"control": 1})
+
+
 async def test_a_proxy_created_disabled_listens_once_it_is_enabled(api: API) -> None:
     proxy = await api.create(enabled=False)
     assert (proxy["enabled"], proxy["listen"]) == (False, "127.0.0.1:0")
