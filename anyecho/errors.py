@@ -28,7 +28,7 @@ __all__ = (
 )
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 
 
@@ -111,19 +111,30 @@ class EchoStalled(EchoError):
     """Echo is outstanding and no byte moved within the time limit."""
 
 
+class _Unchanged(AbstractContextManager[None]):
+    """Keeps the exceptions that leave its block."""
+
+    def __init__(self) -> None:
+        self.kept: list[BaseException] = []
+
+    def __exit__(self, _: object, error: BaseException | None, traceback: object) -> None:
+        if error is not None:
+            self.kept.append(error)
+
+
 @contextmanager
-def unwrap_single() -> Iterator[list[BaseException]]:
+def unwrap_single() -> Iterator[AbstractContextManager[None]]:
     """Raise the single error in a task group's exception group without the group, so that callers can catch it.
 
     A group of several errors is raised unchanged, unless all are errors of anyecho, or all are `KeyboardInterrupt`
-    (on trio, a second Ctrl-C ends another task than the first): then the first is raised. Groups that the caller
-    appends to the yielded list are raised unchanged.
+    (on trio, a second Ctrl-C ends another task than the first): then the first is raised. A group that has left a
+    block of the yielded context manager is raised unchanged.
     """
-    kept: list[BaseException] = []
+    unchanged = _Unchanged()
     try:
-        yield kept
+        yield unchanged
     except BaseExceptionGroup as group:
-        leaves = list(_leaves(group, kept))
+        leaves = list(_leaves(group, unchanged.kept))
         kinds = AnyechoError, KeyboardInterrupt
         if len(leaves) > 1 and not any(all(isinstance(each, kind) for each in leaves) for kind in kinds):
             raise

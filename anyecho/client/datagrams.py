@@ -80,16 +80,13 @@ class DatagramExchange:
         server is unreachable; `UsageError` for an item too large for a datagram.
         """
         self._timeout = timeout
-        with unwrap_single() as whole:
+        with unwrap_single() as unchanged:
             async with create_task_group() as tasks:
                 tasks.start_soon(self._watch, deadline)
                 tasks.start_soon(self._send_source)
-                try:
+                with unchanged:
                     async with aclosing(self._receive()) as replies:
                         yield replies
-                except BaseException as exc:
-                    whole.append(exc)
-                    raise
                 tasks.cancel_scope.cancel()
 
     async def _watch(self, deadline: float) -> None:

@@ -118,17 +118,14 @@ class Exchange:
         for `timeout` seconds, or if the exchange takes more than `deadline` seconds. Raises `ConnectError` if the
         server refuses the client, which over TLS 1.3 happens after the handshake.
         """
-        with unwrap_single() as whole:
+        with unwrap_single() as unchanged:
             async with create_task_group() as tasks:
                 watching = CancelScope()
                 tasks.start_soon(self._watch, watching, timeout, deadline)
                 tasks.start_soon(self._send_source)
-                try:
+                with unchanged:
                     async with aclosing(self._receive()) as echo:
                         yield echo
-                except BaseException as exc:
-                    whole.append(exc)
-                    raise
                 watching.cancel()
                 if not self.complete:
                     tasks.cancel_scope.cancel()

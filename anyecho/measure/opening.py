@@ -60,16 +60,14 @@ async def open_connections(
     try:
         with connecting:
             await _connect_all(address, options, clients, opened.failures)
-        with unwrap_single() as whole:
+        with unwrap_single() as unchanged:
             async with create_task_group() as tasks:
                 opened.connections += [
                     _attached(client, number, traffic, poller, tasks) for number, client in enumerate(clients)
                 ]
                 try:
-                    yield opened
-                except BaseException as exc:
-                    whole.append(exc)
-                    raise
+                    with unchanged:
+                        yield opened
                 finally:
                     for connection in opened.connections:
                         connection.stop()

@@ -101,7 +101,7 @@ async def open_http(
     Raises `BindError`, and `StartError` if no descriptor is left.
     """
     listeners = await open_listeners([address], backlog=_BACKLOG, options=SocketOptions())
-    with ExitStack() as opened, unwrap_single() as kept:
+    with ExitStack() as opened, unwrap_single() as unchanged:
         for listener in listeners:
             opened.callback(listener.close)
         _log_start(purpose, listeners)
@@ -109,10 +109,8 @@ async def open_http(
             http = HTTPListener(listeners, handle, poller, tasks, purpose, checks or RequestChecks(), limits)
             http.start()
             try:
-                yield http
-            except BaseException as exc:
-                kept.append(exc)
-                raise
+                with unchanged:
+                    yield http
             finally:
                 http.stop()
                 tasks.cancel_scope.cancel()

@@ -100,19 +100,17 @@ async def open_server(
     """
     options = ServeOptions() if options is None else options
     check_kind(options, ServeOptions)
-    with ExitStack() as opened, unwrap_single() as kept:
+    with ExitStack() as opened, unwrap_single() as unchanged:
         listeners, certificates = await open_sockets(addresses or (DEFAULT_ADDRESS,), options, handler, opened)
         async with open_poller() as poller, create_task_group() as tasks:
             server = Server(listeners, options, poller, tasks, certificates, handler)
             opened.callback(setattr, server, "_exited", True)
             server._start()
             try:
-                yield server
-                server.close()
-                server._close_all(CloseReason.DRAINED)
-            except BaseException as exc:
-                kept.append(exc)
-                raise
+                with unchanged:
+                    yield server
+                    server.close()
+                    server._close_all(CloseReason.DRAINED)
             finally:
                 server._listening.stop()
                 server._close_all(CloseReason.CANCELLED)
