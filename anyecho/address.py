@@ -270,13 +270,10 @@ def _parse_mode(text: str | None) -> int | None:
 def _parse_proxy(settings: dict[str, str]) -> ProxyMode | None:
     """Remove ``proxy`` from `settings` and return it."""
     text = settings.pop("proxy", None)
-    for mode in _PROXY_MODES:
-        if text == mode:
-            return mode
-    if text is not None:
-        raise AddressError(f"proxy is {', '.join(_PROXY_MODES)}, not {text!r}")
+    if text is None or text in _PROXY_MODES:
+        return text
 
-    return None
+    raise AddressError(f"proxy is {', '.join(_PROXY_MODES)}, not {text!r}")
 
 
 def _parse_path(text: str) -> str:

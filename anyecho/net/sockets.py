@@ -1,4 +1,4 @@
-"""Socket options, the addresses of sockets, and the names of peers in logs.
+"""The options of a socket, and its close after an error.
 
 It must not wait for a socket or read from one.
 """
