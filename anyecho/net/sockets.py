@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from anyecho.errors import UsageError
-from anyecho.net.tuning import Option, tune_all
+from anyecho.net.tuning import Option, tune
 from anyecho.options import documented, in_group, option
 from anyecho.units import Seconds, Size, or_infinite
 from anyecho.validation import check_types, require_min
@@ -63,7 +63,7 @@ class SocketOptions:
 
         Options that the kernel refuses (on MPTCP, some of them) are logged in one line, unless `quiet`.
         """
-        refused = tune_all(sock, self._options_for(sock))
+        refused = [name for level, name, value in self._options_for(sock) if not tune(sock, level, name, value)]
         if refused and not quiet:
             level = logging.INFO if self == SocketOptions() else logging.WARNING
             kind = f"{sock.family.name}, protocol {sock.proto}"

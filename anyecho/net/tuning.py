@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ("Option", "tune", "tune_all")
+__all__ = ("Option", "tune")
 
 import errno
 import socket
-from collections.abc import Iterable
 from typing import TypeAlias
 
 #: Level, name in the `socket` module, value.
@@ -38,8 +37,3 @@ def tune(sock: socket.socket, level: int, name: str, value: int) -> bool:
         return False
 
     return True
-
-
-def tune_all(sock: socket.socket, options: Iterable[Option]) -> list[str]:
-    """Set all `options`; return the names of the refused ones."""
-    return [name for level, name, value in options if not tune(sock, level, name, value)]
