@@ -63,7 +63,8 @@ class Listening:
         ]
         self._tasks: TaskGroup | None = None
         self._scope = CancelScope()
-        self._stopped = False
+        #: Whether `stop` was called: the server accepts no more.
+        self.stopped = False
         self._stays_open = False
 
     async def run(self) -> None:
@@ -89,14 +90,9 @@ class Listening:
         for requested, listener in {listener.requested: listener for listener in self._opened}.items():
             logger.info("starting up on %s", _describe(requested, listener.address))
 
-    @property
-    def stopped(self) -> bool:
-        """Whether `stop` was called: the server accepts no more."""
-        return self._stopped
-
     def accept_backlog(self) -> None:
         """Accept all connections in the accept backlogs, if limits allow it; echo datagrams that have arrived."""
-        if not self._stopped:
+        if not self.stopped:
             for stream in self.streams:
                 stream.accept_backlog(self._options.backlog)
             for reflector in self._reflectors:
@@ -132,10 +128,10 @@ class Listening:
 
     def stop(self) -> None:
         """Stop listening before this returns. The accepting tasks end soon afterwards."""
-        if self._stopped:
+        if self.stopped:
             return
 
-        self._stopped = True
+        self.stopped = True
         for stream in self.streams:
             stream.stop(self._poller)
         for reflector in self._reflectors:
@@ -154,7 +150,7 @@ class Listening:
     def add(self, listener: Listener, policy: ListenerPolicy) -> StreamListener:
         """Accept on one more `listener` for streams. Once stopped, close it."""
         stream = StreamListener(listener, policy, self._admission)
-        if self._stopped:
+        if self.stopped:
             listener.close()
             return stream
 
