@@ -19,6 +19,7 @@ NO_ALL = {"anyecho.__main__", "anyecho._version"}
 #: Packages that collect public names.
 PUBLIC = {"anyecho.faults"}
 #: Modules that ``import anyecho`` must not load.
+VERBS = ("serve", "send", "bench", "ping", "report")
 LAZY = {"cyclopts", "rich", "trio", "uvloop"}
 
 
@@ -116,8 +117,16 @@ def test_using_all_of_the_library_loads_no_backend_and_no_command_line() -> None
     assert {*loaded} & {*LAZY, "anyecho.cli"} == set()
 
 
-def test_the_command_line_without_a_verb_loads_no_histogram_and_no_page() -> None:
+def test_the_command_line_without_a_verb_loads_no_verb() -> None:
     loaded = {*run_fresh("import sys, anyecho.cli.main; print(*sys.modules)")}
+
+    assert "anyecho.cli.environment" in loaded
+    assert loaded & {*(f"anyecho.cli.{verb}" for verb in VERBS), "importlib.metadata", "anyecho.server"} == set()
+
+
+def test_the_verbs_load_no_histogram_and_no_page_before_they_run() -> None:
+    verbs = ", ".join(f"anyecho.cli.{verb}" for verb in VERBS)
+    loaded = {*run_fresh(f"import sys, {verbs}; print(*sys.modules)")}
 
     assert "anyecho.cli.report" in loaded
     assert {name for name in loaded if name.startswith(("hdrh", "jsonschema", "h11", "prometheus_client"))} == set()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("bench",)
+__all__ = ("app", "bench")
 
 import logging
 from dataclasses import replace
@@ -11,7 +11,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from anyecho.cli.environment import Environment
-from anyecho.cli.flags import BackendFlag, IPv4Flag, IPv6Flag
+from anyecho.cli.flags import BackendFlag, IPv4Flag, IPv6Flag, verb
 from anyecho.cli.logs import LogOptions, log_to_stderr
 from anyecho.cli.output_options import OutputOptions
 from anyecho.cli.signals import caught_signals
@@ -70,3 +70,6 @@ def bench(
     plan = plan_of(address, options, series, server, backend=backend, processes=shards.processes)
     with log_to_stderr(log), environment.attached_to(logger), caught_signals(handled=1) as signals:
         return run_and_report(plan, shards, backend, outputs, signals)
+
+
+app = verb(bench)

@@ -8,7 +8,7 @@ In messages, the attribute name of an option is replaced by the flag, the variab
 
 from __future__ import annotations
 
-__all__ = ("Environment", "is_readable")
+__all__ = ("ENVIRONMENT", "Environment", "is_readable")
 
 import logging
 import os
@@ -138,6 +138,10 @@ class Environment(Env):
             record.msg, record.args = self.substitute(record.getMessage(), options), ()
 
         return True
+
+
+#: Of this process: the verbs and the reader of ``--config`` share it.
+ENVIRONMENT = Environment()
 
 
 def is_readable(argument: Argument) -> bool:

@@ -15,6 +15,7 @@ __all__ = (
     "file_name",
     "flattened",
     "given_flags",
+    "verb",
     "whole_number",
 )
 
@@ -27,11 +28,11 @@ from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
-from cyclopts import Parameter, Token
+from cyclopts import App, Parameter, Token
 
 from anyecho.backends import Backend
-from anyecho.cli.environment import Environment
-from anyecho.cli.help_pages import COMMON, GROUPS, summary
+from anyecho.cli.environment import ENVIRONMENT, Environment
+from anyecho.cli.help_pages import COMMON, GROUPS, details, summary
 from anyecho.options import group_of
 from anyecho.units import OFF, Unit
 
@@ -43,6 +44,13 @@ _SWITCHES_WITH_VALUES = ("--access-log",)
 _CONNECTING = GROUPS["Connecting"]
 IPv4Flag = Annotated[bool, Parameter(name="-4", help="Use only IPv4.", negative=(), group=_CONNECTING)]
 IPv6Flag = Annotated[bool, Parameter(name="-6", help="Use only IPv6.", negative=(), group=_CONNECTING)]
+
+
+def verb(command: Callable[..., object]) -> App:
+    """Return the application for the verb `command`, whose name and docstring are those of the page."""
+    app = App(name=command.__name__, help_epilogue=details(command))
+    app.default(flattened(command, ENVIRONMENT))
+    return app
 
 
 def flattened(command: Callable[..., T], environment: Environment | None = None) -> Callable[..., T]:

@@ -7,22 +7,15 @@ __all__ = ("app", "main")
 import platform
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from cyclopts import App, CycloptsError, Parameter
 
 from anyecho._version import __version__
-from anyecho.cli.bench import bench
 from anyecho.cli.config_file import ConfigFile
-from anyecho.cli.environment import Environment
-from anyecho.cli.flags import explicit, flattened
-from anyecho.cli.help_pages import details
+from anyecho.cli.environment import ENVIRONMENT
+from anyecho.cli.flags import explicit
 from anyecho.cli.mistakes import describe
-from anyecho.cli.ping import ping
-from anyecho.cli.report import report
-from anyecho.cli.send import send
-from anyecho.cli.serve import serve
 from anyecho.cli.streams import open_standard_streams, print_error, unbuffered_stdout
 from anyecho.errors import AnyechoError, StartError, UsageError
 
@@ -35,6 +28,8 @@ _COULD_NOT_START = 3
 
 
 def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # late, because its import takes 25 ms
+
     parts = []
     for name in ("anyio", "trio", "uvloop"):
         try:
@@ -45,21 +40,21 @@ def _version() -> str:
     return f"anyecho {__version__} ({', '.join(parts)}, Python {platform.python_version()})"
 
 
-environment = Environment()
 app = App(
     name="anyecho",
     help="The echo service for testing networks, clients and event loops.",
     help_format="plaintext",
     version=_version,
-    config=(environment, ConfigFile(environment)),
+    config=(ENVIRONMENT, ConfigFile(ENVIRONMENT)),
     default_parameter=Parameter(show_env_var=False),  # the end of each page has the rule
     result_action="return_value",
     exit_on_error=False,
     print_error=False,
 )
-environment.root = app
-for verb in (serve, send, bench, ping, report):
-    app.command(flattened(verb, environment), help_epilogue=details(verb))
+ENVIRONMENT.root = app
+for verb in ("serve", "send", "bench", "ping", "report"):
+    # Imported when it is used, because the others cost a third of the start.
+    app.command(f"anyecho.cli.{verb}:app", name=verb)
 app.register_install_completion_command(help="Install completion for this shell (bash, zsh or fish), and exit.")
 
 
@@ -73,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status if isinstance(status, int) else 0
     except (AnyechoError, CycloptsError) as exc:
         if isinstance(exc, AnyechoError):
-            print_error(environment.substitute(str(exc), exc.options))
+            print_error(ENVIRONMENT.substitute(str(exc), exc.options))
         else:
             print_error(describe(exc))
         if [*arguments][:1] == ["ping"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("ping",)
+__all__ = ("app", "ping")
 
 import logging
 import signal
@@ -12,7 +12,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from anyecho.cli.environment import Environment
-from anyecho.cli.flags import BackendFlag, IPv4Flag, IPv6Flag
+from anyecho.cli.flags import BackendFlag, IPv4Flag, IPv6Flag, verb
 from anyecho.cli.help_pages import COMMON
 from anyecho.cli.logs import LogOptions, log_to_stderr
 from anyecho.cli.signals import caught_signals
@@ -71,3 +71,6 @@ def ping(
         caught_signals(handled=1, more=(signal.SIGQUIT,)) as signals,
     ):
         return run_and_print(address, options, backend, signals, json=json, quiet=quiet, timestamps=timestamps)
+
+
+app = verb(ping)

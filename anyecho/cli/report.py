@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ("report",)
+__all__ = ("app", "report")
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from anyecho.cli.flags import verb
 from anyecho.cli.help_pages import COMMON, GROUPS
 from anyecho.cli.output_options import STDOUT, OutputOptions
 from anyecho.errors import UsageError
@@ -67,3 +68,6 @@ def report(
 
     together: Literal["merged", "joined", ""] = "merged" if merge else "joined" if join else ""
     return run_report(files, outputs, percentiles, together)
+
+
+app = verb(report)

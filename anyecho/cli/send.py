@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("send",)
+__all__ = ("app", "send")
 
 import logging
 import os
@@ -20,7 +20,7 @@ from cyclopts import Parameter
 from anyecho.address import UDPAddress, parse_address
 from anyecho.backends import run
 from anyecho.cli.environment import Environment
-from anyecho.cli.flags import BackendFlag, IPv4Flag, IPv6Flag, file_name, whole_number
+from anyecho.cli.flags import BackendFlag, IPv4Flag, IPv6Flag, file_name, verb, whole_number
 from anyecho.cli.help_pages import COMMON
 from anyecho.cli.logs import LogOptions, log_to_stderr
 from anyecho.cli.signals import Signals, caught_signals
@@ -199,3 +199,6 @@ async def _write(chunk: bytes) -> None:
         await _run_in_thread(partial(write_all, 1, chunk))
     except OSError as exc:
         raise LocalError(f"cannot write the echo to standard output: {exc.strerror}") from exc
+
+
+app = verb(send)

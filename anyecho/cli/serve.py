@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("serve",)
+__all__ = ("app", "serve")
 
 import os
 import resource
@@ -14,7 +14,7 @@ from cyclopts import Parameter
 
 from anyecho.address import Address, parse_address
 from anyecho.cli.environment import Environment
-from anyecho.cli.flags import BackendFlag, whole_number
+from anyecho.cli.flags import BackendFlag, verb, whole_number
 from anyecho.cli.help_pages import COMMON, GROUPS
 from anyecho.cli.job import Job
 from anyecho.cli.logs import AccessLog, LogOptions
@@ -175,3 +175,6 @@ def _raise_descriptor_limit() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):  # macOS: the hard limit may be more than its kernel allows
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+app = verb(serve)

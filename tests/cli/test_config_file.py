@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from anyecho.cli.main import app, environment, main
+from anyecho.cli.environment import ENVIRONMENT
+from anyecho.cli.main import app, main
 from tests.support.certificates import Files
 from tests.support.process import Processes, round_trip
 
@@ -57,8 +58,8 @@ def test_the_command_line_overrides_a_variable_which_overrides_the_file(
         "linger": 2.0,
         "backlog": 1,
     }
-    assert environment.used == ("linger",)
-    assert environment.in_file == {"backlog": "backlog in echo.toml"}
+    assert ENVIRONMENT.used == ("linger",)
+    assert ENVIRONMENT.in_file == {"backlog": "backlog in echo.toml"}
 
 
 def test_a_variable_can_name_the_file(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +72,7 @@ def test_without_the_flag_no_file_is_read(write: Write) -> None:
     write("[serve]\nbacklog = 1\n")
 
     assert parse("serve") == {}
-    assert environment.in_file == {}
+    assert ENVIRONMENT.in_file == {}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from cyclopts import CycloptsError
 
-from anyecho.cli.main import app, environment, main
+from anyecho.cli.environment import ENVIRONMENT
+from anyecho.cli.main import app, main
 from tests.support.process import Processes
 
 TCP = "tcp://127.0.0.1:0"
@@ -28,7 +29,7 @@ def test_an_empty_variable_counts_as_unset(empty: str, monkeypatch: pytest.Monke
         monkeypatch.setenv(f"ANYECHO_{name}", empty)
 
     assert parse("serve") == {}
-    assert environment.used == ()
+    assert ENVIRONMENT.used == ()
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,7 @@ def test_options_set_by_a_variable_are_recorded(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("ANYECHO_LINGER", "1s")
     parse("serve", "--linger", "3s")
 
-    assert environment.used == ("idle_timeout",)
+    assert ENVIRONMENT.used == ("idle_timeout",)
 
 
 def warnings_of(processes: Processes, **variables: str) -> str:

@@ -247,7 +247,7 @@ def test_the_version_names_missing_backends(
             raise PackageNotFoundError(name)
         return "1.0"
 
-    monkeypatch.setattr(main_module, "version", version)
+    monkeypatch.setattr("importlib.metadata.version", version)
 
     assert main(["--version"]) == 0
     assert "(anyio 1.0, trio 1.0, no uvloop, " in capfd.readouterr().out
