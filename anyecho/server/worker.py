@@ -8,6 +8,8 @@ from __future__ import annotations
 __all__ = ("Failure", "Launch", "Worker", "start_worker")
 
 import logging
+import os
+import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -103,7 +105,7 @@ class Worker:
             async with self._process, create_task_group() as tasks:
                 for task in (self._hear_states, self._hear_lines, self._check_alive, self._check_drained):
                     tasks.start_soon(task)
-                await self._process.wait()
+                await self._wait_end()
                 tasks.cancel_scope.cancel()
         finally:
             with CancelScope(shield=True):
@@ -138,16 +140,14 @@ class Worker:
     def drain(self) -> None:
         """Let it stop accepting, and end within its limit. Call it again to close its connections at once."""
         self.leave()
-        with suppress(ProcessLookupError):
-            self._process.terminate()
+        self._send_signal(signal.SIGTERM)
 
     def kill(self, reason: str) -> None:
         if not self.ended.is_set():
             self._killed_for = reason
             if self.leaving.is_set():  # nothing else is logged of its end
                 logger.warning("process %d is killed: %s", self.pid, reason)
-            with suppress(ProcessLookupError):
-                self._process.kill()
+            self._send_signal(signal.SIGKILL)
 
     async def ask_totals(self) -> Totals:
         """Return what it has counted until now, or until its last report if it does not answer soon."""
@@ -178,6 +178,22 @@ class Worker:
         if status is None or status == 0:
             return "drained"
         return "signal" if status < 0 else "failed"
+
+    async def _wait_end(self) -> None:
+        try:
+            await self._process.wait()
+        finally:
+            if self._process.returncode is None:
+                self._send_signal(signal.SIGKILL)
+                with CancelScope(shield=True):
+                    await self._process.wait()
+
+    def _send_signal(self, number: int) -> None:
+        # Not by a method of the process: asyncio of Python before 3.13 (gh-87744) asks for its status there, and
+        # then reports the end of a process that has just ended as status 255.
+        if self._process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     async def _ask(self, kind: str, within: float) -> list[Any]:
         if not self.ready.is_set() or self.ended.is_set():

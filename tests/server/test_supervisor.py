@@ -9,15 +9,18 @@ import re
 import signal
 from functools import partial
 from pathlib import Path
+from threading import Event
 
 import pytest
 from anyio import create_task_group, move_on_after, sleep
+from anyio.lowlevel import checkpoint
 
 from anyecho.errors import StartError, UsageError
 from anyecho.server import supervisor as module
 from anyecho.server import worker as worker_module
 from anyecho.server.supervisor import open_supervisor
 from anyecho.server.totals import DIED, Totals
+from anyecho.server.worker import start_worker
 from tests.server.workers import READY, SERVE, stand_in
 from tests.support.peers import TIMEOUT
 from tests.support.peers import until as until_soon
@@ -103,6 +106,45 @@ async def test_a_worker_that_is_never_ready_is_reported_and_stops_the_start(
     assert children() == []
     [line] = [record.getMessage() for record in caplog.records]
     assert re.fullmatch(r"worker 1 \(process \d+\) is not ready after 100ms", line)
+
+
+def block_until_the_end(pid: int) -> None:
+    """Return once the process has ended, before its event loop can ask for the status."""
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+
+@pytest.mark.parametrize("act", ["drain", "kill", "cancel"])
+async def test_a_signal_to_a_worker_that_has_just_ended_does_not_change_its_status(
+    act: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    signalled = Event()
+    waitpid, kill = os.waitpid, os.kill
+
+    def waitpid_after_the_signal(pid: int, options: int) -> tuple[int, int]:
+        # Called by a thread of asyncio, which waits for the end of the process.
+        signalled.wait(1.0)
+        return waitpid(pid, options)
+
+    def kill_and_continue(pid: int, number: int) -> None:
+        kill(pid, number)
+        signalled.set()
+
+    monkeypatch.setattr(os, "waitpid", waitpid_after_the_signal)
+    monkeypatch.setattr(os, "kill", kill_and_continue)
+    worker = await start_worker(stand_in("lifeline.recv(65536); sys.exit(7)"), os.environ)
+    async with create_task_group() as tasks:
+        tasks.start_soon(worker.run)
+        await checkpoint()
+        block_until_the_end(worker.pid)
+        if act == "drain":
+            worker.drain()
+        elif act == "kill":
+            worker.kill("test")
+        else:
+            tasks.cancel_scope.cancel()
+
+    assert worker.end_reason() == ("test" if act == "kill" else "it ended with status 7")
+    assert [record.getMessage() for record in caplog.records] == []
 
 
 @pytest.mark.fault(row=14, injected="kill -9 of a worker")
