@@ -271,7 +271,7 @@ RESTRICTED = {
     "prometheus_client": ("server.metrics",),
     "distributed": ("measure.dask_workers",),
     "dask": (),
-    "signal": ("cli",),
+    "signal": ("cli", "server.worker"),  # received by the command line, sent to workers
     "anyio.open_signal_receiver": ("cli",),
     "print": ("cli",),
     "sys.exit": ("cli", "__main__"),
