@@ -79,8 +79,13 @@ async def test_messages_larger_than_all_buffers_come_back(engine: Literal["auto"
     assert result.counts.verified == 4
 
 
-async def test_a_load_completes_on_a_server_that_reads_a_whole_message_before_echoing() -> None:
+@pytest.mark.parametrize("polled", [True, False], ids=["poller", "fallback"])
+async def test_a_load_completes_on_a_server_that_reads_a_whole_message_before_echoing(
+    polled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While the server stores a message, only a writable event can wake the sender, never echo."""
+    if not polled:
+        monkeypatch.setattr("anyecho.net.poller.has_epoll", lambda: False)
 
     async def store_and_forward(stream: ByteStream) -> None:
         while True:

@@ -136,8 +136,13 @@ async def test_messages_of_a_dropped_connection_are_lost_and_the_others_go_on(ra
     assert not result.ended_early
 
 
-@pytest.mark.parametrize("rate", [None, 500.0])
-async def test_a_run_whose_connections_are_all_dropped_is_marked_as_ended_early(rate: float | None) -> None:
+@pytest.mark.parametrize(("rate", "polled"), [(None, True), (500.0, True), (None, False)])
+async def test_a_run_whose_connections_are_all_dropped_is_marked_as_ended_early(
+    rate: float | None, polled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not polled:
+        monkeypatch.setattr("anyecho.net.poller.has_epoll", lambda: False)
+
     async def quit_early(stream: ByteStream) -> None:
         for _ in range(20):
             await stream.send(await stream.receive())

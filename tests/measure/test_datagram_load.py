@@ -137,6 +137,47 @@ def test_a_full_socket_buffer_delays_datagrams_and_loses_none() -> None:
     assert counts(scene.samples()) == (2, 0, 0)
 
 
+def test_a_closed_loop_with_a_full_socket_buffer_begins_no_more_than_it_can_send() -> None:
+    scene = Scene(is_open_loop=False, pipeline=5)
+    scene.sock.is_full = True
+    scene.connection.start()
+    assert scene.connection.outstanding == 1
+    scene.sock.is_full = False
+    scene.connection.dispatch(WRITE)
+    scene.deliver(*scene.sock.sent)
+    assert len(scene.sock.sent) == 1 + 5
+
+
+def test_a_flood_of_replies_is_taken_in_batches() -> None:
+    scene = Scene()
+    scene.take(*range(100))
+    scene.deliver(*scene.sock.sent)
+    assert 0 < len(scene.sock.received) < 100
+    while scene.sock.received:
+        scene.connection.dispatch(READ)
+    assert counts(scene.samples()) == (100, 0, 0)
+
+
+def test_a_late_reply_makes_no_room_in_a_closed_loop_again() -> None:
+    scene = Scene(is_open_loop=False)
+    scene.connection.start()
+    scene.clock.now += TIMEOUT + 1
+    scene.connection.tick(scene.clock.now)
+    assert len(scene.sock.sent) == 2
+    scene.deliver(scene.sock.sent[0])
+    assert (len(scene.sock.sent), scene.connection.outstanding) == (2, 1)
+
+
+def test_a_wrong_reply_after_the_right_ones_is_a_failure_of_no_datagram() -> None:
+    scene = Scene()
+    scene.take(0)
+    [sent] = scene.sock.sent
+    scene.deliver(sent, b"stray", sent[:-1] + b"?")
+    assert counts(scene.samples()) == (1, 0, 0)
+    assert scene.connection.duplicates == 0
+    assert scene.traffic.first_failure == "connection 0: the reply to datagram 1 is wrong"
+
+
 def test_an_error_of_the_network_is_named_and_the_load_goes_on() -> None:
     scene = Scene()
     scene.take(0, 1)

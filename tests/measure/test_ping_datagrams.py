@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import AsyncMock
+from unittest.mock import AsyncMock, Mock
 
 import anyio
 import pytest
@@ -15,6 +15,8 @@ from anyio import BrokenResourceError, create_task_group
 from anyio.abc import SocketAttribute
 
 from anyecho.address import UDPAddress
+from anyecho.errors import ConnectError
+from anyecho.measure import ping_datagrams
 from anyecho.measure.ping_datagrams import DatagramPing
 from anyecho.measure.probes import Connected, Event, Failed, Probes, Reply, Wrong
 from anyecho.server.options import ServeOptions
@@ -131,20 +133,94 @@ async def test_a_server_on_the_second_address_of_a_name_answers_every_datagram()
     assert [event.peer for event in events if isinstance(event, Connected)][1] == f"udp://[::1]:{server.port}"
 
 
-async def test_a_probe_that_could_not_be_sent_again_keeps_the_time_of_its_first_send() -> None:
-    now = 10
-    events: list[Event] = []
-    probes = Probes(8, 1000, events.append, clock=lambda: now)
-    first, second = probes.begin(), probes.begin()
-    stream: Any = SimpleNamespace(reconnect=AsyncMock(return_value=False))
-    async with create_task_group() as tasks:
-        ping = DatagramPing(UDPAddress(host="127.0.0.1", port=9), AsyncMock(), probes, tasks)
-        probes.sent(first)
-        now = 20
-        probes.sent(second)
-        now = 500
-        assert not await ping._fail(stream, BrokenResourceError())
+async def test_an_unknown_name_is_an_error() -> None:
+    with pytest.raises(ConnectError, match="no such host"):
+        await Scene("udp://no-such-host.invalid:7").run()
 
-    probes.reply(second, 700)
-    assert [event.numbers for event in events if isinstance(event, Failed)] == [(1,)]
-    assert [event.latency for event in events if isinstance(event, Reply)] == [680]
+
+class Line:
+    """A ping whose socket is the test's: `answers` are those of its sends."""
+
+    def __init__(self, *answers: Any, size: int = 8, reconnects: bool = False) -> None:
+        self.events: list[Event] = []
+        self.now = 10
+        self.probes = Probes(size, 1000, self.events.append, clock=lambda: self.now)
+        self.sent = Mock(side_effect=answers or None)
+        self.waited = AsyncMock()
+        stream: Any = SimpleNamespace(
+            send_nowait=self.sent,
+            send=self.waited,
+            reconnect=AsyncMock(return_value=reconnects),
+            extra=lambda *_: ("127.0.0.1", 9),
+        )
+        self.stream = stream
+        tasks: Any = None
+        self.ping = DatagramPing(UDPAddress(host="127.0.0.1", port=9), AsyncMock(), self.probes, tasks)
+        self.ping._stream = self.stream
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {name: value for name, value in vars(self.probes.counts).items() if value}
+
+
+REFUSED = BrokenResourceError()
+
+
+@pytest.mark.parametrize(
+    ("answers", "reconnects", "waits", "counts"),
+    [
+        ([True, False], False, True, {"outstanding": 2}),
+        ([True, REFUSED, True], False, False, {"outstanding": 1, "lost": 1, "errors": 1}),
+        ([True, REFUSED, REFUSED], False, False, {"lost": 2, "errors": 2}),
+        ([True, REFUSED], True, False, {"outstanding": 2, "reconnects": 1}),
+    ],
+    ids=["full buffer", "refused", "refused again", "another address"],
+)
+async def test_a_probe_is_sent_once_although_a_refusal_of_the_one_before_is_reported_first(
+    answers: list[Any], reconnects: bool, waits: bool, counts: dict[str, int]
+) -> None:
+    line = Line(*answers, reconnects=reconnects)
+    for _ in range(2):
+        await line.ping.send(line.probes.begin())
+    assert line.counts == {"transmitted": 2} | counts
+    assert line.sent.call_count == len(answers)
+    assert line.waited.called == waits
+
+
+async def test_probes_without_room_for_a_number_are_answered_one_by_one() -> None:
+    line = Line(size=0)
+    for _ in range(2):
+        await line.ping.send(line.probes.begin())
+    line.ping._match(b"")
+    assert line.counts == {"transmitted": 2, "received": 1, "outstanding": 1}
+    line.ping._match(b"")
+    assert line.counts == {"transmitted": 2, "received": 2}
+
+
+async def test_a_reply_to_a_probe_that_is_long_settled_is_stray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ping_datagrams, "_HISTORY_SIZE", 2)
+    line = Line()
+    answered, lost, third, fourth = (line.probes.begin() for _ in range(4))
+    for probe in (answered, lost):
+        await line.ping.send(probe)
+    line.ping._match(answered.payload)
+    line.probes.fail([lost], "timeout")
+    for probe in (third, fourth):
+        await line.ping.send(probe)
+        line.ping._match(probe.payload)
+    for probe in (answered, lost, third, fourth):
+        line.ping._match(probe.payload)
+    assert line.counts == {"transmitted": 4, "received": 3, "lost": 1, "stray": 2, "duplicates": 2}
+
+
+async def test_a_probe_that_could_not_be_sent_again_keeps_the_time_of_its_first_send() -> None:
+    line = Line()
+    first, second = line.probes.begin(), line.probes.begin()
+    line.probes.sent(first)
+    line.now = 20
+    line.probes.sent(second)
+    line.now = 500
+    assert not await line.ping._fail(line.stream, REFUSED)
+    line.probes.reply(second, 700)
+    assert [event.numbers for event in line.events if isinstance(event, Failed)] == [(1,)]
+    assert [event.latency for event in line.events if isinstance(event, Reply)] == [680]
