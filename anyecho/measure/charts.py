@@ -13,6 +13,7 @@ from anyecho.measure.compare import Comparison, Row
 from anyecho.measure.comparison_text import interval_text
 from anyecho.measure.histogram import MIN_BEYOND, Histogram
 from anyecho.measure.result import RunResult
+from anyecho.measure.statistics import Interval
 from anyecho.measure.svg import Frame, Scale, element, log_ticks, path, text
 
 #: The smallest duration on a log axis, in nanoseconds.
@@ -31,11 +32,9 @@ def legend(lines: Sequence[tuple[str, str]], extra: str = "") -> str:
 
 def tick_text(nanoseconds: float) -> str:
     """Return a round duration as short as it is: 200us, not 200.0us."""
-    for scale, unit in ((1e9, "s"), (1e6, "ms"), (1e3, "us"), (1.0, "ns")):
-        if nanoseconds >= scale * 0.999:
-            return f"{nanoseconds / scale:g}{unit}"
-
-    return "0"
+    units = ((1e9, "s"), (1e6, "ms"), (1e3, "us"))
+    scale, unit = next((each for each in units if nanoseconds >= each[0] * 0.999), (1.0, "ns"))
+    return f"{nanoseconds / scale:g}{unit}"
 
 
 def spectrum(lines: Sequence[tuple[str, Histogram]]) -> str:
@@ -124,12 +123,12 @@ def ranges(rows: Sequence[tuple[str, RunResult]]) -> str:
 
 def ratios(comparison: Comparison) -> str:
     """Return a row per metric: the ratio of the medians, with its interval."""
-    rows = [row for row in comparison.rows if row.ratio is not None]
+    rows = [(row, row.ratio) for row in comparison.rows if row.ratio is not None]
     if not rows:
         return ""
 
     frame = Frame(height=58 + 28 * len(rows), right=230)
-    bounds = [bound for row in rows if row.ratio for bound in (row.ratio.low, row.ratio.high)]
+    bounds = [bound for _, ratio in rows for bound in (ratio.low, ratio.high)]
     reach = max(max(bounds), 1 / min(bounds), 1.05) ** 1.15
     x = Scale(1 / reach, reach, *frame.x, log=True)
     low, high = frame.y
@@ -140,24 +139,21 @@ def ratios(comparison: Comparison) -> str:
     ticks = [each for each in ticks if not wide or each in (0.1, 0.2, 0.5, 1, 2, 5, 10)]
     parts = [frame.horizontal(x, ticks, lambda value: f"{value:g}", "ratio to the baseline")]
     parts.append(path([(x(1), low), (x(1), high)], class_="one"))
-    for index, row in enumerate(rows):
-        parts += _ratio_row(row, frame.top + 28 * index + 16, x, frame)
+    for index, (row, ratio) in enumerate(rows):
+        parts += _ratio_row(row, ratio, frame.top + 28 * index + 16, x, frame)
 
     return frame.drawing("Ratio to the baseline, with 95 % intervals", *parts)
 
 
-def _ratio_row(row: Row, middle: float, x: Scale, frame: Frame) -> Iterator[str]:
-    if row.ratio is None:
-        return
-
+def _ratio_row(row: Row, ratio: Interval, middle: float, x: Scale, frame: Frame) -> Iterator[str]:
     kind = "different" if row.different else "same"
     yield text(row.metric.name, frame.left - 10, middle + 4, text_anchor="end")
     if row.p is not None:
-        yield path([(x(row.ratio.low), middle), (x(row.ratio.high), middle)], class_=f"thick {kind}")
-    yield element("circle", cx=x(row.ratio.estimate), cy=middle, r=5, class_=f"dot {kind}")
-    yield text(f"{row.ratio.estimate:.3f}", frame.x[1] + 14, middle + 4)
+        yield path([(x(ratio.low), middle), (x(ratio.high), middle)], class_=f"thick {kind}")
+    yield element("circle", cx=x(ratio.estimate), cy=middle, r=5, class_=f"dot {kind}")
+    yield text(f"{ratio.estimate:.3f}", frame.x[1] + 14, middle + 4)
     yield text(row.verdict.partition(":")[0], frame.x[1] + 62, middle + 4, class_="t")
-    shown = f"{row.metric.name} {row.ratio.estimate:.3f}\n{interval_text(row.ratio)}\n{row.verdict}"
+    shown = f"{row.metric.name} {ratio.estimate:.3f}\n{interval_text(ratio)}\n{row.verdict}"
     yield element("rect", x=0, y=middle - 14, width=frame.width, height=28, class_="h", data_t=shown)
 
 

@@ -19,7 +19,10 @@ _LEVELS = len(LEVEL_EDGES) + 1
 
 
 def heat_map(run: RunResult) -> str:
-    """Return the number of replies by second and latency, darker where there are more, with the medians and p99."""
+    """Return the number of replies by second and latency, darker where there are more, with the medians and p99.
+
+    There are seconds; if none of them has a reply, the text is empty.
+    """
     width, seconds = _binned(run.per_second)
     used = [index for each in seconds for index, count in enumerate(each.levels[:_LEVELS]) if count]
     if not used:
@@ -89,11 +92,8 @@ def _time_axis(frame: Frame, x: Scale) -> str:
 
 
 def throughput(run: RunResult) -> str:
-    """Return the verified replies of each second as bars, with the rate that was asked for."""
+    """Return the verified replies of each second as bars, with the rate that was asked for. There are seconds."""
     width, seconds = _binned(run.per_second)
-    if not seconds:
-        return ""
-
     frame = Frame(height=170)
     asked = run.generator.asked_rate
     rates = [each.verified / width for each in seconds]
@@ -118,9 +118,6 @@ def _bar(left: float, right: float, bottom: float, top: float) -> str:
 
 def _binned(seconds: Sequence[Second]) -> tuple[int, list[Second]]:
     """Return the seconds per column, and the columns: at most 120 of equal width."""
-    if not seconds:
-        return 1, []
-
     width = math.ceil((seconds[-1].start + 1) / _COLUMNS)
     by_column: dict[int, list[Second]] = {}
     for each in seconds:

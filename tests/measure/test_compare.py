@@ -61,6 +61,16 @@ def test_repetitions_with_other_seeds_are_one_configuration() -> None:
     assert [(group.load.size, len(group.runs)) for group in found] == [(64, 2), (1024, 2)]
 
 
+def test_loads_on_several_backends_are_named_by_them() -> None:
+    runs = [replace(base(), generator=replace(base().generator, backend=name)) for name in ("asyncio", "trio")]
+    assert [group.name for group in groups(document(*runs))] == ["load on asyncio", "load on trio"]
+    runs += [replace(run, load=load(size=1)) for run in runs]
+    assert [group.name for group in groups(document(*runs))][1:3] == [
+        "64 bytes, load on trio",
+        "1 byte, load on asyncio",
+    ]
+
+
 def test_shards_that_are_compared_have_their_own_numbers() -> None:
     shards = [result(load=load(shard_index=number, shard_count=2)) for number in range(2)]
     [one], [other] = (groups(document(each), "a.json") for each in shards)
@@ -112,6 +122,8 @@ def test_runs_of_the_same_rounds_are_compared_by_pairs() -> None:
     other = [each * cost for each, cost in zip(noise, costs(2, 1.25, count=8), strict=True)]
     paired, alone = (compared(one, other, rounds=rounds) for rounds in (True, False))
     assert (paired.paired, alone.paired) == (True, False)
+    texts = [comparison_lines(each)[1].partition(" runs")[2] for each in (paired, alone)]
+    assert texts == [", by pairs of the same round, Wilcoxon test", ""]
     assert (cpu(paired).verdict, cpu(alone).verdict) == ("higher", "no difference found")
 
 

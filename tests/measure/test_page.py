@@ -23,7 +23,7 @@ from anyecho.measure.histogram import Histogram
 from anyecho.measure.page import page
 from anyecho.measure.result import Counts, Document, Part, RunResult
 from anyecho.measure.svg import Scale, linear_ticks, log_ticks
-from tests.measure.results import document, load, result
+from tests.measure.results import document, load, result, second
 from tests.support.machine import program
 
 NOTHING = Histogram.from_samples([])
@@ -45,8 +45,8 @@ def repeated(scale: float, seconds: int = 3) -> tuple[RunResult, ...]:
     )
 
 
-def compared() -> str:
-    documents = [("before.json", document(*repeated(100e3))), ("after.json", document(*repeated(130e3)))]
+def compared(*after: RunResult) -> str:
+    documents = [("before.json", document(*repeated(100e3))), ("after.json", document(*after or repeated(130e3)))]
     [one], [other] = (groups(each, name) for name, each in documents)
     return page(documents, [compare(one, other)])
 
@@ -74,11 +74,16 @@ def alone(**fields: Any) -> Callable[[], str]:
 
 PAGES: dict[str, Callable[[], str]] = {
     "one run": alone(seconds=60),
-    "a closed loop": alone(load=load(rate=None), lag=NOTHING),
+    "a closed loop": alone(
+        load=load(rate=None), lag=NOTHING, generator=replace(result().generator, asked_rate=None)
+    ),
     "ten minutes": lambda: page([("a.json", document(seconds_of(600)))]),
     "compared": compared,
     "matrix": matrix,
     "no reply": lambda: page([("a.json", document(EMPTY))]),
+    "no reply of several runs": lambda: page([("a.json", document(EMPTY, replace(EMPTY, load=load(size=1))))]),
+    "no reply in any second": alone(per_second=(second(0.0, []), second(1.0, []))),
+    "nothing compared": lambda: compared(replace(EMPTY, server_cpu_per_echo=None)),
     "no run": lambda: page([("a.json", replace(document(), runs=()))]),
     "one reply": lambda: page([("a.json", document(replace(EMPTY, latency=Histogram.from_samples([5000]))))]),
     "shards": alone(
@@ -89,6 +94,12 @@ PAGES: dict[str, Callable[[], str]] = {
     ),
     "in doubt": alone(interrupted=True, saturated=True),
 }
+
+
+ALL_DRAWINGS = (
+    *("Latency by percentile", "Latency over time", "Replies per second", "Latency of each run"),
+    "Ratio to the baseline, with 95 % intervals",
+)
 
 
 @cache
@@ -204,6 +215,22 @@ def test_a_comparison_has_the_ratios_with_their_intervals() -> None:
     assert re.search(r"<td>cpu</td><td>22.9us</td><td>29.8us</td><td>1.300</td><td>1.2\d\d to 1.3\d\d</td>", text)
 
 
+@pytest.mark.parametrize(
+    ("name", "drawings"),
+    [
+        ("no reply of several runs", []),
+        ("no reply in any second", ["Latency by percentile", "Replies per second"]),
+        ("nothing compared", ["Latency of each run", "Latency by percentile"]),
+    ],
+)
+def test_a_chart_without_anything_to_show_is_left_out(name: str, drawings: list[str]) -> None:
+    assert sorted({*re.findall(r'aria-label="(.*?)"', made(name))} & {*ALL_DRAWINGS}) == sorted(drawings)
+
+
+def test_a_closed_loop_shows_no_rate_that_was_asked_for() -> None:
+    assert [("asked: " in made(name)) for name in ("one run", "a closed loop")] == [True, False]
+
+
 def test_equal_lines_are_named_once() -> None:
     run = result(lag=NOTHING)
     for load_, names in ((load(rate=None), ["latency"]), (load(), ["corrected and uncorrected"])):
@@ -242,7 +269,7 @@ def test_ticks_are_round_and_within_the_axis() -> None:
     assert linear_ticks(1080, 3) == [0, 500, 1000]
     assert log_ticks(90, 1100) == pytest.approx([100, 200, 500, 1000])
     assert log_ticks(90, 1.1e6) == pytest.approx([100, 1e3, 1e4, 1e5, 1e6])
-    assert [tick_text(each) for each in (200, 5e3, 2e6, 1e9)] == ["200ns", "5us", "2ms", "1s"]
+    assert [tick_text(each) for each in (0.5, 200, 5e3, 2e6, 1e9)] == ["0.5ns", "200ns", "5us", "2ms", "1s"]
     scale = Scale(1, 100, 0, 10, log=True)
     assert [scale(each) for each in (0.1, 1, 10, 1000)] == [0, 0, 5, 10]
 

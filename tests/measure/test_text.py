@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -193,6 +194,22 @@ def test_a_lag_of_few_messages_has_the_percentile_that_they_resolve() -> None:
 def test_connections_without_any_reply_are_marked_and_have_no_index() -> None:
     [point] = [each for each in checks(result(spread=Spread.of((0, 0), ()))) if each.name == "connections"]
     assert (point.text, point.doubt) == ("no replies on any", True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "name", "end"),
+    [
+        (
+            {"generator": replace(GENERATOR, gc="on", gc_pauses=(0.002, 0.01))},
+            "generator",
+            "garbage collection on, 2 pauses of at most 10.0ms",
+        ),
+        ({"spread": Spread.of((10, 10), ())}, "connections", "10 to 10 replies each, Jain index 1.000"),
+    ],
+)
+def test_a_point_has_the_facts_that_are_known(fields: dict[str, Any], name: str, end: str) -> None:
+    [text] = [point.text for point in checks(result(**fields)) if point.name == name]
+    assert text.endswith(end)
 
 
 def test_a_run_without_any_reply_can_be_shown() -> None:
