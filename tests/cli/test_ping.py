@@ -8,7 +8,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
@@ -298,11 +297,3 @@ def test_a_server_that_starts_again_is_pinged_again(processes: Processes, short_
     process.signal(signal.SIGINT)
 
     assert process.wait() == 0
-
-
-def test_other_verbs_start_without_the_modules_of_ping() -> None:
-    code = "import sys, anyecho.cli.main; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-
-    assert "anyecho.cli.ping" in loaded
-    assert not {"anyecho.measure.ping", "anyecho.cli.ping_lines", "anyecho.measure.probes"} & {*loaded}
