@@ -37,9 +37,8 @@ def documented(options: type[T]) -> type[T]:
         text = each.metadata.get("help") or each.metadata["doc"]
         text = re.sub(r"--([a-z-]+)", lambda flag: f"`{flag[1].replace('-', '_')}`", text)
         lines.append(f"    {each.name}: {text}")
-    if options.__doc__ is not None:  # python -OO removes docstrings
-        options.__doc__ = "\n".join([cleandoc(options.__doc__), *lines])
-
+    # A dataclass without a docstring, as all are with python -OO, has its signature there.
+    options.__doc__ = "\n".join([cleandoc(options.__doc__ or ""), *lines])
     return options
 
 

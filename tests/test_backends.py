@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import cast
 
 import pytest
@@ -104,3 +105,11 @@ def test_an_unknown_backend_is_a_usage_error(word: str) -> None:
         run(never, backend=cast("Backend", word))
 
     assert str(caught.value) == f"no backend {word!r}; there are asyncio, uvloop, trio"
+
+
+def test_a_system_without_a_null_device_runs_each_backend(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Descriptors are counted with that device, which an empty root directory lacks."""
+    monkeypatch.setattr(os, "devnull", "/absent/null")
+    assert run(loop_package, backend=backend) == backend

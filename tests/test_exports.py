@@ -79,10 +79,11 @@ def test_a_star_import_binds_every_public_name() -> None:
     assert set(anyecho.__all__) == {name for name in names if not name.startswith("__")}
 
 
+@pytest.mark.parametrize("module", ["anyecho", "anyecho.faults"])
 @pytest.mark.parametrize("name", ["nonsense", "__wrapped__", "Poller"])
-def test_an_unknown_attribute_is_named_in_the_error(name: str) -> None:
-    with pytest.raises(AttributeError, match=f"^module 'anyecho' has no attribute '{name}'$"):
-        getattr(anyecho, name)
+def test_an_unknown_attribute_is_named_in_the_error(name: str, module: str) -> None:
+    with pytest.raises(AttributeError, match=f"^module '{module}' has no attribute '{name}'$"):
+        getattr(import_module(module), name)
 
 
 def test_the_version_is_an_attribute_but_not_in_all() -> None:

@@ -335,3 +335,4 @@ async def test_the_server_obeys_within_an_event_loop(backend: Any) -> None:
         server.drain(0)
         server.abort()
         assert sock.recv(5) == b""
+    await server.adrain()  # it is closed already

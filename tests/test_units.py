@@ -150,6 +150,11 @@ def test_a_size_is_written_in_the_unit_that_makes_it_short(size: int, text: str)
     assert format_size(size) == text
 
 
+def test_a_negative_size_cannot_be_written() -> None:
+    with pytest.raises(UnitError, match=r"^-1 is not a size: it must be 0 or more$"):
+        format_size(-1)
+
+
 @pytest.mark.parametrize(
     ("rate", "text"),
     [(0.0, "0"), (0.5, "0.5"), (50.0, "50"), (1500.0, "1500"), (10_000.0, "10k"), (2e6, "2M"), (math.inf, "off")],

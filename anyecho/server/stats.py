@@ -38,9 +38,8 @@ class Stats:
     datagrams: DatagramCounts = field(default_factory=DatagramCounts)
 
 
-if Stats.__doc__:
-    _REASONS = "\n    ".join(f"* ``{each}``: {each.description}" for each in CloseReason)
-    Stats.__doc__ = Stats.__doc__.replace("REASONS", _REASONS)
+_REASONS = "\n    ".join(f"* ``{each}``: {each.description}" for each in CloseReason)
+Stats.__doc__ = (Stats.__doc__ or "").replace("REASONS", _REASONS)
 
 
 @dataclass(frozen=True, kw_only=True)

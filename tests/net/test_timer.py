@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from time import perf_counter_ns
+from types import SimpleNamespace
 
 import anyio.lowlevel
 import pytest
@@ -91,3 +92,8 @@ async def test_other_tasks_run_while_a_timer_waits_busily(poller: Poller | Fallb
                 turns += 1
                 await anyio.lowlevel.checkpoint()
     assert turns > 1
+
+
+def test_a_clock_that_no_timerfd_has_is_left_to_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.get_clock_info", lambda _: SimpleNamespace(implementation="mach_absolute_time()"))
+    assert timer.open_timerfd() is None

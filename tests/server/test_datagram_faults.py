@@ -11,7 +11,7 @@ import pytest
 from anyio import fail_after, to_thread
 
 from anyecho.address import UDPAddress
-from anyecho.faults import Corrupt, Duplicate, Fault, Latency, Loss, Reorder, Truncate
+from anyecho.faults import Corrupt, Duplicate, Fault, Latency, Loss, Reorder, ResetPeer, Truncate
 from anyecho.faults.plan import DatagramPlan
 from anyecho.server.server import Server, open_server
 from tests.server.faulty import options
@@ -162,3 +162,9 @@ def test_the_loss_has_its_rate_and_comes_in_bursts_if_correlated() -> None:
         after = [lost[at + 1] for at in range(len(lost) - 1) if lost[at]]
         expected = 0.2 * (1 - correlation) + correlation
         assert expected - 0.05 < sum(after) / len(after) < expected + 0.05
+
+
+def test_a_fault_of_streams_changes_no_datagram() -> None:
+    plan = DatagramPlan([ResetPeer()], seed=1)
+    assert not plan
+    assert plan.replies(1.0, b"x") == [(1.0, b"x")]

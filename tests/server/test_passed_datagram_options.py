@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from unittest.mock import Mock
 
 import pytest
 from anyio import fail_after, sleep, to_thread
 
 from anyecho.address import FDAddress, UDPAddress
+from anyecho.net.error_queue import drain_error_queue
 from anyecho.net.udp import mmsg
 from anyecho.net.udp.echo import Reflector
 from anyecho.server.server import open_server
@@ -225,3 +227,9 @@ async def test_the_error_queue_does_not_busy_loop(host: str, when: str, monkeypa
             await sleep(0.2)
             assert calls - before < 10
             await expect_echo(inherited, host)
+
+
+def test_an_error_queue_that_fills_as_fast_as_it_is_drained_blocks_nothing() -> None:
+    sock = Mock(family=socket.AF_INET)
+    drain_error_queue(sock)
+    assert 1 < sock.recvmsg.call_count <= 1024

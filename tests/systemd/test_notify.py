@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import anyio
 import pytest
 from anyio import create_task_group, fail_after
 from anyio.lowlevel import checkpoint
 
+from anyecho.systemd.manager import StateReceiver
 from anyecho.systemd.notify import Notifier, open_notifier
 from tests.support.peers import SOON, until
 
@@ -190,3 +193,19 @@ def test_a_malformed_variable_is_one_warning(
 
     [record] = caplog.records
     assert record.getMessage().startswith(warning)
+
+
+def test_a_supervisor_on_another_system_receives_at_a_path_that_only_its_user_can_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without abstract names and credentials."""
+    monkeypatch.setattr(sys, "platform", "freebsd14")
+    receiver = StateReceiver()
+    path = Path(receiver.address)
+    assert path.is_socket()
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+    with open_notifier({"NOTIFY_SOCKET": receiver.address}) as notifier:
+        notifier.ready("listening")
+    assert anyio.run(receiver.receive) == {"READY": "1", "STATUS": "listening"}
+    receiver.close()
+    assert not path.parent.exists()
