@@ -48,9 +48,7 @@ class Output:
         while True:
             while piece := self._rest:
                 try:
-                    await run_in_thread(write_all, self._descriptor, piece)
-                except NoThreadError:
-                    write_all(self._descriptor, piece)  # blocks the event loop, but loses nothing
+                    await self._write_all(piece)
                 except OSError as exc:
                     raise _local_error(exc) from exc
                 self._rest = self._rest[len(piece) :]
@@ -65,6 +63,12 @@ class Output:
         self._is_closing = True
         self._notify()
         await self._has_closed.wait()
+
+    async def _write_all(self, piece: bytes) -> None:
+        try:
+            await run_in_thread(write_all, self._descriptor, piece)
+        except NoThreadError:
+            write_all(self._descriptor, piece)  # blocks the event loop, but loses nothing
 
     def _notify(self) -> None:
         self._changed.set()

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+from typing import NoReturn
 
+import pytest
 from anyio import Event, create_task_group, fail_after, to_thread
 
+from anyecho.cli import output as module
 from anyecho.cli.output import Output
+from anyecho.errors import LocalError
+from anyecho.net.threads import NoThreadError
 from tests.support.peers import SOON
 from tests.support.pipes import unread_pipe
 from tests.support.tasks import wait_all_tasks_blocked
@@ -36,3 +41,18 @@ async def test_lines_are_kept_while_the_pipe_is_full_and_written_in_order() -> N
             await output.aclose()
 
     assert text.lstrip(b"\n").decode() == f"{first}\n{last}\n"
+
+
+@pytest.mark.parametrize("threads", [True, False])
+async def test_a_closed_pipe_is_an_error_of_this_machine(threads: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def no_thread(*_: object) -> NoReturn:
+        raise NoThreadError
+
+    if not threads:
+        monkeypatch.setattr(module, "run_in_thread", no_thread)
+    with unread_pipe() as (read_end, write_end), fail_after(SOON):
+        output = Output(write_end)
+        output.write(["x" * 100_000])
+        os.dup2(0, read_end)  # closes the only read end
+        with pytest.raises(LocalError, match=r"^cannot write to standard output: Broken pipe$"):
+            await output.run()
