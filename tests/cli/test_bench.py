@@ -174,13 +174,16 @@ def test_wrong_input_is_one_line(
     assert error in errors
 
 
-def test_a_terminal_shows_rate_and_p99_once_a_second_and_nothing_at_the_end() -> None:
+@pytest.mark.parametrize(
+    "options", [BenchOptions(duration=4.0, warmup=1.0), BenchOptions(requests=50)], ids=["duration", "requests"]
+)
+def test_a_terminal_shows_rate_and_p99_once_a_second_and_nothing_at_the_end(options: BenchOptions) -> None:
     second = 1_000_000_000
     now = 5 * second
     written: list[str] = []
     connection = Stamps(due=array("q"), received=array("q"))
     progress = ProgressLine(lambda: now, written.append)
-    progress.begin(BenchOptions(duration=4.0, warmup=1.0))
+    progress.begin(options)
     for step in range(1, 21):
         now = 5 * second + step * second // 10
         connection.due.append(now - 3_000_000)

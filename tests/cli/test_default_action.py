@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from anyecho.cli.default_action import end_on_sigterm
 from tests.support.machine import skip
 from tests.support.peers import dial, exchange, receive_all
 from tests.support.process import TIMEOUT, Process, Processes, accepts, echo, peer, wait_until
@@ -172,3 +173,17 @@ def test_a_signal_blocked_at_the_start_still_drains(
     process.signal(signum)
 
     assert process.wait() == 0
+
+
+@pytest.mark.parametrize(("pid", "is_handled"), [(1, True), (2, False)])
+def test_only_pid_1_has_a_handler_of_sigterm_during_its_start(
+    pid: int, is_handled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel discards a signal to PID 1 whose action is the default."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        monkeypatch.setattr(os, "getpid", lambda: pid)
+        end_on_sigterm()
+        assert callable(signal.getsignal(signal.SIGTERM)) == is_handled
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -38,6 +38,7 @@ TCP = "tcp://127.0.0.1:0"
         ("send @echo hello", "bad address '@echo': a Unix socket is written unix:@echo"),
         ("serve tcp:localhost:7", "bad address 'tcp:localhost:7': the // is missing: tcp://localhost:7"),
         ("serve :1,:2", "bad address ':1,:2': a comma does not separate addresses: give each one on its own"),
+        ("bench x:1 y:1", "unexpected argument 'y:1'"),
         (
             "send insecure:1 --cert c.pem hello",
             "--cert has no effect: tcp://insecure:1 is not over TLS: write tls://insecure:1",

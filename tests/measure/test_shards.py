@@ -19,7 +19,7 @@ from anyio.abc import TaskGroup
 from anyecho import __version__
 from anyecho.backends import Backend
 from anyecho.errors import AnyechoError, ConnectError, LocalError, StartError, UsageError
-from anyecho.measure import shard
+from anyecho.measure import shard, shards
 from anyecho.measure.bench import run_bench, run_shard
 from anyecho.measure.control import BenchControl
 from anyecho.measure.merge import merge_runs
@@ -297,6 +297,7 @@ def place(*replies: Any, **fields: Any) -> Callable[[], Place]:
         (place(ConnectError("refused")), ConnectError, "refused"),
         (place(ConnectError("refused"), is_remote=True), ConnectError, "worker: refused"),
         (place(ValueError("odd")), StartError, "worker cannot run a shard: ValueError: odd"),
+        (place(LocalError("broken")), StartError, "worker was lost before the start: broken"),
         (place(is_lost=gone), StartError, "worker was lost before the start: it is gone"),
         (place(lambda: Prepared(0, 0), is_lost=gone), LocalError, "all shards were lost: it is gone"),
         (place(lambda: Prepared(0, 0), LocalError("broken")), LocalError, "all shards were lost: broken"),
@@ -308,6 +309,18 @@ async def test_what_happens_to_a_place_is_an_error_of_one_line(
     with fail_after(40), pytest.raises(kind) as caught:
         await run_shards("127.0.0.1:1", bench_options(), [at()])
     assert str(caught.value) == line
+
+
+@pytest.mark.parametrize("replies", [[], [lambda: Prepared(0, 0)]], ids=["connecting", "measuring"])
+async def test_an_interrupted_shard_that_has_no_result_in_time_is_lost(
+    replies: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "_RESULT_WITHIN", 0.0)
+    control = BenchControl()
+    control.interrupt()
+    line = r"^all shards were lost: it was interrupted, and had no result within 0 s$"
+    with fail_after(40), pytest.raises(LocalError, match=line):
+        await run_shards("127.0.0.1:1", bench_options(), [place(*replies)()], control=control)
 
 
 @pytest.mark.parametrize(

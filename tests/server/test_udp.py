@@ -448,3 +448,10 @@ def port_of(server: Server) -> int:
     [address, *_] = server.addresses
     assert isinstance(address, UDPAddress)
     return address.port
+
+
+def test_datagrams_are_batched_on_64_bit_linux_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("platform", "freebsd14"), ("maxsize", 2**31 - 1)):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, name, value)
+            assert not mmsg._is_usable()

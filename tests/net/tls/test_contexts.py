@@ -19,6 +19,7 @@ from anyecho.address import TCPAddress
 from anyecho.errors import CertificateError, UsageError
 from anyecho.net.tls.contexts import Certificates, TLSClientOptions, TLSServerOptions, client_context
 from anyecho.net.tls.generated import GeneratedAuthority
+from anyecho.net.tls.published import PublishedFile
 from tests.support.certificates import Files, files_in
 
 HERE = [TCPAddress(host="127.0.0.1", port=0, tls=True)]
@@ -98,6 +99,28 @@ def test_an_encrypted_key_without_a_password_file_is_an_error(files: Files, encr
         CertificateError, match=r"ssl_keyfile_password_file is missing: the key in .*encrypted\.pem is encrypted"
     ):
         served(files, ssl_keyfile=encrypted)
+
+
+def test_an_encrypted_key_of_a_client_is_an_error(files: Files, encrypted: Path) -> None:
+    reason = r"cannot use .*encrypted\.pem: the key is encrypted \(openssl pkey decrypts it\)$"
+    with pytest.raises(CertificateError, match=reason):
+        client_context(TLSClientOptions(cert=files.cert, key=encrypted))
+
+
+def test_a_device_in_place_of_a_certificate_is_an_error_that_names_both_files(files: Files) -> None:
+    with pytest.raises(CertificateError, match=rf"^cannot use /dev/null or {files.key}: .+"):
+        served(files, ssl_certfile="/dev/null")
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_published_file_can_be_read_until_it_is_closed(in_memory: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not in_memory:
+        monkeypatch.delattr(os, "memfd_create", raising=False)
+    published = PublishedFile(b"data", prefix="anyecho-", suffix=".pem")
+    assert published.path.read_bytes() == b"data"
+    for _ in range(2):
+        published.close()
+        assert not published.path.exists()
 
 
 @pytest.mark.parametrize(
