@@ -113,9 +113,11 @@ def test_a_gate_that_holds_is_status_99(
     assert capfd.readouterr().err.count("\n") == (status == 99)
 
 
-@pytest.mark.by_turns("bind")
-@pytest.mark.parametrize("bind", ["tcp://127.0.0.1:0", "udp://127.0.0.1:0", "unix:{path}/echo"])
-@pytest.mark.parametrize("rate", [(), ("-r", "2k")])
+@pytest.mark.by_turns("bind", "rate")
+@pytest.mark.parametrize(
+    ("bind", "rate"),
+    [("tcp://127.0.0.1:0", ()), ("udp://127.0.0.1:0", ("-r", "2k")), ("unix:{path}/echo", ("-r", "2k"))],
+)
 def test_after_ctrl_c_the_figures_so_far_are_printed_with_status_130(
     rate: tuple[str, ...], bind: str, processes: Processes, backend: str, short_path: Path, tmp_path: Path
 ) -> None:

@@ -95,7 +95,7 @@ async def until_loaded(server: Server) -> None:
 
 
 @needs_distributed
-@pytest.mark.by_turns("anyio_backend", "carrier")
+@pytest.mark.by_turns("anyio_backend", "carrier", "backend")
 async def test_the_workers_of_a_cluster_send_one_schedule(
     backend: str, server: Server, cluster: Cluster, processes: Processes, tmp_path: Path
 ) -> None:

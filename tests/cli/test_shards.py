@@ -26,6 +26,7 @@ def read(path: Path) -> Document:
     return Document.from_json(path.read_bytes(), str(path))
 
 
+@pytest.mark.by_turns("backend")
 def test_processes_share_one_load_and_each_has_a_row(
     backend: str, address: str, processes: Processes, tmp_path: Path
 ) -> None:

@@ -76,6 +76,7 @@ async def test_a_datagram_above_the_size_limit_is_a_usage_error(host: str, least
 
 
 @pytest.mark.parametrize("family", ["4", "6"])
+@pytest.mark.by_turns("family")
 def test_datagrams_above_the_path_mtu_are_lost_until_the_mtu_is_known(family: str, backend: str) -> None:
     command = [*network_namespace("link set lo up"), sys.executable, "-m", "tests.client.path_mtu", family]
     options = ["--timeout", "1s", "--backend", backend]

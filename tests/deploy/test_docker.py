@@ -41,6 +41,7 @@ def test_a_drain_ends_before_docker_stop_kills() -> None:
     assert grace + linger < DOCKER_STOP
 
 
+@pytest.mark.by_turns("backend")
 def test_the_health_check_succeeds_while_the_server_runs(
     processes: Processes, backend: str, tmp_path: Path
 ) -> None:

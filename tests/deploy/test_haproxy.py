@@ -147,6 +147,7 @@ def load(balancer: Balancer) -> Iterator[Load]:
     load.stop()
 
 
+@pytest.mark.by_turns("backend")
 def test_a_server_is_drained_and_restarted_under_load_without_a_failure(
     replicas: list[Replica], balancer: Balancer, load: Load
 ) -> None:
@@ -180,6 +181,7 @@ def test_a_server_is_drained_and_restarted_under_load_without_a_failure(
         assert each.process.errors() == ""
 
 
+@pytest.mark.by_turns("backend")
 def test_open_connections_continue_while_their_server_drains(replicas: list[Replica], balancer: Balancer) -> None:
     with ExitStack() as opened:
         # One for each server, because the one with the fewest connections gets the next.

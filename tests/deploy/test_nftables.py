@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.deploy.commands import DEPLOY, command_lines, on_backend
 from tests.support.machine import needs_linux, needs_program, skip
 from tests.support.process import TIMEOUT
@@ -76,6 +78,7 @@ with socket.socket(socket.AF_UNIX) as sock:
 """
 
 
+@pytest.mark.by_turns("backend")
 def test_clients_are_spread_over_three_servers_and_get_their_replies(backend: str, short_path: Path) -> None:
     [words] = [words for name, words in command_lines() if name == RULES.name]
     words = [word for word in words if word != "udp://:10000"]

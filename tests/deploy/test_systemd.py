@@ -81,6 +81,7 @@ def needs_seccomp() -> None:
 
 @needs_program("systemd-analyze")
 @pytest.mark.parametrize("workers", [None, "2"])
+@pytest.mark.by_turns("workers")
 def test_a_server_needs_no_system_call_that_the_service_forbids(
     manager: Manager, backend: str, workers: str | None
 ) -> None:

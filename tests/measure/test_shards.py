@@ -61,7 +61,7 @@ async def until_loaded(server: Server) -> None:
     await until(lambda: sum(each.bytes_sent > 0 for each in server.peers()) == 5, TIMEOUT)
 
 
-@pytest.mark.by_turns("backend", "anyio_backend")
+@pytest.mark.by_turns("backend", "anyio_backend", "carrier")
 @pytest.mark.parametrize(
     ("processes", "options"),
     [
@@ -158,6 +158,7 @@ async def test_wrong_options_are_errors_of_one_line(options: dict[str, Any], pro
 
 
 @pytest.mark.parametrize("moment", ["before", "measuring"])
+@pytest.mark.by_turns("moment")
 async def test_an_interrupted_run_has_what_all_shards_have_measured(moment: str, server: Server) -> None:
     control = BenchControl()
 

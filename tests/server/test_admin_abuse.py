@@ -118,6 +118,7 @@ def probe(process: Process) -> float:
 
 
 @pytest.mark.parametrize("burden", BURDENS, ids=lambda burden: burden.__name__)
+@pytest.mark.by_turns("backend")
 def test_the_echo_goes_on_and_a_health_check_is_answered(
     burden: Burden, process: Process, opened: ExitStack
 ) -> None:

@@ -92,6 +92,7 @@ async def test_the_client_connects_by_mptcp(passed: socket.socket, monkeypatch: 
             assert await client.exchange(b"hello") == b"hello"
 
 
+@pytest.mark.by_turns("backend", "engine")
 def test_serve_and_send_run_under_mptcpize(backend: str, processes: Processes) -> None:
     mptcp_socket().close()
     options = ("--backend", backend, "--log-level", "info")
