@@ -1,4 +1,4 @@
-"""The cost of an exchange for a client: ``clients.py [ROUNDS [SIZE]]``.
+"""The cost of an exchange for a client: ``clients.py [ROUNDS [SIZE [EXCHANGES]]]``.
 
 Each client sends SIZE bytes and receives their echo, in a closed loop. A server on the last core answers after 100
 us, so that the client goes to sleep. The table has the client's user and system time for each exchange.
@@ -29,7 +29,6 @@ Exchange: TypeAlias = Callable[[bytes], Awaitable[object]]
 
 BACKENDS: tuple[Backend, ...] = ("asyncio", "uvloop", "trio")
 CORES = sorted(os.sched_getaffinity(0))
-WARM_UP, EXCHANGES = 200, 2000
 
 
 def answer_late(ports: Connection) -> None:
@@ -78,30 +77,30 @@ async def streams_of_asyncio(port: int, opened: AsyncExitStack) -> Exchange:
 CLIENTS = {"anyecho": client_of_anyecho, "anyio": stream_of_anyio, "asyncio streams": streams_of_asyncio}
 
 
-async def measure(name: str, port: int, payload: bytes) -> float:
+async def measure(name: str, port: int, payload: bytes, exchanges: int) -> float:
     """Return the microseconds of processor time for each exchange."""
     async with AsyncExitStack() as opened:
         exchange = await CLIENTS[name](port, opened)
-        for _ in range(WARM_UP):
+        for _ in range(exchanges // 10):  # warm-up
             await exchange(payload)
         began = time.process_time()
-        for _ in range(EXCHANGES):
+        for _ in range(exchanges):
             await exchange(payload)
-        return (time.process_time() - began) / EXCHANGES * 1e6
+        return (time.process_time() - began) / exchanges * 1e6
 
 
-def run_one(backend: Backend, name: str, size: int) -> float:
+def run_one(backend: Backend, name: str, size: int, exchanges: int) -> float:
     ports, theirs = multiprocessing.Pipe()
     server = multiprocessing.Process(target=answer_late, args=[theirs], daemon=True)
     server.start()
     try:
-        return anyecho.run(partial(measure, name, ports.recv(), bytes(size)), backend=backend)
+        return anyecho.run(partial(measure, name, ports.recv(), bytes(size), exchanges), backend=backend)
     finally:
         server.join()
 
 
 def main() -> None:
-    rounds, size = (int(text) for text in (*sys.argv[1:], *("5", "64")[len(sys.argv) - 1 :]))
+    rounds, size, exchanges = (int(text) for text in (*sys.argv[1:], *("5", "64", "2000")[len(sys.argv) - 1 :]))
     os.sched_setaffinity(0, CORES[:1])
     cases = [
         (backend, name)
@@ -112,7 +111,7 @@ def main() -> None:
     costs: dict[tuple[Backend, str], list[float]] = defaultdict(list)
     for number in range(rounds):
         for case in cases[:: -1 if number % 2 else 1]:
-            costs[case].append(run_one(*case, size))
+            costs[case].append(run_one(*case, size, exchanges))
 
     print(f"| CPU us/exchange of {size} B |", *(f"{backend} |" for backend in BACKENDS))
     print("|---|", *("---: |" for _ in BACKENDS))

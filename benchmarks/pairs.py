@@ -84,7 +84,7 @@ def main() -> int:
     rows: list[list[str]] = []
     failed = False
     with compiled() as binary, tempfile.TemporaryDirectory(prefix="anyecho-bench-") as folder:
-        for target in [target for target in TARGETS if target.server in names]:
+        for target in [each for each in TARGETS if each.server in names and each.load in arguments.loads]:
             say(f"{target.load}  {target.server} and {target.reference}")
             try:
                 with ExitStack() as opened:
@@ -159,6 +159,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=40, help="how often each server is measured (40)")
     parser.add_argument("--seconds", type=float, default=0.25, help="of each measurement (0.25)")
     parser.add_argument("--only", default="", metavar="NAME,...", help="targets of these servers")
+    loads = [*dict.fromkeys(each.load for each in TARGETS)]
+    parser.add_argument("--loads", nargs="+", choices=loads, default=loads, help="targets of these loads")
     parser.add_argument("--output", type=Path, metavar="FILE", help="save the table here, too")
     return parser.parse_args()
 

@@ -20,6 +20,7 @@ from anyecho.cli.progress import ProgressLine
 from anyecho.measure.options import BenchOptions
 from anyecho.measure.progress import progress_of
 from anyecho.measure.result import Document
+from tests.cli.conftest import Run
 from tests.measure.schema import schema_text
 from tests.support.process import Process, Processes, peer, terminal, wait_until
 
@@ -50,8 +51,8 @@ def corrupt_tenth(sock: socket.socket) -> None:
 
 
 @pytest.mark.by_turns("address")
-def test_a_closed_loop_prints_latency_and_the_checks(processes: Processes, address: str, backend: str) -> None:
-    status, output, errors = processes.run("bench", address, *QUICK, "--backend", backend)
+def test_a_closed_loop_prints_latency_and_the_checks(run: Run, address: str, backend: str) -> None:
+    status, output, errors = run("bench", address, *QUICK, "--backend", backend)
     lines = output.decode().splitlines()
     assert (status, errors) == (0, "")
     assert lines[0] == f"{address}, 2 connections, 64 bytes, closed loop, 100 messages"
@@ -63,9 +64,9 @@ def test_a_closed_loop_prints_latency_and_the_checks(processes: Processes, addre
 
 
 def test_an_open_loop_prints_corrected_and_uncorrected_latency_lag_and_their_difference(
-    processes: Processes, addresses: dict[str, str]
+    run: Run, addresses: dict[str, str]
 ) -> None:
-    status, output, _ = processes.run("bench", addresses["tcp"], *QUICK, "-r", "500", "--percentiles", "50,75")
+    status, output, _ = run("bench", addresses["tcp"], *QUICK, "-r", "500", "--percentiles", "50,75")
     lines = output.decode().splitlines()
     assert status == 0
     assert [line.split()[0] for line in lines[2:6]] == ["p50", "corrected", "uncorrected", "lag"]
@@ -75,14 +76,14 @@ def test_an_open_loop_prints_corrected_and_uncorrected_latency_lag_and_their_dif
 
 @pytest.mark.parametrize("rate", [(), ("-r", "1k")])
 def test_json_on_standard_output_is_pure_and_obeys_its_schema(
-    rate: tuple[str, ...], processes: Processes, address: str
+    rate: tuple[str, ...], run: Run, address: str
 ) -> None:
-    status, output, errors = processes.run("bench", address, *QUICK, *rate, "--json", "-")
+    status, output, errors = run("bench", address, *QUICK, *rate, "--json", "-")
     assert (status, errors) == (0, "")
     Draft202012Validator(json.loads(schema_text())).validate(json.loads(output))
-    [run] = Document.from_json(output).runs
-    assert run.counts.verified == 100
-    assert run.load.transport == address.partition(":")[0]
+    [result] = Document.from_json(output).runs
+    assert result.counts.verified == 100
+    assert result.load.transport == address.partition(":")[0]
 
 
 @pytest.mark.parametrize(
@@ -202,7 +203,9 @@ def test_a_terminal_shows_rate_and_p99_once_a_second_and_nothing_at_the_end(opti
 
 def test_the_progress_line_is_shown_on_a_terminal(processes: Processes, addresses: dict[str, str]) -> None:
     with terminal() as (keyboard, screen):
-        process = processes.start("bench", addresses["tcp"], "-d", "2", "--warmup", "0", stderr=screen)
+        process = processes.start(
+            "bench", addresses["tcp"], "-r", "100", "-d", "2", "--warmup", "0", stderr=screen
+        )
         text = b""
         while b"msg/s" not in text:
             text += os.read(keyboard, 4096)

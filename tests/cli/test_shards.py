@@ -18,8 +18,8 @@ LOAD = ("-c", "4", "--warmup", "0")
 
 
 @pytest.fixture
-def address(processes: Processes) -> str:
-    return processes.serve("127.0.0.1:0").addresses[0]
+def address(addresses: dict[str, str]) -> str:
+    return addresses["tcp"]
 
 
 def read(path: Path) -> Document:
