@@ -161,7 +161,7 @@ def test_the_fixtures_work_under(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("processes", [(), ("-n", "2")], ids=["one process", "two processes"])
+@pytest.mark.parametrize("processes", [(), ("-n", "1")], ids=["one process", "a worker of xdist"])
 def test_the_fixtures_work_beside_every_other_plugin(processes: tuple[str, ...], tmp_path: Path) -> None:
     for name in ("pytest_asyncio", "pytest_trio", "xdist"):
         pytest.importorskip(name, reason=f"{ABSENT}{name}")

@@ -203,9 +203,7 @@ def test_a_terminal_shows_rate_and_p99_once_a_second_and_nothing_at_the_end(opti
 
 def test_the_progress_line_is_shown_on_a_terminal(processes: Processes, addresses: dict[str, str]) -> None:
     with terminal() as (keyboard, screen):
-        process = processes.start(
-            "bench", addresses["tcp"], "-r", "100", "-d", "2", "--warmup", "0", stderr=screen
-        )
+        process = processes.start("bench", addresses["tcp"], "-r", "100", "-d", "2", "--warmup", "0", stderr=screen)
         text = b""
         while b"msg/s" not in text:
             text += os.read(keyboard, 4096)
