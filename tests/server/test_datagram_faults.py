@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from anyio import fail_after, to_thread
+from anyio import create_task_group, fail_after, to_thread
 
 from anyecho.address import UDPAddress
 from anyecho.faults import Corrupt, Duplicate, Fault, Latency, Loss, Reorder, ResetPeer, Truncate
 from anyecho.faults.plan import DatagramPlan
+from anyecho.net.udp.altered import AlteredEcho
+from anyecho.net.udp.counts import DatagramCounts
 from anyecho.server.server import Server, open_server
 from tests.server.faulty import options
 from tests.support.peers import SOON, converse, dial
+from tests.support.tasks import wait_all_tasks_blocked
 
 pytestmark = pytest.mark.by_turns("engine")
 
@@ -168,3 +171,72 @@ def test_a_fault_of_streams_changes_no_datagram() -> None:
     plan = DatagramPlan([ResetPeer()], seed=1)
     assert not plan
     assert plan.replies(1.0, b"x") == [(1.0, b"x")]
+
+
+@pytest.fixture
+def bound() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """The socket of a server, and a client connected to it."""
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+    ):
+        sock.bind(("127.0.0.1", 0))
+        sock.setblocking(False)
+        client.connect(sock.getsockname())
+        client.settimeout(SOON)
+        yield sock, client
+
+
+class Sources:
+    """A guard that admits each source, or none."""
+
+    def __init__(self, admits: bool) -> None:
+        self.admits = admits
+
+    def admit(self, source: object) -> bool:
+        return self.admits
+
+    def refused(self, source: object) -> None: ...
+
+
+def altered(sock: socket.socket, delay: float, *, admits: bool = True) -> tuple[AlteredEcho, DatagramCounts]:
+    counts = DatagramCounts()
+    guard: Any = Sources(admits)
+
+    def late(now: float, datagram: bytes) -> list[tuple[float, bytes]]:
+        return [(now + delay, datagram)]
+
+    return AlteredEcho(sock, late, guard, counts, reply_from_dst=False), counts
+
+
+@pytest.mark.parametrize("admits", [True, False])
+def test_altered_datagrams_are_taken_in_batches_and_those_of_refused_sources_have_no_reply(
+    admits: bool, bound: tuple[socket.socket, socket.socket]
+) -> None:
+    sock, client = bound
+    echo, counts = altered(sock, 0.0, admits=admits)
+    for number in range(100):
+        client.send(b"%d" % number)
+    found = []
+    for _ in range(2):
+        assert echo.echo_batch(echo._guard, counts)
+        found.append((counts.received, counts.echoed))
+    assert found == ([(64, 64), (100, 100)] if admits else [(64, 0), (100, 0)])
+
+
+async def test_late_replies_are_held_up_to_a_number_and_the_others_dropped(
+    bound: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("anyecho.net.udp.altered._HELD", 2)
+    sock, client = bound
+    echo, counts = altered(sock, 1e-9)
+    for number in range(3):
+        client.send(b"%d" % number)
+    echo.echo_batch(echo._guard, counts)
+    assert (counts.echoed, counts.dropped) == (0, {"fault": 1})
+    async with create_task_group() as tasks:
+        tasks.start_soon(echo.run)  # both are due already
+        await wait_all_tasks_blocked()
+        tasks.cancel_scope.cancel()
+    assert [client.recv(10) for _ in range(2)] == [b"0", b"1"]
+    assert counts.echoed == 2

@@ -196,6 +196,27 @@ async def test_a_connection_with_an_unread_request_is_not_closed_for_the_next_on
     assert [status_of(answer) for answer in answers] == [200] * 33
 
 
+async def test_all_idle_connections_are_closed_if_descriptors_run_out(
+    monkeypatch: pytest.MonkeyPatch, opened: ExitStack
+) -> None:
+    monkeypatch.setattr(http_listener, "_MIN_IDLE", -1.0)  # idle at once
+    accept, failures = socket.socket.accept, [errno.EMFILE]
+
+    def accept_later(sock: socket.socket) -> tuple[socket.socket, object]:
+        if failures:
+            raise OSError(failures.pop(), "Too many open files")
+        return accept(sock)
+
+    async with open_http(LOOPBACK, greet, purpose="test") as http:
+        idle = [opened.enter_context(dial(http.addresses[0])) for _ in range(3)]
+        for sock in idle:
+            await until(partial(is_held, http, sock.getsockname()[1]))
+        monkeypatch.setattr(socket.socket, "accept", accept_later)
+        assert status_of(await ask(http.addresses[0], Host="x")) == 200
+        assert not any(is_held(http, sock.getsockname()[1]) for sock in idle)
+        assert [await to_thread.run_sync(receive_all, sock) for sock in idle] == [b""] * 3
+
+
 async def test_a_listener_that_fails_is_logged_and_the_block_goes_on(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, opened: ExitStack
 ) -> None:

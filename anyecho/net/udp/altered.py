@@ -53,9 +53,8 @@ class AlteredEcho(SingleEcho):
         while True:
             self._more = Event()
             wait = self._late[0][0] - monotonic() if self._late else math.inf
-            if wait > 0:
-                with move_on_after(wait):
-                    await self._more.wait()
+            with move_on_after(wait):
+                await self._more.wait()
             while self._late and self._late[0][0] <= monotonic():
                 _, _, reply, source, control = heappop(self._late)
                 self._reply_control = control
