@@ -48,6 +48,7 @@ def stats_of(process: Process) -> dict[str, int]:
         return counters
 
 
+@pytest.mark.by_turns("engine")
 def test_each_opened_and_closed_connection_is_a_line(processes: Processes, backend: str, engine: str) -> None:
     options = ("--backend", backend, "--engine", engine, "--log-format", "json")
     process = processes.serve("--access-log=all", "--bind", TCP, *options)
@@ -149,7 +150,7 @@ def test_a_full_pipe_stops_no_echo_and_the_dropped_lines_are_counted_in_the_log(
 
 
 @pytest.mark.fault(row=27, injected="standard error is closed, its reader is gone, or its disk is full")
-@pytest.mark.by_turns("engine")
+@pytest.mark.by_turns("engine", "backend")
 @pytest.mark.parametrize("kind", ["gone", "full", "closed"])
 def test_a_standard_error_that_cannot_be_written_stops_no_echo(
     processes: Processes, backend: str, engine: str, kind: str

@@ -53,6 +53,7 @@ def until_reported(process: Process, accepted: int) -> None:
     wait_until(lambda: sums(process)[1] == accepted)
 
 
+@pytest.mark.by_turns("backend")
 def test_a_roll_loses_no_count(process: Process, opened: ExitStack) -> None:
     peers = [opened.enter_context(dial(process.addresses[0])) for _ in range(20)]
     assert [exchange(peer, b"hello") for peer in peers] == [b"hello"] * 20
@@ -72,6 +73,7 @@ def test_a_roll_loses_no_count(process: Process, opened: ExitStack) -> None:
     assert metrics(process)["anyecho_connection_duration_seconds_count"] == 60
 
 
+@pytest.mark.by_turns("backend")
 def test_what_a_killed_worker_has_reported_is_kept(process: Process, opened: ExitStack) -> None:
     converse_many(process, 20)
     peers = [opened.enter_context(dial(process.addresses[0])) for _ in range(10)]

@@ -76,6 +76,7 @@ def server() -> Iterator[str]:
         yield address
 
 
+@pytest.mark.by_turns("signum")
 def test_the_first_signal_drains_a_server_that_is_pid_1(start_as_pid_1: Start, signum: int, backend: str) -> None:
     process, kill = start_as_pid_1("serve", "-b", TCP, "--backend", backend)
     process.read_lines(1)
@@ -84,6 +85,7 @@ def test_the_first_signal_drains_a_server_that_is_pid_1(start_as_pid_1: Start, s
     assert process.wait() == 0
 
 
+@pytest.mark.by_turns("signum")
 def test_the_third_signal_ends_a_stuck_server_that_is_pid_1(
     start_as_pid_1: Start, signum: int, backend: str
 ) -> None:
@@ -165,6 +167,7 @@ def test_sigterm_ignored_at_the_start_still_drains(processes: Processes, backend
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT], ids=lambda signum: signum.name)
+@pytest.mark.by_turns("signum")
 def test_a_signal_blocked_at_the_start_still_drains(
     processes: Processes, backend: str, signum: signal.Signals
 ) -> None:

@@ -61,6 +61,7 @@ def test_unread_addresses_are_one_warning_and_the_server_serves(
 
 
 @pytest.mark.parametrize("scheme", ["tcp", "udp"])
+@pytest.mark.by_turns("scheme")
 def test_serve_with_a_name_to_resolve_is_one_line_and_exit_3(
     processes: Processes, backend: str, scheme: str
 ) -> None:
@@ -71,6 +72,7 @@ def test_serve_with_a_name_to_resolve_is_one_line_and_exit_3(
 
 
 @pytest.mark.parametrize("scheme", ["tcp", "udp"])
+@pytest.mark.by_turns("scheme")
 def test_send_with_a_name_to_resolve_is_one_line_and_exit_3(
     processes: Processes, backend: str, scheme: str
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -248,11 +249,12 @@ def test_an_unwritable_output_is_one_line_and_status_2(
 def test_a_slow_reader_loses_no_line_and_stops_the_probes(
     processes: Processes, addresses: dict[str, str], backend: str
 ) -> None:
-    count = 5000
+    count = 1000
     process = processes.start("ping", addresses["tcp"], f"-c{count}", "-i0", "--backend", backend)
     assert process.popen.stdout is not None
     descriptor = process.popen.stdout.fileno()
-    wait_until(lambda: unread(descriptor) > 60_000)
+    capacity = fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, 4096)
+    wait_until(lambda: unread(descriptor) > capacity - 100)
     lines = process.popen.stdout.read().decode().splitlines()
 
     assert process.wait() == 0

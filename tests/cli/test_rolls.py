@@ -14,11 +14,11 @@ TCP = "tcp://127.0.0.1:0"
 ROLLED = "all workers are replaced\n"
 
 
-@pytest.mark.fault(row=15, injected="three rolls under 16 clients in closed loops")
-def test_no_connection_is_lost_in_three_rolls(processes: Processes, backend: str) -> None:
+@pytest.mark.fault(row=15, injected="two rolls under 16 clients in closed loops")
+def test_no_connection_is_lost_in_two_rolls(processes: Processes, backend: str) -> None:
     process = processes.serve("-b", TCP, "--backend", backend, "--workers", "2", "--log-level", "info")
     with closed_loop(process.addresses[0]) as loop:
-        for _ in range(3):
+        for _ in range(2):  # the second one replaces what the first one has started
             loop.wait_for(100)
             process.signal(signal.SIGHUP)
             process.read_errors(until=ROLLED)

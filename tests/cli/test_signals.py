@@ -93,6 +93,7 @@ def test_a_drain_ends_with_the_last_connection(processes: Processes, backend: st
     assert process.wait(END) == 0
 
 
+@pytest.mark.by_turns("signum")
 def test_bytes_sent_before_and_after_the_first_signal_are_echoed(
     processes: Processes, backend: str, signum: signal.Signals
 ) -> None:

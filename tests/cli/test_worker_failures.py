@@ -78,6 +78,7 @@ def test_only_connections_of_a_killed_worker_end(processes: Processes, backend: 
 
 
 @pytest.mark.fault(row=14, injected="kill -9 of a worker under load")
+@pytest.mark.by_turns("backend")
 def test_clients_lose_at_most_the_connections_of_a_killed_worker(processes: Processes, backend: str) -> None:
     process = processes.serve("-b", TCP, "--backend", backend, "--workers", "2")
     with closed_loop(process.addresses[0]) as loop:
@@ -90,6 +91,7 @@ def test_clients_lose_at_most_the_connections_of_a_killed_worker(processes: Proc
 
 
 @pytest.mark.fault(row=14, injected="SIGSTOP of a worker")
+@pytest.mark.by_turns("backend")
 def test_a_stopped_worker_is_replaced_and_another_one_serves(
     processes: Processes, backend: str, opened: ExitStack
 ) -> None:
@@ -106,6 +108,7 @@ def test_a_stopped_worker_is_replaced_and_another_one_serves(
 
 @pytest.mark.fault(row=16, injected="kill -9 of the supervisor")
 @pytest.mark.parametrize("load", ["connected", "stuck"])
+@pytest.mark.by_turns("load")
 def test_workers_end_with_their_supervisor(
     processes: Processes, backend: str, opened: ExitStack, load: str, tmp_path: Path
 ) -> None:
@@ -132,6 +135,7 @@ def module(directory: Path, source: str = HANDLERS) -> dict[str, str]:
 
 
 @pytest.mark.fault(row=14, injected="a worker dies while it imports the handler")
+@pytest.mark.by_turns("backend")
 def test_a_worker_that_dies_at_the_start_stops_the_service(
     processes: Processes, backend: str, tmp_path: Path
 ) -> None:
@@ -226,6 +230,7 @@ def test_other_workers_serve_on_when_one_runs_out_of_memory(
     assert round_trip(process.addresses[0], b"hello") == b"hello"
 
 
+@pytest.mark.by_turns("backend")
 def test_the_third_signal_kills_workers_with_stuck_loops(
     processes: Processes, backend: str, opened: ExitStack, tmp_path: Path
 ) -> None:

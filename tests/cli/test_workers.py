@@ -39,6 +39,7 @@ def serve(processes: Processes, *arguments: str, count: int = 2, **options: Any)
     return processes.serve(*arguments, "--workers", str(count), **options)
 
 
+@pytest.mark.by_turns("backend")
 def test_two_workers_serve_one_listener(processes: Processes, backend: str, opened: ExitStack) -> None:
     process = serve(processes, "-b", TCP, "--backend", backend)
     workers = descendants(process.pid)
