@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 
+from anyecho.net.tls.contexts import TLSServerOptions
+from anyecho.server.options import ServeOptions
+from anyecho.threaded import threaded_server
 from tests.cli.conftest import Run
-from tests.support.certificates import Files
+from tests.support.certificates import Files, files_in
 from tests.support.process import Processes
+from tests.support.tls import TLS
 
-TLS = "tls://127.0.0.1:0"
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server in a thread that requires client certificates of the suite's CA."""
+    files = files_in(tmp_path_factory.mktemp("tls"))
+    mutual = TLSServerOptions(
+        ssl_certfile=files.cert, ssl_keyfile=files.key, ssl_ca_certs=files.cacert, ssl_cert_reqs="required"
+    )
+    with threaded_server(TLS, options=ServeOptions(tls=mutual)) as server:
+        yield str(server.address)
 
 
 @pytest.mark.parametrize("stdin", [b"", b"x\n" * 100_000], ids=["empty", "large"])
-def test_a_missing_certificate_is_exit_3(stdin: bytes, processes: Processes, files: Files, backend: str) -> None:
-    shown = ("--ssl-certfile", str(files.cert), "--ssl-keyfile", str(files.key))
-    mutual = ("--ssl-ca-certs", str(files.cacert), "--ssl-cert-reqs", "required")
-    [address] = processes.serve("-b", TLS, *shown, *mutual, "--backend", backend).addresses
+def test_a_missing_certificate_is_exit_3(
+    stdin: bytes, processes: Processes, files: Files, backend: str, address: str
+) -> None:
     command = ("send", address, "--cacert", str(files.cacert), "--backend", backend)
     status, echo, errors = processes.run(*command, stdin=stdin)
     assert (status, echo) == (3, b"")
