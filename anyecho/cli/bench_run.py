@@ -37,7 +37,9 @@ def run_and_report(
     plan: Plan, shards: ShardOptions, backend: Backend, outputs: OutputOptions, signals: Signals
 ) -> int:
     """Run the loads, print, write; return the exit status. Raises the errors of `run_plan`, and `LocalError`."""
-    check_outputs(outputs, has_baseline=False)  # before the load
+    # Before the load. A search has a configuration for each rate.
+    configurations = len(plan.cells) + (plan.search is not None)
+    check_outputs(outputs, has_baseline=False, configurations=configurations)
     state = MachineState.now()
     with measure_of(plan, shards, backend) as measure:
         runs, signum = run(_run, plan, measure, signals, backend=backend)

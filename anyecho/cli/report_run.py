@@ -27,11 +27,11 @@ def run_report(
     together: Literal["merged", "joined", ""],
 ) -> int:
     """Print the files, compared or `together` in one; write the outputs; return the exit status."""
-    check_outputs(outputs, has_baseline=len(files) > 1 and not together)
     documents = [read_document(each) for each in files]
     if together:
         documents = [(merge_documents if together == "merged" else join_documents)(documents)]
         files = [together]
+    check_outputs(outputs, has_baseline=len(documents) > 1, configurations=len(groups(documents[0])))
     if len(documents) == 1:
         [document] = documents
         comparisons = compare_within(document)

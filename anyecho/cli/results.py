@@ -18,7 +18,7 @@ from anyecho.errors import LocalError, UsageError
 from anyecho.measure.compare import Comparison, groups
 from anyecho.measure.gates import Gate, broken_gates, parse_gate
 from anyecho.measure.hdr_text import interval_log, percentile_distribution
-from anyecho.measure.merge import merge_runs
+from anyecho.measure.histogram import Histogram
 from anyecho.measure.result import Document
 from anyecho.net.descriptors import write_all
 
@@ -38,9 +38,15 @@ def parsed_gates(outputs: OutputOptions, *, has_baseline: bool) -> list[Gate]:
     return gates
 
 
-def check_outputs(outputs: OutputOptions, *, has_baseline: bool) -> None:
-    """Raise `UsageError` for a wrong gate, and for a file in a directory that is absent or cannot be written."""
+def check_outputs(outputs: OutputOptions, *, has_baseline: bool, configurations: int = 1) -> None:
+    """Raise `UsageError` for a wrong gate, and for a file in a directory that is absent or cannot be written.
+
+    Also for a percentile distribution of several `configurations`.
+    """
     parsed_gates(outputs, has_baseline=has_baseline)
+    if configurations > 1 and outputs.hdr is not None and _is_distribution(outputs.hdr):
+        text = "hdr: a .hgrm file has one configuration, and there are several: write a .hlog file"
+        raise UsageError(text, options=("hdr",))
     for option, file in outputs.files:
         path = Path(os.path.realpath(file))
         if os.fspath(file) == STDOUT or is_device(path):
@@ -97,12 +103,16 @@ def deliver(
 
 def hdr_text(document: Document, path: str | os.PathLike[str]) -> str:
     """Return the text of --hdr, in the form that the name of the file asks for."""
-    if os.fspath(path).endswith(".hgrm"):
-        lines = percentile_distribution(merge_runs(document.runs).latency)
+    if _is_distribution(path):
+        lines = percentile_distribution(Histogram.merged(run.latency for run in document.runs))
     else:
         lines = interval_log(document.runs)
 
     return "".join(f"{line}\n" for line in lines)
+
+
+def _is_distribution(path: str | os.PathLike[str]) -> bool:
+    return os.fspath(path).endswith(".hgrm")
 
 
 def print_lines(lines: Sequence[str]) -> None:

@@ -162,6 +162,8 @@ def test_a_failed_gate_is_status_99(processes: Processes) -> None:
         ("--find-rate p99<+1%", "--find-rate 'p99<+1%' must be a figure of one run"),
         ("--find-rate p99<1ms -s 1,2", "--find-rate excludes --matrix, --repeat and lists of values"),
         ("--fail-if p99>+5%", "needs a baseline"),
+        ("-s 1,2 --hdr x.hgrm", "--hdr: a .hgrm file has one configuration, and there are several"),
+        ("--find-rate p99<1ms --hdr x.hgrm", "--hdr: a .hgrm file has one configuration"),
         ("--cpu x", "--cpu must be cores"),
     ],
 )

@@ -155,6 +155,10 @@ def test_a_late_generator_fails_every_condition(
         (["a.json", "--merge", "--join"], "--merge and --join exclude each other"),
         (["a.json", "other.json", "--merge"], "cannot merge runs of different loads: size is 64 and 1024"),
         (["a.json", "--json", "x", "--hdr", "x"], "two outputs have the same file: x"),
+        (
+            ["a.json", "other.json", "--join", "--hdr", "x.hgrm"],
+            "--hdr: a .hgrm file has one configuration, and there are several: write a .hlog file",
+        ),
         (["a.json", "--json", "absent/x"], "cannot write absent/x: No such file or directory"),
         (["a.json", "--hdr", "a.json/x"], "cannot write a.json/x: No such file or directory"),
         (["a.json", "--html", "."], "cannot write .: Is a directory"),
