@@ -52,7 +52,8 @@ def report(
     if schema:
         from anyecho.cli.results import print_lines
 
-        print_lines([Path(__file__).parent.parent.joinpath("measure", "result.schema.json").read_text().rstrip()])
+        schema_file = Path(__file__).parent.parent.joinpath("measure", "result.schema.json")
+        print_lines(schema_file.read_text().splitlines())
         return 0
     if merge and join:
         raise UsageError("merge and join exclude each other", options=("merge", "join"))

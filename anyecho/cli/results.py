@@ -24,6 +24,8 @@ from anyecho.net.descriptors import write_all
 
 #: Exit status if a condition of --fail-if holds.
 GATE_FAILED = 99
+#: The name of a file may have bytes that are not UTF-8.
+_ERRORS = "backslashreplace"
 
 
 def parsed_gates(outputs: OutputOptions, *, has_baseline: bool) -> list[Gate]:
@@ -116,8 +118,12 @@ def _is_distribution(path: str | os.PathLike[str]) -> bool:
 
 
 def print_lines(lines: Sequence[str]) -> None:
-    """Write `lines` to standard output. Raises `LocalError`."""
-    _write_stdout("".join(f"{line}\n" for line in lines))
+    """Write `lines` to standard output, with control characters of a result file escaped. Raises `LocalError`."""
+    _write_stdout("".join(f"{_printable(line)}\n" for line in lines))
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def write_file(path: str | os.PathLike[str], text: str) -> None:
@@ -132,7 +138,7 @@ def write_file(path: str | os.PathLike[str], text: str) -> None:
     target = Path(os.path.realpath(path))
     try:
         if is_device(target):
-            target.write_text(text, encoding="utf-8")
+            target.write_text(text, encoding="utf-8", errors=_ERRORS)
         else:
             _replace(target, text)
     except OSError as exc:
@@ -140,9 +146,9 @@ def write_file(path: str | os.PathLike[str], text: str) -> None:
 
 
 def _replace(target: Path, text: str) -> None:
-    temporary = target.with_name(f".{target.name[:200]}.{os.getpid()}")
+    temporary = target.with_name(f".anyecho.{os.getpid()}")
     try:
-        with temporary.open("x", encoding="utf-8") as file:
+        with temporary.open("x", encoding="utf-8", errors=_ERRORS) as file:
             file.write(text)
             with suppress(FileNotFoundError):
                 os.fchmod(file.fileno(), stat.S_IMODE(target.stat().st_mode))
@@ -154,6 +160,6 @@ def _replace(target: Path, text: str) -> None:
 
 def _write_stdout(text: str) -> None:
     try:
-        write_all(1, text.encode(errors="backslashreplace"))
+        write_all(1, text.encode(errors=_ERRORS))
     except OSError as exc:
         raise LocalError(f"cannot write to standard output: {exc.strerror}") from exc

@@ -75,7 +75,7 @@ def page(documents: Sequence[tuple[str, Document]], comparisons: Sequence[Compar
 def _fitting(parts: Iterable[str]) -> list[str]:
     fitting, size, left_out = [], 0, 0
     for part in parts:
-        length = len(part.encode())
+        length = len(part.encode(errors="replace"))
         if size + length > _SIZE_MAX:
             left_out += 1
         else:

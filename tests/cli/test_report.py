@@ -188,6 +188,16 @@ def test_a_mistake_is_exit_2_and_one_line(
     assert {*os.listdir()} == before
 
 
+def test_text_that_is_not_utf8_and_control_characters_are_escaped(
+    save: Callable[..., str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    name = "\udcff" + "é" * 124
+    os.link(save("a.json", replace(RUN, notes=("red \x1b[31m\n\ud800",))), name)
+    assert main(["report", name, "--html", name]) == 0
+    assert "  note         red \\x1b[31m\\n\\ud800\n" in capfd.readouterr().out
+    assert "<title>anyecho: \\udcffé" in Path(name).read_text()
+
+
 def test_the_schema_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "--schema"]) == 0
     output = capfd.readouterr().out
