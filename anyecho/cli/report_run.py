@@ -4,9 +4,9 @@ from __future__ import annotations
 
 __all__ = ("read_document", "run_report")
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 from anyecho.cli.output_options import STDOUT, OutputOptions
@@ -18,6 +18,7 @@ from anyecho.measure.merge import join_documents, merge_documents
 from anyecho.measure.page import page
 from anyecho.measure.result import Document
 from anyecho.measure.series_text import series_lines
+from anyecho.net.descriptors import read_some
 
 
 def run_report(
@@ -61,7 +62,9 @@ def read_document(name: str) -> Document:
     """Return the document in the file `name`; ``-`` is standard input. Raises `UsageError`."""
     try:
         if name == STDOUT:
-            return Document.from_json(sys.stdin.buffer.read(), "standard input")
+            # Not by `sys.stdin`, which is None if it was closed, and reads nothing in non-blocking mode.
+            text = b"".join(iter(partial(read_some, 0, 1 << 20), b""))
+            return Document.from_json(text, "standard input")
         with open(name, "rb") as file:
             return Document.from_json(file.read(), name)
     except OSError as exc:

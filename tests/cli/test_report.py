@@ -60,6 +60,12 @@ def test_standard_input_is_a_file(processes: Processes) -> None:
     assert (status, Document.from_json(output)) == (0, document())
 
 
+def test_a_closed_standard_input_is_one_line(processes: Processes) -> None:
+    process = processes.start("report", "-", closed=[0])
+    assert process.errors() == "anyecho: cannot read -: Bad file descriptor\n"
+    assert process.wait() == 2
+
+
 def test_json_on_standard_output_is_pure(save: Callable[..., str], capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["report", save("a.json"), "--json", "-"]) == 0
     assert Document.from_json(capfd.readouterr().out) == document()
