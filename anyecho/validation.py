@@ -82,7 +82,10 @@ def given_options(options: Any) -> Iterator[str]:
 
 def quoted(value: object) -> str:
     """Return the repr of `value` on one line, cut after 60 characters."""
-    text = " ".join(repr(value).split())
+    try:
+        text = " ".join(repr(value).split())
+    except RecursionError:
+        text = f"a deeply nested {type(value).__name__}"
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 

@@ -19,7 +19,14 @@ from anyecho.net.sockets import SocketOptions
 from anyecho.net.tls.contexts import TLSClientOptions, TLSServerOptions
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import open_server
-from anyecho.validation import given_options
+from anyecho.validation import given_options, quoted
+
+
+def test_a_value_too_deep_to_be_printed_is_quoted_by_its_type() -> None:
+    deep: list[Any] = []
+    for _ in range(200_000):
+        deep = [deep]
+    assert quoted(deep) == "a deeply nested list"
 
 
 @pytest.mark.parametrize(
