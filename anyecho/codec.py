@@ -7,7 +7,6 @@ from __future__ import annotations
 
 __all__ = ("decode", "encode")
 
-import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
@@ -18,6 +17,9 @@ from anyecho.errors import UsageError
 from anyecho.validation import quoted
 
 T = TypeVar("T")
+
+#: Of any number: products of a few are still floats.
+_NUMBER_MAX = 1e60
 
 
 def encode(value: Any) -> Any:
@@ -78,10 +80,9 @@ def _decode_fields(kind: Any, value: dict[str, Any], where: str) -> Any:
 def _is_scalar(hint: Any, value: Any) -> bool:
     if get_origin(hint) is Literal:
         return value in get_args(hint)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+    if hint in (int, float):
+        kinds = (int,) if hint is int else (int, float)
+        return isinstance(value, kinds) and not isinstance(value, bool) and abs(value) <= _NUMBER_MAX
 
     return hint in (str, bool) and isinstance(value, hint)
 

@@ -67,7 +67,7 @@ def spectrum(lines: Sequence[tuple[str, Histogram]]) -> str:
     ]
     for number_, (_, histogram) in enumerate(lines):
         points = [
-            (x(1 / (1 - level) if level < 1 else histogram.count), y(max(value, _FLOOR)))
+            (x(1 / (1 - level) if level < 1 else histogram.count), y(value))
             for level, value, _ in histogram.spectrum()
         ]
         parts.append(path(points, class_=f"l l{number_}"))
@@ -129,7 +129,7 @@ def ratios(comparison: Comparison) -> str:
 
     frame = Frame(height=58 + 28 * len(rows), right=230)
     bounds = [bound for _, ratio in rows for bound in (ratio.low, ratio.high)]
-    reach = max(max(bounds), 1 / min(bounds), 1.05) ** 1.15
+    reach = min(max(max(bounds), 1 / min(bounds), 1.05), 1e6) ** 1.15
     x = Scale(1 / reach, reach, *frame.x, log=True)
     low, high = frame.y
     ticks = [

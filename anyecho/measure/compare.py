@@ -193,7 +193,8 @@ def _row(metric: Metric, baseline: Group, changed: Group, paired: bool) -> Row:
     if len(one) < len(baseline.runs) or len(other) < len(changed.runs) or min([*one, *other], default=0) <= 0:
         return row
 
-    return replace(row, ratio=median_ratio(one, other, paired=paired))
+    ratio = median_ratio(one, other, paired=paired)
+    return replace(row, ratio=ratio) if 0 < min(ratio) <= max(ratio) < math.inf else row
 
 
 def _is_testable(row: Row) -> bool:

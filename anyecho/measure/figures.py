@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ("Figures",)
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from anyecho.errors import InternalError
@@ -13,19 +13,23 @@ from anyecho.errors import InternalError
 class Figures:
     """The numbers of a dataclass are 0 or more; those in `positive` are more than 0, those in `signed` any.
 
+    Those in `largest` are at most that.
+
     Raises:
-        InternalError: a number is too small.
+        InternalError: a number is too small or too large.
     """
 
     positive: ClassVar[frozenset[str]] = frozenset()
     signed: ClassVar[frozenset[str]] = frozenset()
+    largest: ClassVar[Mapping[str, float]] = {}
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             least = min(_numbers(value), default=None)
             if least is None or name in self.signed:
                 continue
-            if least < 0 or (least == 0 and name in self.positive):
+            is_too_large = name in self.largest and least > self.largest[name]
+            if least < 0 or (least == 0 and name in self.positive) or is_too_large:
                 raise InternalError(f"{name} is {least}, which no run has: {self}")
 
 

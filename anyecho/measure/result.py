@@ -74,6 +74,7 @@ class Load(Figures):
 
     positive: ClassVar = frozenset({"size", "pipeline", "rate", "duration", "requests", "timeout", "shard_count"})
     signed: ClassVar = frozenset({"seed"})
+    largest: ClassVar = {"shard_count": 999_999}
 
     address: Annotated[str, "Address of the server."]
     transport: Annotated[Literal["tcp", "tls", "unix", "udp"], "Carrier of the messages."]
@@ -211,6 +212,8 @@ class Part(Figures):
 @dataclass(frozen=True, kw_only=True)
 class RunResult(Figures):
     """One run: a repetition, a step of a sweep, or a shard."""
+
+    largest: ClassVar = {"started_at": 253_402_300_799}  # in the year 9999
 
     load: Annotated[Load, "What was asked."]
     counts: Annotated[Counts, "Messages by what became of them."]

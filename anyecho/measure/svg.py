@@ -39,7 +39,7 @@ def path(points: Iterable[tuple[float, float]], **attributes: str | float) -> st
 
 @dataclass(frozen=True)
 class Scale:
-    """Maps values from `low` to `high` onto coordinates from `start` to `end`; on a log scale all are above 0."""
+    """Maps values from `low` to `high` onto coordinates from `start` to `end`; on a log scale `low` is above 0."""
 
     low: float
     high: float
@@ -48,9 +48,10 @@ class Scale:
     log: bool = False
 
     def __call__(self, value: float) -> float:
+        value = min(max(value, self.low), self.high)
         low, high, value = (math.log(each) if self.log else each for each in (self.low, self.high, value))
         share = (value - low) / (high - low) if high > low else 0.5
-        return self.start + min(max(share, 0.0), 1.0) * (self.end - self.start)
+        return self.start + share * (self.end - self.start)
 
 
 def linear_ticks(high: float, count: int = 5) -> list[float]:

@@ -6,6 +6,7 @@ __all__ = ("heat_map", "throughput")
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 
 from anyecho.measure.charts import legend, tick_text, tip
 from anyecho.measure.checks import duration_text, rate_text
@@ -34,7 +35,7 @@ def heat_map(run: RunResult) -> str:
     y = Scale(low, high, *frame.y, log=True)
     x = Scale(0, seconds[-1].start + width, *frame.x)
     thickness = y(low) - y(low * step)
-    most = max(max(each.levels) for each in seconds)
+    most = max(max(each.levels, default=0) for each in seconds)
     shades: list[list[str]] = [[] for _ in range(_SHADES)]
     for level in sorted(set(used)):
         middle = number(y(LEVEL_EDGES[0] * step ** (level - 0.5)))
@@ -130,7 +131,7 @@ def _binned(seconds: Sequence[Second]) -> tuple[int, list[Second]]:
             start=float(column * width),
             verified=sum(each.verified for each in group),
             bytes=sum(each.bytes for each in group),
-            levels=tuple(map(sum, zip(*(each.levels for each in group), strict=False))),
+            levels=tuple(map(sum, zip_longest(*(each.levels for each in group), fillvalue=0))),
         )
         for column, group in sorted(by_column.items())
     ]

@@ -21,7 +21,7 @@ from anyecho.measure.charts import spectrum, tick_text
 from anyecho.measure.compare import compare, groups
 from anyecho.measure.histogram import Histogram
 from anyecho.measure.page import page
-from anyecho.measure.result import Counts, Document, Part, RunResult
+from anyecho.measure.result import Counts, Document, Part, RunResult, Second
 from anyecho.measure.svg import Scale, linear_ticks, log_ticks
 from tests.measure.results import document, load, result, second
 from tests.support.machine import program
@@ -237,6 +237,13 @@ def test_equal_lines_are_named_once() -> None:
         text = page([("a", document(replace(run, load=load_, uncorrected=run.latency)))])
         figure = text.partition("</table>")[2].partition("</svg></span>")
         assert re.findall(r"</svg>([\w ]+)</span>", text.partition("Latency over time")[0]) == names, figure
+
+
+@pytest.mark.parametrize("cpu", [1e-300, 1e-320, 1e60])
+def test_figures_of_any_size_are_drawn_within_the_charts(cpu: float) -> None:
+    empty = [Second(start=float(start), verified=0, bytes=0, p50=0.0) for start in range(1, 6)]
+    text = compared(*[result(server_cpu_per_echo=cpu, per_second=(second(0.0, [1]), *empty))] * 4)
+    assert re.findall(r'"[^"]*(?:nan|inf)[^"]*"', text) == []
 
 
 def test_what_casts_doubt_on_a_run_is_marked() -> None:
