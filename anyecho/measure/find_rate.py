@@ -20,7 +20,7 @@ _PRECISION, _LOWEST = 1.05, 1.0
 def parse_condition(text: str) -> Gate:
     """Return the condition of a text like ``p99<1ms``. Raises `UsageError`."""
     condition = parse_gate(text)
-    if condition.relative or condition.share:
+    if condition.relative:
         raise UsageError(f"find_rate {text!r} must be a figure of one run, like 'p99<1ms'", options=("find_rate",))
 
     return condition

@@ -7,11 +7,12 @@ __all__ = ("Gate", "broken_gates", "parse_gate")
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 from anyecho.errors import UsageError
 from anyecho.measure.checks import failures, p_text
 from anyecho.measure.compare import REPETITIONS_MIN, Comparison, Group, compared_by
-from anyecho.measure.metrics import Metric, find_metric, known_median
+from anyecho.measure.metrics import Metric, find_metric, known_median, share_of
 
 _SYNTAX = "write like 'p99>5ms', 'rate<9k', 'lost>0.1%', or against a baseline 'p99>+5%'"
 
@@ -21,7 +22,7 @@ class Gate:
     """Fails if the median of `metric` over repetitions is above (or below) `limit`.
 
     With `relative`, `limit` is a ratio to the baseline, and the gate fails only if the exact test finds a
-    difference and the whole interval is beyond the limit. With `share`, `limit` is a share of the messages sent.
+    difference and the whole interval is beyond the limit.
     """
 
     text: str
@@ -29,7 +30,6 @@ class Gate:
     above: bool
     limit: float
     relative: bool = False
-    share: bool = False
 
     def is_beyond(self, value: float) -> bool:
         return value > self.limit if self.above else value < self.limit
@@ -43,12 +43,12 @@ def parse_gate(text: str) -> Gate:
 
     metric, above = find_metric(match[1]), match[2] == ">"
     if percent := re.fullmatch(r"([+-]?)(\d{1,6}(?:\.\d{0,6})?)%", match[3], re.A):
-        amount = float(percent[2]) / 100
+        amount = float(Fraction(percent[2]) / 100)  # in floats, 0.7 / 100 is less than 7 / 1000
         if percent[1]:
             limit = 1 + amount if percent[1] == "+" else 1 - amount
             return Gate(text=text, metric=metric, above=above, limit=limit, relative=True)
         if metric.name in ("lost", "wrong"):
-            return Gate(text=text, metric=metric, above=above, limit=amount, share=True)
+            return Gate(text=text, metric=share_of(metric), above=above, limit=amount)
         raise UsageError(f"{text!r} is not a condition: a change has a sign, as in {match[1]}{match[2]}+{match[3]}")
 
     try:
@@ -83,12 +83,9 @@ def _broken(gate: Gate, groups: Sequence[Group]) -> Iterator[str]:
             yield f"{group.name}: {gate.text}: {gate.metric.name} is not known ({why})"
             continue
 
-        shown = gate.metric.show(value)
-        if gate.share:
-            value /= max(sum(run.counts.sent for run in group.runs) / len(group.runs), 1)
         if gate.is_beyond(value):
             of = f" (median of {len(group.runs)} runs)" if len(group.runs) > 1 else ""
-            yield f"{group.name}: {gate.text}: {gate.metric.name} is {shown}{of}"
+            yield f"{group.name}: {gate.text}: {gate.metric.name} is {gate.metric.show(value)}{of}"
 
 
 def _broken_against_baseline(gate: Gate, comparisons: Sequence[Comparison]) -> Iterator[str]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ("COMPARED", "Metric", "find_metric", "known_median")
+__all__ = ("COMPARED", "Metric", "find_metric", "known_median", "share_of")
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from anyecho.errors import UsageError
@@ -42,6 +42,15 @@ def known_median(metric: Metric, runs: Iterable[RunResult]) -> float | None:
     values = [metric.of(run) for run in runs]
     known = [each for each in values if each is not None]
     return median(known) if known and len(known) == len(values) else None
+
+
+def share_of(metric: Metric) -> Metric:
+    """Return the share that `metric`, a number of messages, has of the messages sent."""
+    return replace(
+        metric,
+        of=lambda run: (metric.of(run) or 0.0) / max(run.counts.sent, 1),
+        show=lambda value: f"{100 * value:.4g}%",
+    )
 
 
 def _duration(name: str, nanoseconds: Callable[[RunResult], float | None]) -> Metric:

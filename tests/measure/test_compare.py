@@ -226,6 +226,16 @@ def test_a_gate_on_losses_takes_a_number_or_a_share() -> None:
     assert found == [True, False, True, False]
 
 
+def test_a_share_of_losses_is_the_median_of_the_shares_and_may_be_the_limit() -> None:
+    def run(seed: int, sent: int, lost: int) -> RunResult:
+        counts = Counts(sent=sent, verified=sent - lost, wrong=0, lost=lost)
+        return replace(base(), load=load(seed=seed), counts=counts)
+
+    assert broken_gates([parse_gate("lost>0.7%")], groups(document(run(1, 1000, 7)))) == []
+    group = groups(document(run(1, 100, 50), run(2, 100, 50), run(3, 10_000, 0)), "a")
+    assert broken_gates([parse_gate("lost>1%")], group) == ["a: lost>1%: lost is 50% (median of 3 runs)"]
+
+
 def test_a_gate_is_about_the_median_of_the_repetitions() -> None:
     group = repetitions([10, 20, 30])
     assert broken_gates([parse_gate("cpu>20us")], group) == []
