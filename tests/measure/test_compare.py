@@ -288,11 +288,15 @@ def test_a_gate_against_a_baseline_needs_one_and_four_runs_of_each() -> None:
     with pytest.raises(UsageError, match=r"^'cpu>\+5%' needs a baseline: give its file first$"):
         broken_gates([gate], repetitions(costs(1)))
     few = compared(costs(1, count=3), costs(2, count=3))
-    with pytest.raises(UsageError, match=r"needs 4 runs of each with a known cpu: there are 3 and 3$"):
+    with pytest.raises(UsageError, match=r"needs 4 runs of each: there are 3 and 3$"):
         broken_gates([gate], [few.changed], [few])
+
+
+def test_a_gate_against_a_baseline_fails_if_a_run_has_no_figure_or_0() -> None:
     many = compared(costs(1), costs(2))
-    with pytest.raises(UsageError, match=r"needs 4 runs of each with a known p99\.99: there are 0 and 0$"):
-        broken_gates([parse_gate("p99.99>+5%")], [many.changed], [many])
+    for metric in ("p99.99", "lost"):
+        [line] = broken_gates([parse_gate(f"{metric}>+5%")], [many.changed], [many])
+        assert line == f"b.json: {metric}>+5%: {metric} is 0 or not known in a run: there is no ratio"
 
 
 @pytest.mark.parametrize(
