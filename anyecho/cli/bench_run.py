@@ -18,7 +18,7 @@ from anyecho.cli.results import check_outputs, deliver
 from anyecho.cli.signals import Signals
 from anyecho.errors import unwrap_single
 from anyecho.measure.checks import rate_text
-from anyecho.measure.compare import compare_within
+from anyecho.measure.compare import compare_within, groups
 from anyecho.measure.control import BenchControl
 from anyecho.measure.division import measure_of
 from anyecho.measure.machine import MachineState, library_versions
@@ -56,7 +56,13 @@ def run_and_report(
     name = plan.cells[0].shown_address if len(plan.cells) == 1 else ""
     comparisons = compare_within(document)
     title = name or "anyecho bench"
-    status = deliver(document, outputs, lines, name=name, page=lambda: page([(title, document)], comparisons))
+    status = deliver(
+        document,
+        outputs,
+        lines,
+        judged=groups(document, name),
+        page=lambda: page([(title, document)], comparisons),
+    )
     return 128 + signum if signum else status or _status(plan, runs)
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 from anyecho.cli.output_options import STDOUT, OutputOptions
 from anyecho.cli.results import check_outputs, deliver
 from anyecho.errors import UsageError
-from anyecho.measure.compare import Comparison, Group, compare, compare_within, groups, matched
+from anyecho.measure.compare import Group, compare, compare_within, groups, matched
 from anyecho.measure.comparison_text import comparison_lines
 from anyecho.measure.merge import join_documents, merge_documents
 from anyecho.measure.page import page
@@ -33,8 +33,10 @@ def run_report(
         documents = [(merge_documents if together == "merged" else join_documents)(documents)]
         files = [together]
     check_outputs(outputs, has_baseline=len(documents) > 1, configurations=len(groups(documents[0])))
-    if len(documents) == 1:
-        [document] = documents
+    named = [*zip(files, documents, strict=True)]
+    baseline, *judged = [_groups(*each, several=len(files) > 2) for each in named]
+    if not judged:
+        [document], judged = documents, [baseline]
         comparisons = compare_within(document)
         lines = series_lines(document, percentiles)
     else:
@@ -42,17 +44,17 @@ def run_report(
             raise UsageError(
                 "json and hdr take one result: give one file, --merge or --join", options=("json", "hdr")
             )
-        comparisons = _with_first(files, documents)
-        # The gates are about the files after the baseline.
-        document = replace(documents[-1], runs=tuple(run for each in documents[1:] for run in each.runs))
+        comparisons = [compare(*pair) for each in judged for pair in matched(baseline, each)]
         lines = [line for each in comparisons for line in comparison_lines(each)]
+        compared = {each.changed.name for each in comparisons}
+        left_out = [group.name for each in judged for group in each if group.name not in compared]
+        lines += [f"! {name}: not compared: {files[0]} has no such configuration" for name in left_out]
 
-    named = [*zip(files, documents, strict=True)]
     return deliver(
-        document,
+        documents[-1],
         outputs,
         lines,
-        name=files[-1] if len(files) <= 2 else "",
+        judged=[group for each in judged for group in each],
         comparisons=comparisons,
         page=lambda: page(named, comparisons),
     )
@@ -71,16 +73,10 @@ def read_document(name: str) -> Document:
         raise UsageError(f"cannot read {name}: {exc.strerror}") from exc
 
 
-def _with_first(files: Sequence[str], documents: Sequence[Document]) -> list[Comparison]:
-    baseline = _named(files[0], documents[0])
-    return [
-        compare(one, other)
-        for name, document in zip(files[1:], documents[1:], strict=True)
-        for one, other in matched(baseline, _named(name, document))
-    ]
-
-
-def _named(file: str, document: Document) -> list[Group]:
-    """Return the groups of `document`, by the name of its file unless there are several."""
+def _groups(file: str, document: Document, *, several: bool) -> list[Group]:
+    """Return the groups. One alone is named by its file; of `several` files, all names begin with it."""
     found = groups(document)
-    return [replace(found[0], name=file)] if len(found) == 1 else found
+    if len(found) == 1:
+        return [replace(found[0], name=file)]
+
+    return [replace(each, name=f"{file}: {each.name}") for each in found] if several else found

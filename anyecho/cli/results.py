@@ -15,7 +15,7 @@ from pathlib import Path
 from anyecho.cli.output_options import STDOUT, OutputOptions, is_device
 from anyecho.cli.streams import print_error
 from anyecho.errors import LocalError, UsageError
-from anyecho.measure.compare import Comparison, groups
+from anyecho.measure.compare import Comparison, Group
 from anyecho.measure.gates import Gate, broken_gates, parse_gate
 from anyecho.measure.hdr_text import interval_log, percentile_distribution
 from anyecho.measure.histogram import Histogram
@@ -69,11 +69,11 @@ def deliver(
     outputs: OutputOptions,
     lines: Sequence[str],
     *,
-    name: str = "",
+    judged: Sequence[Group],
     comparisons: Sequence[Comparison] = (),
     page: Callable[[], str] | None = None,
 ) -> int:
-    """Print `lines`, write the files of `document`, apply the gates; return the exit status, 0 or 99.
+    """Print `lines`, write the files of `document`, apply the gates to `judged`; return the exit status, 0 or 99.
 
     Every output is tried, also after one has failed; then `LocalError` is raised.
     """
@@ -96,7 +96,7 @@ def deliver(
     if failures:
         raise failures[0]
 
-    broken = broken_gates(gates, groups(document, name), comparisons)
+    broken = broken_gates(gates, judged, comparisons)
     for line in broken:
         print_error(f"failed: {line}")
 

@@ -102,7 +102,7 @@ def groups(document: Document, name: str = "") -> list[Group]:
 
 
 def matched(baseline: Sequence[Group], changed: Sequence[Group]) -> list[tuple[Group, Group]]:
-    """Return the pairs of groups of the same configuration. Addresses may differ, and so may the server's engine.
+    """Return the pairs of groups of the same configuration. Addresses may differ.
 
     A group alone is compared with another one alone, whatever their configurations. Raises `UsageError` if there is
     no pair.

@@ -69,7 +69,7 @@ def broken_gates(
 
     reasons = [f"{group.name}: {reason}" for group in groups for run in group.runs for reason in failures(run)]
     for gate in gates:
-        reasons += _broken_against_baseline(gate, comparisons) if gate.relative else _broken(gate, groups)
+        reasons += _broken_against_baseline(gate, groups, comparisons) if gate.relative else _broken(gate, groups)
 
     return list(dict.fromkeys(reasons))
 
@@ -88,17 +88,24 @@ def _broken(gate: Gate, groups: Sequence[Group]) -> Iterator[str]:
             yield f"{group.name}: {gate.text}: {gate.metric.name} is {gate.metric.show(value)}{of}"
 
 
-def _broken_against_baseline(gate: Gate, comparisons: Sequence[Comparison]) -> Iterator[str]:
+def _broken_against_baseline(
+    gate: Gate, groups: Sequence[Group], comparisons: Sequence[Comparison]
+) -> Iterator[str]:
     if not comparisons:
         raise UsageError(f"{gate.text!r} needs a baseline: give its file first")
 
+    compared = {each.changed.name for each in comparisons}
+    for group in groups:
+        if group.name not in compared:
+            yield f"{group.name}: {gate.text}: the baseline has no such configuration"
     for each in comparisons:
         row = compared_by(gate.metric, each)
         one, other = len(each.baseline.runs), len(each.changed.runs)
         if min(one, other) < REPETITIONS_MIN:
             raise UsageError(f"{gate.text!r} needs {REPETITIONS_MIN} runs of each: there are {one} and {other}")
         if row.p is None or row.ratio is None:
-            yield f"{each.changed.name}: {gate.text}: {gate.metric.name} is 0 or not known in a run: there is no ratio"
+            name = gate.metric.name
+            yield f"{each.changed.name}: {gate.text}: {name} is 0 or not known in a run: there is no ratio"
             continue
         estimate, low, high = row.ratio
         # The interval of a few runs is too narrow at times; the test is exact.

@@ -239,7 +239,7 @@ class RunResult(Figures):
     @property
     def rate(self) -> float:
         """Verified replies per second."""
-        return self.counts.verified / self.seconds if self.seconds > 0 else 0.0
+        return self.counts.verified / self.seconds if self.seconds >= 1e-9 else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

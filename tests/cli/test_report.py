@@ -139,6 +139,25 @@ def test_a_condition_against_the_baseline_is_about_the_later_files(
     assert main(["report", *names[::-1], "--fail-if", "cpu>+5%", "--fail-if", "cpu>21us"]) == 0
 
 
+def test_each_file_is_judged_by_itself(save: Callable[..., str], capfd: pytest.CaptureFixture[str]) -> None:
+    names = [save("a.json", RUN), save("b.json", *repeated(25e-6)), save("c.json", *repeated(20e-6, 9))]
+    assert main(["report", *names, "--fail-if", "cpu>22us"]) == 99
+    assert capfd.readouterr().err == "anyecho: failed: b.json: cpu>22us: cpu is 25.1us (median of 5 runs)\n"
+
+
+def test_a_configuration_that_the_baseline_lacks_fails_its_conditions(
+    save: Callable[..., str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    large = [replace(run, load=load(size=1024)) for run in repeated(20e-6)]
+    names = [save("a.json", *repeated(20e-6), *large), save("b.json", *large, *repeated(20e-6)[:4])]
+    assert main(["report", *names, "--fail-if", "cpu>+5%"]) == 0
+    names.append(save("c.json", *large, replace(RUN, load=load(size=1))))
+    assert main(["report", *names, "--fail-if", "cpu>+5%"]) == 99
+    output, errors = capfd.readouterr()
+    assert output.endswith("\n! c.json: 1 byte: not compared: a.json has no such configuration\n")
+    assert errors == "anyecho: failed: c.json: 1 byte: cpu>+5%: the baseline has no such configuration\n"
+
+
 def test_a_late_generator_fails_every_condition(
     save: Callable[..., str], capfd: pytest.CaptureFixture[str]
 ) -> None:
