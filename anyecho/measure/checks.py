@@ -38,8 +38,8 @@ def p_text(p: float | None) -> str:
 
 
 def rate_text(rate: float) -> str:
-    """Return a number of messages per second, with at least 4 digits."""
-    return f"{rate:.1f}/s" if rate < 1000 else f"{rate:.0f}/s"
+    """Return a number of messages per second, with a decimal below 1000, and 3 digits below 1."""
+    return f"{rate:.3g}/s" if 0 < rate < 1 else f"{rate:.1f}/s" if rate < 1000 else f"{rate:.0f}/s"
 
 
 def volume_text(rate: float) -> str:

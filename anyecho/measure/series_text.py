@@ -64,9 +64,12 @@ def _row(name: str, group: Group, columns: Sequence[str], *, repeated: bool) -> 
         yield name + "".join(f"{cell:>10}" for cell in cells)
     for text, runs in _doubts(group).items():
         yield f"! {text}" + f" ({len(runs)} of {len(group.runs)} runs)" * repeated
+    failed = [run for run in group.runs if not run.counts.verified]
+    error = next((run.error for run in failed if run.error), "no reply was verified")
     if not good:
-        error = next((run.error for run in group.runs if run.error), "no reply was verified")
         yield f"{name}  failed: {error}"
+    elif failed:
+        yield f"! failed: {error} ({len(failed)} of {len(group.runs)} runs)"
 
 
 def _cell(metric: str, runs: Sequence[RunResult]) -> str:
@@ -84,7 +87,7 @@ def _doubts(group: Group) -> dict[str, list[RunResult]]:
     texts: dict[str, str] = {}
     for run in group.runs:
         if not run.counts.verified and not run.interrupted:
-            continue  # its row has the error
+            continue  # the line of the failed ones has the error
         for point in checks(run):
             if point.doubt:
                 found[texts.setdefault(point.name, f"{point.name}: {point.text}")].append(run)

@@ -79,8 +79,19 @@ def test_a_table_of_several_runs_has_the_percentiles_asked_for() -> None:
     assert asked[0].split() == ["runs", "msg/s", "p75", "max", "lag", "p99", "cpu/echo", "wrong", "lost"]
 
 
+def test_a_failed_run_beside_good_ones_has_its_line() -> None:
+    none = Histogram.from_samples([])
+    counts = Counts(sent=0, verified=0, wrong=0, lost=0)
+    failed = result(latency=none, uncorrected=none, lag=none, counts=counts, per_second=(), error="refused")
+    lines = series_lines(document(result(1), failed, result(2)))
+    assert lines[3].split()[:2] == ["median", "2"]
+    assert lines[4] == "! failed: refused (1 of 3 runs)"
+
+
 def test_rates_and_volumes_have_a_unit() -> None:
-    assert [rate_text(each) for each in (0, 999.94, 12345.6)] == ["0.0/s", "999.9/s", "12346/s"]
+    assert [rate_text(each) for each in (0, 0.0333, 9.99, 999.94, 12345.6)] == [
+        *("0.0/s", "0.0333/s", "10.0/s", "999.9/s", "12346/s")
+    ]
     assert [volume_text(each) for each in (0, 999, 64e3, 1.234e9)] == ["0 B/s", "999 B/s", "64 kB/s", "1.23 GB/s"]
 
 
