@@ -213,7 +213,9 @@ def _judged(row: Row, p: float | None, floor: float) -> Row:
     elif floor >= SIGNIFICANT:
         verdict = f"no verdict: so few runs cannot reach p < {SIGNIFICANT:g}"
     elif p < SIGNIFICANT:
-        verdict = "higher" if row.ratio.estimate > 1 else "lower"
+        # The test is of ranks, and may tell runs with equal medians apart.
+        is_equal = row.ratio.estimate == 1
+        verdict = "different: equal medians" if is_equal else "higher" if row.ratio.estimate > 1 else "lower"
     else:
         verdict = "no difference found"
 

@@ -17,6 +17,14 @@ from anyecho.measure.metrics import Metric, find_metric, known_median, share_of
 _SYNTAX = "write like 'p99>5ms', 'rate<9k', 'lost>0.1%', or against a baseline 'p99>+5%'"
 
 
+#: Why a metric that is no percentile is not known.
+_UNKNOWN = {
+    "max": "there is no latency",
+    "mean": "there is no latency",
+    "cpu": "only a run that started its server has it, and a merged one has not",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Gate:
     """Fails if the median of `metric` over repetitions is above (or below) `limit`.
@@ -78,8 +86,9 @@ def _broken(gate: Gate, groups: Sequence[Group]) -> Iterator[str]:
     for group in groups:
         value = known_median(gate.metric, group.runs)
         if value is None:
-            has_none = gate.metric.name == "lag" and group.load.rate is None
-            why = "a closed loop has none" if has_none else "10 samples must be beyond it"
+            why = _UNKNOWN.get(gate.metric.name, "10 samples must be beyond it")
+            if gate.metric.name == "lag" and group.load.rate is None:
+                why = "a closed loop has none"
             yield f"{group.name}: {gate.text}: {gate.metric.name} is not known ({why})"
             continue
 

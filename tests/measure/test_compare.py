@@ -217,6 +217,20 @@ def test_a_gate_on_the_lag_fails_in_a_closed_loop() -> None:
     assert reason == "a.json: lag>1s: lag is not known (a closed loop has none)"
 
 
+@pytest.mark.parametrize(
+    ("condition", "why"),
+    [
+        ("p99.99>1s", "10 samples must be beyond it"),
+        ("max>1s", "there is no latency"),
+        ("cpu>1s", "only a run that started its server has it, and a merged one has not"),
+    ],
+)
+def test_a_figure_that_is_not_known_has_a_reason(condition: str, why: str) -> None:
+    run = replace(base(), server_cpu_per_echo=None, latency=Histogram.from_samples([]))
+    [reason] = broken_gates([parse_gate(condition)], groups(document(run), "a"))
+    assert reason == f"a: {condition}: {condition[:-3]} is not known ({why})"
+
+
 def test_a_gate_on_losses_takes_a_number_or_a_share() -> None:
     run = replace(base(), counts=Counts(sent=1000, verified=998, wrong=0, lost=2))
     found = [
@@ -274,6 +288,11 @@ def test_a_gate_against_a_baseline_fails_if_the_whole_interval_is_beyond(
     comparison = compared(costs(1), costs(2, change))
     reasons = broken_gates([parse_gate(condition)], [comparison.changed], [comparison])
     assert [reason.startswith(f"b.json: {condition}: cpu changed by ") for reason in reasons] == [True] * broken
+
+
+def test_a_difference_without_one_of_the_medians_has_no_direction() -> None:
+    comparison = compared([10] * 15, [10] * 8 + [20] * 7)
+    assert (cpu(comparison).different, cpu(comparison).verdict) == (True, "different: equal medians")
 
 
 def test_a_gate_against_a_baseline_passes_if_the_test_finds_no_difference() -> None:
