@@ -83,7 +83,7 @@ def _spectrum_tips(lines: Sequence[tuple[str, Histogram]], x: Scale, frame: Fram
     edges = [x(1 / (1 - level)) for level in levels if level < 1] + [frame.x[1]]
     for level, start, end in zip(levels, edges, edges[1:], strict=False):
         values = [f"{name} {duration_text(histogram.value_at(level) / 1e9)}" for name, histogram in lines]
-        yield tip(start, end, frame, f"p{100 * level:.6g}\n" + "\n".join(values))
+        yield tip(start, end, frame, f"p{100 * level:.8g}\n" + "\n".join(values))
 
 
 def tip(start: float, end: float, frame: Frame, content: str) -> str:
@@ -94,7 +94,7 @@ def tip(start: float, end: float, frame: Frame, content: str) -> str:
 
 
 def ranges(rows: Sequence[tuple[str, RunResult]]) -> str:
-    """Return a row for each run: the median, p99 and maximum of its latency."""
+    """Return a row for each run: the median, p99 (if enough samples are beyond it) and maximum of its latency."""
     rows = [(name, run) for name, run in rows if run.latency.count]
     if not rows:
         return ""
@@ -106,13 +106,15 @@ def ranges(rows: Sequence[tuple[str, RunResult]]) -> str:
     parts = [frame.horizontal(x, log_ticks(x.low, x.high), tick_text, "latency: median, p99, maximum")]
     for index, (name, run) in enumerate(rows):
         middle = frame.top + 24 * index + 14
-        values = [("p50", run.latency.value_at(0.5)), ("p99", run.latency.value_at(0.99)), ("max", run.latency.max)]
-        (_, median), (_, p99), (_, longest) = values
-        shown = f"{name}\n" + "\n".join(f"{key} {duration_text(value / 1e9)}" for key, value in values)
+        median, p99, longest = run.latency.value_at(0.5), run.latency.quantile(0.99), run.latency.max
+        values = [("p50", median), ("p99", p99), ("max", longest)]
+        shown = f"{name}\n" + "\n".join(
+            f"{key} {'-' if value is None else duration_text(value / 1e9)}" for key, value in values
+        )
         parts += [
             text(_shortened(name, left), left - 10, middle + 4, text_anchor="end"),
             path([(x(median), middle), (x(longest), middle)], class_="thin"),
-            path([(x(median), middle), (x(p99), middle)], class_="thick"),
+            path([(x(median), middle), (x(median if p99 is None else p99), middle)], class_="thick"),
             element("circle", cx=x(median), cy=middle, r=4.5, class_="dot"),
             path([(x(longest), middle - 5), (x(longest), middle + 5)], class_="thin"),
             element("rect", x=0, y=middle - 12, width=frame.width, height=24, class_="h", data_t=shown),

@@ -97,7 +97,9 @@ def throughput(run: RunResult) -> str:
     width, seconds = _binned(run.per_second)
     frame = Frame(height=170)
     asked = run.generator.asked_rate
-    rates = [each.verified / width for each in seconds]
+    # The last column of several seconds may have fewer.
+    end = run.per_second[-1].start + 1
+    rates = [each.verified / max(min(width, end - each.start), 1) for each in seconds]
     high = max([*rates, asked or 0.0, 1.0]) * 1.08
     x, y = Scale(0, seconds[-1].start + width, *frame.x), Scale(0, high, *frame.y)
     bars = "".join(

@@ -17,12 +17,13 @@ from typing import Any
 
 import pytest
 
-from anyecho.measure.charts import spectrum, tick_text
+from anyecho.measure.charts import ranges, spectrum, tick_text
 from anyecho.measure.compare import compare, groups
 from anyecho.measure.histogram import Histogram
 from anyecho.measure.page import page
 from anyecho.measure.result import Counts, Document, Part, RunResult, Second
 from anyecho.measure.svg import Scale, linear_ticks, log_ticks
+from anyecho.measure.time_charts import throughput
 from tests.measure.results import document, load, result, second
 from tests.support.machine import program
 
@@ -197,6 +198,22 @@ def test_a_long_run_has_at_most_120_columns_with_all_replies() -> None:
     assert len(tips) == 2 * 120
     assert tips[0] == ("0", "5", "5000")
     assert sum(int(replies) for _, _, replies in tips) == 2 * 600_000
+
+
+def test_the_rate_of_the_last_column_is_that_of_its_own_seconds() -> None:
+    [bars] = re.findall(r'd="([^"]*)" class="bar"', throughput(seconds_of(121)))
+    assert bars.count("z") == 61
+    assert len({*re.findall(r"V([\d.]+)H", bars)}) == 1
+
+
+def test_a_percentile_of_few_replies_is_no_mark_of_a_run() -> None:
+    text = ranges(
+        [
+            (name, result(latency=Histogram.from_samples([5000, 9000] * count)))
+            for name, count in (("a", 1), ("b", 500))
+        ]
+    )
+    assert re.findall(r"p99 \S+", text) == ["p99 -", "p99 9.00us"]
 
 
 def test_a_merged_run_has_a_row_for_each_generator() -> None:
