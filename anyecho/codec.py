@@ -59,7 +59,7 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
     if hasattr(hint, "from_json") and isinstance(value, dict):
         return hint.from_json(value)
     if _is_scalar(hint, value):
-        return value
+        return float(value) if hint is float else value
 
     raise UsageError(f"{where or 'the file'} is {quoted(value)}, which does not belong there")
 

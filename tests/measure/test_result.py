@@ -14,6 +14,7 @@ from anyecho.errors import InternalError, UsageError
 from anyecho.measure.histogram import Histogram
 from anyecho.measure.omission import Stall
 from anyecho.measure.result import Counts, Document, Spread, Steadiness
+from anyecho.measure.text import describe_load
 from tests.measure.results import document, load, result
 from tests.measure.schema import PATH, schema_text
 
@@ -171,6 +172,14 @@ def test_a_damaged_run_is_an_error(path: tuple[str, ...], new: object) -> None:
     place[path[-1]] = new
     with pytest.raises(UsageError, match=r"^a\.json is (damaged|not complete JSON): "):
         Document.from_json(json.dumps(value), "a.json")
+
+
+def test_a_whole_number_is_read_as_a_float_where_one_belongs() -> None:
+    value = json.loads(document().to_json())
+    value["runs"][0]["load"]["rate"] = 10**30
+    value["runs"][0]["seconds"] = 5e-324
+    [run] = Document.from_json(json.dumps(value)).runs
+    assert (describe_load(run.load, ["rate"]), run.rate) == ("1e+30/s", 0.0)
 
 
 def test_a_result_with_an_infinite_figure_is_never_written() -> None:
