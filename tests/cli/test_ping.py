@@ -249,10 +249,11 @@ def test_an_unwritable_output_is_one_line_and_status_2(
 def test_a_slow_reader_loses_no_line_and_stops_the_probes(
     processes: Processes, addresses: dict[str, str], backend: str
 ) -> None:
-    count = 1000
+    count = 2000
     process = processes.start("ping", addresses["tcp"], f"-c{count}", "-i0", "--backend", backend)
     assert process.popen.stdout is not None
     descriptor = process.popen.stdout.fileno()
+    # 64 KiB wait in the process besides.
     capacity = fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, 4096)
     wait_until(lambda: unread(descriptor) > capacity - 100)
     lines = process.popen.stdout.read().decode().splitlines()

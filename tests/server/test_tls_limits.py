@@ -179,11 +179,13 @@ async def test_other_tasks_run_while_many_connections_reach_a_limit(
     seen = set()
     given = options(files, max_connections=4 * count, linger=0, **{limit: 1.0})
     async with open_server(TLS, "tcp://127.0.0.1:0", options=given) as server:
+        began = anyio.current_time()
         address = server.addresses[limit == "idle_timeout"]
         socks = [opened.enter_context(dial(address)) for _ in range(count)]
         await until(lambda: server.stats.active == count)
         for sock in socks:
             sock.send(b"\x16")  # the same age for all
+        await anyio.sleep_until(began + 0.9)  # no limit is reached before
         while server.stats.active:
             seen.add(server.stats.active)
             await checkpoint()
