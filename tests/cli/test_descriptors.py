@@ -16,6 +16,7 @@ TCP = "tcp://127.0.0.1:0"
 
 
 @pytest.mark.parametrize("verb", ["send", "serve"])
+@pytest.mark.by_turns("verb")
 def test_too_few_descriptors_for_an_event_loop_are_one_line(verb: str, backend: str, processes: Processes) -> None:
     process = processes.start(verb, "127.0.0.1:1", "--backend", backend, descriptors=7)
 

@@ -267,10 +267,10 @@ def test_a_connection_over_the_maximum_waits_in_the_backlog(processes: Processes
 
 
 @needs(Path("/proc/self/task").exists(), "a list of threads")
-@pytest.mark.parametrize("address", [TCP, "tcp://localhost:0"])
-def test_a_server_without_log_lines_has_a_single_thread(backend: str, address: str, processes: Processes) -> None:
+def test_a_server_without_log_lines_has_a_single_thread(backend: str, processes: Processes) -> None:
     """With a second thread, every system call on a descriptor would take a reference to its file."""
-    process = processes.serve("-b", address, "--backend", backend)
+    # A thread looks up the name, and ends.
+    process = processes.serve("-b", "tcp://localhost:0", "--backend", backend)
     assert round_trip(process.addresses[0], b"hello") == b"hello"
     wait_until(lambda: len(os.listdir(f"/proc/{process.pid}/task")) == 1)
 

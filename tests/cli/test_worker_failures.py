@@ -159,6 +159,7 @@ def test_the_error_of_a_worker_at_the_start_is_that_of_the_service(processes: Pr
     )
 
 
+@pytest.mark.by_turns("backend")
 def test_sigterm_while_the_workers_start_ends_them(processes: Processes, backend: str, tmp_path: Path) -> None:
     environ = module(tmp_path, "import os, time; os.write(2, b'importing\\n'); time.sleep(3600)")
     arguments = ("-b", TCP, "--backend", backend, "--workers", "2", "--handler", "harmful_handlers:echo")

@@ -67,6 +67,7 @@ def test_sigterm_drains_all_workers(processes: Processes, backend: str, opened: 
     assert not any(map(is_alive, workers))
 
 
+@pytest.mark.by_turns("backend")
 def test_a_second_signal_closes_the_connections_of_all_workers(
     processes: Processes, backend: str, opened: ExitStack
 ) -> None:

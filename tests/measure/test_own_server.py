@@ -60,6 +60,7 @@ async def test_the_server_echoes_on_each_carrier_and_ends_with_the_block(carrier
     assert not is_running(server.pid)
 
 
+@pytest.mark.by_turns("anyio_backend")
 async def test_a_run_has_the_cpu_time_of_the_server_per_echo() -> None:
     async with open_own_server() as server:
         control = BenchControl()
@@ -75,6 +76,7 @@ async def test_a_run_has_the_cpu_time_of_the_server_per_echo() -> None:
     assert 0 < result.server_cpu_per_echo * 2000 <= (after - before) / 1e9 + 1e-9
 
 
+@pytest.mark.by_turns("anyio_backend")
 async def test_a_run_against_another_server_has_no_cpu_time_of_it() -> None:
     async with open_own_server() as server:
         result = await run_bench(server.address, BenchOptions(requests=10, warmup=0.0))

@@ -127,6 +127,7 @@ async def test_a_killed_shard_is_an_error_and_the_figures_are_those_of_the_other
     assert [each.error for each in result.parts] == ["", "lost: its process was ended by signal 9"]
 
 
+@pytest.mark.by_turns("anyio_backend")
 async def test_the_loss_of_every_shard_is_an_error_of_one_line(server: Server) -> None:
     async def kill_all() -> None:
         await until_loaded(server)
@@ -139,6 +140,7 @@ async def test_the_loss_of_every_shard_is_an_error_of_one_line(server: Server) -
             await load(server.addresses[0], 2, rate=50.0, requests=100)
 
 
+@pytest.mark.by_turns("anyio_backend")
 async def test_a_refused_connection_is_the_error_of_the_run() -> None:
     with pytest.raises(ConnectError, match=r"^cannot connect to tcp://127\.0\.0\.1:1: Connection refused$"):
         await load("127.0.0.1:1", 2, requests=10)
