@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -32,9 +33,10 @@ def test_every_row_has_a_test() -> None:
 
 
 def run(directory: Path, example: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a test file with the plugins and `arguments`, outside the suite."""
+    """Run a test file with the plugins and `arguments`, outside the suite and without the plugins of others."""
     (directory / "test_example.py").write_text(example)
     plugins = ("-p", "tests.support.fault_table", "-p", "tests.support.strict_skips", "-p", "no:cacheprovider")
+    environ = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     command = [
         sys.executable,
         "-m",
@@ -46,7 +48,9 @@ def run(directory: Path, example: str, *arguments: str) -> subprocess.CompletedP
         str(directory),
         str(directory),
     ]
-    return subprocess.run([*command, *arguments], capture_output=True, timeout=TIMEOUT, text=True, cwd=ROOT)
+    return subprocess.run(
+        [*command, *arguments], capture_output=True, timeout=TIMEOUT, text=True, cwd=ROOT, env=environ
+    )
 
 
 def test_a_failure_and_a_row_without_a_test_on_a_backend_are_in_the_table(tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ def test_every_passed_socket_is_served(manager: Manager, backend: str) -> None:
 
 
 @pytest.mark.fault(row=23, injected="three sockets are passed as web, local, web; the server asks for web")
+@pytest.mark.by_turns("backend")
 def test_an_fd_name_serves_all_its_sockets_and_the_rest_is_a_warning(manager: Manager, backend: str) -> None:
     process = manager.serve("-b", "fd://web", "--backend", backend, listeners=2)
 
@@ -200,6 +201,7 @@ def test_a_signal_before_the_server_listens_stops_it(processes: Processes, notif
     assert process.wait() == 0
 
 
+@pytest.mark.by_turns("backend")
 def test_an_unreachable_notify_socket_is_one_warning(processes: Processes, backend: str, short_path: Path) -> None:
     environ = os.environ | {"NOTIFY_SOCKET": f"{short_path}/gone", "WATCHDOG_USEC": str(WATCHDOG)}
     process = processes.serve("-b", TCP, "--backend", backend, env=environ)

@@ -28,6 +28,7 @@ def process(processes: Processes, backend: str) -> Process:
     return processes.serve("--backend", backend, TCP, "--admin", TCP, listeners=2)
 
 
+@pytest.mark.by_turns("backend")
 def test_the_url_is_printed_and_answers(process: Process) -> None:
     address, url = process.addresses
     with dial(address) as sock:
@@ -71,6 +72,7 @@ def test_an_address_that_cannot_be_used_is_an_error(admin: str, text: str, statu
     assert errors.count("\n") == 1
 
 
+@pytest.mark.by_turns("backend")
 def test_an_address_in_use_ends_the_start(process: Process, run: Run) -> None:
     taken = f"127.0.0.1:{port_of(process.addresses[1])}"
     ended, output, errors = run("serve", TCP, "--admin", taken)

@@ -69,6 +69,7 @@ def test_sighup_with_files_that_no_address_uses_is_a_warning(processes: Processe
     assert process.wait() == 0
 
 
+@pytest.mark.by_turns("backend")
 def test_sighup_before_the_server_listens_is_a_warning(processes: Processes, backend: str) -> None:
     process = processes.start("serve", "-b", "tcp://slow:0", "--backend", backend, before=DEAD_NAME_SERVER)
     process.read_errors(until="resolving\n")
@@ -90,6 +91,7 @@ def test_a_reload_without_certificate_files_is_reported_as_ready(processes: Proc
         assert manager.recv(4096).startswith(b"READY=1\n")
 
 
+@pytest.mark.by_turns("backend")
 def test_sighup_is_ignored_while_the_terminal_exists(processes: Processes, backend: str) -> None:
     with at_terminal(processes, "-b", TCP, "--backend", backend) as (process, keyboard):
         process.signal(signal.SIGHUP)
@@ -132,6 +134,7 @@ def test_sigterm_closes_at_once_during_a_drain_for_a_closed_terminal(processes: 
         assert process.wait() == 0
 
 
+@pytest.mark.by_turns("backend")
 def test_a_server_under_nohup_survives_its_terminal(processes: Processes, backend: str) -> None:
     with at_terminal(processes, "-b", TCP, "--backend", backend, before=NOHUP) as (process, keyboard):
         os.close(keyboard)

@@ -13,7 +13,7 @@ from anyecho.threaded import threaded_server
 from tests.cli.conftest import Run
 from tests.support.certificates import Files, files_in
 from tests.support.process import Processes
-from tests.support.tls import TLS
+from tests.support.tls import TLS, options
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +44,12 @@ def test_an_invalid_sni_is_exit_2(name: str, run: Run) -> None:
     assert (status, errors) == (2, f"anyecho: --sni is not a host name: {name!r}\n")
 
 
-def test_a_host_may_end_with_a_dot(processes: Processes, files: Files) -> None:
-    shown = ("--ssl-certfile", str(files.cert), "--ssl-keyfile", str(files.key))
-    [address] = processes.serve("-b", TLS, *shown).addresses
-    command = ("send", address.replace("127.0.0.1", "localhost."), "--cacert", str(files.cacert), "hello")
-    assert processes.run(*command)[:2] == (0, b"hello")
-    [address] = processes.serve("-b", "tcp://127.0.0.1:0").addresses
-    assert processes.run("send", address.replace("127.0.0.1", "localhost."), "hello")[:2] == (0, b"hello")
+@pytest.mark.parametrize("bind", [TLS, "tcp://127.0.0.1:0"])
+def test_a_host_may_end_with_a_dot(bind: str, run: Run, files: Files) -> None:
+    trusted = ("--cacert", str(files.cacert)) if bind == TLS else ()
+    given = options(files) if bind == TLS else ServeOptions()
+    with threaded_server(bind, options=given) as server:
+        assert run("send", f"{bind[:3]}://localhost.:{server.port}", *trusted, "hello")[:2] == (0, b"hello")
 
 
 def test_an_unwritable_sslkeylogfile_is_exit_3(processes: Processes, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,6 +50,7 @@ def test_two_workers_serve_one_listener(processes: Processes, backend: str, open
     assert [exchange(each, b"hello") for each in peers] == [b"hello"] * 20
 
 
+@pytest.mark.by_turns("backend")
 def test_sigterm_drains_all_workers(processes: Processes, backend: str, opened: ExitStack) -> None:
     process = serve(processes, "-b", TCP, "--backend", backend, "--graceful-timeout", "1h")
     workers = descendants(process.pid)

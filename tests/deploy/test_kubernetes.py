@@ -93,6 +93,7 @@ def test_ports_that_are_named_are_served(by_kind: dict[str, Any], container: dic
         assert re.search(rf"{'udp://' if protocol == 'UDP' else '(^|[ =])'}:{number}( |$)", addresses)
 
 
+@pytest.mark.by_turns("backend")
 def test_the_probes_ask_for_pages_that_the_server_has(
     container: dict[str, Any], processes: Processes, backend: str
 ) -> None:

@@ -168,6 +168,7 @@ def test_a_wrong_list_of_cores_is_a_usage_error() -> None:
         placement("x")
 
 
+@pytest.mark.by_turns("anyio_backend")
 async def test_the_server_runs_on_its_core() -> None:
     if not hasattr(os, "sched_getaffinity"):
         skip("sched_setaffinity")
