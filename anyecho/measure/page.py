@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 
 from anyecho.measure.charts import ranges, ratios, spectrum
-from anyecho.measure.checks import checks, p_text, rate_text
+from anyecho.measure.checks import Check, checks, p_text, rate_text
 from anyecho.measure.compare import Comparison, Group, groups
 from anyecho.measure.comparison_text import interval_text
 from anyecho.measure.histogram import Histogram
@@ -121,16 +121,24 @@ def _latency(of: str, document: Document) -> str:
 
 def _runs(of: str, document: Document) -> Iterator[str]:
     """Yield the charts over time and the points of each run."""
-    for label, run in [*zip(labels(document.runs), document.runs, strict=True)][:_CHARTS_MAX]:
+    labelled = [*zip(labels(document.runs), document.runs, strict=True)]
+    for label, run in labelled[:_CHARTS_MAX]:
         which = f": {escape(label)}" if len(document.runs) > 1 else ""
         if len(run.per_second) >= (_SECONDS_MIN if len(document.runs) > 1 else 1):
             yield f"<h2>Latency over time{of}{which}</h2>{heat_map(run)}"
             yield f"<h2>Replies per second{of}{which}</h2>{throughput(run)}"
         if run.parts:
             yield f"<h2>Generators{of}{which}</h2>{_table(PART_HEADS, list(part_rows(run.parts)))}"
-        yield f"<h2>Checks{of}{which}</h2>{_points(run)}"
-    if len(document.runs) > _CHARTS_MAX:
-        yield f'<p class="soft">Of {len(document.runs)} runs, the first {_CHARTS_MAX} have charts over time.</p>'
+        yield f"<h2>Checks{of}{which}</h2>{_points(checks(run))}"
+    if rest := labelled[_CHARTS_MAX:]:
+        doubts = [
+            point._replace(name=f"{label}: {point.name}")
+            for label, run in rest[:_ROWS_MAX]
+            for point in checks(run)
+            if point.doubt
+        ]
+        note = f"Charts over time and all checks are of the first {_CHARTS_MAX} of {len(labelled)} runs."
+        yield f'<p class="soft">{note}</p>{_points(doubts)}'
 
 
 def _table_of_runs(of: str, document: Document) -> str:
@@ -145,7 +153,8 @@ def _table_of_runs(of: str, document: Document) -> str:
 def _spectrum(found: Sequence[Group]) -> str:
     """Return the spectrum of one configuration with its lag, or the corrected latencies of several."""
     if len(found) > 1:
-        return spectrum([(group.name, _merged(group, "latency")) for group in found[:_LINES_MAX]])
+        more = f'<p class="soft">The first {_LINES_MAX} of {len(found)} are drawn.</p>' * (len(found) > _LINES_MAX)
+        return spectrum([(group.name, _merged(group, "latency")) for group in found[:_LINES_MAX]]) + more
 
     [group] = found
     latency, uncorrected, lag = (_merged(group, name) for name in ("latency", "uncorrected", "lag"))
@@ -182,9 +191,9 @@ def _figures(runs: Sequence[RunResult]) -> str:
     return _table(heads, rows)
 
 
-def _points(run: RunResult) -> str:
+def _points(points: Iterable[Check]) -> str:
     rows = []
-    for point in checks(run):
+    for point in points:
         kind, mark = (' class="bad"', "! ") if point.doubt else ("", "")
         rows.append(f"<tr{kind}><th>{mark}{escape(point.name)}</th><td>{escape(point.text)}</td></tr>")
 

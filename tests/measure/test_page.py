@@ -268,6 +268,16 @@ def test_what_casts_doubt_on_a_run_is_marked() -> None:
     assert re.findall(r'<tr class="bad"><th>! (\w+)</th>', text) == ["saturated", "end"]
 
 
+def test_runs_and_lines_without_a_place_are_counted_and_their_doubts_are_shown() -> None:
+    runs = [result(load=load(size=size)) for size in range(1, 10)]
+    text = page([("a", document(*runs, result(load=load(size=10), saturated=True)))])
+    assert re.findall('<p class="soft">(The .*?|Charts .*?)</p>', text) == [
+        "The first 8 of 10 are drawn.",
+        "Charts over time and all checks are of the first 4 of 10 runs.",
+    ]
+    assert re.findall(r'<tr class="bad"><th>! (.*?)</th>', text) == ["10 bytes: saturated"]
+
+
 def test_text_of_a_result_file_is_escaped() -> None:
     hostile = '</p><script>alert(1)</script>&"'
     run = result(load=load(address=hostile, server_backend=hostile), error=hostile, notes=(hostile,))
