@@ -24,7 +24,8 @@ _KEY = ((1.0, 4.0), (25.0, 4.0))
 def legend(lines: Sequence[tuple[str, str]], extra: str = "") -> str:
     """Return a row of names, each with a line of its class, and `extra` at its end."""
     keys = (
-        f'<span><svg viewBox="0 0 26 8" class="key">{path(_KEY, class_=kind)}</svg>{escape(name)}</span>'
+        '<span><svg viewBox="0 0 26 8" class="key" aria-hidden="true">'
+        f"{path(_KEY, class_=kind)}</svg>{escape(name)}</span>"
         for name, kind in lines
     )
     return f'<p class="legend">{"".join(keys)}{extra}</p>' if lines or extra else ""

@@ -148,6 +148,8 @@ def test_a_page_is_well_formed_small_and_refers_to_nothing(name: str) -> None:
     assert len(text.encode()) < 200_000
     assert not {"src", "srcset", "onclick", "style"} & {*checked(text).attributes}
     assert re.findall(r"https?:|url\(|@import|href=\"(?!data:,)", text) == []
+    # A drawing has its text alternative, or is none but a key beside its name.
+    assert re.findall(r"<svg(?![^>]*(?:role=\"img\" aria-label=|aria-hidden=))", text) == []
     [script] = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
     assert len(script) < 1000
 
