@@ -89,4 +89,6 @@ def _console(arguments: Sequence[str]) -> Console | None:
     # Late, because the import of rich takes 25 ms, a tenth of the start of a verb.
     from anyecho.cli.console import help_console
 
+    if not arguments or (arguments[0].startswith("-") and not {*app.help_flags}.isdisjoint(arguments)):
+        app.resolved_commands()  # cyclopts knows the summary of a verb only once it is imported
     return help_console()

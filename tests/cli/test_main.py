@@ -17,7 +17,7 @@ import pytest
 from anyecho import __main__ as entry
 from anyecho import backends
 from anyecho.cli.main import app, main
-from tests.support.process import TIMEOUT, descriptors
+from tests.support.process import TIMEOUT, Processes, descriptors
 
 # By its name, because `anyecho.cli.main` is a module that holds a function of the same name.
 main_module = importlib.import_module("anyecho.cli.main")
@@ -254,13 +254,13 @@ def test_the_version_names_missing_backends(
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"]])
-def test_help_names_the_verbs(capfd: pytest.CaptureFixture[str], arguments: list[str]) -> None:
-    assert main(arguments) == 0
+def test_help_names_the_verbs_and_what_they_do(processes: Processes, arguments: list[str]) -> None:
+    # In a process of its own: here, another test may have imported the verbs.
+    status, output, errors = processes.run(*arguments)
 
-    output, errors = capfd.readouterr()
-    assert re.search(r"\bserve\b.*Run an echo server", output)
-    assert re.search(r"\bsend\b.*Send messages", output)
-    assert errors == ""
+    for verb, summary in {"serve": "Run an echo server", "send": "Send messages", "ping": "Send small"}.items():
+        assert re.search(rf"\b{verb}\b.*{summary}".encode(), output)
+    assert (status, errors) == (0, "")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
