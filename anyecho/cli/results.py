@@ -146,7 +146,8 @@ def write_file(path: str | os.PathLike[str], text: str) -> None:
 
 
 def _replace(target: Path, text: str) -> None:
-    temporary = target.with_name(f".anyecho.{os.getpid()}")
+    # Not by the number of the process: in containers it is the same, and the directory may be.
+    temporary = target.with_name(f".anyecho.{os.urandom(8).hex()}")
     try:
         with temporary.open("x", encoding="utf-8", errors=_ERRORS) as file:
             file.write(text)
