@@ -159,6 +159,7 @@ FOLDERS = {
         "control",
         "supervised",
         "worker",
+        "launch",
         "supervisor",
     ),
     "measure": (

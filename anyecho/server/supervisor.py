@@ -21,9 +21,10 @@ from anyio.abc import TaskGroup
 
 from anyecho.errors import AnyechoError, StartError, UsageError, unwrap_single
 from anyecho.net.shared_counts import SharedCounts
+from anyecho.server.launch import start_worker
 from anyecho.server.stats import Peer, dropped_log_lines
 from anyecho.server.totals import Totals, merge
-from anyecho.server.worker import Launch, Worker, start_worker
+from anyecho.server.worker import Launch, Worker
 from anyecho.units import format_duration
 
 T = TypeVar("T")

@@ -1,30 +1,25 @@
-"""A worker process, as its supervisor sees it: start it, hear its states and totals, drain it, end it.
-
-What a worker serves is up to the command that starts it. The supervisor decides when one is started.
-"""
+"""A worker process, as its supervisor sees it: hear its states and totals, drain it, end it."""
 
 from __future__ import annotations
 
-__all__ = ("Failure", "Launch", "Worker", "start_worker")
+__all__ = ("CHECKS", "Failure", "Launch", "Worker")
 
 import logging
 import os
 import signal
-import subprocess
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
 from typing import Any
 
-from anyio import CancelScope, Event, create_task_group, move_on_after, open_process, sleep
+from anyio import CancelScope, Event, create_task_group, move_on_after, sleep
 from anyio.abc import Process
 
 from anyecho.codec import decode
 from anyecho.errors import UsageError
-from anyecho.net.lifeline import Lifeline, open_lifeline
-from anyecho.net.shared_counts import Row, SharedCounts
-from anyecho.net.threads import NoThreadError
+from anyecho.net.lifeline import Lifeline
+from anyecho.net.shared_counts import Row
 from anyecho.server.answers import Answers
 from anyecho.server.stats import Peer
 from anyecho.server.totals import Totals
@@ -33,10 +28,8 @@ from anyecho.throttle import ThrottledLog
 
 logger = logging.getLogger("anyecho.server")
 
-#: Variables of the supervisor that a worker does not get: its options, its sockets, its service manager.
-_OWN_VARIABLES = ("ANYECHO_", "LISTEN_", "NOTIFY_SOCKET", "WATCHDOG_")
 #: The time limits of a worker are counted in so many checks, so that a stop of all processes counts as one.
-_CHECKS = 10
+CHECKS = 10
 #: Seconds until a worker must be ready. It imports the handler of the user.
 _START_LIMIT = 60.0
 #: Seconds that a worker has, after its connections were to be closed, to end. A blocked log takes one of them.
@@ -242,10 +235,10 @@ class Worker:
         """Kill it if it is silent for `limit` seconds before `until` is set."""
         self._silent_checks = 0
         while not until.is_set():
-            with move_on_after(limit / _CHECKS):
+            with move_on_after(limit / CHECKS):
                 await until.wait()
             self._silent_checks += 1
-            if self._silent_checks > _CHECKS and not until.is_set():
+            if self._silent_checks > CHECKS and not until.is_set():
                 self.kill(reason)
                 return
 
@@ -265,48 +258,3 @@ def _peer(value: Mapping[str, Any]) -> Peer:
 async def _cancel_after(event: Event, scope: CancelScope) -> None:
     await event.wait()
     scope.cancel()
-
-
-async def start_worker(launch: Launch, environ: Mapping[str, str], counts: SharedCounts | None = None) -> Worker:
-    """Start a process; the caller runs `Worker.run`. It gets a row of `counts`. Raises `OSError`."""
-    job, descriptors, row = dict(launch.job), [*launch.descriptors], None
-    with ExitStack() as opened:
-        if counts is not None and (row := counts.take_row()) is not None:
-            opened.callback(counts.give_back, row)
-            descriptors.append(counts.descriptor)
-            job["shared_row"] = {"descriptor": counts.descriptor, "rows": counts.rows, "row": row.number}
-        states = StateReceiver()
-        opened.callback(states.close)
-        lifeline, passed = open_lifeline()
-        opened.callback(lifeline.close)
-        with passed, _thread_errors():
-            process = await open_process(
-                [*launch.command, str(passed.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=None,
-                env=_environment(environ, states.address, launch.heartbeat_timeout),
-                start_new_session=True,  # Ctrl-C on the terminal is for the supervisor
-                pass_fds=(*descriptors, passed.fileno()),
-            )
-        opened.pop_all()
-
-    states.pid = process.pid
-    lifeline.send(job)
-    return Worker(launch, process, lifeline, states, row)
-
-
-@contextmanager
-def _thread_errors() -> Iterator[None]:
-    """Raise `NoThreadError` if no thread can be started: trio starts a process in one, asyncio waits for it."""
-    try:
-        yield
-    except RuntimeError as exc:
-        raise NoThreadError from exc
-
-
-def _environment(environ: Mapping[str, str], notify_socket: str, heartbeat_timeout: float) -> dict[str, str]:
-    kept = {name: value for name, value in environ.items() if not name.startswith(_OWN_VARIABLES)}
-    # Half of this is the time between two heartbeats, by which a loop that is stuck seems to be stuck for longer.
-    watchdog = str(int(heartbeat_timeout * 2e6 / _CHECKS))
-    return kept | {"NOTIFY_SOCKET": notify_socket, "WATCHDOG_USEC": watchdog}

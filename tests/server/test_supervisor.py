@@ -16,11 +16,12 @@ from anyio import create_task_group, move_on_after, sleep
 from anyio.lowlevel import checkpoint
 
 from anyecho.errors import StartError, UsageError
+from anyecho.server import launch as launch_module
 from anyecho.server import supervisor as module
 from anyecho.server import worker as worker_module
+from anyecho.server.launch import start_worker
 from anyecho.server.supervisor import open_supervisor
 from anyecho.server.totals import DIED, Totals
-from anyecho.server.worker import start_worker
 from tests.server.workers import READY, SERVE, stand_in
 from tests.support.peers import TIMEOUT
 from tests.support.peers import until as until_soon
@@ -217,7 +218,7 @@ async def test_a_start_for_which_there_is_no_thread_is_tried_again(
 
     async with open_supervisor([stand_in(SERVE)]) as supervisor:
         with monkeypatch.context() as patch:
-            patch.setattr(worker_module, "open_process", fail)
+            patch.setattr(launch_module, "open_process", fail)
             os.kill(children()[0], signal.SIGKILL)
             await until(lambda: "worker 1 cannot be started: no thread can be started for it (see" in caplog.text)
         await until(supervisor.ready)
