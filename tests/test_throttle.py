@@ -1,3 +1,5 @@
+"""A throttled log: one line in ten seconds, with the count of those left out."""
+
 from __future__ import annotations
 
 import logging
