@@ -15,7 +15,7 @@ import pytest
 
 from tests.cli.conftest import Run
 from tests.support.machine import needs
-from tests.support.process import Process, Processes, wait_until
+from tests.support.process import Process, Processes, is_alive, wait_until
 
 #: A server of the tasks engine does not start.
 BROKEN_TASKS = """
@@ -57,13 +57,6 @@ def serving(process: Process) -> int:
     return pid
 
 
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 def document(text: bytes) -> Any:
     found = json.loads(text)
     assert found["program"] == "anyecho"
@@ -93,7 +86,7 @@ def test_ctrl_c_prints_the_figures_so_far_and_leaves_no_server(backend: str, pro
     assert bench.popen.returncode == 130
     [run] = document(output)["runs"]
     assert run["interrupted"] is True
-    assert not is_running(server)
+    assert not is_alive(server)
 
 
 @needs_proc
@@ -102,7 +95,7 @@ def test_sigkill_leaves_no_server(processes: Processes) -> None:
     server = serving(bench)
     bench.signal(signal.SIGKILL)
     bench.wait()
-    wait_until(lambda: not is_running(server))
+    wait_until(lambda: not is_alive(server))
 
 
 @needs_proc

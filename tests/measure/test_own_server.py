@@ -6,8 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +22,7 @@ from anyecho.measure.own_server import OwnServer, Placement, open_own_server, pl
 from anyecho.measure.series_options import Carrier, OwnServerOptions
 from anyecho.net.tls.contexts import TLSClientOptions
 from tests.support.machine import needs, skip
-from tests.support.process import TIMEOUT, wait_until
+from tests.support.process import TIMEOUT, is_alive, wait_until
 
 #: Starts a server, prints its process number, and waits for a signal.
 WAITING = """
@@ -39,14 +37,6 @@ anyio.run(main)
 """
 
 
-def is_running(pid: int) -> bool:
-    with suppress(ProcessLookupError):
-        os.kill(pid, 0)
-        # A zombie is no longer running; it waits for its parent.
-        return sys.platform != "linux" or Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
-
-
 @pytest.mark.parametrize("carrier", ["tcp", "unix", "tls", "udp"])
 async def test_the_server_echoes_on_each_carrier_and_ends_with_the_block(carrier: Carrier) -> None:
     if carrier == "tls":
@@ -57,7 +47,7 @@ async def test_the_server_echoes_on_each_carrier_and_ends_with_the_block(carrier
         async with await connect(server.address, options=options) as client:
             await client.exchange(b"hello")
         assert server.failure() == ""
-    assert not is_running(server.pid)
+    assert not is_alive(server.pid)
 
 
 @pytest.mark.by_turns("anyio_backend")
@@ -87,7 +77,7 @@ async def test_the_server_ends_if_the_block_raises() -> None:
     with pytest.raises(ZeroDivisionError):
         async with open_own_server() as server:
             raise ZeroDivisionError
-    assert not is_running(server.pid)
+    assert not is_alive(server.pid)
 
 
 async def test_the_server_ends_if_the_block_is_cancelled() -> None:
@@ -95,7 +85,7 @@ async def test_the_server_ends_if_the_block_is_cancelled() -> None:
         async with open_own_server() as server:
             scope.cancel()
             await connect(server.address)
-    assert not is_running(server.pid)
+    assert not is_alive(server.pid)
 
 
 async def test_a_cancelled_start_leaves_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +102,7 @@ async def test_a_cancelled_start_leaves_no_server(monkeypatch: pytest.MonkeyPatc
     async with create_task_group() as tasks, open_own_server():
         raise AssertionError("the start was not cancelled")
     [pid] = started
-    assert not is_running(pid)
+    assert not is_alive(pid)
 
 
 async def test_a_server_that_cannot_start_is_one_line_with_its_own_last_line() -> None:
@@ -129,7 +119,7 @@ async def test_a_stopped_server_is_killed(monkeypatch: pytest.MonkeyPatch) -> No
     with fail_after(TIMEOUT):
         async with open_own_server() as server:
             os.kill(server.pid, signal.SIGSTOP)
-    assert not is_running(server.pid)
+    assert not is_alive(server.pid)
 
 
 @needs(sys.platform == "linux", "a signal at the end of a pipe that ends a process")
@@ -140,9 +130,9 @@ def test_the_server_ends_when_its_load_is_killed(kill: signal.Signals) -> None:
     ) as load:
         assert load.stdout is not None
         pid = int(load.stdout.readline())
-        assert is_running(pid)
+        assert is_alive(pid)
         load.send_signal(kill)
-        wait_until(lambda: not is_running(pid))
+        wait_until(lambda: not is_alive(pid))
 
 
 @pytest.mark.parametrize(
