@@ -14,7 +14,7 @@ from anyecho._version import __version__
 from anyecho.backends import Backend, run
 from anyecho.cli.output_options import OutputOptions
 from anyecho.cli.progress import ProgressLine
-from anyecho.cli.results import check_outputs, deliver
+from anyecho.cli.results import check_configurations, check_outputs, deliver
 from anyecho.cli.signals import Signals
 from anyecho.errors import unwrap_single
 from anyecho.measure.checks import rate_text
@@ -37,9 +37,8 @@ def run_and_report(
     plan: Plan, shards: ShardOptions, backend: Backend, outputs: OutputOptions, signals: Signals
 ) -> int:
     """Run the loads, print, write; return the exit status. Raises the errors of `run_plan`, and `LocalError`."""
-    # Before the load. A search has a configuration for each rate.
-    configurations = len(plan.cells) + (plan.search is not None)
-    check_outputs(outputs, has_baseline=False, configurations=configurations)
+    check_outputs(outputs, has_baseline=False)  # before the load
+    check_configurations(outputs, len(plan.cells) + (plan.search is not None))  # a search has one for each rate
     state = MachineState.now()
     with measure_of(plan, shards, backend) as measure:
         runs, signum = run(_run, plan, measure, signals, backend=backend)

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Literal
 
 from anyecho.cli.output_options import STDOUT, OutputOptions
-from anyecho.cli.results import check_outputs, deliver
+from anyecho.cli.results import check_configurations, check_outputs, deliver
 from anyecho.errors import UsageError
 from anyecho.measure.compare import Group, compare, compare_within, groups, matched
 from anyecho.measure.comparison_text import comparison_lines
@@ -28,11 +28,12 @@ def run_report(
     together: Literal["merged", "joined", ""],
 ) -> int:
     """Print the files, compared or `together` in one; write the outputs; return the exit status."""
+    check_outputs(outputs, has_baseline=len(files) > 1 and not together)
     documents = [read_document(each) for each in files]
     if together:
         documents = [(merge_documents if together == "merged" else join_documents)(documents)]
         files = [together]
-    check_outputs(outputs, has_baseline=len(documents) > 1, configurations=len(groups(documents[0])))
+    check_configurations(outputs, len(groups(documents[0])))
     named = [*zip(files, documents, strict=True)]
     baseline, *judged = [_groups(*each, several=len(files) > 2) for each in named]
     if not judged:

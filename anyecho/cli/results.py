@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ("GATE_FAILED", "check_outputs", "deliver", "parsed_gates", "print_lines", "write_file")
+__all__ = (
+    "GATE_FAILED",
+    "check_configurations",
+    "check_outputs",
+    "deliver",
+    "parsed_gates",
+    "print_lines",
+    "write_file",
+)
 
 import errno
 import os
@@ -40,15 +48,16 @@ def parsed_gates(outputs: OutputOptions, *, has_baseline: bool) -> list[Gate]:
     return gates
 
 
-def check_outputs(outputs: OutputOptions, *, has_baseline: bool, configurations: int = 1) -> None:
-    """Raise `UsageError` for a wrong gate, and for a file in a directory that is absent or cannot be written.
-
-    Also for a percentile distribution of several `configurations`.
-    """
-    parsed_gates(outputs, has_baseline=has_baseline)
-    if configurations > 1 and outputs.hdr is not None and _is_distribution(outputs.hdr):
+def check_configurations(outputs: OutputOptions, count: int) -> None:
+    """Raise `UsageError` for a percentile distribution of `count` configurations, unless that is one."""
+    if count > 1 and outputs.hdr is not None and _is_distribution(outputs.hdr):
         text = "hdr: a .hgrm file has one configuration, and there are several: write a .hlog file"
         raise UsageError(text, options=("hdr",))
+
+
+def check_outputs(outputs: OutputOptions, *, has_baseline: bool) -> None:
+    """Raise `UsageError` for a wrong gate, and for a file in a directory that is absent or cannot be written."""
+    parsed_gates(outputs, has_baseline=has_baseline)
     for option, file in outputs.files:
         path = Path(os.path.realpath(file))
         if os.fspath(file) == STDOUT or is_device(path):

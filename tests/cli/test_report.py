@@ -174,7 +174,7 @@ def test_a_late_generator_fails_every_condition(
         (["."], "cannot read .: Is a directory"),
         (["cut.json"], "cut.json is not complete JSON: it was cut or is no result (*)"),
         (["later.json"], "later.json is of version 2 of the schema, and this program reads 1 only"),
-        (["a.json", "--fail-if", "p99>slow"], "'p99>slow' is not a condition: 'slow' is not a duration: *"),
+        (["absent.json", "--fail-if", "p99>slow"], "'p99>slow' is not a condition: 'slow' is not a duration: *"),
         (["a.json", "--fail-if", "p99>+5%"], "--fail-if 'p99>+5%' needs a baseline: anyecho report BASELINE FILE"),
         (["a.json", "a.json", "--json", "x"], "--json and --hdr take one result: give one file, --merge or --join"),
         (["a.json", "--merge", "--join"], "--merge and --join exclude each other"),
