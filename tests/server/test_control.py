@@ -361,7 +361,7 @@ async def test_a_reset_that_cannot_enable_a_proxy_removes_all_toxics(api: API, o
 async def test_populate_creates_keeps_and_replaces_proxies(api: API) -> None:
     kept, replaced = await api.create(name="kept"), await api.create(name="replaced")
     await api.ask("POST", "/proxies/kept/toxics", {"type": "noop"})
-    wanted = [kept, {**replaced, "listen": "127.0.0.1:0"}, {"name": "new", "upstream": "echo", "enabled": False}]
+    wanted = [kept, {**replaced, "listen": "127.0.0.2:0"}, {"name": "new", "upstream": "echo", "enabled": False}]
 
     status, answer = await api.ask("POST", "/populate", wanted)
 
