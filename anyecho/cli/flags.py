@@ -47,7 +47,7 @@ IPv6Flag = Annotated[bool, Parameter(name="-6", help="Use only IPv6.", negative=
 
 
 def verb(command: Callable[..., object]) -> App:
-    """Return the application for the verb `command`, whose name and docstring are those of the page."""
+    """Return the application for the verb `command`. Its name and its docstring are those of the function."""
     app = App(name=command.__name__, help_epilogue=details(command))
     app.default(flattened(command, ENVIRONMENT))
     return app
