@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from anyio import Event
 
 from anyecho.errors import LocalError
-from anyecho.net.descriptors import write_all, write_some
-from anyecho.net.threads import NoThreadError, run_in_thread
+from anyecho.net.descriptors import write_some
+from anyecho.net.threads import write_in_thread
 
 #: Bytes kept before `room` waits.
 _ROOM = 1 << 16
@@ -48,7 +48,7 @@ class Output:
         while True:
             while piece := self._rest:
                 try:
-                    await self._write_all(piece)
+                    await write_in_thread(self._descriptor, piece)
                 except OSError as exc:
                     raise _local_error(exc) from exc
                 self._rest = self._rest[len(piece) :]
@@ -63,12 +63,6 @@ class Output:
         self._is_closing = True
         self._notify()
         await self._has_closed.wait()
-
-    async def _write_all(self, piece: bytes) -> None:
-        try:
-            await run_in_thread(write_all, self._descriptor, piece)
-        except NoThreadError:
-            write_all(self._descriptor, piece)  # blocks the event loop, but loses nothing
 
     def _notify(self) -> None:
         self._changed.set()

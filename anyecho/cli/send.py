@@ -29,8 +29,8 @@ from anyecho.client.options import ConnectOptions
 from anyecho.client.source import Source
 from anyecho.clock import run_within, running_clock
 from anyecho.errors import LocalError, UsageError, unwrap_single
-from anyecho.net.descriptors import read_some, write_all
-from anyecho.net.threads import NoThreadError, run_in_thread
+from anyecho.net.descriptors import read_some
+from anyecho.net.threads import NoThreadError, run_in_thread, write_in_thread
 from anyecho.net.udp.stream import DATAGRAM_MAX
 from anyecho.units import or_infinite
 
@@ -156,15 +156,15 @@ async def _read(descriptor: int, repeat: int, file: Path | None) -> AsyncGenerat
         raise LocalError(f"cannot read {file or 'standard input'}: {exc.strerror}") from exc
 
 
-async def _run_in_thread(call: Callable[[], T], source: Path | int | None = None) -> T:
-    """Return ``call()``, run in a thread; without one, in the event loop, which it may block for a while.
+async def _run_in_thread(call: Callable[[], T], source: Path | int) -> T:
+    """Return ``call()``, which opens or reads `source`, run in a thread; without one, in the event loop.
 
-    If `call` opens or reads a `source` that may have to wait for another process, raises `NoThreadError` instead.
+    Raises `NoThreadError` without one if it may have to wait for another process.
     """
     try:
         return await run_in_thread(call)
     except NoThreadError:
-        if source is not None and _may_wait(source):
+        if _may_wait(source):
             raise
         return call()
 
@@ -196,7 +196,7 @@ async def _read_datagrams(descriptor: int, repeat: int, file: Path | None) -> As
 
 async def _write(chunk: bytes) -> None:
     try:
-        await _run_in_thread(partial(write_all, 1, chunk))
+        await write_in_thread(1, chunk)
     except OSError as exc:
         raise LocalError(f"cannot write the echo to standard output: {exc.strerror}") from exc
 

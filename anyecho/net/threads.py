@@ -5,13 +5,15 @@ RLIMIT_NPROC and the pids controller of a cgroup limit threads too.
 
 from __future__ import annotations
 
-__all__ = ("NoThreadError", "run_in_thread")
+__all__ = ("NoThreadError", "run_in_thread", "write_in_thread")
 
 import errno
 from collections.abc import Callable
 from typing import TypeVar, TypeVarTuple
 
 from anyio import CapacityLimiter, to_thread
+
+from anyecho.net.descriptors import write_all
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -39,3 +41,11 @@ async def run_in_thread(call: Callable[[*Ts], T], *args: *Ts, limiter: CapacityL
         if started:
             raise
         raise NoThreadError from exc
+
+
+async def write_in_thread(descriptor: int, data: bytes) -> None:
+    """Write all of `data` in a thread; without one, in the event loop, where a slow reader blocks it."""
+    try:
+        await run_in_thread(write_all, descriptor, data)
+    except NoThreadError:
+        write_all(descriptor, data)

@@ -8,7 +8,6 @@ from typing import NoReturn
 import pytest
 from anyio import Event, create_task_group, fail_after, to_thread
 
-from anyecho.cli import output as module
 from anyecho.cli.output import Output
 from anyecho.errors import LocalError
 from anyecho.net.threads import NoThreadError
@@ -49,7 +48,7 @@ async def test_a_closed_pipe_is_an_error_of_this_machine(threads: bool, monkeypa
         raise NoThreadError
 
     if not threads:
-        monkeypatch.setattr(module, "run_in_thread", no_thread)
+        monkeypatch.setattr("anyecho.net.threads.run_in_thread", no_thread)
     with unread_pipe() as (read_end, write_end), fail_after(SOON):
         output = Output(write_end)
         output.write(["x" * 100_000])
