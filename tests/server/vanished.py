@@ -32,8 +32,9 @@ def done(): print("done", flush=True); return sys.stdin.readline().split()
 port, = done()
 ip("addr", "add", "192.0.2.2/24", "dev", "link1")
 ip("link", "set", "link1", "up")
-idle, unread = (socket.create_connection(("192.0.2.1", int(port)), 10) for _ in range(2))
-for sock in (idle, unread): sock.sendall(b"x"); assert sock.recv(1) == b"x"
+idle, unread = socket.socket(), socket.socket()
+unread.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+for sock in (idle, unread): sock.connect(("192.0.2.1", int(port))); sock.sendall(b"x"); assert sock.recv(1) == b"x"
 unread.setblocking(False)
 try:
     while True: unread.send(bytes(65536))
@@ -79,15 +80,14 @@ def linked() -> Iterator[Callable[..., None]]:
 
 
 async def main(engine: Engine) -> None:
-    limits = Impatient(tcp_user_timeout=1.0)
+    # Small buffers: the kernels cannot take all the echo, however early the peer's send buffer was full.
+    limits = Impatient(tcp_user_timeout=1.0, sndbuf=4096)
     options = ServeOptions(engine=engine, idle_timeout=math.inf, write_timeout=math.inf, linger=0.1, socket=limits)
     with linked() as go_on:
         async with open_server("tcp://192.0.2.1:0", options=options) as server:
             [address] = server.addresses
             assert isinstance(address, TCPAddress)
             await to_thread.run_sync(go_on, address.port)
-            await until(lambda: any(each.bytes_received > each.bytes_sent for each in server.peers()))
-            assert server.stats.active == 2
             await to_thread.run_sync(go_on)
             await until(lambda: server.stats.active == 0, 30)
             print(sorted(server.stats.closed.items()))
