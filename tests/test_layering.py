@@ -145,7 +145,6 @@ FOLDERS = {
         "events",
         "tls_events",
         "admission",
-        "stream_listener",
         "udp_guard",
         "metrics",
         "admin",

@@ -5,11 +5,12 @@ Accepted connections are passed on to `Admission`.
 
 from __future__ import annotations
 
-__all__ = ("Listening",)
+__all__ = ("Listening", "StreamListener")
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from anyio import CancelScope, Event, create_task_group, sleep_forever
 from anyio.abc import TaskGroup
@@ -18,12 +19,12 @@ from anyecho.address import Address, TCPAddress, UDPAddress
 from anyecho.errors import UsageError
 from anyecho.faults.fault import Fault
 from anyecho.faults.plan import DatagramPlan, FaultPlan, named
+from anyecho.net.accept import Acceptor
 from anyecho.net.listen import Listener
 from anyecho.net.poller import Fallback, Poller
 from anyecho.net.tls.contexts import Certificates
 from anyecho.net.udp.echo import Reflector
 from anyecho.server.admission import Admission, ListenerPolicy
-from anyecho.server.stream_listener import StreamListener
 from anyecho.server.udp_guard import SourceGuard
 from anyecho.server.unused import check_faults, expected_header
 
@@ -180,6 +181,51 @@ class Listening:
         for sock in sockets:
             plan = DatagramPlan(self._options.faults, self._seed)
             yield Reflector(sock, guard, counts, tune=tune, replies=plan.replies if plan else None)
+
+
+class StreamListener:
+    """Accepts on `listener`, which it closes, and passes each connection to `admission` with `policy`."""
+
+    def __init__(self, listener: Listener, policy: ListenerPolicy, admission: Admission) -> None:
+        self.listener = listener
+        self.policy = policy
+        self._admission = admission
+        self._acceptor = Acceptor(
+            sock=listener.sock,
+            limit=admission.accept_limit(policy),
+            hand_over=partial(admission.admit, policy),
+            errors=admission.stats.accept_errors,
+            preparation=listener.preparation,
+            batch=admission.accept_batch,
+        )
+        self._scope = CancelScope()
+
+    def set_policy(self, policy: ListenerPolicy) -> None:
+        """Require `policy` of the connections accepted from now on."""
+        self.policy = policy
+        self._acceptor.hand_over = partial(self._admission.admit, policy)
+
+    async def run(self, poller: Poller | Fallback) -> None:
+        """Accept until stopped or cancelled. Raises `OSError` if it can accept no more."""
+        try:
+            with self._scope:
+                await self._acceptor.run(poller)
+        finally:
+            self.stop(poller)
+            self.listener.close()
+
+    def accept_backlog(self, size: int) -> None:
+        """Accept all connections in the backlog of `size`, if limits allow it. No more get into it."""
+        self.listener.admit_no_more()
+        # The kernel holds one more connection than the backlog of listen(2).
+        self._acceptor.accept_some(size + 1)
+
+    def stop(self, poller: Poller | Fallback) -> None:
+        """Stop listening before this returns. `run` returns soon afterwards."""
+        self._acceptor.stop()
+        poller.unregister(self.listener.sock)
+        self.listener.stop()
+        self._scope.cancel()
 
 
 def _acting(faults: Mapping[str, Fault], address: Address) -> Mapping[str, Fault]:

@@ -20,11 +20,10 @@ from anyecho.host import format_host
 from anyecho.net.listen import Listener, open_listeners
 from anyecho.server.admission import Admission, ListenerPolicy
 from anyecho.server.forwarding import forward
-from anyecho.server.listening import Listening
+from anyecho.server.listening import Listening, StreamListener
 from anyecho.server.opening import check_upstream
 from anyecho.server.options import ServeOptions
 from anyecho.server.reasons import CloseReason
-from anyecho.server.stream_listener import StreamListener
 from anyecho.server.toxics import Toxic
 from anyecho.server.unused import expected_header
 from anyecho.validation import quoted
@@ -134,7 +133,7 @@ class Proxies:
             self._admission.close_connections(proxy.plan, CloseReason.CONTROL)
         proxy.address, proxy.upstream = address, upstream
         for stream in proxy.streams:
-            stream.policy = self._policy(proxy, stream.listener)
+            stream.set_policy(self._policy(proxy, stream.listener))
         if enabled and not proxy.enabled:
             try:
                 await self._open(proxy)
@@ -173,7 +172,7 @@ class Proxies:
         proxy.name = proxy.listen
         self.by_name[proxy.name] = proxy
         for stream in streams:
-            stream.policy = self._policy(proxy, stream.listener)
+            stream.set_policy(self._policy(proxy, stream.listener))
         self.set_toxics(proxy, [])
 
     async def _open(self, proxy: Proxy) -> None:
