@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("documented", "group_of", "in_group", "option")
+__all__ = ("documented", "group_of", "option", "option_group")
 
 import re
 from collections.abc import Callable
@@ -20,7 +20,7 @@ def option(default: Any, text: str, *, flag: bool = True, **parameter: Any) -> A
     """Return a dataclass field described by the line `text`. With `flag` false, no command line has it.
 
     `parameter` are arguments of the `cyclopts.Parameter` of its flag. Its ``group`` on the help page is by default
-    that of the dataclass (`in_group`).
+    that of the dataclass (`option_group`).
     """
     return field(default=default, metadata={"help" if flag else "doc": text} | parameter)
 
@@ -42,12 +42,15 @@ def documented(options: type[T]) -> type[T]:
     return options
 
 
-def in_group(name: str) -> Callable[[type[T]], type[T]]:
-    """Return a decorator that puts the flags of a dataclass into the group `name` on the help page."""
+def option_group(name: str) -> Callable[[type[T]], type[T]]:
+    """Return a decorator that puts the flags of a dataclass into the group `name` on the help page.
+
+    It also does what `documented` does.
+    """
 
     def decorate(options: type[T]) -> type[T]:
         _GROUPS[options] = name
-        return options
+        return documented(options)
 
     return decorate
 

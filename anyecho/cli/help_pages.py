@@ -1,6 +1,6 @@
 """The layout of a help page: the groups of flags in their order, and the text above and below them.
 
-An option names its group where it is defined (``group="Limits"``), or its dataclass does (`in_group`).
+An option names its group where it is defined (``group="Limits"``), or its dataclass does (`option_group`).
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from typing import Literal, TypeAlias
 
 from anyecho.cli.log_formats import JSONFormatter, TextFormatter
 from anyecho.net.descriptors import write_all, write_some
-from anyecho.options import in_group, option
+from anyecho.options import option, option_group
 
 #: Lines kept while standard error is not read fast enough; further lines are dropped and counted.
 _QUEUE_SIZE = 10_000
@@ -32,7 +32,7 @@ AccessLog: TypeAlias = bool | Literal["all"]
 _ACCESS_LEVELS = {False: logging.CRITICAL, True: logging.INFO, "all": logging.DEBUG}
 
 
-@in_group("Logs")
+@option_group("Logs")
 @dataclass(frozen=True, kw_only=True)
 class LogOptions:
     """Level and format of the log."""

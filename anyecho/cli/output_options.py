@@ -10,15 +10,14 @@ from collections import Counter
 from dataclasses import dataclass
 
 from anyecho.errors import UsageError
-from anyecho.options import documented, in_group, option
+from anyecho.options import option, option_group
 from anyecho.validation import FilePath, check_types
 
 #: The name of a file that means standard output.
 STDOUT = "-"
 
 
-@in_group("Results")
-@documented
+@option_group("Results")
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions:
     """Files for a result, each beside the text on standard output.

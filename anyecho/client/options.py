@@ -9,7 +9,7 @@ from typing import Literal
 
 from anyecho.net.sockets import SocketOptions
 from anyecho.net.tls.contexts import TLSClientOptions
-from anyecho.options import documented, in_group, option
+from anyecho.options import option, option_group
 from anyecho.units import Seconds
 from anyecho.validation import check_types, require_positive
 
@@ -31,8 +31,7 @@ class TransportOptions:
     )
 
 
-@in_group("Connecting")
-@documented
+@option_group("Connecting")
 @dataclass(frozen=True, kw_only=True)
 class ConnectOptions(TransportOptions):
     """How a client connects, and its timeouts in seconds.

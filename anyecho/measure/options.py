@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 from anyecho.client.options import ConnectOptions
 from anyecho.errors import UsageError
-from anyecho.options import documented, in_group, option
+from anyecho.options import option, option_group
 from anyecho.units import Rate, Seconds, Size, format_duration
 from anyecho.validation import check_types, require_min, require_positive
 
@@ -41,8 +41,7 @@ def format_percentiles(percentiles: Sequence[float]) -> str:
     return ",".join(f"{each:g}" for each in percentiles)
 
 
-@in_group("Load")
-@documented
+@option_group("Load")
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions:
     """The load of one run. Times are seconds, sizes bytes, rates messages per second.

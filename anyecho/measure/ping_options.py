@@ -11,7 +11,7 @@ from anyecho.address import Address, UDPAddress
 from anyecho.client.options import ConnectOptions, TransportOptions
 from anyecho.errors import UsageError
 from anyecho.net.udp.stream import DATAGRAM_MAX
-from anyecho.options import documented, in_group, option
+from anyecho.options import option, option_group
 from anyecho.units import Seconds, Size
 from anyecho.validation import check_types, require_min, require_positive
 
@@ -19,8 +19,7 @@ from anyecho.validation import check_types, require_min, require_positive
 _SIZE_MAX = 1 << 30
 
 
-@in_group("Options")
-@documented
+@option_group("Options")
 @dataclass(frozen=True, kw_only=True)
 class PingOptions(TransportOptions):
     """Which probes are sent, and for how long each is waited for.

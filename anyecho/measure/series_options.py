@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 from anyecho.backends import Backend
 from anyecho.errors import UsageError
 from anyecho.measure.options import BenchOptions
-from anyecho.options import documented, in_group, option
+from anyecho.options import option, option_group
 from anyecho.units import Rate, Size
 from anyecho.validation import check_types, require_min
 
@@ -24,8 +24,7 @@ Engine: TypeAlias = Literal["auto", "events", "tasks"]
 _COMPARED = 7
 
 
-@in_group("Options")
-@documented
+@option_group("Options")
 @dataclass(frozen=True, kw_only=True)
 class SeriesOptions:
     """The runs of a series. A list of several values is a sweep: a run for each, and each combination.
@@ -94,8 +93,7 @@ class SeriesOptions:
         ]
 
 
-@in_group("Own server")
-@documented
+@option_group("Own server")
 @dataclass(frozen=True, kw_only=True)
 class OwnServerOptions:
     """The server that `anyecho bench` starts if it is given no address.

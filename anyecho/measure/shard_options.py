@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from anyecho.errors import UnitError, UsageError
-from anyecho.options import documented, in_group, option
+from anyecho.options import option, option_group
 from anyecho.units import parse_duration
 from anyecho.validation import check_types, require_min
 
@@ -19,8 +19,7 @@ _SHARD = re.compile(r"([0-9]{1,6})/([0-9]{1,6})", re.A)
 _SECONDS = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?", re.A)
 
 
-@in_group("Division of the load")
-@documented
+@option_group("Division of the load")
 @dataclass(frozen=True, kw_only=True)
 class ShardOptions:
     """How one load is divided. Rate, messages and connections are those of all shards together.

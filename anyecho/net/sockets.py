@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from anyecho.errors import UsageError
 from anyecho.net.tuning import Option, tune
-from anyecho.options import documented, in_group, option
+from anyecho.options import option, option_group
 from anyecho.units import Seconds, Size, or_infinite
 from anyecho.validation import check_types, require_min
 
@@ -25,8 +25,7 @@ logger = logging.getLogger("anyecho.net")
 _SIZES = ("tcp_notsent_lowat", "sndbuf", "rcvbuf")
 
 
-@in_group("Sockets")
-@documented
+@option_group("Sockets")
 @dataclass(frozen=True, kw_only=True)
 class SocketOptions:
     """Options of a socket. Those of a listener are inherited by accepted sockets, except by Unix sockets.

@@ -14,7 +14,7 @@ from anyecho.net.proxy.trust import TrustedNetworks
 from anyecho.net.shared_counts import Row
 from anyecho.net.sockets import SocketOptions
 from anyecho.net.tls.contexts import TLSServerOptions
-from anyecho.options import documented, in_group, option
+from anyecho.options import option, option_group
 from anyecho.units import Rate, Seconds, Size
 from anyecho.validation import check_types, require_min, require_positive
 
@@ -24,8 +24,7 @@ _MORE_THAN_0 = (
 )
 
 
-@in_group("Limits")
-@documented
+@option_group("Limits")
 @dataclass(frozen=True, kw_only=True)
 class ServeOptions:
     """How a server treats its peers. Times are seconds, sizes bytes, rates per second.

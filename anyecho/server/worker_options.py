@@ -14,7 +14,7 @@ from pathlib import Path
 from random import Random
 
 from anyecho.errors import UsageError
-from anyecho.options import documented, in_group, option
+from anyecho.options import option, option_group
 from anyecho.server.options import ServeOptions
 from anyecho.units import Seconds
 from anyecho.validation import check_types
@@ -27,8 +27,7 @@ _CGROUP_OF_SELF, _CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 _MIN_HEARTBEAT = 5.0
 
 
-@in_group("Workers")
-@documented
+@option_group("Workers")
 @dataclass(frozen=True, kw_only=True)
 class WorkerOptions:
     """How many worker processes serve, and when one counts as stuck.

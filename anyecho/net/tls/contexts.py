@@ -24,14 +24,13 @@ from anyecho.net.tls.errors import explain
 from anyecho.net.tls.files import certificate_errors, load_chain
 from anyecho.net.tls.generated import Flaw, GeneratedAuthority
 from anyecho.net.tls.published import PublishedFile
-from anyecho.options import documented, in_group, option
+from anyecho.options import option, option_group
 from anyecho.validation import FilePath, check_types, given_options
 
 _VERIFY = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
 
 
-@in_group("TLS")
-@documented
+@option_group("TLS")
 @dataclass(frozen=True, kw_only=True)
 class TLSServerOptions:
     """The certificate of a server, and whether it requests certificates from clients.
@@ -86,8 +85,7 @@ class TLSServerOptions:
             raise UsageError(text, options=("ssl_cert_reqs", "ssl_ca_certs"))
 
 
-@in_group("TLS")
-@documented
+@option_group("TLS")
 @dataclass(frozen=True, kw_only=True)
 class TLSClientOptions:
     """How a client verifies the server, and the client's certificate.
