@@ -72,7 +72,6 @@ FOLDERS = {
         "fallback",
         "lifeline",
         "shared_counts",
-        "registration",
         "poller",
         "timerfd",
         "timer",
@@ -500,7 +499,7 @@ def test_modules_of_every_folder_are_checked() -> None:
         ("net.stream", "from .tls.stream import x", "imports anyecho.net.tls.stream.x from above or beside it"),
         ("net.udp.echo", "from anyecho.net import bind", "imports anyecho.net.bind from above or beside it"),
         (
-            "net.registration",
+            "net.readiness",
             "if TYPE_CHECKING:\n    from anyecho.net.poller import Poller",
             "imports anyecho.net.poller.Poller from above or beside it",
         ),

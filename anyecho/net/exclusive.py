@@ -15,7 +15,7 @@ from typing import Protocol
 from anyio import CancelScope
 
 from anyecho.net.poller import Poller
-from anyecho.net.registration import Watch
+from anyecho.net.readiness import Watch
 from anyecho.net.timer import open_timerfd
 
 #: Nanoseconds of one turn. A signal, or a task that sleeps, is late by as much.

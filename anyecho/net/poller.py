@@ -18,8 +18,7 @@ from anyio import CancelScope, ClosedResourceError, Event, create_task_group
 from anyecho.errors import StartError
 from anyecho.net.driver import drive
 from anyecho.net.fallback import Fallback
-from anyecho.net.readiness import Pollable
-from anyecho.net.registration import PolledRegistration, Watch
+from anyecho.net.readiness import Pollable, PolledRegistration, Watch
 
 #: Maximum seconds of one turn, before other tasks run. Checked after each callback.
 _SLICE = 0.001

@@ -190,7 +190,7 @@ async def test_an_exception_in_a_turn_is_raised_by_the_server(monkeypatch: pytes
             def fail(*_: object) -> None:
                 raise Bug
 
-            monkeypatch.setattr("anyecho.net.registration.Watch.dispatch", fail)
+            monkeypatch.setattr("anyecho.net.readiness.Watch.dispatch", fail)
             async with await connect(server.addresses[0]):
                 await server.wait_closed()
 

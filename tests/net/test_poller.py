@@ -25,8 +25,7 @@ from anyecho.net import exclusive
 from anyecho.net.exclusive import ExclusivePoller
 from anyecho.net.fallback import Fallback
 from anyecho.net.poller import Poller, call_while_readable, open_poller
-from anyecho.net.readiness import READ, Registration
-from anyecho.net.registration import PolledRegistration, Watch
+from anyecho.net.readiness import READ, PolledRegistration, Registration, Watch
 from tests.net.pairs import KINDS, raw_pair
 from tests.support.machine import needs_epoll
 from tests.support.peers import SOON
