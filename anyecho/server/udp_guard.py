@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from time import monotonic
 
-from anyecho.net.names import source_key
+from anyecho.net.names import source_key, unmapped
 from anyecho.net.udp.counts import Source
 from anyecho.server.options import ServeOptions
 from anyecho.throttle import TokenBucket
@@ -100,7 +100,8 @@ class SourceGuard:
         if port < self._min_port or port in self._own_ports:
             return self._drop(source, self._port_reason(port))
 
-        # An IPv4 address is its own key: most sources need no call.
+        # An IPv4 address is its own key: most sources need no call. Of an IPv4-mapped source, which a socket that a
+        # service manager has bound may receive, the key is the IPv4 address.
         network = host if ":" not in host else source_key(host)
         try:
             full_at = self._newer[network]
@@ -161,7 +162,7 @@ class SourceGuard:
         each, total = f"{format_rate(self._rate)}/s", f"{format_rate(self._rate * self._total_factor)}/s"
         why = _REASON_TEXTS[reason].format(each=each, all=total, share=self._share)
         more = f"; also from {self._suppressed} other sources, not logged" if self._suppressed else ""
-        logger.warning("dropping datagrams from %s port %d: %s%s", source[0], source[1], why, more)
+        logger.warning("dropping datagrams from %s port %d: %s%s", unmapped(source[0]), source[1], why, more)
         self._suppressed = 0
 
 

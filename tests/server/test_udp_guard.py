@@ -64,6 +64,9 @@ class ClockedGuard:
         (("64:ff9b::e000:1", 5000, 0, 0), "multicast"),
         (("64:ff9b::ffff:ffff", 5000, 0, 0), "broadcast"),
         (("64:ff9b::", 5000, 0, 0), "unspecified"),
+        (("::ffff:224.0.0.1", 5000, 0, 0), "multicast"),
+        (("::ffff:255.255.255.255", 5000, 0, 0), "broadcast"),
+        (("::ffff:0.1.2.3", 5000, 0, 0), "unspecified"),
     ],
 )
 @pytest.mark.parametrize("unsafe", [False, True])
@@ -190,10 +193,11 @@ def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
         (CLIENT, 3, "192.0.2.1 port 50000: it sends more than 5/s (--udp-rate, --udp-burst)"),
         (("192.0.2.1", 53), 1, "192.0.2.1 port 53: no client's port is below 1024 (--unsafe-udp answers it)"),
         (("192.0.2.1", 0), 1, "192.0.2.1 port 0: no reply can be sent to it"),
+        (("::ffff:192.0.2.1", 0, 0, 0), 1, "192.0.2.1 port 0: no reply can be sent to it"),
     ],
 )
 def test_the_first_drop_of_a_source_is_one_line_that_names_the_flag(
-    source: tuple[str, int], count: int, line: str, caplog: pytest.LogCaptureFixture
+    source: tuple[Any, ...], count: int, line: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     clocked = ClockedGuard(udp_rate=5, udp_burst=2)
     clocked.admits_of(count, source)

@@ -19,7 +19,7 @@ from anyecho.net import tuning
 from anyecho.net.names import unmapped
 from anyecho.net.poller import Fallback, Poller, call_while_readable
 from anyecho.net.udp.altered import AlteredEcho, Replies
-from anyecho.net.udp.counts import DatagramCounts, Guard, Source
+from anyecho.net.udp.counts import DatagramCounts, Guard
 from anyecho.net.udp.pktinfo import enable_pktinfo
 from anyecho.net.udp.recvfrom import SingleEcho
 
@@ -56,7 +56,7 @@ class Reflector:
     ) -> None:
         """Without `replies`, the reply to a datagram is the same datagram."""
         self.sock = sock
-        self._guard = _UnmappingGuard(guard) if _is_dual(sock) else guard
+        self._guard = guard
         self._counts = counts
         self._stopped = False
         if tune:
@@ -67,7 +67,7 @@ class Reflector:
         if replies is None:
             self._echo = _echo_class()(sock, reply_from_dst=reply_from_dst)
         else:
-            self._echo = AlteredEcho(sock, replies, self._guard, counts, reply_from_dst=reply_from_dst)
+            self._echo = AlteredEcho(sock, replies, guard, counts, reply_from_dst=reply_from_dst)
 
     async def run(self, poller: Poller | Fallback) -> None:
         """Echo until cancelled or stopped."""
@@ -128,22 +128,3 @@ def _echo_class() -> type[BatchEcho] | type[SingleEcho]:
         return SingleEcho
 
     return mmsg.BatchEcho if mmsg.HAVE_MMSG else SingleEcho
-
-
-class _UnmappingGuard:
-    """Passes IPv4-mapped IPv6 sources to `guard` as IPv4: ``::ffff:192.0.2.1`` as 192.0.2.1 (RFC 4291)."""
-
-    def __init__(self, guard: Guard) -> None:
-        self._guard = guard
-        self.begin_batch = guard.begin_batch
-
-    def admit(self, source: Source) -> bool:
-        return self._guard.admit((unmapped(source[0]), source[1]))
-
-    def refuse(self, source: Source) -> None:
-        self._guard.refuse((unmapped(source[0]), source[1]))
-
-
-def _is_dual(sock: socket.socket) -> bool:
-    """Return whether IPv6 `sock` receives IPv4 too. Only one that a service manager has bound may."""
-    return sock.family == socket.AF_INET6 and not sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
