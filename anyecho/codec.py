@@ -13,8 +13,7 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from anyecho.errors import UsageError
-from anyecho.validation import quoted
+from anyecho.errors import UsageError, quoted
 
 T = TypeVar("T")
 

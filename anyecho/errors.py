@@ -24,12 +24,16 @@ __all__ = (
     "StartError",
     "UnitError",
     "UsageError",
+    "quoted",
     "unwrap_single",
 )
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+
+#: Characters of a wrong value that an error shows.
+_SHOWN = 60
 
 
 class AnyechoError(Exception):
@@ -120,6 +124,15 @@ class _Unchanged(AbstractContextManager[None]):
     def __exit__(self, _: object, error: BaseException | None, traceback: object) -> None:
         if error is not None:
             self.kept.append(error)
+
+
+def quoted(value: object) -> str:
+    """Return the repr of `value` on one line, cut after 60 characters."""
+    try:
+        text = " ".join(repr(value).split())
+    except RecursionError:
+        text = f"a deeply nested {type(value).__name__}"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 @contextmanager

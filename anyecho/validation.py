@@ -5,7 +5,7 @@ Not every caller uses a type checker, and a misspelt choice must not pass silent
 
 from __future__ import annotations
 
-__all__ = ("FilePath", "check_kind", "check_types", "given_options", "quoted", "require_min", "require_positive")
+__all__ = ("FilePath", "check_kind", "check_types", "given_options", "require_min", "require_positive")
 
 import math
 import os
@@ -15,13 +15,11 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
-from anyecho.errors import UsageError
+from anyecho.errors import UsageError, quoted
 
 #: The name of a file, as `open` takes it.
 FilePath: TypeAlias = str | os.PathLike[str]
 
-#: Characters of a wrong value that an error shows.
-_SHOWN = 60
 _UNITS = {"DURATION": "float (seconds)", "SIZE": "int (bytes)", "RATE": "float (per second)"}
 
 
@@ -78,15 +76,6 @@ def given_options(options: Any) -> Iterator[str]:
             yield from given_options(value)
         elif value != each.default and each.name != "from_environment":
             yield each.name
-
-
-def quoted(value: object) -> str:
-    """Return the repr of `value` on one line, cut after 60 characters."""
-    try:
-        text = " ".join(repr(value).split())
-    except RecursionError:
-        text = f"a deeply nested {type(value).__name__}"
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 @cache

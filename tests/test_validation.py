@@ -12,14 +12,14 @@ import pytest
 from anyecho.address import FDAddress, TCPAddress, UDPAddress, UnixAddress, parse_address
 from anyecho.client.client import connect
 from anyecho.client.options import ConnectOptions
-from anyecho.errors import AddressError, UsageError
+from anyecho.errors import AddressError, UsageError, quoted
 from anyecho.measure.bench import run_bench
 from anyecho.measure.options import BenchOptions
 from anyecho.net.sockets import SocketOptions
 from anyecho.net.tls.contexts import TLSClientOptions, TLSServerOptions
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import open_server
-from anyecho.validation import given_options, quoted
+from anyecho.validation import given_options
 
 
 def test_a_value_too_deep_to_be_printed_is_quoted_by_its_type() -> None:

@@ -17,8 +17,7 @@ from cyclopts import App, Token
 from cyclopts.argument import Argument, ArgumentCollection
 
 from anyecho.cli.environment import Environment, is_readable
-from anyecho.errors import UsageError
-from anyecho.validation import quoted
+from anyecho.errors import UsageError, quoted
 
 _FLAG = "--config"
 #: What some messages of cyclopts add, although the keyword of a token names the file.

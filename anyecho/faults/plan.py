@@ -18,9 +18,8 @@ from typing import NamedTuple
 
 from anyio.abc import ByteStream, TaskGroup
 
-from anyecho.errors import UsageError
+from anyecho.errors import UsageError, quoted
 from anyecho.faults.fault import Alter, Fault
-from anyecho.validation import quoted
 
 
 class Drawn(NamedTuple):

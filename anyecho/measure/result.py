@@ -29,12 +29,11 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 from anyecho.codec import decode, encode
-from anyecho.errors import InternalError, UsageError
+from anyecho.errors import InternalError, UsageError, quoted
 from anyecho.measure.figures import Figures
 from anyecho.measure.histogram import Histogram
 from anyecho.measure.omission import Stall
 from anyecho.measure.statistics import adjusted_by_holm, jain_index, mann_whitney_p, spearman
-from anyecho.validation import quoted
 
 #: Version of the JSON; a reader refuses any other.
 SCHEMA = 1

@@ -17,14 +17,13 @@ from typing import Any, TypeAlias
 from anyio import Lock
 
 from anyecho.address import Address
-from anyecho.errors import AnyechoError
+from anyecho.errors import AnyechoError, quoted
 from anyecho.net.http import Request, Response
 from anyecho.server.control_body import RequestFailed, decode, error_response, explain, flag, require_fields, text
 from anyecho.server.http_listener import open_http, parse_http_address, url_of
 from anyecho.server.proxies import Proxies, Proxy
 from anyecho.server.server import Server
 from anyecho.server.toxics import Toxic, make_toxic, update_toxic
-from anyecho.validation import quoted
 
 logger = logging.getLogger("anyecho.server")
 

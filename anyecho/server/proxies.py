@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from anyecho.address import Address, FDAddress, StreamAddress, TCPAddress, UDPAddress, parse_address
-from anyecho.errors import BindError, UsageError
+from anyecho.errors import BindError, UsageError, quoted
 from anyecho.faults.fault import Fault
 from anyecho.faults.plan import FaultPlan
 from anyecho.handlers import Handler
@@ -26,7 +26,6 @@ from anyecho.server.options import ServeOptions
 from anyecho.server.reasons import CloseReason
 from anyecho.server.toxics import Toxic
 from anyecho.server.unused import expected_header
-from anyecho.validation import quoted
 
 logger = logging.getLogger("anyecho.server")
 

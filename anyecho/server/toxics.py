@@ -12,14 +12,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
-from anyecho.errors import UsageError
+from anyecho.errors import UsageError, quoted
 from anyecho.faults.contents import Corrupt, PacketLoss, Slicer
 from anyecho.faults.delays import Bandwidth, SlowClose, Stall
 from anyecho.faults.ends import Cut, HalfClose, LimitData, ResetPeer, Timeout
 from anyecho.faults.fault import Direction, StreamFault
 from anyecho.faults.latency import Latency
 from anyecho.server.control_body import RequestFailed, text
-from anyecho.validation import quoted
 
 Number: TypeAlias = int | float | None
 Attributes: TypeAlias = Mapping[str, Number]

@@ -11,13 +11,13 @@ from typing import TypeAlias
 
 from anyecho.address import Address, StreamAddress, TCPAddress, UDPAddress
 from anyecho.echo import echo
-from anyecho.errors import UsageError
+from anyecho.errors import UsageError, quoted
 from anyecho.handlers import is_async
 from anyecho.net.proxy.header import Versions
 from anyecho.net.tls.contexts import TLSServerOptions
 from anyecho.server.options import ServeOptions
 from anyecho.unused import report_unused
-from anyecho.validation import given_options, quoted
+from anyecho.validation import given_options
 
 logger = logging.getLogger("anyecho.server")
 
