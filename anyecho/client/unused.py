@@ -13,7 +13,6 @@ from anyecho.client.options import ConnectOptions
 from anyecho.errors import UsageError
 from anyecho.net.tls.contexts import TLSClientOptions
 from anyecho.unused import report_unused
-from anyecho.validation import given_options
 
 logger = logging.getLogger("anyecho.client")
 
@@ -31,15 +30,11 @@ def check_options(options: ConnectOptions, address: Address) -> None:
     if isinstance(address, FDAddress):
         raise UsageError(f"cannot connect to {address}: a descriptor is for servers")
 
-    reasons = dict(_reasons(options, address))
-    unused = {name: reasons[name] for name in given_options(options) if name in reasons}
-    if getattr(address, "proxy", None) not in (None, "off") and options.proxy_header == "off":
-        unused["?proxy="] = "it is for servers: a client sends a header with proxy_header"
     report_unused(
-        unused,
+        options,
+        dict(_reasons(options, address)),
         logger,
         protective=_PROTECTIVE,
-        from_environment=options.from_environment,
         mentioned=("insecure", "proxy_header"),
     )
 
@@ -56,3 +51,5 @@ def _reasons(options: ConnectOptions, address: Address) -> Iterator[tuple[str, s
         yield "family", f"{address} has no IP address"
     if not isinstance(address, TCPAddress):
         yield from ((name, f"{address} is not TCP") for name in _TCP)
+    if getattr(address, "proxy", None) not in (None, "off") and options.proxy_header == "off":
+        yield "?proxy=", "it is for servers: a client sends a header with proxy_header"

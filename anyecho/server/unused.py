@@ -29,17 +29,10 @@ _PROXY = frozenset({"proxy_protocol", "proxy_trusted"})
 #: If one of these were ignored, the server would serve unwanted peers, or without encryption.
 _PROTECTIVE = _TLS | _PROXY
 
-_UDP = frozenset({"udp_rate", "unsafe_udp"})
 _TCP = frozenset({"tcp_nodelay", "tcp_notsent_lowat", "tcp_user_timeout", "keepalive"})
-_ANY = frozenset({"sndbuf", "rcvbuf"})
-#: These depend on more than the kind of an address: each is its own key in `_reasons`.
-_OWN_REASON = frozenset(
-    {
-        *("faults", "seed", "processes", "shared_row"),
-        *("handshake_timeout", "max_connections_per_ip", "min_rate_window"),
-        *("proxy_protocol", "proxy_timeout", "proxy_trusted", "udp_burst"),
-    }
-)
+_UDP = frozenset({"udp_rate", "udp_burst", "unsafe_udp"})
+#: These have an effect without streams too, or `check_faults` reports them.
+_NOT_FOR_STREAMS = _UDP | {"sndbuf", "rcvbuf", "faults", "seed", "processes", "shared_row"}
 
 
 def expected_header(address: Address, options: ServeOptions) -> Versions | None:
@@ -91,30 +84,20 @@ def check_options(options: ServeOptions, addresses: Sequence[Bound]) -> None:
 
     All other options without effect are reported in one warning.
     """
-    if not options.proxy_trusted:
-        for requested, bound in addresses:
-            if not isinstance(bound, UDPAddress) and expected_header(requested, options):
-                text = f"proxy_trusted is missing: {requested} expects a PROXY header, and no proxy is trusted"
-                raise UsageError(text, options=("proxy_trusted",))
+    streams = [requested for requested, bound in addresses if not isinstance(bound, UDPAddress)]
+    for requested in streams:
+        if expected_header(requested, options) and not options.proxy_trusted:
+            text = f"proxy_trusted is missing: {requested} expects a PROXY header, and no proxy is trusted"
+            raise UsageError(text, options=("proxy_trusted",))
 
-    reasons = dict(_reasons(options, addresses))
     report_unused(
-        {name: reasons[_kind(name)] for name in given_options(options) if _kind(name) in reasons},
+        options,
+        dict(_reasons(options, addresses)),
         logger,
         # If each address has its own ?proxy=, ignoring the default drops no protection.
-        protective=_PROTECTIVE - {"proxy_protocol"} if "stream" not in reasons else _PROTECTIVE,
-        from_environment=options.from_environment,
+        protective=_PROTECTIVE - {"proxy_protocol"} if streams else _PROTECTIVE,
         mentioned=("proxy_protocol", "udp_rate", "min_rate"),
     )
-
-
-def _kind(option: str) -> str:
-    """Return the key of `_reasons` for `option`."""
-    for kind, names in (("tls", _TLS), ("udp", _UDP), ("tcp", _TCP), ("any", _ANY)):
-        if option in names:
-            return kind
-
-    return option if option in _OWN_REASON else "stream"
 
 
 def _reasons(options: ServeOptions, addresses: Sequence[Bound]) -> Iterator[tuple[str, str]]:
@@ -124,16 +107,15 @@ def _reasons(options: ServeOptions, addresses: Sequence[Bound]) -> Iterator[tupl
     has_header = any(expected_header(each, options) for each in requested)
     no_stream, no_datagram = "every address is for UDP", "no address is for UDP"
     if not streams:
-        yield "stream", no_stream
+        yield from ((name, no_stream) for name in given_options(options) if name not in _NOT_FOR_STREAMS)
     if not has_tcp:
-        yield "tcp", "no address is for TCP"
+        yield from ((name, "no address is for TCP") for name in _TCP)
     if not any(each.tls for each in requested):
         hint = f": write {replace(requested[0], tls=True)}" if requested else ", and UDP has none"
-        yield "tls", f"no address is for TLS{hint}"
+        yield from ((name, f"no address is for TLS{hint}") for name in _TLS)
         yield "handshake_timeout", "no address is for TLS"
     if len(streams) == len(addresses):
-        yield "udp", no_datagram
-        yield "udp_burst", no_datagram
+        yield from ((name, no_datagram) for name in _UDP)
     elif options.udp_rate is None:
         yield "udp_burst", "udp_rate is off"
     if not has_header:
