@@ -101,10 +101,7 @@ class PolledRegistration(Registration):
     The socket is registered once for its life, so a message costs no epoll_ctl(2).
     """
 
-    __slots__ = (
-        *("_closed", "_descriptor", "_poller", "_reader", "_reading", "_writer", "_writing"),
-        "batch",
-    )
+    __slots__ = ("_closed", "_descriptor", "_poller", "_reader", "_reading", "_writer", "_writing", "batch")
 
     batch: int
 
@@ -154,26 +151,19 @@ class PolledRegistration(Registration):
         if mask & EXCEPTIONAL:
             self.short_read_drains = False
         if mask & _MAY_READ:
-            self._wake_reader()
+            self.may_read = True
+            if self._reading and self._reader is not None:
+                self._reader.wake()
         if mask & _MAY_WRITE:
-            self._wake_writer()
-
-    def _wake_reader(self) -> None:
-        self.may_read = True
-        if self._reading and self._reader is not None:
-            self._reader.wake()
-
-    def _wake_writer(self) -> None:
-        self.may_write = True
-        if self._writing and self._writer is not None:
-            self._writer.wake()
+            self.may_write = True
+            if self._writing and self._writer is not None:
+                self._writer.wake()
 
     def close(self) -> None:
         """Unregister the socket, which is still open. Waiting calls raise `ClosedResourceError`. Idempotent."""
         self._closed = True
         self._poller.stop_reporting(self._descriptor, self)
-        self._wake_reader()
-        self._wake_writer()
+        self.dispatch(READ | WRITE)  # wakes the waiting tasks
 
     poller_stopped = close
 
