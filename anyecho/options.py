@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-__all__ = ("documented", "group_of", "option", "option_group")
+__all__ = ("FilePath", "documented", "group_of", "option", "option_group")
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import Field, field, fields
 from inspect import cleandoc
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 T = TypeVar("T")
+
+#: The name of a file, as `open` takes it.
+FilePath: TypeAlias = str | os.PathLike[str]
 
 #: The group of an option that names none, by the dataclass of the option.
 _GROUPS: dict[Any, str] = {}

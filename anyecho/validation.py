@@ -1,24 +1,22 @@
-"""Run-time checks that each option has the type that its field declares.
+"""Run-time checks that each option has the type that its field declares, and an effect.
 
 Not every caller uses a type checker, and a misspelt choice must not pass silently. The dataclasses check ranges.
 """
 
 from __future__ import annotations
 
-__all__ = ("FilePath", "check_kind", "check_types", "given_options", "require_min", "require_positive")
+__all__ = ("check_kind", "check_types", "given_options", "report_unused", "require_min", "require_positive")
 
+import logging
 import math
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from anyecho.errors import UsageError, quoted
-
-#: The name of a file, as `open` takes it.
-FilePath: TypeAlias = str | os.PathLike[str]
 
 _UNITS = {"DURATION": "float (seconds)", "SIZE": "int (bytes)", "RATE": "float (per second)"}
 
@@ -76,6 +74,38 @@ def given_options(options: Any) -> Iterator[str]:
             yield from given_options(value)
         elif value != each.default and each.name != "from_environment":
             yield each.name
+
+
+def report_unused(
+    options: Any,
+    reasons: Mapping[str, str],
+    logger: logging.Logger,
+    *,
+    protective: Collection[str],
+    mentioned: Collection[str],
+) -> None:
+    """Raise `UsageError` if a given option without effect is `protective`; else log one warning.
+
+    `reasons` are those of the options without effect, given or not, and of ?proxy= if the address has it in vain.
+    Options from the environment are only warned about: a variable is set for many programs. `mentioned` are the
+    options that the reasons name.
+    """
+    unused = [name for name in (*given_options(options), "?proxy=") if name in reasons]
+    forbidden = [name for name in unused if name in protective and name not in options.from_environment]
+    for names, reason in _by_reason(forbidden, reasons):
+        verb = "has" if len(names) == 1 else "have"
+        text = f"{', '.join(names)} {verb} no effect: {reason}"
+        raise UsageError(text, options=(*names, *mentioned))
+
+    if unused:
+        text = ", ".join(f"{', '.join(names)} ({reason})" for names, reason in _by_reason(unused, reasons))
+        # The record names the options, for a formatter that writes them as flags.
+        logger.warning("without effect: %s", text, extra={"options": (*unused, *mentioned)})
+
+
+def _by_reason(unused: Collection[str], reasons: Mapping[str, str]) -> Iterator[tuple[list[str], str]]:
+    for reason in dict.fromkeys(reasons[name] for name in unused):
+        yield [name for name in unused if reasons[name] == reason], reason
 
 
 @cache

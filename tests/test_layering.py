@@ -30,7 +30,6 @@ LAYERS = {
     "query": 1,
     "units": 1,
     "validation": 1,
-    "unused": 2,
     "address": 2,
     "backends": 2,
     "codec": 2,

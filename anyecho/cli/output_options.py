@@ -10,8 +10,8 @@ from collections import Counter
 from dataclasses import dataclass
 
 from anyecho.errors import UsageError
-from anyecho.options import option, option_group
-from anyecho.validation import FilePath, check_types
+from anyecho.options import FilePath, option, option_group
+from anyecho.validation import check_types
 
 #: The name of a file that means standard output.
 STDOUT = "-"

@@ -12,7 +12,7 @@ from anyecho.address import Address, FDAddress, TCPAddress, UDPAddress
 from anyecho.client.options import ConnectOptions
 from anyecho.errors import UsageError
 from anyecho.net.tls.contexts import TLSClientOptions
-from anyecho.unused import report_unused
+from anyecho.validation import report_unused
 
 logger = logging.getLogger("anyecho.client")
 

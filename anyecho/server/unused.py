@@ -16,8 +16,7 @@ from anyecho.handlers import is_async
 from anyecho.net.proxy.header import Versions
 from anyecho.net.tls.contexts import TLSServerOptions
 from anyecho.server.options import ServeOptions
-from anyecho.unused import report_unused
-from anyecho.validation import given_options
+from anyecho.validation import given_options, report_unused
 
 logger = logging.getLogger("anyecho.server")
 

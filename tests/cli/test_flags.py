@@ -22,10 +22,10 @@ from anyecho.measure.series_options import OwnServerOptions, SeriesOptions
 from anyecho.measure.shard_options import ShardOptions
 from anyecho.net.sockets import SocketOptions
 from anyecho.net.tls.contexts import TLSClientOptions, TLSServerOptions
+from anyecho.options import FilePath
 from anyecho.server.options import ServeOptions
 from anyecho.server.worker_options import WorkerOptions
 from anyecho.units import Seconds, Size
-from anyecho.validation import FilePath
 
 #: Parameters of each verb besides the options.
 OWN_FLAGS = {

@@ -24,8 +24,8 @@ from anyecho.net.tls.errors import explain
 from anyecho.net.tls.files import certificate_errors, load_chain
 from anyecho.net.tls.generated import Flaw, GeneratedAuthority
 from anyecho.net.tls.published import PublishedFile
-from anyecho.options import option, option_group
-from anyecho.validation import FilePath, check_types, given_options
+from anyecho.options import FilePath, option, option_group
+from anyecho.validation import check_types, given_options
 
 _VERIFY = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from anyecho.errors import CertificateError
 from anyecho.net.tls.errors import explain
-from anyecho.validation import FilePath
+from anyecho.options import FilePath
 
 #: OpenSSL's message for a file without the item it needs, whatever the cause.
 _NOT_PEM = "PEM lib"
