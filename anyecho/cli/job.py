@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("Job",)
+__all__ = ("Job", "ServiceOptions")
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,7 +10,7 @@ from typing import Any
 
 from anyecho.address import Address
 from anyecho.backends import Backend
-from anyecho.cli.flags import build_options, given_flags
+from anyecho.cli.flags import build_options, given_flags, whole_number
 from anyecho.cli.handler import find_handler
 from anyecho.cli.logs import AccessLog, LogOptions
 from anyecho.codec import encode
@@ -18,19 +18,74 @@ from anyecho.errors import UsageError
 from anyecho.handlers import Handler
 from anyecho.net.shared_counts import Row, SharedCounts
 from anyecho.net.tls.generated import GeneratedAuthority
+from anyecho.options import option
 from anyecho.server.options import ServeOptions
+from anyecho.server.server import DEFAULT_ADDRESS
+from anyecho.validation import check_types
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceOptions:
+    """What connections get, as texts: a process that serves nothing imports neither handlers nor faults.
+
+    A worker ignores `bind`, `seed`, `admin` and `control`: its supervisor has acted on them.
+    """
+
+    bind: tuple[str, ...] = option(
+        (),
+        "Listen on this address too; repeatable.",
+        name=("--bind", "-b"),
+        metavar="ADDRESS",
+        show_default=lambda _: f"all sockets that a service manager passed, else {DEFAULT_ADDRESS}",
+    )
+    handler: str = option(
+        "echo",
+        "What serves a connection: echo, discard, chargen, upper, prefix, or a function of yours.",
+        metavar="NAME|module:function",
+    )
+    forward: str | None = option(
+        None,
+        "Forward each connection to this server, like a TCP proxy, in place of the echo.",
+        group="Faults",
+        metavar="ADDRESS",
+        show_default=False,
+    )
+    fault: tuple[str, ...] = option(
+        (),
+        "Misbehave on purpose, like latency:latency=100ms or cut:bytes=1k,on=2; repeatable.",
+        metavar="NAME:key=value,...",
+    )
+    seed: int | None = option(
+        None,
+        "Repeat the faults of the run that logged this seed.",
+        group="Faults",
+        converter=whole_number,
+        show_default=False,
+    )
+    admin: str | None = option(
+        None,
+        "Answer /metrics, /healthz, /readyz, /stats and /peers over HTTP; a port alone is on localhost.",
+        group="Operation",
+        metavar="HOST:PORT",
+        show_default=False,
+    )
+    control: str | None = option(
+        None,
+        "Let clients of toxiproxy change faults and proxies over HTTP; a port alone is on localhost.",
+        group="Faults",
+        metavar="HOST:PORT",
+        show_default=False,
+    )
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """The values of flags. `handler` and `faults` are texts: a process that serves nothing imports neither.
+    """The values of flags. `options` have the seed, and the CA of a supervisor, but no faults."""
 
-    `options` have the seed, and the CA of a supervisor, but no faults.
-    """
-
-    handler: str
-    forward: str | None
-    faults: tuple[str, ...]
+    service: ServiceOptions
     backend: Backend
     options: ServeOptions
     log: LogOptions
@@ -44,30 +99,28 @@ class Job:
 
     def find_handler(self) -> Handler:
         """Return the handler, which may be imported now. Raises `UsageError`."""
-        if self.forward is None:
-            return find_handler(self.handler)
-        if self.handler != "echo":
+        if self.service.forward is None:
+            return find_handler(self.service.handler)
+        if self.service.handler != "echo":
             raise UsageError("forward and handler exclude each other", options=("forward", "handler"))
 
         from anyecho.server.forwarding import forward  # late: an echo connects to nothing
 
-        return forward(self.forward)
+        return forward(self.service.forward)
 
     def served_options(self) -> ServeOptions:
         """Return the options with their faults. Raises `UsageError`."""
-        if not self.faults:
+        if not self.service.fault:
             return self.options
 
         # Late: the import of all faults takes 24 ms, a tenth of the start.
         from anyecho.faults.spec import parse_fault
 
-        return replace(self.options, faults=tuple(map(parse_fault, self.faults)))
+        return replace(self.options, faults=tuple(map(parse_fault, self.service.fault)))
 
     def to_message(self) -> dict[str, Any]:
         return {
-            "handler": self.handler,
-            "forward": self.forward,
-            "faults": self.faults,
+            "service": given_flags(self.service),
             "backend": self.backend,
             "options": given_flags(self.options),
             "seed": self.options.seed,
@@ -90,9 +143,7 @@ class Job:
         used = tuple(message["from_environment"])
         options = build_options(ServeOptions, dict(message["options"]), used)
         return cls(
-            handler=message["handler"],
-            forward=message["forward"],
-            faults=tuple(message["faults"]),
+            service=build_options(ServiceOptions, dict(message["service"]), ()),
             backend=message["backend"],
             options=replace(
                 options,

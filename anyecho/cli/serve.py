@@ -15,69 +15,21 @@ from cyclopts import Parameter
 from anyecho.address import Address, parse_address
 from anyecho.cli.environment import Environment
 from anyecho.cli.flags import BackendFlag, verb, whole_number
-from anyecho.cli.help_pages import COMMON, GROUPS
-from anyecho.cli.job import Job
+from anyecho.cli.help_pages import COMMON
+from anyecho.cli.job import Job, ServiceOptions
 from anyecho.cli.logs import AccessLog, LogOptions
 from anyecho.cli.serving import run_server
 from anyecho.cli.supervise import run_supervisor
 from anyecho.cli.worker import run_worker
 from anyecho.errors import UsageError
 from anyecho.server.options import ServeOptions
-from anyecho.server.server import DEFAULT_ADDRESS
 from anyecho.server.worker_options import WorkerOptions
 from anyecho.systemd.activation import take_activation
 
 
 def serve(
     *addresses: Annotated[str, Parameter(help="Listen on these addresses.", show_env_var=False)],
-    bind: Annotated[
-        tuple[str, ...],
-        Parameter(
-            name=("--bind", "-b"),
-            help="Listen on this address too; repeatable.",
-            negative=(),
-            metavar="ADDRESS",
-            group=COMMON,
-            show_default=lambda _: f"all sockets that a service manager passed, else {DEFAULT_ADDRESS}",
-        ),
-    ] = (),
-    handler: Annotated[
-        str,
-        Parameter(
-            metavar="NAME|module:function",
-            group=COMMON,
-            help="What serves a connection: echo, discard, chargen, upper, prefix, or a function of yours.",
-        ),
-    ] = "echo",
-    forward: Annotated[
-        str | None,
-        Parameter(
-            group=GROUPS["Faults"],
-            metavar="ADDRESS",
-            help="Forward each connection to this server, like a TCP proxy, in place of the echo.",
-            show_default=False,
-        ),
-    ] = None,
-    fault: Annotated[
-        tuple[str, ...],
-        Parameter(
-            name="--fault",
-            metavar="NAME:key=value,...",
-            group=COMMON,
-            help="Misbehave on purpose, like latency:latency=100ms or cut:bytes=1k,on=2; repeatable.",
-            negative=(),
-            show_default=False,
-        ),
-    ] = (),
-    seed: Annotated[
-        int | None,
-        Parameter(
-            help="Repeat the faults of the run that logged this seed.",
-            converter=whole_number,
-            show_default=False,
-            group=GROUPS["Faults"],
-        ),
-    ] = None,
+    service: ServiceOptions,
     backend: BackendFlag = "asyncio",
     options: ServeOptions,
     log: LogOptions,
@@ -92,24 +44,6 @@ def serve(
             group=COMMON,
         ),
     ] = False,
-    admin: Annotated[
-        str | None,
-        Parameter(
-            metavar="HOST:PORT",
-            help="Answer /metrics, /healthz, /readyz, /stats and /peers over HTTP; a port alone is on localhost.",
-            group=GROUPS["Operation"],
-            show_default=False,
-        ),
-    ] = None,
-    control: Annotated[
-        str | None,
-        Parameter(
-            metavar="HOST:PORT",
-            help="Let clients of toxiproxy change faults and proxies over HTTP; a port alone is on localhost.",
-            group=GROUPS["Faults"],
-            show_default=False,
-        ),
-    ] = None,
     environment: Environment,
 ) -> int:
     """Run an echo server until SIGTERM or SIGINT.
@@ -127,24 +61,22 @@ def serve(
     _raise_descriptor_limit()
     activation = take_activation(os.environ)
     if addresses and ("bind" in environment.used or "bind" in environment.in_file):
-        bind = ()  # the command line overrides the environment and the file
+        service = replace(service, bind=())  # the command line overrides the environment and the file
     with environment.naming("bind"):
-        resolved = activation.resolve([parse_address(text) for text in (*addresses, *bind)])
+        resolved = activation.resolve([parse_address(text) for text in (*addresses, *service.bind)])
     if lifeline is not None:
         return run_worker(lifeline, resolved, environment)
 
     job = Job(
-        handler=handler,
-        forward=forward,
-        faults=fault,
+        service=service,
         backend=backend,
-        options=replace(options, seed=seed),
+        options=replace(options, seed=service.seed),
         log=log,
         access_log=access_log,
-        admin=_parse_http(admin, "admin"),
-        control=_parse_http(control, "control"),
+        admin=_parse_http(service.admin, "admin"),
+        control=_parse_http(service.control, "control"),
     )
-    if control is not None and workers.count is not None:
+    if service.control is not None and workers.count is not None:
         text = "control and workers exclude each other: a worker that is replaced would lose its changes"
         raise UsageError(text, options=("control", "workers"))
     with environment.naming("fault"):

@@ -70,7 +70,7 @@ def warn_unused(job: Job, addresses: Sequence[Address]) -> None:
     if job.access_log and addresses and all(isinstance(address, UDPAddress) for address in addresses):
         text = "without effect: access_log (every address is for UDP)"
         logger.warning(text, extra={"options": ("access_log",)})
-    if job.options.seed is not None and not job.faults and job.control is None:
+    if job.options.seed is not None and not job.service.fault and job.control is None:
         logger.warning("without effect: seed (there is no fault)", extra={"options": ("seed",)})
 
 

@@ -236,7 +236,7 @@ def _own_command() -> list[str]:
 
 def _handler_of(job: Job) -> Handler:
     """Return the handler of workers, for a check; a placeholder for one that only they import."""
-    return _imported_elsewhere if ":" in job.handler else job.find_handler()
+    return _imported_elsewhere if ":" in job.service.handler else job.find_handler()
 
 
 async def _imported_elsewhere(stream: ByteStream) -> None:
