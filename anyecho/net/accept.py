@@ -23,7 +23,7 @@ from anyio import sleep
 from anyio.lowlevel import checkpoint
 
 from anyecho.net.accepted import Preparation
-from anyecho.net.poller import Fallback, Poller, call_while_readable
+from anyecho.net.poller import Fallback, Poller
 from anyecho.throttle import ThrottledLog
 
 logger = logging.getLogger("anyecho.server")
@@ -81,7 +81,7 @@ class Acceptor:
         try:
             while not self._stopped:
                 try:
-                    await call_while_readable(poller, self.sock, self.accept_some)
+                    await poller.call_while_readable(self.sock, self.accept_some)
                 except OSError as exc:  # the kernel cannot watch another socket now
                     if exc.errno not in _WATCH_CAPACITY:
                         raise

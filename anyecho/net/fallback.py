@@ -6,6 +6,7 @@ __all__ = ("Fallback",)
 
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from anyio import (
     BusyResourceError,
@@ -25,6 +26,15 @@ class Fallback:
 
     def register(self, sock: socket.socket | int) -> Registration:
         return _WaitRegistration(sock)
+
+    async def call_while_readable(self, sock: socket.socket, turn: Callable[[], bool]) -> None:
+        """Call `turn`, which must not raise, until it returns false or `sock` is unregistered.
+
+        Between two calls, wait until `sock` is readable.
+        """
+        with suppress(ClosedResourceError):
+            while turn():
+                await wait_readable(sock)
 
     def unregister(self, sock: socket.socket) -> None:
         """Wake each task that waits for `sock`, which is about to close, with `ClosedResourceError`."""

@@ -5,7 +5,7 @@ It reads and writes no byte and closes no socket. The event loop calls it throug
 
 from __future__ import annotations
 
-__all__ = ("Fallback", "Poller", "call_while_readable", "has_epoll", "open_poller")
+__all__ = ("Fallback", "Poller", "has_epoll", "open_poller")
 
 import select
 import socket
@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from time import monotonic
 
-from anyio import CancelScope, ClosedResourceError, Event, create_task_group
+from anyio import CancelScope, Event, create_task_group
 
 from anyecho.errors import StartError
 from anyecho.net.driver import drive
@@ -46,6 +46,24 @@ class Poller:
     def watch(self, sock: socket.socket, callback: Callable[[], None]) -> Watch:
         """Call `callback`, which must not raise, while `sock` is readable, until the watch is closed."""
         return Watch(self, sock.fileno(), callback)
+
+    async def call_while_readable(self, sock: socket.socket, turn: Callable[[], bool]) -> None:
+        """Call `turn`, which must not raise, while `sock` is readable, until it returns false.
+
+        Then `sock` is not watched any more: a level-triggered event would make the loop spin.
+        """
+        paused = Event()
+
+        def on_event() -> None:
+            if not turn():
+                watch.close()
+                paused.set()
+
+        watch = self.watch(sock, on_event)
+        try:
+            await paused.wait()
+        finally:
+            watch.close()
 
     def report(self, descriptor: int, mask: int, pollable: Pollable) -> None:
         """Report events in `mask` to `pollable` only, from now on. Pending events are reported again.
@@ -109,36 +127,6 @@ class Poller:
 def has_epoll() -> bool:
     """Whether a `Poller` can be opened: not on macOS or BSD, or if gevent or eventlet has patched `select`."""
     return hasattr(select, "epoll")
-
-
-async def call_while_readable(poller: Poller | Fallback, sock: socket.socket, turn: Callable[[], bool]) -> None:
-    """Call `turn`, which must not raise, while `sock` is readable, until it returns false.
-
-    Then `sock` is not watched any more: a level-triggered event would make the loop spin.
-    """
-    if isinstance(poller, Fallback):
-        registration = poller.register(sock)
-        try:
-            with suppress(ClosedResourceError):  # unregistered
-                while turn():
-                    registration.may_read = False
-                    await registration.readable()
-        finally:
-            await registration.aclose()
-        return
-
-    paused = Event()
-
-    def on_event() -> None:
-        if not turn():
-            watch.close()
-            paused.set()
-
-    watch = poller.watch(sock, on_event)
-    try:
-        await paused.wait()
-    finally:
-        watch.close()
 
 
 @asynccontextmanager

@@ -24,7 +24,7 @@ from anyio.lowlevel import checkpoint
 from anyecho.net import exclusive
 from anyecho.net.exclusive import ExclusivePoller
 from anyecho.net.fallback import Fallback
-from anyecho.net.poller import Poller, call_while_readable, open_poller
+from anyecho.net.poller import Poller, open_poller
 from anyecho.net.readiness import READ, PolledRegistration, Registration, Watch
 from tests.net.pairs import KINDS, raw_pair
 from tests.support.machine import needs_epoll
@@ -192,7 +192,7 @@ async def test_a_call_that_returns_false_is_the_last_one(
         return len(received) < 2
 
     with fail_after(5):
-        await call_while_readable(poller if polled else Fallback(), ours, turn)
+        await (poller if polled else Fallback()).call_while_readable(ours, turn)
     await wait_all_tasks_blocked()
     assert received == [b"a", b"b"]
 

@@ -17,7 +17,7 @@ from anyio import create_task_group, sleep
 
 from anyecho.net import tuning
 from anyecho.net.names import unmapped
-from anyecho.net.poller import Fallback, Poller, call_while_readable
+from anyecho.net.poller import Fallback, Poller
 from anyecho.net.udp.altered import AlteredEcho, Replies
 from anyecho.net.udp.counts import DatagramCounts, Guard
 from anyecho.net.udp.pktinfo import enable_pktinfo
@@ -81,7 +81,7 @@ class Reflector:
 
     async def _run(self, poller: Poller | Fallback) -> None:
         while not self._stopped:
-            await call_while_readable(poller, self.sock, self.echo_burst)
+            await poller.call_while_readable(self.sock, self.echo_burst)
             await sleep(_RETRY_DELAY)
 
     def finish(self) -> None:
