@@ -29,17 +29,12 @@ def check_types(options: Any, *, error: type[UsageError] = UsageError, zero_is_n
     """
     kind: Any = type(options)
     for name, hint in _hints(kind).items():
-        value = getattr(options, name)
-        if isinstance(value, list) and get_origin(hint) is tuple:
-            value = tuple(value)
-            object.__setattr__(options, name, value)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if (
-            NoneType in get_args(hint)
-            and is_number
-            and (value == math.inf or (value == 0 and name in zero_is_none))
-        ):
-            value = None
+        value = given = getattr(options, name)
+        if isinstance(given, list) and get_origin(hint) is tuple:
+            value = tuple(given)
+        elif NoneType in get_args(hint) and _fits(given, float):
+            value = None if given == math.inf or (given == 0 and name in zero_is_none) else given
+        if value is not given:
             object.__setattr__(options, name, value)
         if not _fits(value, hint):
             raise error(f"{name} must be {_describe(hint)}, not {quoted(value)}", options=(name,))
