@@ -63,10 +63,8 @@ def parse_duration(text: str) -> float:
     if text == OFF:
         return math.inf
 
-    return _to_float(
-        text,
-        _parse(text, "duration", _DURATIONS, {"": "s", "min": "m"}, "like 250ms, 1.5s or 2m (off is no limit)"),
-    )
+    hint = "like 250ms, 1.5s or 2m (off is no limit)"
+    return _to_float(text, _parse(text, "duration", _DURATIONS, {"": "s", "min": "m"}, hint))
 
 
 def format_duration(seconds: float) -> str:
