@@ -17,7 +17,6 @@ from anyio import BrokenResourceError, CancelScope, Event, create_task_group, cu
 from anyio.abc import SocketAttribute
 from anyio.lowlevel import checkpoint
 
-from anyecho.address import UDPAddress
 from anyecho.client.matcher import DatagramMatcher, RecentDatagrams
 from anyecho.client.source import Source, items_of
 from anyecho.clock import INTERVALS, LoopClock
@@ -199,5 +198,4 @@ class DatagramExchange:
             progress = f"{self.matcher.answered} of {self.matcher.sent} datagrams are back"
             return EchoLost(f"{why}: {progress}", offset=self.matcher.first_missing)
 
-        host, port, *_ = self._stream.extra(SocketAttribute.raw_socket).getpeername()
-        return ConnectError(f"cannot reach {self._stream.address or UDPAddress(host=host, port=port)}: {why}")
+        return ConnectError(f"cannot reach {self._stream.address}: {why}")

@@ -21,13 +21,14 @@ from anyio import (
 )
 from anyio.lowlevel import checkpoint
 
-from anyecho.address import parse_address
+from anyecho.address import UDPAddress, parse_address
 from anyecho.client.client import Client, connect
 from anyecho.client.options import ConnectOptions
 from anyecho.echo import echo
 from anyecho.errors import ConnectError, EchoLost, EchoMismatch, EchoStalled, UsageError, unwrap_single
 from anyecho.net.poller import Fallback, Poller
-from anyecho.net.udp.stream import DatagramStream
+from anyecho.net.sockets import SocketOptions
+from anyecho.net.udp.stream import DatagramStream, connect_datagrams
 from anyecho.server.options import ServeOptions
 from anyecho.server.server import open_server
 from tests.support.datagrams import polled_client
@@ -341,13 +342,13 @@ async def test_a_connection_to_itself_is_refused(monkeypatch: pytest.MonkeyPatch
 
 async def test_a_datagram_stream_works_with_echo() -> None:
     """Two `DatagramStream`, each the peer of the other."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
-        one.bind(("127.0.0.1", 0))
-        async with await connect(f"udp://127.0.0.1:{one.getsockname()[1]}") as client:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unused:
+        unused.bind(("127.0.0.1", 0))
+        async with await connect(f"udp://127.0.0.1:{unused.getsockname()[1]}") as client:
             assert isinstance(client.stream, DatagramStream)
-            one.setblocking(False)
-            one.connect(client.stream._sock.getsockname())
-            stream = DatagramStream(one, Fallback().register(one))
+            host, port = client.stream._sock.getsockname()
+            stream = await connect_datagrams(UDPAddress(host=host, port=port), options=SocketOptions())
+            client.stream._sock.connect(stream._sock.getsockname())
             async with create_task_group() as tasks:
                 tasks.start_soon(echo, stream)
                 assert await client.exchange(b"hello") == b"hello"

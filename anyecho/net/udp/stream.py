@@ -14,7 +14,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
-from functools import partial
+from typing import Any
 
 from anyio import BrokenResourceError, BusyResourceError, ClosedResourceError
 from anyio.abc import UnreliableObjectStream
@@ -52,62 +52,54 @@ async def connect_datagrams(
     with connect_errors(address):
         found = await resolve(address.host or "localhost", address.port, version=family)
         # IPv4 first: a server is most often bound to 127.0.0.1 rather than to ::1.
-        endpoints = deque(sorted(found, key=lambda endpoint: endpoint[0]))
-        failures: list[OSError] = []
-        while endpoints:
-            try:
-                connect = partial(_connect, options=options, poller=poller or Fallback())
-                sock, registration = connect(endpoints.popleft())
-            except OSError as exc:
-                failures.append(exc)
-            else:
-                return DatagramStream(sock, registration, address=address, endpoints=endpoints, connect=connect)
-        raise most_telling(failures)
-
-
-def _connect(
-    endpoint: Endpoint, *, options: SocketOptions, poller: Poller | Fallback
-) -> tuple[socket.socket, Registration]:
-    family, sockaddr = endpoint
-    with closed_on_error(socket.socket(family, socket.SOCK_DGRAM)) as sock:
-        sock.setblocking(False)
-        options.apply(sock)
-        sock.connect(sockaddr)
-        # If `sockaddr` is a free ephemeral port, the kernel may bind the socket to it. The socket would then
-        # receive its own datagrams.
-        if sock.getsockname() == sock.getpeername():
-            raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
-        registration = poller.register(sock)
-
-    return sock, registration
+        endpoints = sorted(found, key=lambda endpoint: endpoint[0])
+        return DatagramStream(address, endpoints, options=options, poller=poller or Fallback())
 
 
 class DatagramStream(SocketOwner, UnreliableObjectStream[bytes]):
-    """A stream of datagrams on `sock`, which is connected and non-blocking. The stream owns it.
+    """A stream of datagrams to the first of `endpoints` that has a route. Raises `OSError` if none has one.
 
-    An `OSError` is raised as `BrokenResourceError` with that as its cause. It may be about a datagram sent before
-    (ECONNREFUSED); the stream stays usable. EMSGSIZE is raised only for an item larger than any datagram. Otherwise
-    it is about the path MTU, and the datagram that exceeds it counts as lost.
+    An `OSError` of a call is raised as `BrokenResourceError` with that as its cause. It may be about a datagram
+    sent before (ECONNREFUSED); the stream stays usable. EMSGSIZE is raised only for an item larger than any
+    datagram. Otherwise it is about the path MTU, and the datagram that exceeds it counts as lost.
 
-    `address` is the one the caller gave; `connect` makes a socket for each of its other `endpoints`.
+    `address` is the one the caller gave. The stream owns its socket.
     """
 
     def __init__(
-        self,
-        sock: socket.socket,
-        registration: Registration,
-        *,
-        address: UDPAddress | None = None,
-        endpoints: deque[Endpoint] | None = None,
-        connect: Callable[[Endpoint], tuple[socket.socket, Registration]] | None = None,
+        self, address: UDPAddress, endpoints: list[Endpoint], *, options: SocketOptions, poller: Poller | Fallback
     ) -> None:
-        self._sock = sock
-        self._registration = registration
-        self._endpoints = endpoints or deque()
-        self._connect = connect
+        self.address = address
+        self._endpoints = deque(endpoints)
+        self._options = options
+        self._poller = poller
         self._closed = False
         self._sending = False
-        self.address = address
+        self._connect()
+
+    def _connect(self) -> None:
+        """Connect to the next endpoint that has a route. Raises `OSError` if none is left."""
+        failures: list[OSError] = []
+        while self._endpoints:
+            try:
+                return self._connect_to(*self._endpoints.popleft())
+            except OSError as exc:
+                failures.append(exc)
+
+        raise most_telling(failures)
+
+    def _connect_to(self, family: socket.AddressFamily, sockaddr: Any) -> None:
+        with closed_on_error(socket.socket(family, socket.SOCK_DGRAM)) as sock:
+            sock.setblocking(False)
+            self._options.apply(sock)
+            sock.connect(sockaddr)
+            # If `sockaddr` is a free ephemeral port, the kernel may bind the socket to it. The socket would then
+            # receive its own datagrams.
+            if sock.getsockname() == sock.getpeername():
+                raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+            self._registration = self._poller.register(sock)
+
+        self._sock = sock
 
     def receive_nowait(self) -> bytes | None:
         """Return the next datagram, or None if none is queued."""
@@ -145,14 +137,13 @@ class DatagramStream(SocketOwner, UnreliableObjectStream[bytes]):
         datagram of `unanswered` for which the send buffer has no room is lost.
         """
         items = list(unanswered)
-        while self._endpoints and self._connect is not None and not self._closed:
+        while self._endpoints and not self._closed:
+            sock, registration = self._sock, self._registration
             try:
-                sock, registration = self._connect(self._endpoints.popleft())
+                self._connect()
             except OSError:
-                continue  # no route for this family: the error of the first endpoint says more
+                break  # no route for their families: the error of the first endpoint says more
 
-            sock, self._sock = self._sock, sock
-            registration, self._registration = self._registration, registration
             try:
                 # Nothing is awaited before this, so no other task has sent on the new socket.
                 for item in items:
