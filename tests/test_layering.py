@@ -120,7 +120,7 @@ FOLDERS = {
         "chain",
         "spec",
     ),
-    "client": ("options", "unused", "source", "outstanding", "exchange", "matcher", "datagrams", "client"),
+    "client": ("options", "unused", "source", "matcher", "exchange", "datagrams", "client"),
     "server": (
         "options",
         "worker_options",

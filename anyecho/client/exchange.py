@@ -27,7 +27,7 @@ from anyio import (
 from anyio.abc import ByteStream, SocketAttribute
 from anyio.lowlevel import checkpoint
 
-from anyecho.client.outstanding import OutstandingBytes
+from anyecho.client.matcher import OutstandingBytes
 from anyecho.client.source import Source, items_of
 from anyecho.clock import INTERVALS, LoopClock
 from anyecho.errors import AnyechoError, EchoMismatch, EchoStalled, EchoTruncated, unwrap_single

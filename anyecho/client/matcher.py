@@ -1,4 +1,4 @@
-"""Match UDP replies to the datagrams sent, by payload. Does no I/O and reads no clock.
+"""Compare what comes back with what was sent: the bytes of a stream, and datagrams. Does no I/O, reads no clock.
 
 The payload is the user's, so no sequence number is added: a reply matches the oldest outstanding datagram with
 equal bytes.
@@ -6,7 +6,7 @@ equal bytes.
 
 from __future__ import annotations
 
-__all__ = ("DatagramMatcher", "RecentDatagrams")
+__all__ = ("DatagramMatcher", "OutstandingBytes", "RecentDatagrams")
 
 import math
 from collections import OrderedDict, deque
@@ -16,6 +16,47 @@ from anyecho.errors import EchoMismatch
 
 #: Datagrams remembered after they were answered or expired.
 _HISTORY_SIZE = 16384
+
+
+class OutstandingBytes:
+    """Bytes of a stream that were sent and are not back, in their order. True while there are any.
+
+    * `sent`: the bytes sent so far; `returned`: those of them that came back equal.
+    """
+
+    def __init__(self) -> None:
+        self._writes: deque[bytes] = deque()
+        self.sent = 0
+        self.returned = 0
+
+    def __len__(self) -> int:
+        return self.sent - self.returned
+
+    @property
+    def next_byte(self) -> int | None:
+        """The byte that has to come back next; None if none is outstanding."""
+        return self._writes[0][0] if self._writes else None
+
+    def expect(self, data: bytes) -> None:
+        """Add `data`, which is not empty, as it is sent."""
+        self._writes.append(data)
+        self.sent += len(data)
+
+    def match(self, chunk: bytes) -> int:
+        """Compare `chunk` with the outstanding bytes and remove the equal ones. Return how many are equal."""
+        good = 0
+        while good < len(chunk) and self._writes:
+            expected = self._writes.popleft()
+            back = chunk[good : good + len(expected)]
+            equal = len(back) if expected.startswith(back) else _first_difference(back, expected)
+            good += equal
+            if equal < len(expected):
+                self._writes.appendleft(expected[equal:])
+            if equal < len(back):
+                break
+
+        self.returned += good
+        return good
 
 
 class RecentDatagrams:
@@ -149,7 +190,7 @@ class DatagramMatcher:
         for number, entry in self._outstanding.items():
             # Of equal length: most likely a corrupted echo of this datagram.
             if len(entry.datagram) == len(reply):
-                at = next(i for i, byte in enumerate(reply) if byte != entry.datagram[i])
+                at = _first_difference(reply, entry.datagram)
                 wrong = f"sent 0x{entry.datagram[at]:02x}, got 0x{reply[at]:02x}"
                 message = f"byte {at} of datagram {number} is wrong: {wrong}"
                 return EchoMismatch(message, offset=entry.offset + at)
@@ -164,3 +205,7 @@ class DatagramMatcher:
         counts = {"came twice": self.duplicates, "out of order": self.reordered}
         oddities = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
         return f"{text}; {oddities}" if oddities else text
+
+
+def _first_difference(back: bytes, expected: bytes) -> int:
+    return next(i for i, byte in enumerate(back) if byte != expected[i])

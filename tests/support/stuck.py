@@ -30,7 +30,7 @@ Admission.admit = stuck
 #: A client whose event loop blocks at the first echo and reports it.
 STUCK_SEND = """
 import os, time
-from anyecho.client.outstanding import OutstandingBytes
+from anyecho.client.matcher import OutstandingBytes
 def match(self, chunk):
     os.write(2, b"stuck\\n")
     while True:
