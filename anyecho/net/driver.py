@@ -24,19 +24,7 @@ from anyio.lowlevel import checkpoint, current_token
 from sniffio import current_async_library_cvar
 
 if TYPE_CHECKING:
-    from asyncio import Future
-
-
-class _Loop(Protocol):
-    """Methods of the event loops of asyncio and uvloop; trio's token lacks them."""
-
-    def add_reader(self, fd: int, callback: Callable[[], None]) -> None: ...
-
-    def remove_reader(self, fd: int) -> bool: ...
-
-    def call_soon(self, callback: Callable[[], None]) -> object: ...
-
-    def create_future(self) -> Future[None]: ...
+    from asyncio import AbstractEventLoop, Future
 
 
 async def drive(descriptor: int, turn: Callable[[], bool]) -> None:
@@ -45,11 +33,8 @@ async def drive(descriptor: int, turn: Callable[[], bool]) -> None:
     Ready tasks and callbacks run between two calls. Raises what `turn` raises.
     """
     loop = current_token().native_token
-    if hasattr(loop, "add_reader"):
-        reader = _Reader(cast("_Loop", loop), descriptor, turn)
-        if reader.begin():
-            await reader.wait_failed()
-            return
+    if hasattr(loop, "add_reader"):  # trio's token has none
+        await _Reader(cast("AbstractEventLoop", loop), descriptor, turn).run()
 
     while True:
         await wait_readable(descriptor)
@@ -60,7 +45,7 @@ async def drive(descriptor: int, turn: Callable[[], bool]) -> None:
 class _Reader:
     """Calls `turn` from a reader of `loop`, outside any task."""
 
-    def __init__(self, loop: _Loop, descriptor: int, turn: Callable[[], bool]) -> None:
+    def __init__(self, loop: AbstractEventLoop, descriptor: int, turn: Callable[[], bool]) -> None:
         self._loop = loop
         self._descriptor = descriptor
         self._turn = turn
@@ -69,8 +54,11 @@ class _Reader:
         self._failed = Event()
         self._failure: BaseException | None = None
 
-    def begin(self) -> bool:
-        """Register with the loop; return false if the loop has no readers (proactor of Windows)."""
+    async def run(self) -> None:
+        """Call turns until one raises, and raise its exception. After a cancellation no turn is called.
+
+        Return at once if the loop has no readers (proactor of Windows).
+        """
         # anyio finds the running loop by the current task, which a callback lacks. So the library is set in the
         # context that the loop copies for its callbacks.
         context = copy_context()
@@ -78,31 +66,20 @@ class _Reader:
         try:
             context.run(self._loop.add_reader, self._descriptor, self._on_readable)
         except NotImplementedError:
-            return False
-
-        return True
-
-    async def wait_failed(self) -> None:
-        """Wait until a turn raises, and raise its exception. After a cancellation no turn is called."""
+            return
         try:
             await self._failed.wait()
         finally:
-            self._end()
+            self._is_ended = True
+            self._loop.remove_reader(self._descriptor)
 
         assert self._failure is not None
         raise self._failure
 
     def _on_readable(self) -> None:
         # At most one turn in a pass of the loop (fairness): other tasks wait for one slice, not for two.
-        if not (self._is_scheduled or self._is_ended):
-            self._call_turn()
-
-    def _call_again(self) -> None:
-        self._is_scheduled = False
-        if not self._is_ended:
-            self._call_turn()
-
-    def _call_turn(self) -> None:
+        if self._is_scheduled or self._is_ended:
+            return
         try:
             if self._turn():
                 self._is_scheduled = True
@@ -111,13 +88,12 @@ class _Reader:
             raise  # these end the loop
         except BaseException as exc:  # the loop would only log it
             self._failure = exc
-            self._end()
+            self._is_ended = True
             self._failed.set()
 
-    def _end(self) -> None:
-        if not self._is_ended:
-            self._is_ended = True
-            self._loop.remove_reader(self._descriptor)
+    def _call_again(self) -> None:
+        self._is_scheduled = False
+        self._on_readable()
 
 
 class Waiter(Protocol):
@@ -134,7 +110,7 @@ def make_waiter() -> Waiter:
     """Return a waiter for a task of the running loop."""
     loop = current_token().native_token
     if hasattr(loop, "create_future"):
-        return _FutureWaiter(cast("_Loop", loop))
+        return _FutureWaiter(cast("AbstractEventLoop", loop))
 
     from anyecho.net.trio_waiter import TrioWaiter
 
@@ -144,7 +120,7 @@ def make_waiter() -> Waiter:
 class _FutureWaiter:
     __slots__ = ("_future", "_make_future")
 
-    def __init__(self, loop: _Loop) -> None:
+    def __init__(self, loop: AbstractEventLoop) -> None:
         self._make_future = loop.create_future
         self._future: Future[None] | None = None
 
