@@ -129,7 +129,5 @@ class _FutureWaiter:
         await future
 
     def wake(self) -> None:
-        if (future := self._future) is not None:
-            self._future = None
-            if not future.done():  # cancelled
-                future.set_result(None)
+        if self._future is not None and not self._future.done():
+            self._future.set_result(None)
