@@ -55,7 +55,6 @@ FOLDERS = {
     "net": (
         "descriptors",
         "threads",
-        "tuning",
         "sockets",
         "pending",
         "names",

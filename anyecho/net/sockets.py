@@ -5,8 +5,9 @@ It must not wait for a socket or read from one.
 
 from __future__ import annotations
 
-__all__ = ("SocketOptions", "closed_on_error")
+__all__ = ("SocketOptions", "closed_on_error", "try_set")
 
+import errno
 import logging
 import math
 import socket
@@ -15,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from anyecho.errors import UsageError
-from anyecho.net.tuning import Option, tune
 from anyecho.options import option, option_group
 from anyecho.units import Seconds, Size, or_infinite
 from anyecho.validation import check_types, require_min
@@ -23,6 +23,17 @@ from anyecho.validation import check_types, require_min
 logger = logging.getLogger("anyecho.net")
 
 _SIZES = ("tcp_notsent_lowat", "sndbuf", "rcvbuf")
+#: macOS calls it TCP_KEEPALIVE.
+_IDLE = "TCP_KEEPIDLE" if hasattr(socket, "TCP_KEEPIDLE") else "TCP_KEEPALIVE"
+_KEEPALIVE = {_IDLE: 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
+#: Errors of setsockopt(2) for an option or value that the protocol (MPTCP), the kernel (WSL1, gVisor) or a sandbox
+#: does not allow. FreeBSD returns ENOBUFS for a buffer above kern.ipc.maxsockbuf.
+_REFUSED = frozenset(
+    {
+        *(errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOBUFS, errno.ENOSYS),
+        *(errno.EPERM, errno.EACCES),
+    }
+)
 
 
 @option_group("Sockets")
@@ -62,13 +73,14 @@ class SocketOptions:
 
         Options that the kernel refuses (on MPTCP, some of them) are logged in one line, unless `quiet`.
         """
-        refused = [name for level, name, value in self._options_for(sock) if not tune(sock, level, name, value)]
+        refused = [name for level, name, value in self._options_for(sock) if not try_set(sock, level, name, value)]
         if refused and not quiet:
             level = logging.INFO if self == SocketOptions() else logging.WARNING
             kind = f"{sock.family.name}, protocol {sock.proto}"
             logger.log(level, "left out socket options that the kernel refuses (%s): %s", kind, ", ".join(refused))
 
-    def _options_for(self, sock: socket.socket) -> Iterator[Option]:
+    def _options_for(self, sock: socket.socket) -> Iterator[tuple[int, str, int]]:
+        """Yield the level, the name in the `socket` module, and the value of each option."""
         if self.sndbuf:
             yield socket.SOL_SOCKET, "SO_SNDBUF", self.sndbuf
         if self.rcvbuf:
@@ -83,22 +95,16 @@ class SocketOptions:
             return
 
         yield socket.SOL_SOCKET, "SO_KEEPALIVE", int(self.keepalive)
-        for name, value in self._tcp_options().items():
-            yield socket.IPPROTO_TCP, name, value
-
-    def _tcp_options(self) -> dict[str, int]:
-        options = {"TCP_NODELAY": int(self.tcp_nodelay)}
+        yield socket.IPPROTO_TCP, "TCP_NODELAY", int(self.tcp_nodelay)
         if self.tcp_notsent_lowat:
-            options["TCP_NOTSENT_LOWAT"] = self.tcp_notsent_lowat
+            yield socket.IPPROTO_TCP, "TCP_NOTSENT_LOWAT", self.tcp_notsent_lowat
         # The maximum, an int of milliseconds, is 24 days; it stands for no limit (None) too. Zero is also set,
         # because a passed socket may have another value.
-        options["TCP_USER_TIMEOUT"] = math.ceil(min(or_infinite(self.tcp_user_timeout) * 1000, 2**31 - 1))
+        timeout = math.ceil(min(or_infinite(self.tcp_user_timeout) * 1000, 2**31 - 1))
+        yield socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", timeout
         if self.keepalive:
-            # macOS calls it TCP_KEEPALIVE.
-            idle = "TCP_KEEPIDLE" if hasattr(socket, "TCP_KEEPIDLE") else "TCP_KEEPALIVE"
-            options |= {idle: 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
-
-        return options
+            for name, value in _KEEPALIVE.items():
+                yield socket.IPPROTO_TCP, name, value
 
 
 @contextmanager
@@ -109,3 +115,21 @@ def closed_on_error(sock: socket.socket) -> Iterator[socket.socket]:
     except BaseException:
         sock.close()
         raise
+
+
+def try_set(sock: socket.socket, level: int, name: str, value: int) -> bool:
+    """Set an option of `sock`; return false if it was refused. If `socket` has no constant `name`, do nothing.
+
+    Raises `OSError` if the socket itself is at fault (EBADF).
+    """
+    option = getattr(socket, name, None)
+    if option is None:
+        return True
+    try:
+        sock.setsockopt(level, option, value)
+    except OSError as exc:
+        if exc.errno not in _REFUSED:
+            raise
+        return False
+
+    return True

@@ -6,6 +6,7 @@ Prints the reasons with which the server closes both connections.
 from __future__ import annotations
 
 import math
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -53,8 +54,10 @@ link set link0 up
 class Impatient(SocketOptions):
     """The kernel sends a keepalive probe after a second, and gives up after another."""
 
-    def _tcp_options(self) -> dict[str, int]:
-        return super()._tcp_options() | {"TCP_KEEPIDLE": 1, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 1}
+    def _options_for(self, sock: socket.socket) -> Iterator[tuple[int, str, int]]:
+        yield from super()._options_for(sock)
+        for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT"):
+            yield socket.IPPROTO_TCP, name, 1
 
 
 @contextmanager

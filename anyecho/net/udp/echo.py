@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 from anyio import create_task_group, sleep
 
-from anyecho.net import tuning
 from anyecho.net.names import unmapped
 from anyecho.net.poller import Fallback, Poller
+from anyecho.net.sockets import try_set
 from anyecho.net.udp.altered import AlteredEcho, Replies
 from anyecho.net.udp.counts import DatagramCounts, Guard
 from anyecho.net.udp.pktinfo import enable_pktinfo
@@ -60,7 +60,7 @@ class Reflector:
         self._counts = counts
         self._stopped = False
         if tune:
-            tuning.tune(sock, socket.SOL_SOCKET, "SO_RCVBUF", _QUEUE_SIZE)
+            try_set(sock, socket.SOL_SOCKET, "SO_RCVBUF", _QUEUE_SIZE)
         # On a wildcard address, the source that the kernel selects by route may differ from the destination asked.
         reply_from_dst = unmapped(sock.getsockname()[0]) in _ANY and enable_pktinfo(sock)
         self._echo: BatchEcho | SingleEcho | AlteredEcho
