@@ -30,40 +30,30 @@ def preparation_for(listener: socket.socket, options: SocketOptions, *, passed: 
 
     A `passed` listener may hold connections that inherited options before these were reset on the listener.
     """
+    remaining = _count_unprepared(listener, passed=passed)
+
+    def prepare(sock: socket.socket) -> None:
+        # Only as long as it is needed: it takes 25 us, as long as accept(2) and all that follows it.
+        nonlocal remaining
+        if remaining > 0:
+            remaining -= 1
+            with suppress(OSError):
+                if passed:
+                    reset_options(sock)
+                options.apply(sock, quiet=True)
+
+    return prepare if remaining else None
+
+
+def _count_unprepared(listener: socket.socket, *, passed: bool) -> float:
+    """Return how many sockets to prepare, the first ones; infinity for all, or if the kernel does not tell."""
     # Unix sockets inherit nothing, and neither do plain TCP connections of an MPTCP listener.
     if listener.family == socket.AF_UNIX or _is_mptcp(listener):
-        return _prepare(options, passed=passed)
-    if passed and (queued := _backlog_length(listener)):
-        return _prepare_first(queued, _prepare(options, passed=True))
-
-    return None
-
-
-def _prepare(options: SocketOptions, *, passed: bool) -> Preparation:
-    def prepare(sock: socket.socket) -> None:
-        with suppress(OSError):
-            if passed:
-                reset_options(sock)
-            options.apply(sock, quiet=True)
-
-    return prepare
-
-
-def _prepare_first(count: float, prepare: Preparation) -> Preparation:
-    """Prepare only the first `count` sockets: it takes 25 us, as long as accept(2) and all that follows it."""
-
-    def prepare_queued(sock: socket.socket) -> None:
-        nonlocal count
-        if count > 0:
-            count -= 1
-            prepare(sock)
-
-    return prepare_queued
-
-
-def _backlog_length(listener: socket.socket) -> float:
-    """Return the length of the accept queue (first in, first out); infinity if the kernel does not tell."""
+        return math.inf
+    if not passed:
+        return 0
     try:
+        # The length of the accept queue, which is first in, first out.
         info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BACKLOG.size)
         return float(_BACKLOG.unpack(info)[0]) if sys.platform == "linux" else math.inf
     except (AttributeError, OSError, struct.error):
