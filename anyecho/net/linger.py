@@ -62,11 +62,8 @@ def is_acknowledged(sock: socket.socket) -> bool:
 
     False if the kernel cannot tell.
     """
-    if _OUTPUT_QUEUE is None:
-        return False
-
     try:
-        return not any(fcntl.ioctl(sock, _OUTPUT_QUEUE, bytes(4)))
+        return _OUTPUT_QUEUE is not None and not any(fcntl.ioctl(sock, _OUTPUT_QUEUE, bytes(4)))
     except OSError:
         return False
 
