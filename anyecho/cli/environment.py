@@ -52,6 +52,8 @@ class Environment(Env):
         self.in_file: dict[str, str] = {}
         #: The application with the verbs that read variables. A variable of any verb is known to every verb.
         self.root: App | None = None
+        #: Whether lines about options are logged. A worker logs none: its supervisor has done so for all workers.
+        self.options_reported = True
         self._unknown: tuple[str, ...] = ()
 
     def __call__(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
@@ -134,10 +136,11 @@ class Environment(Env):
         return self.in_file.get(option) or _FLAGS.get(option, "--" + option.replace("_", "-"))
 
     def _substitute_names(self, record: logging.LogRecord) -> bool:
+        """Name options in `record` as the user wrote them; return whether it is logged."""
         if options := getattr(record, "options", ()):
             record.msg, record.args = self.substitute(record.getMessage(), options), ()
 
-        return True
+        return self.options_reported or not options
 
 
 #: Of this process: the verbs and the reader of ``--config`` share it.

@@ -7,8 +7,8 @@ __all__ = ("open_pages", "run_server", "start_reporting", "status_text", "warn_s
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from threading import Thread
 from typing import TYPE_CHECKING
 
@@ -53,7 +53,6 @@ def run_server(
     with (
         log_to_stderr(job.log, access=job.access_log, worker=job.worker),
         environment.attached_to(logger),
-        _options_unreported() if lifeline else nullcontext(),
         caught_signals(handled=2, hangup=True) as signals,  # one to drain, one to close at once
         open_notifier(os.environ) as notifier,
     ):
@@ -72,20 +71,6 @@ def warn_unused(job: Job, addresses: Sequence[Address]) -> None:
         logger.warning(text, extra={"options": ("access_log",)})
     if job.options.seed is not None and not job.service.fault and job.control is None:
         logger.warning("without effect: seed (there is no fault)", extra={"options": ("seed",)})
-
-
-@contextmanager
-def _options_unreported() -> Iterator[None]:
-    """Log nothing about options within the block: the supervisor has done so for all workers."""
-
-    def has_no_options(record: logging.LogRecord) -> bool:
-        return not getattr(record, "options", ())
-
-    logger.addFilter(has_no_options)
-    try:
-        yield
-    finally:
-        logger.removeFilter(has_no_options)
 
 
 async def _serve(

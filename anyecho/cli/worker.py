@@ -34,6 +34,7 @@ def run_worker(descriptor: int, addresses: Sequence[Address], environment: Envir
     try:
         job = Job.from_message(message)
         environment.used = job.options.from_environment
+        environment.options_reported = False
         run_server(addresses, Activation(), job, environment, lifeline)
     except (AnyechoError, OSError) as exc:
         options = exc.options if isinstance(exc, AnyechoError) else ()
