@@ -23,7 +23,7 @@ import inspect
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
@@ -32,8 +32,8 @@ from cyclopts import App, Parameter, Token
 
 from anyecho.backends import Backend
 from anyecho.cli.environment import ENVIRONMENT, Environment
-from anyecho.cli.help_pages import COMMON, GROUPS, details, summary
-from anyecho.options import group_of
+from anyecho.cli.help_pages import COMMON, GROUPS, SOURCES
+from anyecho.options import FilePath, group_of, option
 from anyecho.units import OFF, Unit
 
 T = TypeVar("T")
@@ -46,9 +46,16 @@ IPv4Flag = Annotated[bool, Parameter(name="-4", help="Use only IPv4.", negative=
 IPv6Flag = Annotated[bool, Parameter(name="-6", help="Use only IPv6.", negative=(), group=_CONNECTING)]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _ConfigOptions:
+    config: FilePath | None = option(None, "Read flags from this TOML file, which has a table for each verb.")
+
+
 def verb(command: Callable[..., object]) -> App:
     """Return the application for the verb `command`. Its name and its docstring are those of the function."""
-    app = App(name=command.__name__, help_epilogue=details(command))
+    # A page has line breaks between paragraphs only; the width of the terminal decides on the rest.
+    summary, *details = [" ".join(each.split()) for each in (inspect.getdoc(command) or "").split("\n\n")]
+    app = App(name=command.__name__, help=summary, help_epilogue="\n\n".join([*details, SOURCES]))
     app.default(flattened(command, ENVIRONMENT))
     return app
 
@@ -74,9 +81,7 @@ def flattened(command: Callable[..., T], environment: Environment | None = None)
             parameters.append(parameter.replace(annotation=hint))
 
     if environment is not None:
-        parameters.append(
-            inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigFlag)
-        )
+        parameters += _flags(_ConfigOptions)
 
     def wrapper(*args: Any, **given: Any) -> T:
         given.pop("config", None)
@@ -85,7 +90,7 @@ def flattened(command: Callable[..., T], environment: Environment | None = None)
         return command(*args, **given, **options, **injected)
 
     wrapper.__name__ = command.__name__
-    wrapper.__doc__ = summary(command)
+    wrapper.__doc__ = command.__doc__
     wrapper.__dict__["__signature__"] = inspect.Signature(parameters)
     return wrapper
 
@@ -122,14 +127,6 @@ def file_name(_: type, tokens: Sequence[Token]) -> Path:
         raise ValueError(f"the name of a file is missing before {tokens[0].value}")
 
     return Path(tokens[0].value)
-
-
-ConfigFlag = Annotated[
-    Path | None,
-    Parameter(
-        help="Read flags from this TOML file, which has a table for each verb.", converter=file_name, group=COMMON
-    ),
-]
 
 
 def whole_number(_: type, tokens: Sequence[Token]) -> int:

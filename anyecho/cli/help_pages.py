@@ -1,14 +1,11 @@
-"""The layout of a help page: the groups of flags in their order, and the text above and below them.
+"""The layout of a help page: the groups of flags in their order, and the last paragraph.
 
 An option names its group where it is defined (``group="Limits"``), or its dataclass does (`option_group`).
 """
 
 from __future__ import annotations
 
-__all__ = ("COMMON", "GROUPS", "details", "summary")
-
-import inspect
-from collections.abc import Callable
+__all__ = ("COMMON", "GROUPS", "SOURCES")
 
 from cyclopts import Group
 
@@ -21,22 +18,8 @@ GROUPS = {name: Group(name, sort_key=place) for place, name in enumerate(_ORDER)
 #: The flags that most command lines need. It comes first, and fits on one screen with the usage.
 COMMON = GROUPS["Options"]
 
-_SOURCES = (
+#: How flags are set without a command line.
+SOURCES = (
     "Each flag can also be set by a variable, or in the file of --config: ANYECHO_LOG_LEVEL=info is --log-level "
     "info, and so is log-level = 'info'. The command line overrides a variable, and a variable the file."
 )
-
-
-def summary(verb: Callable[..., object]) -> str:
-    """Return the first paragraph of the docstring of `verb`, which is above the flags."""
-    return _paragraphs(verb)[0]
-
-
-def details(verb: Callable[..., object]) -> str:
-    """Return the other paragraphs, which are below the flags, and how flags are set without a command line."""
-    return "\n\n".join([*_paragraphs(verb)[1:], _SOURCES])
-
-
-def _paragraphs(verb: Callable[..., object]) -> list[str]:
-    # A page has line breaks between paragraphs only; the width of the terminal decides on the rest.
-    return [" ".join(paragraph.split()) for paragraph in (inspect.getdoc(verb) or "").split("\n\n")]
