@@ -115,47 +115,38 @@ class LogQueue(QueueHandler):
             self._lines.put_nowait(_warning("anyecho.server", text))
 
     def _write_lines(self) -> None:
-        """In the thread: write lines until `finish` puts None into the queue."""
+        """In the thread: write lines until `finish` is called. It puts None, unless the queue is full."""
         self._write(self._rest)
-        while (record := self._lines.get()) is not None:
-            self._write(self._line(record))
+        while not (self._finishing and self._lines.empty()):
+            self._write(self._line(self._lines.get()))
             if self._lines.empty():
                 self._report_dropped()
-                # `finish` could not put None if the queue was full.
-                if self._finishing:
-                    return
-
-        self._report_dropped()
 
     def _write_without_blocking(self) -> None:
-        with suppress(queue.Empty):
-            while True:
-                self._rest = self._rest or self._next_line()
-                try:
-                    written = write_some(2, self._rest)
-                    self._failing = False
-                except OSError:
-                    self._count_failure()
-                    written = len(self._rest)
-                self._rest = self._rest[written:]
-                if self._rest:
-                    return
+        while line := self._rest or self._next_line():
+            try:
+                written = write_some(2, line)
+                self._failing = False
+            except OSError:
+                self._count_failure()
+                written = len(line)
+            self._rest = line[written:]
+            if self._rest:
+                return
 
     def _next_line(self) -> bytes:
-        """Return the next line of the queue. The notice of dropped lines is the last one. Raises `queue.Empty`."""
-        try:
+        """Return the next line of the queue, at its end the notice of dropped lines; empty if there is neither."""
+        with suppress(queue.Empty):
             return self._line(self._lines.get_nowait())
-        except queue.Empty:
-            if not (notice := self._notice()):
-                raise
-            return notice
+
+        return self._notice()
 
     def _end_lines(self, timeout: float) -> None:
         deadline = monotonic() + timeout
-        self._write(self._rest, timeout=timeout)
-        with suppress(queue.Empty):
-            while True:
-                self._write(self._next_line(), timeout=max(deadline - monotonic(), 0.0))
+        line = self._rest or self._next_line()
+        while line:
+            self._write(line, timeout=max(deadline - monotonic(), 0.0))
+            line = self._next_line()
 
     def _line(self, record: logging.LogRecord | None) -> bytes:
         return b"" if record is None else (self._form.format(record) + "\n").encode(errors="backslashreplace")
