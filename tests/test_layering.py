@@ -56,7 +56,6 @@ FOLDERS = {
         "descriptors",
         "threads",
         "sockets",
-        "pending",
         "names",
         "resolve",
         "own_address",

@@ -21,7 +21,7 @@ from anyecho.client.matcher import DatagramMatcher, RecentDatagrams
 from anyecho.client.source import Source, items_of
 from anyecho.clock import INTERVALS, LoopClock
 from anyecho.errors import AnyechoError, ConnectError, EchoLost, EchoStalled, UsageError, unwrap_single
-from anyecho.net.pending import is_ready
+from anyecho.net.readiness import is_ready
 from anyecho.net.resolve import most_telling
 from anyecho.net.udp.stream import DATAGRAM_MAX, DatagramStream
 from anyecho.streams.transcript import log_chunk

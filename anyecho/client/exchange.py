@@ -31,7 +31,7 @@ from anyecho.client.matcher import OutstandingBytes
 from anyecho.client.source import Source, items_of
 from anyecho.clock import INTERVALS, LoopClock
 from anyecho.errors import AnyechoError, EchoMismatch, EchoStalled, EchoTruncated, unwrap_single
-from anyecho.net.pending import is_ready
+from anyecho.net.readiness import is_ready
 from anyecho.net.stream import PolledStream
 from anyecho.net.tls.connect import connect_error, is_refusal
 from anyecho.net.tls.errors import explain

@@ -16,9 +16,11 @@ __all__ = (
     "PolledRegistration",
     "Registration",
     "Watch",
+    "is_ready",
     "short_read_drains",
 )
 
+import select
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -201,3 +203,14 @@ def short_read_drains(sock: socket.socket) -> bool:
     True on TCP. On Unix sockets, passed descriptors (SCM_RIGHTS) end reads early.
     """
     return _family_of(sock) in _INTERNET
+
+
+def is_ready(sock: socket.socket, *, to_write: bool = False) -> bool:
+    """Whether a read would not block (data, EOF or an error is pending); with `to_write`, or a write would not."""
+    if sock.fileno() < 0:
+        return False
+
+    # Not MSG_PEEK, which clears a pending error. Not select(2), which takes no descriptor above 1023.
+    poll = select.poll()
+    poll.register(sock, select.POLLIN | (select.POLLOUT if to_write else 0))
+    return bool(poll.poll(0))

@@ -25,8 +25,8 @@ from anyecho.errors import UsageError, unwrap_single
 from anyecho.net.accept import Acceptor
 from anyecho.net.http import HTTPConnection, HTTPHandler, HTTPLimits, Request, Response
 from anyecho.net.listen import Listener, open_listeners
-from anyecho.net.pending import is_ready
 from anyecho.net.poller import Fallback, Poller, open_poller
+from anyecho.net.readiness import is_ready
 from anyecho.net.sockets import SocketOptions
 from anyecho.net.stream import PolledStream
 

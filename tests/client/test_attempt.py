@@ -18,8 +18,8 @@ from anyecho.client.client import Client, connect
 from anyecho.client.options import ConnectOptions
 from anyecho.echo import echo
 from anyecho.errors import EchoStalled, EchoTruncated
-from anyecho.net.pending import is_ready
 from anyecho.net.poller import Fallback, Poller
+from anyecho.net.readiness import is_ready
 from anyecho.net.stream import PolledStream
 from anyecho.server.server import open_server
 from tests.net.pairs import raw_pair, reset, stream_over, stream_pair

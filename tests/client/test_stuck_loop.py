@@ -21,8 +21,8 @@ from anyecho.client.options import ConnectOptions
 from anyecho.clock import LoopClock, run_within
 from anyecho.errors import ConnectError, EchoLost, EchoStalled
 from anyecho.net import connect as connecting
-from anyecho.net.pending import is_ready
 from anyecho.net.poller import Fallback, Poller
+from anyecho.net.readiness import is_ready
 from anyecho.net.tls.contexts import TLSClientOptions
 from anyecho.net.udp.stream import DatagramStream
 from anyecho.streams.transcript import Transcript

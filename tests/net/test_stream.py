@@ -19,8 +19,8 @@ from anyio import (
 from anyio.abc import SocketAttribute
 from anyio.lowlevel import checkpoint
 
-from anyecho.net.pending import is_ready
 from anyecho.net.poller import Fallback, Poller
+from anyecho.net.readiness import is_ready
 from anyecho.net.stream import PolledStream
 from tests.net.pairs import KINDS, raw_pair, reset, stream_over
 from tests.support.conformance import MUCH, drain, expect_error
