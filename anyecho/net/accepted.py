@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeAlias
 
-from anyecho.net.foreign_options import reset_options
+from anyecho.net.inherit import reset_options
 from anyecho.net.sockets import SocketOptions
 
 #: Sets options of an accepted socket. Never raises: a socket at fault fails when it is read.
