@@ -66,17 +66,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with unbuffered_stdout():
             status = app(explicit(arguments), console=_console(arguments))
         return status if isinstance(status, int) else 0
-    except (AnyechoError, CycloptsError) as exc:
-        if isinstance(exc, AnyechoError):
-            print_error(ENVIRONMENT.substitute(str(exc), exc.options))
-        else:
-            print_error(describe(exc))
-        if [*arguments][:1] == ["ping"]:
-            return _USAGE  # the status of ping(8) for every error
-        if isinstance(exc, StartError):
-            return _COULD_NOT_START
+    except CycloptsError as exc:
+        print_error(describe(exc))
+        return _USAGE
+    except AnyechoError as exc:
+        print_error(ENVIRONMENT.substitute(str(exc), exc.options))
+        # ping(8) has one status for every error.
+        if isinstance(exc, UsageError) or [*arguments][:1] == ["ping"]:
+            return _USAGE
 
-        return _USAGE if isinstance(exc, UsageError | CycloptsError) else _FAILED
+        return _COULD_NOT_START if isinstance(exc, StartError) else _FAILED
     except OSError as exc:  # a listener failed for good, or there are no descriptors for the event loop
         print_error(str(exc))
         return _FAILED
