@@ -212,7 +212,6 @@ FOLDERS = {
     ),
     "cli": (
         "default_action",
-        "terminal",
         "console",
         "streams",
         "signals",

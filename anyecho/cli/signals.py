@@ -20,7 +20,6 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 from anyecho.cli.default_action import restore_default
-from anyecho.cli.terminal import terminal_errno
 from anyecho.net.fallback import Fallback
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -54,7 +53,7 @@ class Signals:
 
     def terminal_is_gone(self) -> bool:
         """Return whether the process has lost the controlling terminal that it depends on."""
-        return self._had_terminal and terminal_errno() == errno.ENXIO
+        return self._had_terminal and _terminal_errno() == errno.ENXIO
 
     def on_signal(self, signum: int, _: FrameType | None) -> None:
         self._received.append(signum)
@@ -93,7 +92,7 @@ def caught_signals(
     """
     # nohup(1) starts a process with SIGHUP ignored, so that it survives its terminal.
     depends_on_terminal = hangup and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
-    signals = Signals(handled, has_terminal=depends_on_terminal and terminal_errno() == 0)
+    signals = Signals(handled, has_terminal=depends_on_terminal and _terminal_errno() == 0)
     caught = {signal.SIGTERM, *more} | ({signal.SIGHUP} if hangup else set())
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         caught.add(signal.SIGINT)
@@ -107,3 +106,16 @@ def caught_signals(
         for each, handler in before.items():
             signal.signal(each, handler)
         signals.close()
+
+
+def _terminal_errno() -> int:
+    """Return 0 if the controlling terminal can be opened, else the errno: ENXIO if there is none.
+
+    The kernel detaches it on a hang-up, and sends SIGHUP. EMFILE, for example, says nothing about the terminal.
+    """
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK))
+    except OSError as exc:
+        return exc.errno or errno.EIO
+
+    return 0
