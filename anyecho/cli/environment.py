@@ -58,16 +58,14 @@ class Environment(Env):
 
     def __call__(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
         del app, commands
-        used = []
         for argument in arguments:
             if not argument.tokens and is_readable(argument):
                 self._read(argument)
-                if argument.tokens:
-                    used.append(argument.field_info.name)
             if bool in (argument.hint, *get_args(argument.hint)):
                 argument.tokens[:] = [_switched(token) for token in argument.tokens]
 
-        self.used = tuple(used)
+        read = [each for each in arguments if each.tokens and each.tokens[0].source == self.source]
+        self.used = tuple(each.field_info.name for each in read)
         self._unknown = tuple(self._find_unknown())
 
     def _read(self, argument: Argument) -> None:
