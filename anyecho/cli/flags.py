@@ -12,7 +12,6 @@ __all__ = (
     "IPv6Flag",
     "build_options",
     "explicit",
-    "file_name",
     "flattened",
     "given_flags",
     "verb",
@@ -119,7 +118,7 @@ def explicit(arguments: Sequence[str]) -> list[str]:
     ]
 
 
-def file_name(_: type, tokens: Sequence[Token]) -> Path:
+def _file_name(_: type, tokens: Sequence[Token]) -> Path:
     """Convert to a path. Empty, as of ``--file "$UNSET"``, is an error: `Path` takes it for the directory."""
     if not tokens[0].value:
         raise ValueError("it is empty: name a file")
@@ -149,7 +148,7 @@ def _annotate(settings: dict[str, Any], hint: Any) -> Any:
     is_list = get_origin(hint) is tuple
     unit, is_limit = _unit_of(get_args(hint)[0] if is_list else hint)
     if any(get_origin(each) is os.PathLike for each in get_args(hint)):
-        return Annotated[Path | None, Parameter(converter=file_name, **settings)]
+        return Annotated[Path | None, Parameter(converter=_file_name, **settings)]
     if unit is None or "converter" in settings:
         # A flag of several values is repeated for each; a negative flag that clears the list is not needed.
         given: dict[str, Any] = {"negative": (), "show_default": False} if is_list else {}

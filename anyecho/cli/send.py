@@ -9,9 +9,8 @@ import os
 import stat
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Annotated, TypeVar
 
 from anyio import create_task_group
@@ -20,8 +19,7 @@ from cyclopts import Parameter
 from anyecho.address import UDPAddress, parse_address
 from anyecho.backends import run
 from anyecho.cli.environment import Environment
-from anyecho.cli.flags import BackendFlag, IPv4Flag, IPv6Flag, file_name, verb, whole_number
-from anyecho.cli.help_pages import COMMON
+from anyecho.cli.flags import BackendFlag, IPv4Flag, IPv6Flag, verb
 from anyecho.cli.logs import LogOptions, log_to_stderr
 from anyecho.cli.signals import Signals, caught_signals
 from anyecho.client.client import connect
@@ -32,6 +30,7 @@ from anyecho.errors import LocalError, UsageError, unwrap_single
 from anyecho.net.descriptors import read_some
 from anyecho.net.threads import NoThreadError, run_in_thread, write_in_thread
 from anyecho.net.udp.stream import DATAGRAM_MAX
+from anyecho.options import FilePath, option
 from anyecho.units import or_infinite
 
 T = TypeVar("T")
@@ -42,17 +41,19 @@ _CHUNK = 65536
 _STDIN = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class InputOptions:
+    """What is sent in place of messages, and how often."""
+
+    file: FilePath | None = option(None, "Send the contents of this file.")
+    repeat: int = option(1, "Send the messages, or the file, this many times.")
+
+
 def send(
     address: str,
     /,
     *messages: Annotated[str, Parameter(show_env_var=False)],
-    file: Annotated[
-        Path | None, Parameter(help="Send the contents of this file.", converter=file_name, group=COMMON)
-    ] = None,
-    repeat: Annotated[
-        int,
-        Parameter(help="Send the messages, or the file, this many times.", converter=whole_number, group=COMMON),
-    ] = 1,
+    given: InputOptions,
     ipv4: IPv4Flag = False,
     ipv6: IPv6Flag = False,
     backend: BackendFlag = "asyncio",
@@ -69,16 +70,16 @@ def send(
     """
     if ipv4 and ipv6:
         raise UsageError("-4 and -6 exclude each other")
-    if file is not None and messages:
+    if given.file is not None and messages:
         raise UsageError("messages and --file exclude each other")
-    if repeat < 1:
-        raise UsageError(f"--repeat must be 1 or more, not {repeat}")
-    if repeat > 1 and file is None and not messages:
+    if given.repeat < 1:
+        raise UsageError(f"--repeat must be 1 or more, not {given.repeat}")
+    if given.repeat > 1 and given.file is None and not messages:
         raise UsageError("--repeat needs messages or --file: standard input can be read only once")
 
     options = replace(options, family=4 if ipv4 else 6 if ipv6 else None)
     with log_to_stderr(log), environment.attached_to(logger), caught_signals(handled=1) as signals:
-        job = partial(_send, address, messages, file, repeat, options)
+        job = partial(_send, address, messages, given.file, given.repeat, options)
         return run(_interruptible, job, signals, backend=backend)
 
 
@@ -101,7 +102,7 @@ async def _interruptible(job: Callable[[], Awaitable[None]], signals: Signals) -
 
 
 async def _send(
-    address: str, messages: Sequence[str], file: Path | None, repeat: int, options: ConnectOptions
+    address: str, messages: Sequence[str], file: FilePath | None, repeat: int, options: ConnectOptions
 ) -> None:
     async with AsyncExitStack() as opened:
         deadline = or_infinite(options.deadline)
@@ -124,7 +125,7 @@ async def _send(
             await _write(chunk)
 
 
-async def _open(file: Path, deadline: float) -> int:
+async def _open(file: FilePath, deadline: float) -> int:
     """Open `file` within `deadline` seconds: open(2) of a FIFO blocks until a process opens it for writing."""
     try:
         return await run_within(deadline, _run_in_thread, partial(os.open, file, os.O_RDONLY), file)
@@ -136,7 +137,7 @@ async def _open(file: Path, deadline: float) -> int:
         raise UsageError(f"cannot read {file}: {exc.strerror}") from exc
 
 
-def _check_repeatable(descriptor: int, file: Path | None) -> None:
+def _check_repeatable(descriptor: int, file: FilePath | None) -> None:
     try:
         os.lseek(descriptor, 0, os.SEEK_CUR)
     except OSError as exc:
@@ -145,7 +146,7 @@ def _check_repeatable(descriptor: int, file: Path | None) -> None:
         ) from exc
 
 
-async def _read(descriptor: int, repeat: int, file: Path | None) -> AsyncGenerator[bytes, None]:
+async def _read(descriptor: int, repeat: int, file: FilePath | None) -> AsyncGenerator[bytes, None]:
     try:
         for again in range(repeat):
             if again:
@@ -156,7 +157,7 @@ async def _read(descriptor: int, repeat: int, file: Path | None) -> AsyncGenerat
         raise LocalError(f"cannot read {file or 'standard input'}: {exc.strerror}") from exc
 
 
-async def _run_in_thread(call: Callable[[], T], source: Path | int) -> T:
+async def _run_in_thread(call: Callable[[], T], source: FilePath | int) -> T:
     """Return ``call()``, which opens or reads `source`, run in a thread; without one, in the event loop.
 
     Raises `NoThreadError` without one if it may have to wait for another process.
@@ -169,7 +170,7 @@ async def _run_in_thread(call: Callable[[], T], source: Path | int) -> T:
         return call()
 
 
-def _may_wait(file: Path | int) -> bool:
+def _may_wait(file: FilePath | int) -> bool:
     """Return whether to open or to read `file` can block until another process acts."""
     with suppress(FileNotFoundError):
         return not stat.S_ISREG(os.stat(file).st_mode)
@@ -177,7 +178,7 @@ def _may_wait(file: Path | int) -> bool:
     return False
 
 
-async def _read_datagrams(descriptor: int, repeat: int, file: Path | None) -> AsyncGenerator[bytes, None]:
+async def _read_datagrams(descriptor: int, repeat: int, file: FilePath | None) -> AsyncGenerator[bytes, None]:
     """Yield each line of standard input, with its newline, or the whole file; read(2) keeps no boundaries."""
     rest = b""
     async with aclosing(_read(descriptor, 1, file)) as chunks:
