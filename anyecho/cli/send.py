@@ -6,9 +6,8 @@ __all__ = ("app", "send")
 
 import logging
 import os
-import stat
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, aclosing, suppress
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, TypeVar
@@ -172,10 +171,7 @@ async def _run_in_thread(call: Callable[[], T], source: FilePath | int) -> T:
 
 def _may_wait(file: FilePath | int) -> bool:
     """Return whether to open or to read `file` can block until another process acts."""
-    with suppress(FileNotFoundError):
-        return not stat.S_ISREG(os.stat(file).st_mode)
-
-    return False
+    return os.path.exists(file) and not os.path.isfile(file)
 
 
 async def _read_datagrams(descriptor: int, repeat: int, file: FilePath | None) -> AsyncGenerator[bytes, None]:
