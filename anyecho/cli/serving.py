@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from threading import Thread
 from typing import TYPE_CHECKING
 
@@ -22,11 +22,9 @@ from anyecho.cli.job import Job
 from anyecho.cli.logs import log_to_stderr
 from anyecho.cli.signals import Signals, caught_signals
 from anyecho.errors import CertificateError, unwrap_single
-from anyecho.handlers import Handler
 from anyecho.net.descriptors import write_all
 from anyecho.net.lifeline import Lifeline
 from anyecho.net.tls.contexts import Certificates
-from anyecho.server.options import ServeOptions
 from anyecho.server.server import Server, open_server
 from anyecho.server.supervised import follow, report_totals
 from anyecho.systemd.activation import Activation
@@ -49,7 +47,9 @@ def run_server(
 
     Raises the errors of `open_server`.
     """
-    handler, options = job.find_handler(), job.served_options()
+    opening = open_server(*addresses, handler=job.find_handler(), options=job.served_options())
+    # An environment variable can name files that no address uses.
+    has_files = job.options.tls.ssl_certfile is not None and any(address.tls for address in addresses)
     with (
         log_to_stderr(job.log, access=job.access_log, worker=job.worker),
         environment.attached_to(logger),
@@ -57,8 +57,8 @@ def run_server(
         open_notifier(os.environ) as notifier,
     ):
         warn_unused(job, addresses)
-        parts = (addresses, activation, job, options, handler, signals, notifier, lifeline)
-        run(_serve, *parts, backend=job.backend)
+        control = _Control(signals, notifier, has_files=has_files)
+        run(_serve, opening, addresses, activation, job, control, lifeline, backend=job.backend)
 
 
 def warn_unused(job: Job, addresses: Sequence[Address]) -> None:
@@ -74,22 +74,17 @@ def warn_unused(job: Job, addresses: Sequence[Address]) -> None:
 
 
 async def _serve(
+    opening: AbstractAsyncContextManager[Server],
     addresses: Sequence[Address],
     activation: Activation,
     job: Job,
-    options: ServeOptions,
-    handler: Handler,
-    signals: Signals,
-    notifier: Notifier,
+    control: _Control,
     lifeline: Lifeline | None,
 ) -> None:
-    # An environment variable can name files that no address uses.
-    has_files = options.tls.ssl_certfile is not None and any(address.tls for address in addresses)
-    control = _Control(signals, notifier, has_files=has_files)
     with unwrap_single():
         async with create_task_group() as tasks:
             tasks.start_soon(control.obey, tasks)
-            async with open_server(*addresses, options=options, handler=handler) as server:
+            async with opening as server:
                 control.server = server
                 async with (
                     open_pages(job.admin, server.monitor) as urls,
@@ -101,8 +96,8 @@ async def _serve(
                     else:
                         warn_start(activation.unused(addresses), server.certificates)
                         start_reporting((*map(str, server.addresses), *urls, *control_urls))
-                    notifier.ready(status_text(server.addresses))
-                    tasks.start_soon(notifier.ping_watchdog)
+                    control.notifier.ready(status_text(server.addresses))
+                    tasks.start_soon(control.notifier.ping_watchdog)
                     await server.wait_closed()
                 if lifeline is not None:
                     await report_totals(lifeline, server.monitor())
@@ -117,7 +112,7 @@ class _Control:
         #: None until it is open.
         self.server: Server | None = None
         self._signals = signals
-        self._notifier = notifier
+        self.notifier = notifier
         #: Whether there are certificate files to reload.
         self._has_files = has_files
 
@@ -129,7 +124,7 @@ class _Control:
                 break
             self._hang_up()
 
-        self._notifier.stopping("letting connections finish")
+        self.notifier.stopping("letting connections finish")
         if self.server is None:
             tasks.cancel_scope.cancel()
             return
@@ -145,10 +140,10 @@ class _Control:
         if not self._has_files:
             logger.warning("SIGHUP is ignored: no address uses certificate files that could be reloaded")
         if self.server is not None:
-            self._notifier.reloading()
+            self.notifier.reloading()
             if self._has_files and self.server.certificates is not None:
                 _reload(self.server.certificates)
-            self._notifier.ready(status_text(self.server.addresses))
+            self.notifier.ready(status_text(self.server.addresses))
 
 
 def _close_passed(addresses: Sequence[Address]) -> None:
