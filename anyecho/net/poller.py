@@ -35,9 +35,8 @@ class Poller:
         #: Number of the current batch. An event of batch N is not delivered to a descriptor that was registered
         #: during batch N: the descriptor was reused, and the event belongs to its predecessor.
         self.batch = 0
-        #: Undispatched events of the current batch.
-        self._events: Iterator[tuple[int, int]] = iter(())
-        self._has_undispatched = False
+        #: Undispatched events of the current batch. None once all are dispatched.
+        self._events: Iterator[tuple[int, int]] | None = None
 
     def register(self, sock: socket.socket) -> PolledRegistration:
         """Return a registration, on which tasks wait until non-blocking `sock` is readable or writable."""
@@ -97,10 +96,9 @@ class Poller:
 
         The next turn begins with these, because the kernel does not report edge-triggered events again.
         """
-        if not self._has_undispatched:
+        if self._events is None:
             self._events = iter(self.epoll.poll(0, _BATCH))
             self.batch += 1
-        self._has_undispatched = False
         slice_end = monotonic() + _SLICE
         batch, registered = self.batch, self.registered
         for descriptor, mask in self._events:
@@ -108,9 +106,9 @@ class Poller:
             if pollable is not None and pollable.batch != batch:
                 pollable.dispatch(mask)
                 if monotonic() > slice_end:
-                    self._has_undispatched = True
                     return True
 
+        self._events = None
         return False
 
     async def run(self, scope: CancelScope) -> None:
