@@ -12,8 +12,7 @@ import fcntl
 import os
 import socket
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 
 from anyecho.address import UnixAddress
@@ -28,10 +27,10 @@ _LOCK_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 
 @dataclass(frozen=True)
 class SocketFile:
-    """The file of a bound Unix socket: its absolute path, its device and inode, and the process that bound it."""
+    """The file of a bound Unix socket: its absolute path, its status after bind(2), the process that bound it."""
 
     path: bytes
-    identity: tuple[int, int]
+    status: os.stat_result
     owner: int = field(default_factory=os.getpid)
 
     def remove(self) -> None:
@@ -41,7 +40,7 @@ class SocketFile:
         """
         if os.getpid() == self.owner:
             with suppress(OSError):
-                if _identity(os.lstat(self.path)) == self.identity:
+                if os.path.samestat(os.lstat(self.path), self.status):
                     os.unlink(self.path)
 
 
@@ -61,7 +60,7 @@ def bind_unix(
             sock.bind(path)
         else:
             _is_stale(path)  # raises the better error where no lock file can be created
-            with _locked(path):
+            with _lock(path):
                 file = _bind_path(sock, path, _DEFAULT_MODE if address.mode is None else address.mode, backlog)
 
     return sock, file
@@ -78,7 +77,7 @@ def _bind_path(sock: socket.socket, path: bytes, mode: int, backlog: int) -> Soc
     with suppress(OSError):
         os.fchmod(sock.fileno(), mode)
     sock.bind(path)
-    file = SocketFile(absolute, _identity(os.lstat(path)))
+    file = SocketFile(absolute, os.lstat(path))
     try:
         # Before listen(2): until then every connect(2) is refused, whatever the mode.
         _set_mode(file, mode)
@@ -107,7 +106,7 @@ def _set_mode(file: SocketFile, mode: int) -> None:
         descriptor = os.open(file.path, os.O_PATH | os.O_NOFOLLOW)
         try:
             found = os.fstat(descriptor)
-            if _identity(found) != file.identity or not stat.S_ISSOCK(found.st_mode) or found.st_nlink != 1:
+            if not os.path.samestat(found, file.status) or not stat.S_ISSOCK(found.st_mode) or found.st_nlink != 1:
                 raise OSError(errno.EBUSY, "another program replaced the socket file")
             os.chmod(f"/proc/self/fd/{descriptor}", mode)  # fchmod(2) refuses O_PATH
         finally:
@@ -116,9 +115,8 @@ def _set_mode(file: SocketFile, mode: int) -> None:
         raise OSError(exc.errno, f"the mode of the socket file cannot be set: {exc.strerror}") from exc
 
 
-@contextmanager
-def _locked(path: bytes) -> Iterator[None]:
-    """Hold the lock under which a server replaces a stale file at `path`. Raise EBUSY if another process holds it.
+def _lock(path: bytes) -> ExitStack:
+    """Take the lock that replacing a stale file at `path` needs; return a context manager that releases it.
 
     Without the lock, two servers find one stale file, and the slower server removes the socket of the faster one.
 
@@ -131,23 +129,12 @@ def _locked(path: bytes) -> Iterator[None]:
     In a sticky directory (/tmp) a user cannot remove a file of another user, be it a lock or a socket. Only servers
     of one user need the lock there. A lock file of another user, or a lock path that is not a regular file, is
     ignored, and the server starts without a lock.
+
+    Raises EBUSY if another process holds the lock.
     """
-    directory, name = os.path.split(path)
-    found = os.stat(directory or b".")
-    lock = os.path.join(directory, b"." + name + b".lock")
-    descriptor = _lock(lock, found)
-    try:
-        yield
-    finally:
-        if descriptor is not None:
-            # Unlink before close(2) releases the lock: two processes could lock and remove an unlocked file.
-            with suppress(OSError):
-                os.unlink(lock)
-            os.close(descriptor)
-
-
-def _lock(lock: bytes, directory: os.stat_result) -> int | None:
-    """Return a descriptor of the locked file `lock`, or None if a sticky directory makes the lock unnecessary."""
+    parent, name = os.path.split(path)
+    directory = os.stat(parent or b".")
+    lock = os.path.join(parent, b"." + name + b".lock")
     for _ in range(_LOCK_TRIES):
         try:
             # O_EXCL: the mode is set only on a new file, never on the target of a link.
@@ -163,21 +150,24 @@ def _lock(lock: bytes, directory: os.stat_result) -> int | None:
             with suppress(OSError):
                 os.fchmod(descriptor, _lock_mode(directory, os.fstat(descriptor)))
 
-        try:
-            if (is_trusted := _is_trusted(descriptor, directory)) and _flock(descriptor, lock):
-                return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
-
-        os.close(descriptor)
-        if not is_trusted:
-            break
+        with ExitStack() as held:
+            held.callback(os.close, descriptor)
+            if not _is_trusted(descriptor, directory):
+                break
+            if _flock(descriptor, lock):
+                # Unlink before close(2) releases the lock: two processes could lock and remove an unlocked file.
+                held.callback(_unlink, lock)
+                return held.pop_all()
 
     if directory.st_mode & stat.S_ISVTX:
-        return None
+        return ExitStack()
 
     raise OSError(errno.EBUSY, f"{os.fsdecode(lock)} is in the way; remove it, unless another server is starting")
+
+
+def _unlink(path: bytes) -> None:
+    with suppress(OSError):
+        os.unlink(path)
 
 
 def _is_trusted(descriptor: int, directory: os.stat_result) -> bool:
@@ -207,33 +197,25 @@ def _flock(descriptor: int, lock: bytes) -> bool:
         raise OSError(errno.EBUSY, "another server is about to listen there") from exc
     except OSError:
         pass  # this file system has no locks
-    try:
+    with suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(descriptor), os.lstat(lock))
-    except FileNotFoundError:
-        return False
+
+    return False
 
 
 def _is_stale(path: bytes) -> bool:
     """Return whether `path` is a socket without a server. Raise `OSError` if it is in use or not a socket."""
-    try:
+    with suppress(FileNotFoundError), socket.socket(socket.AF_UNIX) as probe:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             raise FileExistsError(errno.EEXIST, "it exists and is not a socket")
-    except FileNotFoundError:
-        return False
 
-    with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)
         try:
             probe.connect(path)
         except ConnectionRefusedError:
             return True
-        except FileNotFoundError:
-            return False
         except BlockingIOError:  # its accept backlog is full
             pass
+        raise OSError(errno.EADDRINUSE, "a server is listening there")
 
-    raise OSError(errno.EADDRINUSE, "a server is listening there")
-
-
-def _identity(found: os.stat_result) -> tuple[int, int]:
-    return found.st_dev, found.st_ino
+    return False
