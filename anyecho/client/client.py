@@ -8,7 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
-from anyio import BrokenResourceError, BusyResourceError, ClosedResourceError
+from anyio import BrokenResourceError, ClosedResourceError, ResourceGuard
 from anyio.abc import AsyncResource, ByteStream
 
 from anyecho.address import Address, TCPAddress, UDPAddress, parse_address
@@ -108,7 +108,7 @@ class Client(AsyncResource):
         self._recent = RecentDatagrams()
         options = options or ConnectOptions()
         self._limits = or_infinite(options.timeout), or_infinite(options.deadline)
-        self._busy = False
+        self._guard = ResourceGuard("exchanging on")
         self._broken = False
         self._closed = False
 
@@ -128,8 +128,7 @@ class Client(AsyncResource):
             ClosedResourceError: this side has closed the client.
         """
         payload = to_bytes(payload, "a payload")
-        exchange = self._exchange((payload,), total=len(payload))
-        with self._exclusive(exchange):
+        with self._exchange((payload,), total=len(payload)) as exchange:
             if not await exchange.attempt(payload, *self._limits):
                 async with exchange.open(*self._limits) as echo:
                     async for _ in echo:
@@ -166,35 +165,31 @@ class Client(AsyncResource):
             ClosedResourceError: this side has closed the client.
         """
         check_source(source)
-        exchange = self._exchange(source)
         timeout, default = self._limits
-        with self._exclusive(exchange):
+        with self._exchange(source) as exchange:
             async with exchange.open(timeout, default if deadline is None else deadline) as echo:
                 yield echo
 
-    def _exchange(self, source: Source, *, total: int | None = None) -> Exchange | DatagramExchange:
-        if isinstance(self.stream, DatagramStream):
-            return DatagramExchange(self.stream, source, self._recent)
-
-        return Exchange(self.stream, source, total=total, address=self._unconfirmed_address)
-
     @contextmanager
-    def _exclusive(self, exchange: Exchange | DatagramExchange) -> Iterator[None]:
+    def _exchange(self, source: Source, *, total: int | None = None) -> Iterator[Exchange | DatagramExchange]:
         if self._closed:
             raise ClosedResourceError
-        if self._busy:
-            raise BusyResourceError("exchanging on")
-        if self._broken:
-            raise BrokenResourceError("an exchange on this client failed or half-closed it: connect anew")
 
-        self._busy = True
-        try:
-            yield
-        finally:
-            self._busy = False
-            self._broken = not exchange.leaves_usable
-            if isinstance(exchange, Exchange) and exchange.returned:
-                self._unconfirmed_address = None
+        with self._guard:
+            if self._broken:
+                raise BrokenResourceError("an exchange on this client failed or half-closed it: connect anew")
+
+            exchange: Exchange | DatagramExchange
+            if isinstance(self.stream, DatagramStream):
+                exchange = DatagramExchange(self.stream, source, self._recent)
+            else:
+                exchange = Exchange(self.stream, source, total=total, address=self._unconfirmed_address)
+            try:
+                yield exchange
+            finally:
+                self._broken = not exchange.leaves_usable
+                if isinstance(exchange, Exchange) and exchange.returned:
+                    self._unconfirmed_address = None
 
     async def aclose(self) -> None:
         """Close the connection; over TLS this takes at most 2 s. Idempotent.
