@@ -190,16 +190,13 @@ class Records(Outgoing):
         """Encrypt all of `item`, or hold it while the peer's message is incomplete."""
         self.plaintext_queued += len(item)
         if self.write_blocked:
-            self.hold(item)
+            self.plaintext_held += item
             return
 
         try:
-            count = self.tls.write(item)
-            while count < len(item):
-                item = memoryview(item)[count:]
-                count = self.tls.write(item)
+            self.tls.write(item)  # all of it, into memory: `ssl` does not enable partial writes
         except ssl.SSLWantReadError:
-            self.hold(item)
+            self.plaintext_held += item
             self.write_blocked = True
         except ssl.SSLError as exc:
             self._set_failure(exc)
@@ -214,8 +211,9 @@ class Records(Outgoing):
     def resume(self) -> None:
         """Encrypt what is held if the peer has completed its message, and clear `write_blocked` then."""
         try:
-            while self.plaintext_held:
-                self.release(self.tls.write)
+            if self.plaintext_held:
+                self.tls.write(self.plaintext_held)
+                self.plaintext_held = b""
         except ssl.SSLError as exc:
             if self._handle_error(exc, True):
                 self._check_eof()

@@ -29,6 +29,7 @@ class TLSTransfer(PolledStream):
     ) -> None:
         super().__init__(sock, registration, budget=budget)
         self.records = records
+        self.bytes_sent = records.plaintext_sent
         #: Whether the task that reads is a sender.
         self._sender_reads = False
         #: Set when the task that reads has read something. None unless another task waits for it.
@@ -118,15 +119,15 @@ class TLSTransfer(PolledStream):
     def _flush_now(self) -> bool:
         """Send as much as the kernel takes; return whether nothing is pending any more."""
         records, registration = self.records, self._registration
-        sent_before, done = records.wire_bytes_sent, False
+        sent_before, done = self.bytes_sent, False
         try:
             while not done and registration.may_write:
                 done = records.flush(self._sock.send)
         except BlockingIOError:
             registration.may_write = False
         finally:
-            self._bytes_left -= records.wire_bytes_sent - sent_before
-            self.bytes_sent = records.plaintext_queued - records.plaintext_held if done else records.plaintext_sent
+            self.bytes_sent = records.plaintext_flushed if done else records.plaintext_sent
+            self._bytes_left -= self.bytes_sent - sent_before
 
         return done or not records.wire_bytes_pending
 
