@@ -77,7 +77,7 @@ class Acceptor:
 
     async def run(self, poller: Poller | Fallback) -> None:
         """Accept until cancelled or stopped. Raises `OSError` if the listener can accept no more."""
-        self._spare = _open_spare()
+        self._open_spare()
         try:
             while not self._stopped:
                 try:
@@ -98,6 +98,12 @@ class Acceptor:
         """Accept no more connections. The listening socket stays open. `run` returns once it is woken."""
         self._stopped = True
         self._close_spare()
+
+    def _open_spare(self) -> None:
+        """Open a spare descriptor, to close when no other is free; unless there is one, or none is free now."""
+        if self._spare < 0:
+            with suppress(OSError):
+                self._spare = os.open(os.devnull, os.O_RDONLY)
 
     def _close_spare(self) -> None:
         if self._spare >= 0:
@@ -153,8 +159,7 @@ class Acceptor:
         if self._spare < 0:
             return False
 
-        os.close(self._spare)
-        self._spare = -1
+        self._close_spare()
         try:
             sock, peer = self.sock.accept()
         except BlockingIOError:
@@ -163,14 +168,14 @@ class Acceptor:
         except OSError:
             return False
         finally:
-            self._spare = _open_spare()
+            self._open_spare()
 
         if self._spare >= 0 or self.make_room is not None:
             self._deliver(sock, peer)
         else:
             sock.close()
             self.errors["shed"] += 1
-            self._spare = _open_spare()
+            self._open_spare()
 
         return True
 
@@ -184,8 +189,7 @@ class Acceptor:
         if self._retry_later:
             await sleep(_RETRY_DELAY)
             self._retry_later = False
-            if self._spare < 0:
-                self._spare = _open_spare()
+            self._open_spare()
         else:
             await self.limit.wait_may_accept()
             if self._has_accepted:
@@ -197,11 +201,3 @@ class Acceptor:
         self.errors[errno.errorcode.get(exc.errno or 0, str(exc.errno))] += 1
         if exc.errno in _CAPACITY | _WATCH_CAPACITY:
             self._warnings.warn("cannot accept: %s", exc.strerror)
-
-
-def _open_spare() -> int:
-    """Return a spare descriptor, to close when no other is free; -1 if none is free."""
-    try:
-        return os.open(os.devnull, os.O_RDONLY)
-    except OSError:
-        return -1
