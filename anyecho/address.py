@@ -29,8 +29,7 @@ from typing import ClassVar, Literal, TypeAlias
 from urllib.parse import quote, quote_from_bytes, unquote, unquote_to_bytes
 
 from anyecho.errors import AddressError, quoted
-from anyecho.host import check_host, format_host, parse_authority
-from anyecho.query import format_settings, parse_settings
+from anyecho.uri import check_host, format_host, format_settings, parse_authority, parse_settings
 from anyecho.validation import check_types
 
 #: sun_path holds 108 bytes (unix(7)). A path ends with a NUL, an abstract name begins with one.

@@ -16,7 +16,6 @@ from anyecho.errors import BindError, UsageError, quoted
 from anyecho.faults.fault import Fault
 from anyecho.faults.plan import FaultPlan
 from anyecho.handlers import Handler
-from anyecho.host import format_host
 from anyecho.net.listen import Listener, open_listeners
 from anyecho.server.admission import Admission, ListenerPolicy
 from anyecho.server.forwarding import forward
@@ -26,6 +25,7 @@ from anyecho.server.options import ServeOptions
 from anyecho.server.reasons import CloseReason
 from anyecho.server.toxics import Toxic
 from anyecho.server.unused import expected_header
+from anyecho.uri import format_host
 
 logger = logging.getLogger("anyecho.server")
 
