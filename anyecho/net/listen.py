@@ -68,14 +68,10 @@ class Listener:
         """
         self._remove_file()
         try:
-            placeholder = os.open(os.devnull, os.O_RDONLY)
-        except OSError:  # out of descriptors
+            with open(os.devnull, "rb") as placeholder:
+                os.dup2(placeholder.fileno(), self.sock.fileno(), inheritable=False)
+        except OSError:  # closed already, or out of descriptors
             self.sock.close()
-            return
-
-        if self.sock.fileno() >= 0:
-            os.dup2(placeholder, self.sock.fileno(), inheritable=False)
-        os.close(placeholder)
 
     def close(self) -> None:
         """Stop listening and close the descriptor. Call it when no task waits for the descriptor any more."""
@@ -197,12 +193,11 @@ def _reject_duplicates(listeners: Sequence[Listener]) -> None:
     for listener in listeners:
         if isinstance(listener.requested, FDAddress):
             inode = os.fstat(listener.sock.fileno()).st_ino
-            if inode in inodes:
+            if inode and inode in inodes:  # some systems have no inode numbers for sockets
                 raise BindError(
                     f"cannot listen on {listener.requested}: another descriptor here is the same socket"
                 )
-            if inode:  # some systems have no inode numbers for sockets
-                inodes.add(inode)
+            inodes.add(inode)
 
 
 @contextmanager
