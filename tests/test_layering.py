@@ -116,7 +116,7 @@ FOLDERS = {
         "chain",
         "spec",
     ),
-    "client": ("options", "unused", "source", "matcher", "exchange", "datagrams", "client"),
+    "client": ("options", "source", "matcher", "exchange", "datagrams", "client"),
     "server": (
         "options",
         "worker_options",

@@ -15,9 +15,8 @@ from anyecho.address import Address, TCPAddress, UDPAddress, parse_address
 from anyecho.client.datagrams import DatagramExchange
 from anyecho.client.exchange import Exchange
 from anyecho.client.matcher import RecentDatagrams
-from anyecho.client.options import ConnectOptions
+from anyecho.client.options import ConnectOptions, check_options
 from anyecho.client.source import Item, Source, check_source, to_bytes
-from anyecho.client.unused import check_options
 from anyecho.clock import run_within
 from anyecho.errors import ConnectError
 from anyecho.net.connect import ConnectStep, connect_stream

@@ -1,17 +1,28 @@
-"""Options of the client: the only place of their defaults and help texts."""
+"""Options of the client: the only place of their defaults and help texts, and their effect on an address."""
 
 from __future__ import annotations
 
-__all__ = ("ConnectOptions", "TransportOptions")
+__all__ = ("ConnectOptions", "TransportOptions", "check_options")
 
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
+from anyecho.address import Address, FDAddress, TCPAddress, UDPAddress
+from anyecho.errors import UsageError
 from anyecho.net.sockets import SocketOptions
 from anyecho.net.tls.contexts import TLSClientOptions
 from anyecho.options import option, option_group
 from anyecho.units import Seconds
-from anyecho.validation import check_types, require_positive
+from anyecho.validation import check_types, report_unused, require_positive
+
+logger = logging.getLogger("anyecho.client")
+
+_TLS = tuple(each.name for each in fields(TLSClientOptions))
+_TCP = ("tcp_nodelay", "tcp_notsent_lowat", "tcp_user_timeout", "keepalive")
+#: Without these, bytes are sent in the clear, to an unverified server, or without the client's certificate.
+_PROTECTIVE = frozenset((*_TLS, "proxy_header"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,3 +63,36 @@ class ConnectOptions(TransportOptions):
     def __post_init__(self) -> None:
         check_types(self)
         require_positive(self, ("timeout", "deadline"))
+
+
+def check_options(options: ConnectOptions, address: Address) -> None:
+    """Raise `UsageError` if a protective option has no effect on `address`, or if `address` is for servers only.
+
+    Other options without effect are logged, in one line.
+    """
+    if isinstance(address, FDAddress):
+        raise UsageError(f"cannot connect to {address}: a descriptor is for servers")
+
+    report_unused(
+        options,
+        dict(_reasons(options, address)),
+        logger,
+        protective=_PROTECTIVE,
+        mentioned=("insecure", "proxy_header"),
+    )
+
+
+def _reasons(options: ConnectOptions, address: Address) -> Iterator[tuple[str, str]]:
+    if isinstance(address, UDPAddress):
+        yield from ((name, f"{address} has no TLS") for name in _TLS)
+        yield "proxy_header", "a datagram has no PROXY header"
+    elif not address.tls:
+        yield from ((name, f"{address} is not over TLS: write {replace(address, tls=True)}") for name in _TLS)
+    elif options.tls.insecure:
+        yield "cacert", "insecure accepts any certificate"
+    if not isinstance(address, TCPAddress | UDPAddress):
+        yield "family", f"{address} has no IP address"
+    if not isinstance(address, TCPAddress):
+        yield from ((name, f"{address} is not TCP") for name in _TCP)
+    if getattr(address, "proxy", None) not in (None, "off") and options.proxy_header == "off":
+        yield "?proxy=", "it is for servers: a client sends a header with proxy_header"

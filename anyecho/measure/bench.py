@@ -17,7 +17,7 @@ from anyio import sleep
 
 from anyecho.address import Address, UDPAddress, UnixAddress, parse_address
 from anyecho.backends import Backend, run
-from anyecho.client.unused import check_options
+from anyecho.client.options import check_options
 from anyecho.errors import unwrap_single
 from anyecho.measure.control import BenchControl
 from anyecho.measure.generator import cores_available, pinned, without_gc

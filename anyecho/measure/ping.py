@@ -18,7 +18,7 @@ from anyio.abc import TaskGroup
 
 from anyecho.address import Address, UDPAddress, parse_address
 from anyecho.client.client import Client, connect_checked
-from anyecho.client.unused import check_options
+from anyecho.client.options import check_options
 from anyecho.errors import unwrap_single
 from anyecho.measure import probes as events
 from anyecho.measure.ping_datagrams import DatagramPing
