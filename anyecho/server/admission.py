@@ -9,7 +9,6 @@ from __future__ import annotations
 __all__ = ("Admission", "ListenerPolicy")
 
 import logging
-from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,7 +19,7 @@ from anyio.abc import TaskGroup
 from anyecho.clock import run_within
 from anyecho.echo import echo
 from anyecho.errors import StartError, UsageError
-from anyecho.faults.plan import Drawn, FaultPlan
+from anyecho.faults.plan import FaultPlan
 from anyecho.handlers import Handler
 from anyecho.net.accept import AcceptLimit
 from anyecho.net.names import peer_name
@@ -62,13 +61,13 @@ class ListenerPolicy(NamedTuple):
     """What a listener requires of its connections."""
 
     #: Accepted versions of the PROXY header; None: no header.
-    versions: Versions | None = None
+    versions: Versions | None
     #: The certificates to present over TLS; None: no TLS.
-    certificates: Certificates | None = None
-    #: The faults of its connections; None: no fault.
-    faults: FaultPlan | None = None
+    certificates: Certificates | None
+    #: The faults of its connections.
+    faults: FaultPlan
     #: Its address, for the access log.
-    listener: str = ""
+    listener: str
     #: Serves its connections; None: the handler of the server.
     handler: Handler | None = None
 
@@ -198,14 +197,10 @@ class Admission:
         self.stats.closed[str(reason)] += 1
 
     def _connection(self, sock: socket.socket, policy: ListenerPolicy) -> Connection:
-        drawn: Sequence[Drawn] = ()
-        redraw: Callable[[], Sequence[Drawn]] | None = None
-        if (plan := policy.faults) is not None:
-            number = plan.next_number()
-            if plan.faults:
-                drawn = plan.draw(number)
-            if self._faults_change:
-                redraw = partial(plan.draw, number)
+        plan = policy.faults
+        number = plan.next_number()
+        drawn = plan.draw(number) if plan.faults else ()
+        redraw = partial(plan.draw, number) if self._faults_change else None
         records = None
         if policy.certificates:
             context = policy.certificates.context

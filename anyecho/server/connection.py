@@ -80,6 +80,8 @@ class Connection(LoggedPeer):
         *("checks", "idle_checks", "last_total", "window_start"),
     )
 
+    #: The faults of its listener, from which its own are drawn. `Admission` sets it, and the `listener`.
+    plan: FaultPlan
     #: The TLS session, a slot of subclasses that may have one.
     records: Records | None = None
 
@@ -89,9 +91,6 @@ class Connection(LoggedPeer):
         #: Only `engine.advance` changes it.
         self.phase: Phase = HEADER
         self.asserted = None
-        self.listener = ""
-        #: The faults of its listener, from which its own are drawn.
-        self.plan: FaultPlan | None = None
         self._name = ""
         self._started_at = 0.0
         #: For the reaper: number of checks, total bytes at the last one, successive checks without a new byte, and

@@ -114,8 +114,7 @@ class Listening:
             if fault.flaw is not None and self.certificates is not None:
                 self.certificates.flawed(fault.flaw)  # made now, because it may fail
         for stream in self.streams:
-            if stream.policy.faults is not None:
-                stream.policy.faults.faults = _acting(faults, stream.listener.requested)
+            stream.policy.faults.faults = _acting(faults, stream.listener.requested)
         self._admission.change_faults()
         if faults and faults != self._faults:
             self._warn([*faults.values()])

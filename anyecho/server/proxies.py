@@ -163,7 +163,7 @@ class Proxies:
 
     def _take_over(self, streams: Sequence[StreamListener]) -> None:
         """Make a proxy of the sockets of an address."""
-        plan = streams[0].policy.faults or FaultPlan({}, self.seed)
+        plan = streams[0].policy.faults
         address = _to_reopen(streams[0].listener)
         # A toxic must not take the place of a fault with the same name.
         lasting = {f"{name} at the start": fault for name, fault in plan.faults.items()}
