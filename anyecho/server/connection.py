@@ -76,18 +76,18 @@ class Connection(LoggedPeer):
     """Owns and closes `sock`. Has slots, because a server holds thousands of connections."""
 
     __slots__ = (
-        *("_scope", "engine", "phase", "plan", "reason"),
+        *("_scope", "engine", "phase", "plan", "reason", "records"),
         *("checks", "idle_checks", "last_total", "window_start"),
     )
 
     #: The faults of its listener, from which its own are drawn. `Admission` sets it, and the `listener`.
     plan: FaultPlan
-    #: The TLS session, a slot of subclasses that may have one.
-    records: Records | None = None
 
-    def __init__(self, sock: socket.socket, engine: Engine) -> None:
+    def __init__(self, sock: socket.socket, engine: Engine, records: Records | None = None) -> None:
+        """Over TLS if `records` are given; they must be new."""
         self.sock = sock
         self.engine = engine
+        self.records = records
         #: Only `engine.advance` changes it.
         self.phase: Phase = HEADER
         self.asserted = None

@@ -17,7 +17,7 @@ from anyecho.net.linger import is_acknowledged
 from anyecho.net.poller import Poller
 from anyecho.net.readiness import ERROR, EXCEPTIONAL, READ, READ_EDGE, WRITE, short_read_drains
 from anyecho.net.stream import PolledStream
-from anyecho.net.tls.records import RECORD_SIZE
+from anyecho.net.tls.records import RECORD_SIZE, Records
 from anyecho.server.connection import Connection, Engine
 from anyecho.server.phases import HANDSHAKE, OPEN
 from anyecho.server.reasons import CloseReason
@@ -51,8 +51,8 @@ class EventConnection(Connection):
     engine: EventsEngine
     batch: int
 
-    def __init__(self, sock: socket.socket, engine: EventsEngine) -> None:
-        super().__init__(sock, engine)
+    def __init__(self, sock: socket.socket, engine: EventsEngine, records: Records | None = None) -> None:
+        super().__init__(sock, engine, records)
         self._received = 0
         self._sent = 0
         #: Bytes that the kernel has not accepted. The peer is not read until this is empty.

@@ -36,15 +36,13 @@ _BUDGET = 16
 
 
 class TaskConnection(Connection):
-    __slots__ = ("_stream", "records")
+    __slots__ = ("_stream",)
 
     #: The close reason once `_serve` is done.
     end_reason = CloseReason.EOF
 
     def __init__(self, sock: socket.socket, engine: Engine, records: Records | None = None) -> None:
-        """Over TLS if `records` are given; they must be new."""
-        super().__init__(sock, engine)
-        self.records = records
+        super().__init__(sock, engine, records)
         self._stream: PolledStream | None = None
 
     def _start(self) -> None:

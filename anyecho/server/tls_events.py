@@ -8,33 +8,24 @@ from __future__ import annotations
 
 __all__ = ("CappedTLSEventConnection", "TLSEventConnection")
 
-from typing import TYPE_CHECKING
-
 from anyecho.net.stream import PolledStream
 from anyecho.net.tls.errors import TLSError
 from anyecho.net.tls.records import WIRE_CHUNK, Records
 from anyecho.net.tls.stream import TLSStream
-from anyecho.server.events import EventConnection, EventsEngine
+from anyecho.server.events import EventConnection
 from anyecho.server.phases import CLOSING, OPEN
 from anyecho.server.reasons import CloseReason
-
-if TYPE_CHECKING:
-    import socket
 
 #: Value of `_pending` while the records have bytes to send or input to process.
 _PENDING_MARK = b"?"
 
 
 class TLSEventConnection(EventConnection):
-    """A TLS connection. Its first turns perform the handshake of `records`, which must be new."""
+    """A TLS connection. Its first turns perform the handshake of `records`."""
 
-    __slots__ = ("records",)
+    __slots__ = ()
 
     records: Records
-
-    def __init__(self, sock: socket.socket, engine: EventsEngine, records: Records) -> None:
-        super().__init__(sock, engine)
-        self.records = records
 
     @property
     def totals(self) -> tuple[int, int]:
