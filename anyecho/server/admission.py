@@ -235,18 +235,16 @@ class Admission:
             return
 
         connection.phase = phase
+        if self.timings is not None:
+            self.timings.advance(connection, phase)
         if before is HANDSHAKE and phase is OPEN:
             connection.log_open()
         if before < OPEN:
             self.timeouts[before].checks.pop(connection, None)
             if phase is HANDSHAKE:
                 self.timeouts[HANDSHAKE].enter(connection)
-                if self.timings is not None:
-                    self.timings.begin_handshake(connection)
             elif connection.records is not None:
                 self.handshakes.release()
-                if self.timings is not None:
-                    self.timings.end_handshake(connection, succeeded=phase is OPEN)
         if phase is CLOSED:
             self._count_closed(connection)
 
@@ -262,8 +260,6 @@ class Admission:
         stats.bytes_sent += sent
         if self._engine.recorder is not None:
             self._engine.recorder.end(connection, str(connection.reason))
-        if self.timings is not None:
-            self.timings.end(connection)
         if not self.connections:
             self._empty.set()
             self._empty = Event()

@@ -12,6 +12,7 @@ from time import monotonic
 
 from anyio import current_time, sleep
 
+from anyecho.server.phases import CLOSED, HANDSHAKE, OPEN, Phase
 from anyecho.server.totals import CONNECTION_BOUNDS, HANDSHAKE_BOUNDS, LAG_BOUNDS, Histogram
 
 #: Seconds between two measurements of the lag. Each wakes the process, for 0.05 ms.
@@ -47,17 +48,13 @@ class Timings:
     def begin(self, connection: object) -> None:
         self._accepted_at[connection] = monotonic()
 
-    def begin_handshake(self, connection: object) -> None:
-        self._handshake_at[connection] = monotonic()
-
-    def end_handshake(self, connection: object, *, succeeded: bool) -> None:
-        began = self._handshake_at.pop(connection, None)
-        if began is not None and succeeded:
+    def advance(self, connection: object, phase: Phase) -> None:
+        """Observe what ends as `connection` advances to `phase`. A handshake counts if it succeeds."""
+        if phase is HANDSHAKE:
+            self._handshake_at[connection] = monotonic()
+        elif (began := self._handshake_at.pop(connection, None)) is not None and phase is OPEN:
             self.handshakes.observe(monotonic() - began)
-
-    def end(self, connection: object) -> None:
-        began = self._accepted_at.pop(connection, None)
-        if began is not None:
+        if phase is CLOSED and (began := self._accepted_at.pop(connection, None)) is not None:
             self.connections.observe(monotonic() - began)
 
     async def measure_loop_lag(self) -> None:

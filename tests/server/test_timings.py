@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from anyecho.server import timings as module
+from anyecho.server.phases import CLOSED, CLOSING, HANDSHAKE, OPEN
 from anyecho.server.timings import Timings
 from anyecho.server.totals import CONNECTION_BOUNDS, HANDSHAKE_BOUNDS, Histogram
 
@@ -41,7 +42,7 @@ def test_a_duration_is_in_the_bucket_up_to_and_including_its_bound(
     timings = Timings()
     timings.begin("connection")
     clock.now += seconds
-    timings.end("connection")
+    timings.advance("connection", CLOSED)
 
     histogram = timings.connections.read()
     assert bucket_of(histogram) == bound
@@ -52,9 +53,9 @@ def test_a_duration_is_in_the_bucket_up_to_and_including_its_bound(
 @pytest.mark.parametrize("succeeded", [False, True])
 def test_the_duration_of_a_handshake_that_fails_is_not_counted(succeeded: bool, clock: Clock) -> None:
     timings = Timings()
-    timings.begin_handshake("connection")
+    timings.advance("connection", HANDSHAKE)
     clock.now += 0.25
-    timings.end_handshake("connection", succeeded=succeeded)
+    timings.advance("connection", OPEN if succeeded else CLOSING)
 
     histogram = timings.handshakes.read()
     assert histogram.bounds == HANDSHAKE_BOUNDS
@@ -63,8 +64,8 @@ def test_the_duration_of_a_handshake_that_fails_is_not_counted(succeeded: bool, 
 
 def test_a_connection_that_began_before_is_not_counted() -> None:
     timings = Timings()
-    timings.end_handshake("older", succeeded=True)
-    timings.end("older")
+    timings.advance("older", OPEN)
+    timings.advance("older", CLOSED)
 
     assert sum(timings.handshakes.read().counts) == sum(timings.connections.read().counts) == 0
 
@@ -72,9 +73,9 @@ def test_a_connection_that_began_before_is_not_counted() -> None:
 def test_nothing_is_kept_of_a_connection_that_has_ended() -> None:
     timings = Timings()
     timings.begin("connection")
-    timings.begin_handshake("connection")
-    timings.end_handshake("connection", succeeded=False)
-    timings.end("connection")
+    timings.advance("connection", HANDSHAKE)
+    timings.advance("connection", CLOSING)
+    timings.advance("connection", CLOSED)
 
     assert not timings._accepted_at
     assert not timings._handshake_at
