@@ -9,19 +9,16 @@ from __future__ import annotations
 __all__ = ("Admission", "ListenerPolicy")
 
 import logging
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from anyio import Event
 from anyio.abc import TaskGroup
 
-from anyecho.clock import run_within
 from anyecho.echo import echo
 from anyecho.errors import StartError, UsageError
 from anyecho.faults.plan import FaultPlan
 from anyecho.handlers import Handler
-from anyecho.net.accept import AcceptLimit
 from anyecho.net.names import peer_name
 from anyecho.net.poller import Fallback, Poller
 from anyecho.net.proxy.header import Versions
@@ -38,7 +35,7 @@ from anyecho.server.phases import CLOSED, HANDSHAKE, HEADER, OPEN, Phase
 from anyecho.server.reaper import PhaseTimeout
 from anyecho.server.reasons import CloseReason
 from anyecho.server.recorder import Recorder
-from anyecho.server.stats import Peer, Stats
+from anyecho.server.stats import Stats
 from anyecho.server.tasks import TaskConnection
 from anyecho.server.timings import Timings
 from anyecho.server.tls_events import CappedTLSEventConnection, TLSEventConnection
@@ -52,9 +49,6 @@ logger = logging.getLogger("anyecho.server")
 #: At most a quarter of the connection limit may be handshakes, because their peers are unverified. Further
 #: connections wait in the accept backlog of the TLS listeners.
 _HANDSHAKE_DIVISOR = 4
-#: Maximum connections accepted in one wake-up, before open connections have their turn; and by one of several
-#: processes on the same socket: the first that wakes must not take all.
-_ACCEPT_BATCH, _SHARED_ACCEPT_BATCH = 64, 2
 
 
 class ListenerPolicy(NamedTuple):
@@ -83,9 +77,10 @@ class Admission:
         self._handler = handler
         #: Whether the faults of a connection may change while it is open. It then has a task.
         self._faults_change = False
-        self._limit = connection_limit(options)
+        #: The accept limit of the listeners without TLS.
+        self.limit = connection_limit(options)
         #: Held from accept to the end of the handshake. The accept limit of the TLS listeners.
-        self.handshakes = ConnectionLimit(max(1, self._limit.limit // _HANDSHAKE_DIVISOR), parent=self._limit)
+        self.handshakes = ConnectionLimit(max(1, self.limit.limit // _HANDSHAKE_DIVISOR), parent=self.limit)
         #: The time limits of the phases before OPEN.
         self.timeouts = {
             HEADER: PhaseTimeout(or_infinite(options.proxy_timeout), CloseReason.PROXY_TIMEOUT),
@@ -113,19 +108,10 @@ class Admission:
         #: All open connections, those without a complete PROXY header included.
         self.connections: set[Connection] = set()
 
-    @property
-    def accept_batch(self) -> int:
-        """Maximum connections accepted in one wake-up."""
-        return _ACCEPT_BATCH if self.options.processes == 1 else _SHARED_ACCEPT_BATCH
-
-    def accept_limit(self, policy: ListenerPolicy) -> AcceptLimit:
-        """Return the limit that gates accept on a listener."""
-        return self.handshakes if policy.certificates else self._limit
-
     def admit(self, policy: ListenerPolicy, sock: socket.socket, sockaddr: Any) -> None:
         """Take over `sock`, accepted from `sockaddr`: start a connection, or close it and count the reason."""
         self.stats.accepted += 1
-        if self._limit.is_reached():
+        if self.limit.is_reached():
             self._reject(policy, sock, sockaddr, CloseReason.OVER_LIMIT)
             return
         if policy.versions is not None and sockaddr not in self._trusted:
@@ -141,7 +127,7 @@ class Admission:
         connection.listener = policy.listener
         connection.plan = policy.faults
         self.stats.active += 1
-        self._limit.acquire()
+        self.limit.acquire()
         self.connections.add(connection)
         if self._engine.recorder is not None:
             self._engine.recorder.begin(connection, sockaddr)
@@ -177,19 +163,9 @@ class Admission:
         self._engine.recorder = self._engine.recorder or Recorder()
         return self._engine.recorder
 
-    def peers(self) -> list[Peer]:
-        """Return the peers of all established connections."""
-        return [peer for each in self.connections if (peer := each.peer()) is not None]
-
     async def wait_empty(self) -> None:
         if self.connections:
             await self._empty.wait()
-
-    async def wait_empty_within(self, seconds: float) -> None:
-        """Wait until no connection is left, at most for `seconds` for which the event loop runs."""
-        if seconds > 0:
-            with suppress(TimeoutError):
-                await run_within(seconds, self.wait_empty)
 
     def _reject(self, policy: ListenerPolicy, sock: socket.socket, sockaddr: Any, reason: CloseReason) -> None:
         log_rejected(sock, sockaddr, policy.listener, reason)
@@ -251,7 +227,7 @@ class Admission:
     def _count_closed(self, connection: Connection) -> None:
         stats = self.stats
         self.connections.discard(connection)
-        self._limit.release()
+        self.limit.release()
         self._per_source.release(connection)
         stats.active -= 1
         stats.closed[str(connection.reason)] += 1

@@ -30,6 +30,10 @@ from anyecho.server.unused import check_faults, expected_header
 
 logger = logging.getLogger("anyecho.server")
 
+#: Maximum connections accepted in one wake-up, before open connections have their turn; and by one of several
+#: processes on the same socket: the first that wakes must not take all.
+_ACCEPT_BATCH, _SHARED_ACCEPT_BATCH = 64, 2
+
 
 class Listening:
     """Accepts on `listeners` and passes each connection to `admission`; echoes datagrams. Closes the listeners."""
@@ -191,11 +195,11 @@ class StreamListener:
         self._admission = admission
         self._acceptor = Acceptor(
             sock=listener.sock,
-            limit=admission.accept_limit(policy),
+            limit=admission.handshakes if policy.certificates else admission.limit,
             hand_over=partial(admission.admit, policy),
             errors=admission.stats.accept_errors,
             preparation=listener.preparation,
-            batch=admission.accept_batch,
+            batch=_ACCEPT_BATCH if admission.options.processes == 1 else _SHARED_ACCEPT_BATCH,
         )
         self._scope = CancelScope()
 

@@ -9,13 +9,14 @@ __all__ = ("DEFAULT_ADDRESS", "Server", "open_server", "serve")
 
 import logging
 from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from threading import get_ident
 
 from anyio import TASK_STATUS_IGNORED, create_task_group
 from anyio.abc import TaskGroup, TaskStatus
 
 from anyecho.address import Address, TCPAddress, UDPAddress
+from anyecho.clock import run_within
 from anyecho.echo import echo
 from anyecho.errors import UsageError, unwrap_single
 from anyecho.faults.fault import Fault
@@ -209,9 +210,10 @@ class Server:
             return
 
         self.close()
-        await self._admission.wait_empty_within(
-            or_infinite(self.options.graceful_timeout) if grace is None else grace
-        )
+        seconds = or_infinite(self.options.graceful_timeout) if grace is None else grace
+        if seconds > 0:
+            with suppress(TimeoutError):
+                await run_within(seconds, self._admission.wait_empty)
         self._close_all(CloseReason.DRAINED)
         await self._admission.wait_empty()
 
@@ -274,4 +276,4 @@ class Server:
 
     def peers(self) -> list[Peer]:
         """Return all connected peers, at most `max_connections`, without those in a handshake."""
-        return self._admission.peers()
+        return [peer for each in self._connections if (peer := each.peer()) is not None]
