@@ -10,7 +10,7 @@ import sys
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from anyio.abc import TaskGroup
 from anyecho.clock import INTERVALS, call_until
 from anyecho.faults.plan import FaultPlan
 from anyecho.net.linger import linger, peek
-from anyecho.net.names import SockAddr, remote_address
+from anyecho.net.names import remote_address
 from anyecho.net.poller import Fallback, Poller
 from anyecho.net.proxy.header import Versions
 from anyecho.net.proxy.reader import HeaderReader
@@ -129,7 +129,8 @@ class Connection(LoggedPeer):
     async def _run_header(self, sockaddr: Any, versions: Versions) -> None:
         reason: CloseReason | None = CloseReason.CANCELLED
         try:
-            source = await self._read_source(versions)
+            async with aclosing(self.engine.poller.register(self.sock)) as registration:
+                source = (await HeaderReader(self.sock, registration, versions).read()).source
             if source is not None:
                 self.asserted, self._name = ProxiedSource(source, via=self.name), ""
             # The address of the proxy counts only if the header asserts no source.
@@ -144,14 +145,6 @@ class Connection(LoggedPeer):
             else:
                 self._scope = None
                 self.start(sockaddr)
-
-    async def _read_source(self, versions: Versions) -> SockAddr | None:
-        """Wait for the PROXY header and return the source that it asserts, or None if it asserts none."""
-        registration = self.engine.poller.register(self.sock)
-        try:
-            return (await HeaderReader(self.sock, registration, versions).read()).source
-        finally:
-            await registration.aclose()
 
     def start(self, sockaddr: Any) -> None:
         """Perform the handshake, if any, and echo until EOF from the peer at `sockaddr`. Never raises."""
