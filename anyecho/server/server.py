@@ -106,7 +106,6 @@ async def open_server(
         async with open_poller() as poller, create_task_group() as tasks:
             server = Server(listeners, options, poller, tasks, certificates, handler)
             opened.callback(setattr, server, "_exited", True)
-            server._start()
             try:
                 with unchanged:
                     yield server
@@ -148,19 +147,16 @@ class Server:
         self._admission = Admission(options, poller, tasks, handler)
         self.stats: Stats = self._admission.stats
         self._connections = self._admission.connections
-        self._reaper = Reaper(self._connections, options)
         self._monitor: Monitor | None = None
         self.seed: int = new_seed() if options.seed is None else options.seed
         self._listening = Listening(listeners, self._admission, poller, certificates, seed=self.seed)
         self._thread = get_ident()
         #: Whether the block has been left. Then the methods do nothing, in any thread.
         self._exited = False
-
-    def _start(self) -> None:
         self._listening.announce()
-        self._tasks.start_soon(self._listening.run)
-        for sweep in (self._reaper, *self._admission.timeouts.values()):
-            self._tasks.start_soon(sweep.run)
+        tasks.start_soon(self._listening.run)
+        for sweep in (Reaper(self._connections, options), *self._admission.timeouts.values()):
+            tasks.start_soon(sweep.run)
 
     @property
     def address(self) -> Address:
