@@ -70,19 +70,17 @@ class Listening:
         self._scope = CancelScope()
         #: Whether `stop` was called: the server accepts no more.
         self.stopped = False
-        self._stays_open = False
 
     async def run(self) -> None:
         """Accept until stopped or cancelled. Raises `OSError` if a listener can accept no more."""
         try:
             with self._scope:
                 async with create_task_group() as self._tasks:
-                    if self._stays_open:
-                        self._tasks.start_soon(sleep_forever)
                     for stream in self.streams:
                         self._tasks.start_soon(stream.run, self._poller)
                     for reflector in self._reflectors:
                         self._tasks.start_soon(reflector.run, self._poller)
+                    await sleep_forever()  # another listener may be added after the last one is removed
         finally:
             self._tasks = None
             self.stop()
@@ -144,12 +142,6 @@ class Listening:
             self._poller.unregister(listener.sock)
             listener.stop()
         self._scope.cancel()
-
-    def stay_open(self) -> None:
-        """Do not end with the last listener: another one may be added."""
-        self._stays_open = True
-        if self._tasks is not None:
-            self._tasks.start_soon(sleep_forever)
 
     def add(self, listener: Listener, policy: ListenerPolicy) -> StreamListener:
         """Accept on one more `listener` for streams. Once stopped, close it."""

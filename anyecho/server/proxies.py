@@ -101,7 +101,6 @@ class Proxies:
         self._admission = admission
         self._options = options
         self.seed = seed
-        listening.stay_open()
         by_address: dict[Address, list[StreamListener]] = {}
         for stream in listening.streams:
             by_address.setdefault(stream.listener.requested, []).append(stream)
