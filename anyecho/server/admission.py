@@ -16,7 +16,7 @@ from anyio import Event
 from anyio.abc import TaskGroup
 
 from anyecho.echo import echo
-from anyecho.errors import StartError, UsageError
+from anyecho.errors import StartError
 from anyecho.faults.plan import FaultPlan
 from anyecho.handlers import Handler
 from anyecho.net.names import peer_name
@@ -29,7 +29,7 @@ from anyecho.server.connection import Connection, Engine
 from anyecho.server.events import CappedEventConnection, EventConnection, EventsEngine
 from anyecho.server.handled import HandlerConnection
 from anyecho.server.limits import ConnectionLimit, SourceLimit, connection_limit
-from anyecho.server.options import ServeOptions
+from anyecho.server.options import ServeOptions, require_tasks
 from anyecho.server.peer_log import log_rejected
 from anyecho.server.phases import CLOSED, HANDSHAKE, HEADER, OPEN, Phase
 from anyecho.server.reaper import PhaseTimeout
@@ -156,10 +156,7 @@ class Admission:
 
     def record(self) -> Recorder:
         """Keep a record of each connection from now on. Connections then need a task."""
-        if self.options.engine == "events":
-            text = "a record needs a task for each connection: engine must be auto or tasks"
-            raise UsageError(text, options=("engine",))
-
+        require_tasks(self.options, "a record needs")
         self._engine.recorder = self._engine.recorder or Recorder()
         return self._engine.recorder
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("ServeOptions",)
+__all__ = ("ServeOptions", "require_tasks")
 
 from dataclasses import dataclass
 from typing import Literal
@@ -122,7 +122,13 @@ class ServeOptions:
             raise UsageError(f"backlog must be 0 or more, not {self.backlog}", options=("backlog",))
         require_min(0, self, ("graceful_timeout", "linger", "proxy_timeout"))
         require_positive(self, _MORE_THAN_0)
-        if self.engine == "events" and self.rate_limit is not None:
-            text = "rate_limit needs a task for each connection: engine must be auto or tasks"
-            raise UsageError(text, options=("rate_limit", "engine"))
+        if self.rate_limit is not None:
+            require_tasks(self, "rate_limit needs", "rate_limit")
         TrustedNetworks.parse(self.proxy_trusted)
+
+
+def require_tasks(options: ServeOptions, what: str, *names: str) -> None:
+    """Raise `UsageError` about the options `names` if the engine has no tasks. `what` begins it: "faults need"."""
+    if options.engine == "events":
+        text = f"{what} a task for each connection: engine must be auto or tasks"
+        raise UsageError(text, options=(*names, "engine"))

@@ -21,7 +21,7 @@ from anyecho.server.admission import Admission, ListenerPolicy
 from anyecho.server.forwarding import forward
 from anyecho.server.listening import Listening, StreamListener
 from anyecho.server.opening import check_upstream
-from anyecho.server.options import ServeOptions
+from anyecho.server.options import ServeOptions, require_tasks
 from anyecho.server.reasons import CloseReason
 from anyecho.server.toxics import Toxic
 from anyecho.server.unused import expected_header
@@ -90,9 +90,7 @@ class Proxies:
     """
 
     def __init__(self, listening: Listening, admission: Admission, options: ServeOptions, seed: int) -> None:
-        if options.engine == "events":
-            text = "control needs a task for each connection: engine must be auto or tasks"
-            raise UsageError(text, options=("control", "engine"))
+        require_tasks(options, "control needs", "control")
         if not listening.streams:
             raise UsageError("control has no effect: every address is for UDP", options=("control",))
 

@@ -15,7 +15,7 @@ from anyecho.errors import UsageError, quoted
 from anyecho.handlers import is_async
 from anyecho.net.proxy.header import Versions
 from anyecho.net.tls.contexts import TLSServerOptions
-from anyecho.server.options import ServeOptions
+from anyecho.server.options import ServeOptions, require_tasks
 from anyecho.validation import given_options, report_unused
 
 logger = logging.getLogger("anyecho.server")
@@ -50,9 +50,8 @@ def check_all(options: ServeOptions, handler: object, addresses: Sequence[Bound]
 
 def check_faults(options: ServeOptions, addresses: Sequence[Bound]) -> None:
     """Raise `UsageError` for a fault that acts on no connection."""
-    if options.engine == "events" and any({"stream", "tls"} & {*fault.carriers} for fault in options.faults):
-        text = "faults need a task for each connection: engine must be auto or tasks"
-        raise UsageError(text, options=("faults", "engine"))
+    if any({"stream", "tls"} & {*fault.carriers} for fault in options.faults):
+        require_tasks(options, "faults need", "faults")
     served = [
         {"datagram"} if isinstance(bound, UDPAddress) else {"stream", "tls"} if requested.tls else {"stream"}
         for requested, bound in addresses
@@ -69,9 +68,7 @@ def check_handler(handler: object, options: ServeOptions, addresses: Sequence[Bo
         raise UsageError(f"handler must be an async function of a stream, not {quoted(handler)}")
     if handler is echo:
         return
-    if options.engine == "events":
-        text = "handler needs a task for each connection: engine must be auto or tasks"
-        raise UsageError(text, options=("handler", "engine"))
+    require_tasks(options, "handler needs", "handler")
     for requested, bound in addresses:
         if isinstance(bound, UDPAddress):
             text = f"handler is for streams of bytes: datagrams, as on {requested}, are only echoed"
