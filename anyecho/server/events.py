@@ -86,8 +86,7 @@ class EventConnection(Connection):
     def abort(self) -> None:
         if self.phase in (HANDSHAKE, OPEN):
             self.reason = CloseReason.CANCELLED
-            received, sent = self.totals
-            self._close_now(CloseReason.EOF if received == sent and self.peek_eof()[0] else self.reason)
+            self._close_now(CloseReason.EOF if not self.has_pending() and self.peek_eof()[0] else self.reason)
         else:
             super().abort()
 
