@@ -99,8 +99,7 @@ class Admission:
             advance=self._advance,
             tls_failures=self.stats.tls_failures,
         )
-        self._events = self._engine if isinstance(self._engine, EventsEngine) else None
-        if options.engine == "events" and self._events is None:
+        if options.engine == "events" and not isinstance(poller, Poller):
             raise StartError("the events engine needs epoll, which this system does not have")
         self._empty = Event()
         #: Measures the durations of connections; None: nothing is measured.
@@ -181,17 +180,17 @@ class Admission:
                 if fault.flaw is not None:
                     context = policy.certificates.flawed(fault.flaw)
             records = Records(context, server_side=True)
-        handler = policy.handler or self._handler
+        engine, handler = self._engine, policy.handler or self._handler
         if drawn or redraw is not None or handler is not echo:
-            return HandlerConnection(sock, self._engine, records, handler, drawn, redraw)
-        if self._events is None or self._needs_task():
-            return TaskConnection(sock, self._engine, records)
+            return HandlerConnection(sock, engine, records, handler, drawn, redraw)
+        if not isinstance(engine, EventsEngine) or self._needs_task():
+            return TaskConnection(sock, engine, records)
 
         capped = self.options.max_bytes is not None
         if records is None:
-            return (CappedEventConnection if capped else EventConnection)(sock, self._events)
+            return (CappedEventConnection if capped else EventConnection)(sock, engine)
 
-        return (CappedTLSEventConnection if capped else TLSEventConnection)(sock, self._events, records)
+        return (CappedTLSEventConnection if capped else TLSEventConnection)(sock, engine, records)
 
     def _needs_task(self) -> bool:
         """Whether a wrapped stream is needed, for a rate limit, a record or a debug log."""
