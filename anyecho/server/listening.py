@@ -36,7 +36,10 @@ _ACCEPT_BATCH, _SHARED_ACCEPT_BATCH = 64, 2
 
 
 class Listening:
-    """Accepts on `listeners` and passes each connection to `admission`; echoes datagrams. Closes the listeners."""
+    """Accepts on `listeners` and passes each connection to `admission`; echoes datagrams. Closes the listeners.
+
+    Each requested address is logged once.
+    """
 
     def __init__(
         self,
@@ -49,7 +52,6 @@ class Listening:
     ) -> None:
         #: Set once all listeners are closed and no task waits for one.
         self.closed = Event()
-        self._opened = listeners
         self._admission = admission
         self._poller = poller
         self._options = options = admission.options
@@ -70,6 +72,8 @@ class Listening:
         self._scope = CancelScope()
         #: Whether `stop` was called: the server accepts no more.
         self.stopped = False
+        for requested, listener in {listener.requested: listener for listener in listeners}.items():
+            logger.info("starting up on %s", _describe(requested, listener.address))
 
     async def run(self) -> None:
         """Accept until stopped or cancelled. Raises `OSError` if a listener can accept no more."""
@@ -87,11 +91,6 @@ class Listening:
             for listener in self._datagrams:
                 listener.close()
             self.closed.set()
-
-    def announce(self) -> None:
-        """Log each requested address once."""
-        for requested, listener in {listener.requested: listener for listener in self._opened}.items():
-            logger.info("starting up on %s", _describe(requested, listener.address))
 
     def accept_backlog(self) -> None:
         """Accept all connections in the accept backlogs, if limits allow it; echo datagrams that have arrived."""

@@ -153,7 +153,6 @@ class Server:
         self._thread = get_ident()
         #: Whether the block has been left. Then the methods do nothing, in any thread.
         self._exited = False
-        self._listening.announce()
         tasks.start_soon(self._listening.run)
         for sweep in (Reaper(self._connections, options), *self._admission.timeouts.values()):
             tasks.start_soon(sweep.run)
