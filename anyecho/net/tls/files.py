@@ -10,8 +10,8 @@ __all__ = ("certificate_errors", "load_chain")
 
 import os
 import ssl
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from anyecho.errors import CertificateError
@@ -39,10 +39,12 @@ def load_chain(
 
     Raises `CertificateError`, which names the option to set: `key_option`, or `password_option` if there is one.
     """
-    with certificate_errors(password_file):
-        password = None if password_file is None else _first_line(password_file)
+    password: Callable[[], str] | bytes = _no_password
+    if password_file is not None:
+        with certificate_errors(password_file), open(password_file, "rb") as file:
+            password = file.readline().rstrip(b"\r\n")
     try:
-        context.load_cert_chain(cert, key, password=_no_password if password is None else password)
+        context.load_cert_chain(cert, key, password=password)
     except _PasswordMissing:
         secret = os.fspath(key or cert)
         if password_option is None:
@@ -66,11 +68,6 @@ def _cannot_use(path: FilePath, why: str) -> CertificateError:
     return CertificateError(f"cannot use {os.fspath(path)}: {why}")
 
 
-def _first_line(path: FilePath) -> bytes:
-    with open(path, "rb") as file:
-        return file.readline().rstrip(b"\r\n")
-
-
 def _no_password() -> str:
     # Without a callback, OpenSSL prompts on the terminal, which blocks the event loop.
     raise _PasswordMissing
@@ -80,8 +77,8 @@ def _diagnose(
     exc: Exception, cert: FilePath, key: FilePath | None, password_file: FilePath | None, key_option: str
 ) -> CertificateError:
     for path in (cert, key or cert):
-        if (reason := _unreadable(path)) is not None:
-            return _cannot_use(path, reason)
+        with certificate_errors(path), open(path, "rb", opener=_open_nonblocking):
+            pass
 
     if key is None and Path(cert).is_fifo():
         text = f"{key_option} is missing: {os.fspath(cert)} is a pipe, which is read once, for the certificate"
@@ -93,7 +90,9 @@ def _diagnose(
     if not isinstance(exc, ssl.SSLError) or not all(map(os.path.isfile, (cert, secret))):
         names = " or ".join(dict.fromkeys([os.fspath(cert), secret]))
         return _cannot_use(names, explain(exc))
-    if not _holds_certificate(cert):
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cert)
+    except (OSError, ValueError):
         return _cannot_use(cert, "it holds no certificate in PEM format")
 
     return _diagnose_key(exc, secret, key is None, password_file, key_option)
@@ -102,9 +101,8 @@ def _diagnose(
 def _diagnose_key(
     exc: ssl.SSLError, path: str, in_certfile: bool, password_file: FilePath | None, key_option: str
 ) -> CertificateError:
-    text = b""
-    with suppress(OSError), open(path, "rb") as file:
-        text = file.read()
+    with certificate_errors(path):
+        text = Path(path).read_bytes()
     if b"PRIVATE KEY-----" not in text:
         if in_certfile:
             message = f"{key_option} is missing: {path} holds no private key in PEM format"
@@ -118,22 +116,6 @@ def _diagnose_key(
     return _cannot_use(path, explain(exc))
 
 
-def _unreadable(path: FilePath) -> str | None:
-    """Why `path` cannot be opened for reading; None if it can be."""
-    if os.path.isdir(path):
-        return "Is a directory"
-    try:
-        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
-    except (OSError, ValueError) as exc:
-        return explain(exc)
-
-    return None
-
-
-def _holds_certificate(path: FilePath) -> bool:
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
-    except (OSError, ValueError):
-        return False
-
-    return True
+def _open_nonblocking(path: str, flags: int) -> int:
+    # A pipe that nothing writes to would block.
+    return os.open(path, flags | os.O_NONBLOCK)
