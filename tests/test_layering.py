@@ -95,7 +95,6 @@ FOLDERS = {
         "transfer",
         "files",
         "generated",
-        "published",
         "contexts",
         "stream",
         "connect",

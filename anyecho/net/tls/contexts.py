@@ -22,8 +22,7 @@ from anyecho.net.names import host_name, is_host_name
 from anyecho.net.tls.attributes import keep_sni
 from anyecho.net.tls.errors import explain
 from anyecho.net.tls.files import certificate_errors, load_chain
-from anyecho.net.tls.generated import Flaw, GeneratedAuthority
-from anyecho.net.tls.published import PublishedFile
+from anyecho.net.tls.generated import Flaw, GeneratedAuthority, PublishedFile
 from anyecho.options import FilePath, option, option_group
 from anyecho.validation import check_types, given_options
 
@@ -111,16 +110,14 @@ class TLSClientOptions:
     )
 
     def __post_init__(self) -> None:
-        _check(self, ("cacert", "cert", "key"), besides=("sni",))
+        _check(self, ("cacert", "cert", "key"))
         if self.key and not self.cert:
             raise UsageError("key needs cert", options=("key", "cert"))
         if self.sni is not None and not is_host_name(self.sni):
             raise UsageError(f"sni is not a host name: {self.sni!r}", options=("sni",))
 
 
-def _check(
-    options: TLSServerOptions | TLSClientOptions, paths: Collection[str], *, besides: Collection[str] = ()
-) -> None:
+def _check(options: TLSServerOptions | TLSClientOptions, paths: Collection[str]) -> None:
     """Raise `UsageError` for a wrong type, an empty path, or an unsuitable context."""
     check_types(options)
     for name in paths:
@@ -129,7 +126,7 @@ def _check(
     if options.context is None:
         return
 
-    others = [name for name in given_options(options) if name not in ("context", *besides)]
+    others = [name for name in given_options(options) if name not in ("context", "sni")]
     if others:
         raise UsageError(f"context and {others[0]} exclude each other", options=("context", others[0]))
     side = "SERVER" if isinstance(options, TLSServerOptions) else "CLIENT"
@@ -267,7 +264,7 @@ class Certificates:
         try:
             authority.configure(context, names)
             if not authority.is_published:
-                self._published = PublishedFile(authority.pem, prefix="anyecho-ca-", suffix=".pem")
+                self._published = PublishedFile(authority.pem)
         except (OSError, ValueError) as exc:
             raise CertificateError(f"cannot generate a certificate for {', '.join(sorted(names))}: {exc}") from exc
 

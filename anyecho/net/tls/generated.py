@@ -1,13 +1,15 @@
-"""A CA made for one run, and the certificates that it signs: good ones, and ones with a flaw.
+"""A CA made for one run, its file for clients, and the certificates that it signs: good ones, and ones with a flaw.
 
 It needs trustme, an optional extra.
 """
 
 from __future__ import annotations
 
-__all__ = ("Flaw", "GeneratedAuthority")
+__all__ = ("Flaw", "GeneratedAuthority", "PublishedFile")
 
+import os
 import ssl
+import tempfile
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +23,8 @@ Flaw: TypeAlias = Literal["expired", "self_signed", "wrong_name"]
 _LONG_AGO = (datetime(2001, 1, 1, tzinfo=UTC), datetime(2002, 1, 1, tzinfo=UTC))
 #: A name that no host has (RFC 6761).
 _WRONG_NAME = "wrong-name.invalid"
+#: Descriptors of a process as files, for processes of the same user.
+_DESCRIPTORS = Path("/proc/self/fd")
 
 
 class GeneratedAuthority:
@@ -85,3 +89,35 @@ class GeneratedAuthority:
         else:
             wanted = [_WRONG_NAME] if flaw == "wrong_name" else sorted(names)
             ca.issue_cert(*wanted).configure_cert(context)
+
+
+class PublishedFile:
+    """A file with the certificate `pem` at `path`, for clients, until `close` or the end of the process.
+
+    It is in memory where the system has such files. Raises `OSError`.
+    """
+
+    def __init__(self, pem: bytes) -> None:
+        self._owner = os.getpid()
+        self._is_temporary = not (hasattr(os, "memfd_create") and _DESCRIPTORS.is_dir())
+        if self._is_temporary:
+            self._descriptor, name = tempfile.mkstemp(prefix="anyecho-ca-", suffix=".pem")
+        else:
+            self._descriptor = os.memfd_create("anyecho-ca-.pem")
+            name = f"/proc/{self._owner}/fd/{self._descriptor}"
+        self.path = Path(name)
+        try:
+            with open(self._descriptor, "wb", closefd=False) as file:
+                file.write(pem)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Remove the file, unless this is a forked child of the process that made it. Idempotent."""
+        if os.getpid() != self._owner or self._descriptor < 0:
+            return
+        if self._is_temporary:
+            self.path.unlink(missing_ok=True)
+        os.close(self._descriptor)
+        self._descriptor = -1

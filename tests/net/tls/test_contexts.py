@@ -18,8 +18,7 @@ import pytest
 from anyecho.address import TCPAddress
 from anyecho.errors import CertificateError, UsageError
 from anyecho.net.tls.contexts import Certificates, TLSClientOptions, TLSServerOptions, client_context
-from anyecho.net.tls.generated import GeneratedAuthority
-from anyecho.net.tls.published import PublishedFile
+from anyecho.net.tls.generated import GeneratedAuthority, PublishedFile
 from tests.support.certificates import Files, files_in
 
 HERE = [TCPAddress(host="127.0.0.1", port=0, tls=True)]
@@ -116,7 +115,7 @@ def test_a_device_in_place_of_a_certificate_is_an_error_that_names_both_files(fi
 def test_a_published_file_can_be_read_until_it_is_closed(in_memory: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not in_memory:
         monkeypatch.delattr(os, "memfd_create", raising=False)
-    published = PublishedFile(b"data", prefix="anyecho-", suffix=".pem")
+    published = PublishedFile(b"data")
     assert published.path.read_bytes() == b"data"
     for _ in range(2):
         published.close()
