@@ -83,15 +83,18 @@ class LogQueue(QueueHandler):
 
     def finish(self, timeout: float) -> None:
         """Write the queue, then the number of dropped lines. Gives up after `timeout` seconds."""
-        if self._thread is None:
-            self._end_lines(timeout)
+        if self._thread is not None:
+            self._finishing = True
+            with suppress(queue.Full):
+                self._lines.put_nowait(None)
+            self._thread.join(timeout)
             return
 
         deadline = monotonic() + timeout
-        self._finishing = True
-        with suppress(queue.Full):
-            self._lines.put(None, timeout=timeout)
-        self._thread.join(max(deadline - monotonic(), 0.0))
+        line = self._rest or self._next_line()
+        while line:
+            self._write(line, timeout=max(deadline - monotonic(), 0.0))
+            line = self._next_line()
 
     def _start_thread(self) -> bool:
         if monotonic() < self._retry_at:
@@ -115,7 +118,7 @@ class LogQueue(QueueHandler):
             self._lines.put_nowait(_warning("anyecho.server", text))
 
     def _write_lines(self) -> None:
-        """In the thread: write lines until `finish` is called. It puts None, unless the queue is full."""
+        """In the thread: write lines until `finish` is called. It puts None, which ends a wait."""
         self._write(self._rest)
         while not (self._finishing and self._lines.empty()):
             self._write(self._line(self._lines.get()))
@@ -140,13 +143,6 @@ class LogQueue(QueueHandler):
             return self._line(self._lines.get_nowait())
 
         return self._notice()
-
-    def _end_lines(self, timeout: float) -> None:
-        deadline = monotonic() + timeout
-        line = self._rest or self._next_line()
-        while line:
-            self._write(line, timeout=max(deadline - monotonic(), 0.0))
-            line = self._next_line()
 
     def _line(self, record: logging.LogRecord | None) -> bytes:
         return b"" if record is None else (self._form.format(record) + "\n").encode(errors="backslashreplace")
