@@ -210,7 +210,6 @@ FOLDERS = {
     ),
     "cli": (
         "default_action",
-        "console",
         "streams",
         "signals",
         "log_formats",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 __all__ = ("app", "main")
 
+import os
 import platform
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from cyclopts import App, CycloptsError, Parameter
@@ -25,6 +27,11 @@ if TYPE_CHECKING:
 _FAILED = 1
 _USAGE = 2
 _COULD_NOT_START = 3
+#: The width of a help page. Below 40 columns the table of options has a few letters a line; a narrower terminal
+#: wraps the lines instead.
+_MIN_WIDTH = 40
+_MAX_WIDTH = 1000
+_DEFAULT_WIDTH, _DEFAULT_HEIGHT = 80, 25
 
 
 def _version() -> str:
@@ -82,12 +89,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _console(arguments: Sequence[str]) -> Console | None:
+    """Return a console for help pages, as wide as COLUMNS or the terminal, within bounds; None for a verb."""
     if arguments and arguments[0] in app and not {*app.help_flags, *app.version_flags} & set(arguments):
         return None  # a verb prints nothing on it
 
     # Late, because the import of rich takes 25 ms, a tenth of the start of a verb.
-    from anyecho.cli.console import help_console
+    from rich.console import Console
 
     if not arguments or (arguments[0].startswith("-") and not {*app.help_flags}.isdisjoint(arguments)):
         app.resolved_commands()  # cyclopts knows the summary of a verb only once it is imported
-    return help_console()
+    # Without bounds, cyclopts (5.5: `_wrap_labels`) loops for ever at a width of 0, 1 or 2, and rich raises
+    # `MemoryError` at a very large one. Without a height, rich fails on some values of LINES that are not numbers.
+    return Console(width=min(max(_columns(), _MIN_WIDTH), _MAX_WIDTH), height=_DEFAULT_HEIGHT)
+
+
+def _columns() -> int:
+    """Return COLUMNS, if it is a number above 0, else the width of the terminal."""
+    with suppress(KeyError, ValueError):
+        if (columns := int(os.environ["COLUMNS"])) > 0:
+            return columns
+    for descriptor in (0, 1, 2):
+        with suppress(OSError):
+            if columns := os.get_terminal_size(descriptor).columns:
+                return columns
+
+    return _DEFAULT_WIDTH
