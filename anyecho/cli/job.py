@@ -48,7 +48,6 @@ class ServiceOptions:
         "Forward each connection to this server, like a TCP proxy, in place of the echo.",
         group="Faults",
         metavar="ADDRESS",
-        show_default=False,
     )
     fault: tuple[str, ...] = option(
         (),
@@ -60,21 +59,18 @@ class ServiceOptions:
         "Repeat the faults of the run that logged this seed.",
         group="Faults",
         converter=whole_number,
-        show_default=False,
     )
     admin: str | None = option(
         None,
         "Answer /metrics, /healthz, /readyz, /stats and /peers over HTTP; a port alone is on localhost.",
         group="Operation",
         metavar="HOST:PORT",
-        show_default=False,
     )
     control: str | None = option(
         None,
         "Let clients of toxiproxy change faults and proxies over HTTP; a port alone is on localhost.",
         group="Faults",
         metavar="HOST:PORT",
-        show_default=False,
     )
 
     def __post_init__(self) -> None:
