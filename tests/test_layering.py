@@ -101,7 +101,7 @@ FOLDERS = {
     ),
     "net.proxy": ("header", "reader", "trust"),
     "net.udp": ("counts", "pktinfo", "recvfrom", "mmsg", "altered", "echo", "stream"),
-    "systemd": ("activation", "notify", "manager"),
+    "systemd": ("activation", "notify"),
     "faults": (
         "fault",
         "spoiled",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("Fallback",)
+__all__ = ("Fallback", "wait_readable")
 
 import socket
 from collections.abc import Awaitable, Callable

@@ -17,7 +17,7 @@ from anyecho.net.lifeline import open_lifeline
 from anyecho.net.shared_counts import SharedCounts
 from anyecho.net.threads import NoThreadError
 from anyecho.server.worker import CHECKS, Launch, Worker
-from anyecho.systemd.manager import StateReceiver
+from anyecho.systemd.notify import StateReceiver
 
 #: Variables of the supervisor that a worker does not get: its options, its sockets, its service manager.
 _OWN_VARIABLES = ("ANYECHO_", "LISTEN_", "NOTIFY_SOCKET", "WATCHDOG_")

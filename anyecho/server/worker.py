@@ -23,7 +23,7 @@ from anyecho.net.shared_counts import Row
 from anyecho.server.answers import Answers
 from anyecho.server.stats import Peer
 from anyecho.server.totals import Totals
-from anyecho.systemd.manager import StateReceiver
+from anyecho.systemd.notify import StateReceiver
 from anyecho.throttle import ThrottledLog
 
 logger = logging.getLogger("anyecho.server")

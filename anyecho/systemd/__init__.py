@@ -1,1 +1,1 @@
-"""Socket activation and sd_notify(3). Only the command line uses them."""
+"""Socket activation and sd_notify(3), for the command line and for the supervisor."""

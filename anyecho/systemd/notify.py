@@ -1,28 +1,36 @@
-"""Notify the service manager that the server is ready, reloads, stops or is alive (sd_notify(3)).
+"""Both sides of sd_notify(3): tell the service manager that a server is ready, reloads, stops or is alive; be told.
 
 Each state is one datagram to NOTIFY_SOCKET, sent in the thread of the event loop: a stuck loop sends no watchdog
 ping. Of the packages that do this, one is unmaintained and one needs a C compiler; both block when the manager does
-not read.
+not read. A supervisor receives the states of its child processes as the service manager does.
 """
 
 from __future__ import annotations
 
-__all__ = ("Notifier", "open_notifier")
+__all__ = ("Notifier", "StateReceiver", "open_notifier")
 
 import logging
 import os
 import re
 import socket
+import struct
+import sys
 from collections.abc import MutableMapping
-from contextlib import closing
+from contextlib import ExitStack, closing
+from tempfile import TemporaryDirectory
 from time import monotonic_ns
 
 from anyio import sleep
 
+from anyecho.net.fallback import wait_readable
+
 logger = logging.getLogger("anyecho.server")
 
-#: systemd ignores a message of more than 4096 bytes (NOTIFY_BUFFER_MAX).
+#: Maximum bytes of a message (NOTIFY_BUFFER_MAX): systemd ignores longer ones.
+_MAX = 4096
+#: Characters of a status, of at most 4 bytes each.
 _STATUS_MAX = 1000
+_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid (unix(7))
 
 
 class Notifier:
@@ -82,6 +90,61 @@ class Notifier:
         if not self._warned:
             self._warned = True
             logger.warning("cannot notify %r: %s", os.fsdecode(self._address), exc.strerror or exc)
+
+
+class StateReceiver:
+    """A datagram socket for the states of one process.
+
+    On Linux its name is abstract, and states of another process than `pid` are ignored; elsewhere it is in a
+    directory of its own, which only this user can open. Raises `OSError`.
+    """
+
+    def __init__(self) -> None:
+        #: The process to receive from, once it has started.
+        self.pid: int | None = None
+        with ExitStack() as opened:
+            self._sock = opened.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+            self._sock.setblocking(False)
+            if sys.platform == "linux":
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+                self._sock.bind("")  # autobind (unix(7))
+            else:
+                directory = TemporaryDirectory(prefix="anyecho-", ignore_cleanup_errors=True)
+                self._sock.bind(f"{opened.enter_context(directory)}/notify")
+            self._opened = opened.pop_all()
+
+    @property
+    def address(self) -> str:
+        """The value of NOTIFY_SOCKET."""
+        name: str | bytes = self._sock.getsockname()
+        return os.fsdecode(b"@" + name[1:] if isinstance(name, bytes) else name)
+
+    async def receive(self) -> dict[str, str]:
+        """Wait for a datagram; return its assignments, like ``{"READY": "1"}``. A cancellation loses nothing."""
+        while True:
+            try:
+                datagram, ancillary, *_ = self._sock.recvmsg(_MAX, socket.CMSG_SPACE(_CREDENTIALS.size))
+            except BlockingIOError:
+                await wait_readable(self._sock)
+                continue
+            if self._is_from_child(ancillary):
+                lines = datagram.decode(errors="replace").splitlines()
+                return {name: value for name, equals, value in (line.partition("=") for line in lines) if equals}
+
+    def close(self) -> None:
+        """Close the socket. No task may be in `receive`."""
+        self._opened.close()
+
+    def _is_from_child(self, ancillary: list[tuple[int, int, bytes]]) -> bool:
+        if sys.platform != "linux":
+            return True
+
+        senders = [
+            _CREDENTIALS.unpack(data)[0]
+            for level, kind, data in ancillary
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS) and len(data) == _CREDENTIALS.size
+        ]
+        return senders == [self.pid]
 
 
 def open_notifier(environ: MutableMapping[str, str]) -> closing[Notifier]:

@@ -16,8 +16,7 @@ import pytest
 from anyio import create_task_group, fail_after
 from anyio.lowlevel import checkpoint
 
-from anyecho.systemd.manager import StateReceiver
-from anyecho.systemd.notify import Notifier, open_notifier
+from anyecho.systemd.notify import Notifier, StateReceiver, open_notifier
 from tests.support.peers import SOON, until
 
 
