@@ -233,7 +233,7 @@ class Connection(LoggedPeer):
 
         A close by the server counts as `eof` if EOF from the peer has arrived and no echo is pending at the end.
         """
-        if isinstance(stream, TLSStream) and stream.records.failed:
+        if isinstance(stream, TLSStream) and stream.records.failure is not None:
             # Only the alert is left to send.
             stream = stream.without_tls()
         eof, quiet = self.peek_eof()

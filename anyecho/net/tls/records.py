@@ -43,12 +43,12 @@ class Records(Outgoing):
 
     __slots__ = (
         "_decrypted",
-        "_failure",
         "_incoming",
         "_missing_bytes",
         "_needs_input",
         "_unparsed",
         "established",
+        "failure",
         "half_closed",
         "resumed",
         "tls",
@@ -58,15 +58,14 @@ class Records(Outgoing):
     def __init__(self, context: ssl.SSLContext, *, server_side: bool, server_hostname: str | None = None) -> None:
         super().__init__()
         self._incoming = ssl.MemoryBIO()
-        self.tls = context.wrap_bio(
-            self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
-        )
+        self.tls = context.wrap_bio(self._incoming, self._outgoing, server_side, server_hostname)
         #: Input not yet passed to OpenSSL, and the bytes still to come of the last record that was passed.
         self._unparsed = b""
         self._missing_bytes = 0
         #: Plaintext read while sending close_notify, for `receive`.
         self._decrypted = b""
-        self._failure: TLSError | None = None
+        #: A copy of the error that ended the session.
+        self.failure: TLSError | None = None
         #: Whether OpenSSL has no whole record left. Its exception that says so costs as much as a record.
         self._needs_input = True
         #: Whether the handshake is over.
@@ -79,10 +78,6 @@ class Records(Outgoing):
         self.resumed = False
 
     @property
-    def failed(self) -> bool:
-        return self._failure is not None
-
-    @property
     def wants_more(self) -> bool:
         """Whether `receive` can return nothing before `feed` gets more input."""
         return self._needs_input and not self._decrypted and len(self._unparsed) < _HEADER_SIZE
@@ -91,18 +86,14 @@ class Records(Outgoing):
         """Accept `data` from the network. Records over `_RECORDS_PER_FEED` are kept for `process_more`."""
         size = len(data)
         self._needs_input = False
-        # Most input is exactly one record. The search for record boundaries below costs a tenth of an echo.
-        if (
-            not (self._unparsed or self._missing_bytes)
-            and size > _HEADER_SIZE
-            and data[3] << 8 | data[4] == size - _HEADER_SIZE
-        ):
-            self._incoming.write(data)
-            return
-
         if self._unparsed:
             data = self._unparsed + data
             size = len(data)
+        elif not self._missing_bytes and size > _HEADER_SIZE and data[3] << 8 | data[4] == size - _HEADER_SIZE:
+            # Most input is exactly one record. The search for record boundaries below costs a tenth of an echo.
+            self._incoming.write(data)
+            return
+
         end = self._missing_bytes
         for _ in range(_RECORDS_PER_FEED):
             if end + _HEADER_SIZE > size:
@@ -142,12 +133,14 @@ class Records(Outgoing):
         if self._decrypted:
             data, self._decrypted = self._decrypted[:max_bytes], self._decrypted[max_bytes:]
             return data
-        if self._needs_input and self._failure is None:
+        if self._needs_input and self.failure is None:
             return None
 
         first = self._read(min(max_bytes, RECORD_SIZE))
         if self.write_blocked:
-            self._resume_after(first)
+            # An error would lose the data of `first`. The next call raises it.
+            with suppress(TLSError) if first else nullcontext():
+                self.resume()
         if not first or self._needs_input or len(first) == max_bytes:
             return first
 
@@ -222,14 +215,6 @@ class Records(Outgoing):
         self.write_blocked = self.half_closed and not self._send_close_notify()
         self.resumed = True
 
-    def _resume_after(self, data: bytes | None) -> None:
-        """`resume`, by a caller that is about to return `data`.
-
-        An error of it waits for the caller's next call if there is data, which would be lost otherwise.
-        """
-        with suppress(TLSError) if data else nullcontext():
-            self.resume()
-
     def _send_close_notify(self) -> bool:
         """Return false if OpenSSL cannot encrypt it yet."""
         # Read all records first: unwrap() looks for the peer's close_notify at once, and takes any other record for
@@ -258,8 +243,8 @@ class Records(Outgoing):
         self._raise_failure()
 
     def _raise_failure(self) -> None:
-        if self._failure is not None:
-            raise type(self._failure)(*self._failure.args)
+        if self.failure is not None:
+            raise type(self.failure)(*self.failure.args)
 
     def _read(self, size: int) -> bytes | None:
         self._raise_failure()
@@ -295,4 +280,4 @@ class Records(Outgoing):
 
     def _set_failure(self, exc: TLSError) -> None:
         # A copy, because the traceback of the original refers to this session: a cycle.
-        self._failure = self._failure or type(exc)(*exc.args)
+        self.failure = self.failure or type(exc)(*exc.args)
