@@ -123,26 +123,26 @@ class DatagramExchange:
             if isinstance(exc.__cause__, OSError) and exc.__cause__.errno == errno.EMSGSIZE:
                 what = f"a message of {len(item)} bytes is too large for a datagram"
                 raise UsageError(f"{what}, which holds at most {DATAGRAM_MAX} bytes") from exc
-            if not await self._reconnect(exc):
-                raise self._translate(exc) from exc
+            await self._reconnect(exc)
         finally:
             self._is_sending = False
 
         self.matcher.set_expiry(number, current_time() + self._timeout)
         self._rearm()
 
-    async def _reconnect(self, exc: BrokenResourceError) -> bool:
+    async def _reconnect(self, exc: BrokenResourceError) -> None:
         """Resend outstanding datagrams to the next address of the server, if the current one is unreachable.
 
-        Return false if there is none. The datagram of a pending send is left out: that send goes on with the new
-        socket.
+        Raises the error of the exchange if there is none. The datagram of a pending send is left out: that send
+        goes on with the new socket.
         """
-        if not isinstance(exc.__cause__, OSError) or exc.__cause__.errno not in _UNREACHABLE:
-            return False
+        if isinstance(exc.__cause__, OSError) and exc.__cause__.errno in _UNREACHABLE:
+            self._failures.append(exc.__cause__)
+            outstanding = self.matcher.datagrams
+            if await self._stream.reconnect(outstanding[:-1] if self._is_sending else outstanding):
+                return
 
-        self._failures.append(exc.__cause__)
-        outstanding = self.matcher.datagrams
-        return await self._stream.reconnect(outstanding[:-1] if self._is_sending else outstanding)
+        raise self._translate(exc) from exc
 
     def _is_window_full(self, more: int) -> bool:
         outstanding = len(self.matcher)
@@ -182,8 +182,7 @@ class DatagramExchange:
             try:
                 return self._stream.receive_nowait()
             except BrokenResourceError as exc:
-                if not await self._reconnect(exc):
-                    raise self._translate(exc) from exc
+                await self._reconnect(exc)
 
     def _rearm(self) -> None:
         """Wake the receiver at the next expiry, or now if nothing is outstanding and all is sent."""
