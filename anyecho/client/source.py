@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = ("Item", "Source", "check_source", "items_of", "to_bytes")
 
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from anyecho.errors import UsageError
@@ -39,11 +40,12 @@ def check_source(source: Any) -> None:
     """Raise `UsageError` if `source` is a single buffer, a str, or not an iterable."""
     if isinstance(source, str):
         raise UsageError("a source must be an iterable of bytes, not str: send [text.encode()]")
-    if _is_buffer(source):
-        name = type(source).__name__
-        raise UsageError(f"a source must be an iterable of bytes, not {name}: send [data], or exchange(data)")
+    wanted = f"a source must be an iterable of bytes, not {type(source).__name__}"
+    with suppress(TypeError):
+        memoryview(source).release()  # it is a buffer
+        raise UsageError(f"{wanted}: send [data], or exchange(data)")
     if not (isinstance(source, AsyncIterable | Iterable) or hasattr(source, "__getitem__")):
-        raise UsageError(f"a source must be an iterable of bytes, not {type(source).__name__}")
+        raise UsageError(wanted)
 
 
 async def items_of(source: Source) -> AsyncGenerator[bytes, None]:
@@ -54,12 +56,3 @@ async def items_of(source: Source) -> AsyncGenerator[bytes, None]:
     else:
         for item in source:
             yield to_bytes(item)
-
-
-def _is_buffer(value: Any) -> bool:
-    try:
-        memoryview(value).release()
-    except TypeError:
-        return False
-
-    return True
