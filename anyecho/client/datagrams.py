@@ -152,7 +152,13 @@ class DatagramExchange:
         while True:
             # Read before the socket: a datagram due after `now` must not expire before the socket is read again.
             now = current_time()
-            if (reply := await self._try_to_receive()) is not None:
+            try:
+                reply = self._stream.receive_nowait()
+            except BrokenResourceError as exc:
+                await self._reconnect(exc)
+                continue
+
+            if reply is not None:
                 log_chunk(logger, "received", reply)
                 if self.matcher.match(reply):
                     self._window_freed.set()
@@ -176,13 +182,6 @@ class DatagramExchange:
         self.leaves_usable = True
         if self.matcher.duplicates or self.matcher.reordered:
             logger.warning("%s", self.matcher)
-
-    async def _try_to_receive(self) -> bytes | None:
-        while True:
-            try:
-                return self._stream.receive_nowait()
-            except BrokenResourceError as exc:
-                await self._reconnect(exc)
 
     def _rearm(self) -> None:
         """Wake the receiver at the next expiry, or now if nothing is outstanding and all is sent."""
