@@ -78,7 +78,7 @@ def send(
 
     options = replace(options, family=4 if ipv4 else 6 if ipv6 else None)
     with log_to_stderr(log), environment.attached_to(logger), caught_signals(handled=1) as signals:
-        job = partial(_send, address, messages, given.file, given.repeat, options)
+        job = partial(_send, address, messages, given, options)
         return run(_interruptible, job, signals, backend=backend)
 
 
@@ -100,22 +100,20 @@ async def _interruptible(job: Callable[[], Awaitable[None]], signals: Signals) -
     return status
 
 
-async def _send(
-    address: str, messages: Sequence[str], file: FilePath | None, repeat: int, options: ConnectOptions
-) -> None:
+async def _send(address: str, messages: Sequence[str], given: InputOptions, options: ConnectOptions) -> None:
     async with AsyncExitStack() as opened:
         deadline = or_infinite(options.deadline)
         clock = await opened.enter_async_context(running_clock(deadline))
         encoded = [os.fsencode(message) for message in messages]
-        source: Source = (item for _ in range(repeat) for item in encoded)
+        source: Source = (item for _ in range(given.repeat) for item in encoded)
         if not messages:
-            descriptor = _STDIN if file is None else await _open(file, deadline)
-            if file is not None:
+            descriptor = _STDIN if given.file is None else await _open(given.file, deadline)
+            if given.file is not None:
                 opened.callback(os.close, descriptor)
             read = _read_datagrams if isinstance(parse_address(address), UDPAddress) else _read
-            if repeat > 1 and read is _read:
-                _check_repeatable(descriptor, file)
-            source = await opened.enter_async_context(aclosing(read(descriptor, repeat, file)))
+            if given.repeat > 1 and read is _read:
+                _check_repeatable(descriptor, given.file)
+            source = await opened.enter_async_context(aclosing(read(descriptor, given.repeat, given.file)))
 
         client = await opened.enter_async_context(await connect(address, options=options))
         clock.tick()
