@@ -18,7 +18,7 @@ from anyio.abc import TaskGroup
 from anyecho.address import Address, TCPAddress, UDPAddress
 from anyecho.errors import UsageError
 from anyecho.faults.fault import Fault
-from anyecho.faults.plan import DatagramPlan, FaultPlan, named
+from anyecho.faults.plan import DatagramPlan, FaultPlan, named, new_seed
 from anyecho.net.accept import Acceptor
 from anyecho.net.listen import Listener
 from anyecho.net.poller import Fallback, Poller
@@ -47,16 +47,16 @@ class Listening:
         admission: Admission,
         poller: Poller | Fallback,
         certificates: Certificates | None,
-        *,
-        seed: int,
     ) -> None:
+        #: The bound addresses, one for each listener.
+        self.addresses = tuple(listener.address for listener in listeners)
         #: Set once all listeners are closed and no task waits for one.
         self.closed = Event()
         self._admission = admission
         self._poller = poller
         self._options = options = admission.options
         self.certificates = certificates
-        self._seed = seed
+        self.seed = new_seed() if options.seed is None else options.seed
         self._faults: Mapping[str, Fault] = named(options.faults)
         if options.faults:
             self._warn(options.faults)
@@ -124,7 +124,7 @@ class Listening:
     def _warn(self, faults: Sequence[Fault]) -> None:
         names = ", ".join(fault.name for fault in faults)
         logger.warning(
-            "this server misbehaves on purpose: %s, seed %d", names, self._seed, extra={"options": ("faults",)}
+            "this server misbehaves on purpose: %s, seed %d", names, self.seed, extra={"options": ("faults",)}
         )
 
     def stop(self) -> None:
@@ -163,7 +163,7 @@ class Listening:
     def _policy(self, listener: Listener) -> ListenerPolicy:
         requested = listener.requested
         certificates = self.certificates if requested.tls else None
-        plan = FaultPlan(_acting(self._faults, requested), self._seed)
+        plan = FaultPlan(_acting(self._faults, requested), self.seed)
         return ListenerPolicy(expected_header(requested, self._options), certificates, plan, str(listener.address))
 
     def _open_reflectors(self) -> Iterator[Reflector]:
@@ -173,7 +173,7 @@ class Listening:
         guard = SourceGuard(self._options, {sock.getsockname()[1] for sock in sockets}, counts.dropped)
         tune = not self._options.socket.rcvbuf
         for sock in sockets:
-            plan = DatagramPlan(self._options.faults, self._seed)
+            plan = DatagramPlan(self._options.faults, self.seed)
             yield Reflector(sock, guard, counts, tune=tune, replies=plan.replies if plan else None)
 
 

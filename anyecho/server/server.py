@@ -8,7 +8,7 @@ from __future__ import annotations
 __all__ = ("DEFAULT_ADDRESS", "Server", "open_server", "serve")
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, suppress
 from threading import get_ident
 
@@ -20,10 +20,9 @@ from anyecho.clock import run_within
 from anyecho.echo import echo
 from anyecho.errors import UsageError, unwrap_single
 from anyecho.faults.fault import Fault
-from anyecho.faults.plan import named, new_seed
+from anyecho.faults.plan import named
 from anyecho.handlers import Handler
-from anyecho.net.listen import Listener
-from anyecho.net.poller import Fallback, Poller, open_poller
+from anyecho.net.poller import open_poller
 from anyecho.net.tls.contexts import Certificates
 from anyecho.server.admission import Admission
 from anyecho.server.listening import Listening
@@ -104,7 +103,8 @@ async def open_server(
     with ExitStack() as opened, unwrap_single() as unchanged:
         listeners, certificates = await open_sockets(addresses or (DEFAULT_ADDRESS,), options, handler, opened)
         async with open_poller() as poller, create_task_group() as tasks:
-            server = Server(listeners, options, poller, tasks, certificates, handler)
+            admission = Admission(options, poller, tasks, handler)
+            server = Server(admission, Listening(listeners, admission, poller, certificates), tasks)
             opened.callback(setattr, server, "_exited", True)
             try:
                 with unchanged:
@@ -131,30 +131,22 @@ class Server:
       address over TLS.
     """
 
-    def __init__(
-        self,
-        listeners: Sequence[Listener],
-        options: ServeOptions,
-        poller: Poller | Fallback,
-        tasks: TaskGroup,
-        certificates: Certificates | None,
-        handler: Handler,
-    ) -> None:
-        self.addresses: tuple[Address, ...] = tuple(listener.address for listener in listeners)
-        self.options = options
-        self.certificates = certificates
+    def __init__(self, admission: Admission, listening: Listening, tasks: TaskGroup) -> None:
+        self.addresses: tuple[Address, ...] = listening.addresses
+        self.options: ServeOptions = admission.options
+        self.certificates: Certificates | None = listening.certificates
+        self.stats: Stats = admission.stats
+        self.seed: int = listening.seed
+        self._admission = admission
+        self._connections = admission.connections
+        self._listening = listening
         self._tasks = tasks
-        self._admission = Admission(options, poller, tasks, handler)
-        self.stats: Stats = self._admission.stats
-        self._connections = self._admission.connections
         self._monitor: Monitor | None = None
-        self.seed: int = new_seed() if options.seed is None else options.seed
-        self._listening = Listening(listeners, self._admission, poller, certificates, seed=self.seed)
         self._thread = get_ident()
         #: Whether the block has been left. Then the methods do nothing, in any thread.
         self._exited = False
-        tasks.start_soon(self._listening.run)
-        for sweep in (Reaper(self._connections, options), *self._admission.timeouts.values()):
+        tasks.start_soon(listening.run)
+        for sweep in (Reaper(self._connections, self.options), *admission.timeouts.values()):
             tasks.start_soon(sweep.run)
 
     @property
