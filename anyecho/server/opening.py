@@ -13,7 +13,7 @@ from anyecho.net.listen import Listener, open_listeners
 from anyecho.net.own_address import check_not_own
 from anyecho.net.tls.contexts import Certificates
 from anyecho.server.options import ServeOptions
-from anyecho.server.unused import check_all
+from anyecho.server.unused import check_options
 
 
 async def open_sockets(
@@ -27,7 +27,7 @@ async def open_sockets(
     # A passed socket may be for streams or for datagrams: its options are checked once it is open.
     inherits = any(isinstance(address, FDAddress) for address in wanted)
     if not inherits:
-        check_all(options, handler, [(address, address) for address in wanted])
+        check_options(options, handler, [(address, address) for address in wanted])
     certificates: Certificates | None = None
     if over_tls := [address for address in wanted if address.tls]:
         certificates = Certificates(options.tls, over_tls)
@@ -39,7 +39,7 @@ async def open_sockets(
     for listener in listeners:
         opened.callback(listener.close)
     if inherits:
-        check_all(options, handler, [(listener.requested, listener.address) for listener in listeners])
+        check_options(options, handler, [(listener.requested, listener.address) for listener in listeners])
     await check_upstream(handler, [listener.address for listener in listeners])
 
     return listeners, certificates

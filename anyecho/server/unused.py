@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("check_all", "check_faults", "check_options", "expected_header")
+__all__ = ("check_faults", "check_options", "expected_header")
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -41,11 +41,28 @@ def expected_header(address: Address, options: ServeOptions) -> Versions | None:
     return None if mode == "off" else mode
 
 
-def check_all(options: ServeOptions, handler: object, addresses: Sequence[Bound]) -> None:
-    """Raise `UsageError` for a handler, a fault or an option that cannot be used, or must not be without effect."""
+def check_options(options: ServeOptions, handler: object, addresses: Sequence[Bound]) -> None:
+    """Raise `UsageError` for a handler, a fault or an option that cannot be used, or must not be without effect.
+
+    The last are protective options and a missing `proxy_trusted`. All other options without effect are reported in
+    one warning.
+    """
     check_faults(options, addresses)
-    check_handler(handler, options, addresses)
-    check_options(options, addresses)
+    _check_handler(handler, options, addresses)
+    streams = [requested for requested, bound in addresses if not isinstance(bound, UDPAddress)]
+    for requested in streams:
+        if expected_header(requested, options) and not options.proxy_trusted:
+            text = f"proxy_trusted is missing: {requested} expects a PROXY header, and no proxy is trusted"
+            raise UsageError(text, options=("proxy_trusted",))
+
+    report_unused(
+        options,
+        dict(_reasons(options, addresses)),
+        logger,
+        # If each address has its own ?proxy=, ignoring the default drops no protection.
+        protective=_PROTECTIVE - {"proxy_protocol"} if streams else _PROTECTIVE,
+        mentioned=("proxy_protocol", "udp_rate", "min_rate"),
+    )
 
 
 def check_faults(options: ServeOptions, addresses: Sequence[Bound]) -> None:
@@ -62,7 +79,7 @@ def check_faults(options: ServeOptions, addresses: Sequence[Bound]) -> None:
             raise UsageError(f"{fault.name} has no effect: no address is for {missing}", options=("faults",))
 
 
-def check_handler(handler: object, options: ServeOptions, addresses: Sequence[Bound]) -> None:
+def _check_handler(handler: object, options: ServeOptions, addresses: Sequence[Bound]) -> None:
     """Raise `UsageError` if `handler` is no coroutine function, or is not the echo and cannot be used."""
     if not is_async(handler):
         raise UsageError(f"handler must be an async function of a stream, not {quoted(handler)}")
@@ -73,27 +90,6 @@ def check_handler(handler: object, options: ServeOptions, addresses: Sequence[Bo
         if isinstance(bound, UDPAddress):
             text = f"handler is for streams of bytes: datagrams, as on {requested}, are only echoed"
             raise UsageError(text, options=("handler",))
-
-
-def check_options(options: ServeOptions, addresses: Sequence[Bound]) -> None:
-    """Raise `UsageError` for protective options without effect on `addresses`, and for a missing `proxy_trusted`.
-
-    All other options without effect are reported in one warning.
-    """
-    streams = [requested for requested, bound in addresses if not isinstance(bound, UDPAddress)]
-    for requested in streams:
-        if expected_header(requested, options) and not options.proxy_trusted:
-            text = f"proxy_trusted is missing: {requested} expects a PROXY header, and no proxy is trusted"
-            raise UsageError(text, options=("proxy_trusted",))
-
-    report_unused(
-        options,
-        dict(_reasons(options, addresses)),
-        logger,
-        # If each address has its own ?proxy=, ignoring the default drops no protection.
-        protective=_PROTECTIVE - {"proxy_protocol"} if streams else _PROTECTIVE,
-        mentioned=("proxy_protocol", "udp_rate", "min_rate"),
-    )
 
 
 def _reasons(options: ServeOptions, addresses: Sequence[Bound]) -> Iterator[tuple[str, str]]:
