@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 from anyecho.cli.default_action import restore_default
-from anyecho.net.fallback import Fallback
+from anyecho.net.fallback import wait_readable
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -40,14 +40,9 @@ class Signals:
     async def next(self) -> int:
         """Wait for a signal; return its number."""
         self._wake_the_loop()
-        registration = Fallback().register(self._read_end)
-        try:
-            while not self._received:
-                registration.may_read = False
-                await registration.readable()
-                os.read(self._read_end, 64)
-        finally:
-            await registration.aclose()
+        while not self._received:
+            await wait_readable(self._read_end)
+            os.read(self._read_end, 64)
 
         return self._received.popleft()
 

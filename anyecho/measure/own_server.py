@@ -25,7 +25,7 @@ from anyio import CancelScope, move_on_after
 from anyecho.errors import StartError
 from anyecho.measure.generator import parse_cores
 from anyecho.measure.series_options import OwnServerOptions
-from anyecho.net.fallback import Fallback
+from anyecho.net.fallback import wait_readable
 
 #: Seconds that the server may take to print its address, and to end.
 _START_TIMEOUT, _END_TIMEOUT = 20.0, 2.0
@@ -162,13 +162,8 @@ class OwnServer:
         """Return bytes of the server's standard output; none once it has ended."""
         assert self._process.stdout is not None
         descriptor = self._process.stdout.fileno()
-        registration = Fallback().register(descriptor)
-        registration.may_read = False
-        try:
-            await registration.readable()
-            return os.read(descriptor, 4096)
-        finally:
-            await registration.aclose()
+        await wait_readable(descriptor)
+        return os.read(descriptor, 4096)
 
     def _wait(self) -> None:
         # The standard output of a process closes a moment before the process has a status.

@@ -28,7 +28,7 @@ from anyecho.measure.options import BenchOptions
 from anyecho.measure.progress import Progress
 from anyecho.measure.result import RunResult
 from anyecho.net.descriptors import write_all
-from anyecho.net.fallback import Fallback
+from anyecho.net.fallback import wait_readable
 
 #: The first words of lines, to the shard and from it.
 START, INTERRUPT = b"start", b"interrupt"
@@ -134,16 +134,11 @@ class _Lines:
 
     async def next(self) -> bytes:
         """Wait for a line; return ``b""`` at the end."""
-        registration = Fallback().register(_STDIN)
-        try:
-            while b"\n" not in self._received:
-                registration.may_read = False
-                await registration.readable()
-                if not (received := os.read(_STDIN, 65536)):
-                    return b""
-                self._received += received
-        finally:
-            await registration.aclose()
+        while b"\n" not in self._received:
+            await wait_readable(_STDIN)
+            if not (received := os.read(_STDIN, 65536)):
+                return b""
+            self._received += received
 
         return self._take()
 

@@ -1,8 +1,11 @@
-"""Readiness without epoll: registrations that wait with the event loop's own functions."""
+"""Readiness without epoll: registrations that wait with the event loop's own functions.
+
+A task that seldom waits, for one descriptor, calls these functions: `wait_readable` and `wait_writable` of anyio.
+"""
 
 from __future__ import annotations
 
-__all__ = ("Fallback", "wait_readable")
+__all__ = ("Fallback", "wait_readable", "wait_writable")
 
 import socket
 from collections.abc import Awaitable, Callable
@@ -24,7 +27,7 @@ from anyecho.net.readiness import Registration
 class Fallback:
     """Registrations for systems without epoll, and for a client of one connection."""
 
-    def register(self, sock: socket.socket | int) -> Registration:
+    def register(self, sock: socket.socket) -> Registration:
         return _WaitRegistration(sock)
 
     async def call_while_readable(self, sock: socket.socket, turn: Callable[[], bool]) -> None:
@@ -42,7 +45,7 @@ class Fallback:
 
 
 class _WaitRegistration(Registration):
-    def __init__(self, sock: socket.socket | int) -> None:
+    def __init__(self, sock: socket.socket) -> None:
         super().__init__()
         # Level-triggered: if bytes or a FIN are left, the next wait returns at once.
         self.short_read_drains = True
@@ -60,7 +63,7 @@ class _WaitRegistration(Registration):
             await self._wait("writing to", wait_writable)
             self.may_write = True
 
-    async def _wait(self, action: str, wait: Callable[[socket.socket | int], Awaitable[None]]) -> None:
+    async def _wait(self, action: str, wait: Callable[[socket.socket], Awaitable[None]]) -> None:
         if self._closed:
             raise ClosedResourceError
         if action in self._waiting:

@@ -18,7 +18,7 @@ from time import sleep
 from typing import Any, TypeAlias
 
 from anyecho.errors import UsageError
-from anyecho.net.fallback import Fallback
+from anyecho.net.fallback import wait_readable, wait_writable
 
 #: An object of JSON.
 Message: TypeAlias = Mapping[str, Any]
@@ -52,20 +52,14 @@ class Lifeline:
         return self.send(message) if had_unsent else True
 
     async def send_all(self, message: Message) -> None:
-        """Send a line of any length; return early if the peer is gone. No other task may wait for this end."""
+        """Send a line of any length; return early if the peer is gone. One task at a time may call it."""
         self._unsent += json.dumps(message).encode() + b"\n"
-        registration = Fallback().register(self._sock)
-        try:
+        with suppress(OSError):
             while self._unsent:
                 try:
                     self._unsent = self._unsent[self._sock.send(self._unsent) :]
                 except BlockingIOError:
-                    registration.may_write = False
-                    await registration.writable()
-        except OSError:
-            return
-        finally:
-            await registration.aclose()
+                    await wait_writable(self._sock)
 
     def receive_first(self, timeout: float) -> dict[str, Any] | None:
         """Block until a line is received, for `timeout` seconds at most; return None at EOF. Raises `OSError`."""
@@ -86,7 +80,7 @@ class Lifeline:
             try:
                 chunk = self._sock.recv(65536)
             except BlockingIOError:
-                await self._readable()
+                await wait_readable(self._sock)
                 continue
             except OSError:  # a reset: the peer had unread lines
                 return None
@@ -115,14 +109,6 @@ class Lifeline:
     def close(self) -> None:
         """Close this end. No task may be in `receive`."""
         self._sock.close()
-
-    async def _readable(self) -> None:
-        registration = Fallback().register(self._sock)
-        registration.may_read = False  # recv(2) has just said so
-        try:
-            await registration.readable()
-        finally:
-            await registration.aclose()
 
     def _take(self) -> dict[str, Any]:
         line, _, self._received = self._received.partition(b"\n")
