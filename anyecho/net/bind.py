@@ -7,7 +7,7 @@ __all__ = ("bind_hosts",)
 import errno
 import socket
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, TypeAlias
 
 from anyecho.address import TCPAddress, UDPAddress
@@ -88,10 +88,8 @@ def _is_family_absent(family: int, failure: OSError) -> bool:
         return True
     if failure.errno != errno.EADDRNOTAVAIL:
         return False
-    try:
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.bind((_LOOPBACK[socket.AddressFamily(family)], 0))
-    except OSError:
-        return True
+    with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.bind((_LOOPBACK[socket.AddressFamily(family)], 0))
+        return False
 
-    return False
+    return True

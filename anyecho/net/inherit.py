@@ -132,9 +132,8 @@ def _reject_reason(sock: socket.socket) -> str | None:
 
 
 def _is_connected(sock: socket.socket) -> bool:
-    try:
+    with suppress(OSError):
         sock.getpeername()
-    except OSError:
-        return False
+        return True
 
-    return True
+    return False

@@ -10,7 +10,7 @@ __all__ = ("Endpoint", "IPVersion", "connect_errors", "look_up_limiter", "most_t
 import errno
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from ipaddress import IPv6Address
 from typing import Any, Literal, TypeAlias
@@ -61,9 +61,10 @@ async def resolve(host: str, port: int, *, version: IPVersion | None = None) -> 
         ]
         return [endpoint for endpoint in loopback if family in (socket.AF_UNSPEC, endpoint[0])]
 
-    if _lacks_zone(host):
-        reason = f"{host} is link-local: write its interface too, like [{host}%25eth0]"
-        raise socket.gaierror(socket.EAI_NONAME, reason)
+    with suppress(ValueError):  # a name, or IPv4
+        if "%" not in host and IPv6Address(host).is_link_local:
+            reason = f"{host} is link-local: write its interface too, like [{host}%25eth0]"
+            raise socket.gaierror(socket.EAI_NONAME, reason)
 
     look_up = partial(socket.getaddrinfo, unmapped(host), port, family, socket.SOCK_STREAM)
     try:
@@ -81,25 +82,17 @@ async def resolve(host: str, port: int, *, version: IPVersion | None = None) -> 
     raise socket.gaierror(socket.EAI_NONAME, "it has no address of this family")
 
 
-def _lacks_zone(host: str) -> bool:
-    try:
-        return ":" in host and "%" not in host and IPv6Address(host).is_link_local
-    except ValueError:
-        return False
-
-
 def look_up_limiter() -> CapacityLimiter:
     """Return the limiter of name look-ups in this event loop.
 
     On trio, an abandoned thread keeps its token until getaddrinfo(3) returns. With anyio's default limiter, 40
     stuck look-ups stop every other use of threads in the process. On asyncio the token comes back at once.
     """
-    try:
-        return _look_up_limiter.get()
-    except LookupError:
+    if (limiter := _look_up_limiter.get(None)) is None:
         limiter = CapacityLimiter(_LOOK_UPS)
         _look_up_limiter.set(limiter)
-        return limiter
+
+    return limiter
 
 
 def _unmapped_endpoint(family: socket.AddressFamily, sockaddr: Any) -> Endpoint:
