@@ -29,7 +29,7 @@ from typing import ClassVar, Literal, TypeAlias
 from urllib.parse import quote, quote_from_bytes, unquote, unquote_to_bytes
 
 from anyecho.errors import AddressError, quoted
-from anyecho.uri import check_host, format_host, format_settings, parse_authority, parse_settings
+from anyecho.uri import check_host, format_authority, format_settings, parse_authority, parse_settings
 from anyecho.validation import check_types
 
 #: sun_path holds 108 bytes (unix(7)). A path ends with a NUL, an abstract name begins with one.
@@ -63,9 +63,6 @@ class _HostPort:
 
         check_host(self.host)
 
-    def _authority(self) -> str:
-        return f"{format_host(self.host)}:{self.port}"
-
 
 @dataclass(frozen=True, kw_only=True)
 class TCPAddress(StreamAddress, _HostPort):
@@ -78,7 +75,8 @@ class TCPAddress(StreamAddress, _HostPort):
     """
 
     def __str__(self) -> str:
-        return f"{'tls' if self.tls else 'tcp'}://{self._authority()}{format_settings(proxy=self.proxy)}"
+        authority = format_authority(self.host, self.port)
+        return f"{'tls' if self.tls else 'tcp'}://{authority}{format_settings(proxy=self.proxy)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +90,7 @@ class UDPAddress(_HostPort):
     tls: ClassVar[bool] = False
 
     def __str__(self) -> str:
-        return f"udp://{self._authority()}"
+        return f"udp://{format_authority(self.host, self.port)}"
 
 
 @dataclass(frozen=True, kw_only=True)

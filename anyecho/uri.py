@@ -5,7 +5,7 @@ A host is a name, an IPv4 or an IPv6 address with a zone id. Settings are writte
 
 from __future__ import annotations
 
-__all__ = ("check_host", "format_host", "format_settings", "parse_authority", "parse_settings")
+__all__ = ("check_host", "format_authority", "format_settings", "parse_authority", "parse_settings")
 
 import re
 from ipaddress import IPv6Address
@@ -33,12 +33,12 @@ def check_host(host: str) -> None:
         raise AddressError(f"{zone!r} is not a zone id, like eth0")
 
 
-def format_host(host: str) -> str:
+def format_authority(host: str, port: int) -> str:
     if ":" not in host:
-        return quote(host, safe="")
+        return f"{quote(host, safe='')}:{port}"
 
     address, percent, zone = host.partition("%")
-    return f"[{address}{percent and '%25'}{quote(zone, safe='')}]"
+    return f"[{address}{percent and '%25'}{quote(zone, safe='')}]:{port}"
 
 
 def parse_authority(text: str, scheme: str) -> tuple[str, int]:

@@ -25,7 +25,7 @@ from anyecho.server.options import ServeOptions, require_tasks
 from anyecho.server.reasons import CloseReason
 from anyecho.server.toxics import Toxic
 from anyecho.server.unused import expected_header
-from anyecho.uri import format_host
+from anyecho.uri import format_authority
 
 logger = logging.getLogger("anyecho.server")
 
@@ -58,7 +58,7 @@ class Proxy:
         """The address as toxiproxy writes it: ``127.0.0.1:10000``."""
         address = self.streams[0].listener.address if self.streams else self.address
         if isinstance(address, TCPAddress) and not address.tls:
-            return f"{format_host(address.host)}:{address.port}"
+            return format_authority(address.host, address.port)
 
         return str(address)
 
