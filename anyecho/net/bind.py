@@ -55,7 +55,7 @@ def _bind_each(endpoints: Sequence[Endpoint], bind_socket: BindSocket) -> list[s
     """
     with ExitStack() as opened:
         sockets: list[socket.socket] = []
-        absent: OSError | None = None
+        failure: OSError | None = None
         port = 0
         for family, (host, wanted, *rest) in endpoints:
             try:
@@ -64,15 +64,12 @@ def _bind_each(endpoints: Sequence[Endpoint], bind_socket: BindSocket) -> list[s
                 failure = OSError(exc.errno, exc.strerror, host)
                 if not _is_family_absent(family, exc):
                     raise failure from exc
-                absent = failure
-                continue
+            else:
+                sockets.append(opened.enter_context(sock))
+                port = sock.getsockname()[1]
 
-            opened.callback(sock.close)
-            sockets.append(sock)
-            port = sock.getsockname()[1]
-
-        if absent is not None and not sockets:
-            raise absent
+        if failure is not None and not sockets:
+            raise failure
 
         opened.pop_all()
         return sockets

@@ -67,11 +67,10 @@ async def connect_stream(
 
     if proxy_header != "off":
         await _send_proxy_header(stream, proxy_header, address)
-    if records is None:
-        return stream
+    if records is not None:
+        stream = await secure(stream, records, address)
+        reached("secured")
 
-    stream = await secure(stream, records, address)
-    reached("secured")
     return stream
 
 
@@ -118,22 +117,20 @@ async def _race(endpoints: Sequence[Endpoint], options: SocketOptions, poller: P
     winners: list[PolledStream] = []
     failures: list[OSError] = []
 
-    async def attempt(endpoint: Endpoint, failed: Event, race: CancelScope) -> None:
+    async def attempt(endpoint: Endpoint, failed: Event) -> None:
         try:
-            stream = await _connect(endpoint, options, poller)
+            winners.append(await _connect(endpoint, options, poller))
+            attempts.cancel_scope.cancel()
         except OSError as exc:
             failures.append(exc)
             failed.set()
-        else:
-            winners.append(stream)
-            race.cancel()
 
     try:
         with unwrap_single():
             async with create_task_group() as attempts:
                 for endpoint in endpoints:
                     failed = Event()
-                    attempts.start_soon(attempt, endpoint, failed, attempts.cancel_scope)
+                    attempts.start_soon(attempt, endpoint, failed)
                     with move_on_after(_ATTEMPT_DELAY):
                         await failed.wait()
     except BaseException:
