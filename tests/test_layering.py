@@ -50,7 +50,6 @@ LAYERS = {
 
 #: Within a folder, a module imports from what is listed before it; a folder within one is listed as a module is.
 FOLDERS = {
-    "streams": ("passthrough", "transcript", "limits"),
     "net": (
         "descriptors",
         "threads",

@@ -24,7 +24,7 @@ from anyecho.errors import AnyechoError, ConnectError, EchoLost, EchoStalled, Us
 from anyecho.net.readiness import is_ready
 from anyecho.net.resolve import most_telling
 from anyecho.net.udp.stream import DATAGRAM_MAX, DatagramStream
-from anyecho.streams.transcript import log_chunk
+from anyecho.streams import log_chunk
 from anyecho.units import format_duration
 
 logger = logging.getLogger("anyecho.client")

@@ -35,7 +35,7 @@ from anyecho.net.readiness import is_ready
 from anyecho.net.stream import PolledStream
 from anyecho.net.tls.connect import connect_error, is_refusal
 from anyecho.net.tls.errors import explain
-from anyecho.streams.transcript import log_chunk
+from anyecho.streams import log_chunk
 from anyecho.units import format_duration, format_size
 
 logger = logging.getLogger("anyecho.client")

@@ -18,7 +18,7 @@ from anyio.abc import ByteStream, TaskGroup
 from anyecho.faults.fault import Fault, StreamFault
 from anyecho.faults.plan import Drawn
 from anyecho.faults.spoiled import Spoiled
-from anyecho.streams.passthrough import Passthrough
+from anyecho.streams import Passthrough
 
 
 @dataclass(eq=False)

@@ -19,7 +19,7 @@ from anyio.abc import ByteStream
 from anyio.lowlevel import checkpoint
 
 from anyecho.faults.fault import ConnectionEnded, StreamFault, logger
-from anyecho.streams.passthrough import Passthrough
+from anyecho.streams import Passthrough
 
 F = TypeVar("F", bound=StreamFault)
 T = TypeVar("T")

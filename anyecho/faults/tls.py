@@ -23,7 +23,7 @@ from anyecho.faults.fault import Fault
 from anyecho.net.abrupt import cut
 from anyecho.net.tls.generated import Flaw
 from anyecho.options import documented, option
-from anyecho.streams.passthrough import Passthrough
+from anyecho.streams import Passthrough
 from anyecho.units import Seconds
 
 

@@ -26,7 +26,7 @@ from anyecho.net.sockets import SocketOptions
 from anyecho.net.tls.connect import client_session
 from anyecho.net.tls.contexts import TLSClientOptions
 from anyecho.server.reasons import UpstreamError
-from anyecho.streams.passthrough import Passthrough
+from anyecho.streams import Passthrough
 from anyecho.throttle import ThrottledLog
 from anyecho.units import Seconds, format_duration, or_infinite
 from anyecho.validation import check_kind

@@ -26,7 +26,7 @@ from anyecho.server.connection import Engine
 from anyecho.server.phases import OPEN
 from anyecho.server.reasons import CloseReason
 from anyecho.server.tasks import TaskConnection
-from anyecho.streams.limits import LimitReached
+from anyecho.streams import LimitReached
 
 if TYPE_CHECKING:
     import socket

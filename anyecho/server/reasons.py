@@ -15,7 +15,7 @@ from anyecho.faults.fault import ConnectionEnded
 from anyecho.net.proxy.header import ProxyProtocolError
 from anyecho.net.tls.errors import TLSError, TLSTruncated
 from anyecho.server.phases import HANDSHAKE, HEADER, Phase
-from anyecho.streams.limits import LimitReached
+from anyecho.streams import LimitReached
 
 
 class UpstreamError(BrokenResourceError):

@@ -10,7 +10,7 @@ from typing import Any
 from anyio import Event
 from anyio.abc import ByteStream
 
-from anyecho.streams.transcript import Transcript
+from anyecho.streams import Transcript
 
 #: Received bytes that the record of a connection keeps.
 RECORDED_BYTES = 65536

@@ -23,8 +23,7 @@ from anyecho.net.tls.stream import TLSStream
 from anyecho.server.connection import Connection, Engine
 from anyecho.server.phases import OPEN
 from anyecho.server.reasons import CloseReason
-from anyecho.streams.limits import Capped, Paced
-from anyecho.streams.transcript import Transcript, log_chunk
+from anyecho.streams import Capped, Paced, Transcript, log_chunk
 
 if TYPE_CHECKING:
     import socket

@@ -29,7 +29,7 @@ from anyecho.client.source import Source
 from anyecho.echo import echo
 from anyecho.errors import EchoMismatch, EchoStalled, EchoTruncated
 from anyecho.net.poller import Fallback, Poller
-from anyecho.streams.transcript import Transcript
+from anyecho.streams import Transcript
 from tests.client.liars import Behaviour, corrupting, quitting
 from tests.net.pairs import raw_pair, reset, stream_over, stream_pair
 from tests.support.peers import SOON, until

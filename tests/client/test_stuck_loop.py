@@ -25,7 +25,7 @@ from anyecho.net.poller import Fallback, Poller
 from anyecho.net.readiness import is_ready
 from anyecho.net.tls.contexts import TLSClientOptions
 from anyecho.net.udp.stream import DatagramStream
-from anyecho.streams.transcript import Transcript
+from anyecho.streams import Transcript
 from tests.net.pairs import KINDS, raw_pair, stream_over
 from tests.support.certificates import server_context, tls_pair
 from tests.support.peers import until

@@ -1,1 +1,0 @@
-"""Byte streams that wrap a byte stream and change one thing about it."""
