@@ -114,11 +114,9 @@ class Acceptor:
         """Accept up to `at_most` connections (by default `batch`); return false if accepting has to pause."""
         at_most = self.batch if at_most is None else at_most
         failed = 0
-        if self._stopped:
-            return False
         with suppress(BlockingIOError):  # the backlog is empty
             for _ in range(at_most):
-                if not self.limit.may_accept():
+                if self._stopped or not self.limit.may_accept():
                     return False
                 try:
                     sock, peer = self.sock.accept()

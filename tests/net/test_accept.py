@@ -317,6 +317,21 @@ async def test_a_stopped_acceptor_accepts_no_more_and_frees_its_spare_descriptor
     assert server.accepted == []
 
 
+async def test_an_acceptor_that_is_stopped_by_a_hand_over_accepts_no_more(server: Server) -> None:
+    """Its listener may be /dev/null by then, of which accept(2) would be an error."""
+    take = server.acceptor.hand_over
+
+    def take_and_stop(sock: socket.socket, peer: Any) -> None:
+        take(sock, peer)
+        server.acceptor.stop()
+
+    server.acceptor.hand_over = take_and_stop
+    for _ in range(3):
+        server.connect()
+    assert not server.acceptor.accept_some()
+    assert len(server.accepted) == 1
+
+
 @pytest.mark.fault(row=1, injected="accept(2) fails with each of 4 capacity errors, or EPERM, until an end")
 @pytest.mark.parametrize(("name", "calls"), [*((name, 1) for name in CAPACITY), ("EPERM", 64)])
 @pytest.mark.by_turns("anyio_backend")
