@@ -114,7 +114,10 @@ class BatchEcho:
         """Echo queued datagrams, at most 64. Return false if each receive was an error."""
         for _ in range(_BATCH):
             try:
-                count = self._receive()
+                # Restore the sizes that the last batch has overwritten.
+                self._vectors[:] = self._clean_vectors
+                self._messages[:] = self._clean_messages
+                count = _check(_recvmmsg(self._sock.fileno(), self._messages_at, _BATCH, socket.MSG_DONTWAIT, None))
             except BlockingIOError:
                 drain_error_queue(self._sock)  # the socket may be readable for its error queue only
                 return True
@@ -201,7 +204,8 @@ class BatchEcho:
         done = 0
         while done < len(sizes):
             try:
-                sent = self._send(first + done, len(sizes) - done)
+                at = self._messages_at + (first + done) * _MESSAGE.size
+                sent = _check(_sendmmsg(self._sock.fileno(), at, len(sizes) - done, socket.MSG_DONTWAIT))
             except OSError as exc:
                 # The error is that of the first datagram.
                 counts.count_send_error(exc, sources[first + done], guard)
@@ -210,16 +214,6 @@ class BatchEcho:
                 counts.echoed += sent
                 counts.bytes_echoed += sum(sizes[done : done + sent])
                 done += sent
-
-    def _receive(self) -> int:
-        # Restore the sizes that the last batch has overwritten.
-        self._vectors[:] = self._clean_vectors
-        self._messages[:] = self._clean_messages
-        return _check(_recvmmsg(self._sock.fileno(), self._messages_at, _BATCH, socket.MSG_DONTWAIT, None))
-
-    def _send(self, first: int, count: int) -> int:
-        at = self._messages_at + first * _MESSAGE.size
-        return _check(_sendmmsg(self._sock.fileno(), at, count, socket.MSG_DONTWAIT))
 
 
 def _allocate(size: int) -> tuple[memoryview, int]:
