@@ -99,7 +99,7 @@ FOLDERS = {
         "connect",
     ),
     "net.proxy": ("header", "reader", "trust"),
-    "net.udp": ("counts", "pktinfo", "recvfrom", "mmsg", "altered", "echo", "stream"),
+    "net.udp": ("counts", "recvfrom", "mmsg", "altered", "echo", "stream"),
     "systemd": ("activation", "notify"),
     "faults": (
         "fault",

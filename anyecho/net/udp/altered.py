@@ -15,12 +15,10 @@ from anyio import Event, move_on_after
 
 from anyecho.net.error_queue import drain_error_queue
 from anyecho.net.udp.counts import DatagramCounts, Guard, Source
-from anyecho.net.udp.recvfrom import SingleEcho
+from anyecho.net.udp.recvfrom import BATCH, SingleEcho
 
 #: Returns the replies to a datagram that came at a time, each with the time when it is due (`time.monotonic`).
 Replies: TypeAlias = Callable[[float, bytes], list[tuple[float, bytes]]]
-#: Datagrams of a batch.
-_BATCH = 64
 #: Late replies held at most; more are dropped.
 _HELD = 65536
 
@@ -63,7 +61,7 @@ class AlteredEcho(SingleEcho):
     def echo_batch(self, guard: Guard, counts: DatagramCounts) -> bool:
         """Reply to queued datagrams, at most 64. Return false if each receive was an error."""
         failed = 0
-        for _ in range(_BATCH):
+        for _ in range(BATCH):
             try:
                 size, source = self._receive()
             except BlockingIOError:
@@ -79,7 +77,7 @@ class AlteredEcho(SingleEcho):
             if guard.admit(source):
                 self._reply_to(bytes(self._view[:size]), source)
 
-        return failed < _BATCH
+        return failed < BATCH
 
     def _reply_to(self, datagram: bytes, source: Source) -> None:
         now = monotonic()

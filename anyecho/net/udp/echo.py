@@ -20,8 +20,7 @@ from anyecho.net.poller import Fallback, Poller
 from anyecho.net.sockets import try_set
 from anyecho.net.udp.altered import AlteredEcho, Replies
 from anyecho.net.udp.counts import DatagramCounts, Guard
-from anyecho.net.udp.pktinfo import enable_pktinfo
-from anyecho.net.udp.recvfrom import SingleEcho
+from anyecho.net.udp.recvfrom import SingleEcho, enable_pktinfo
 
 if TYPE_CHECKING:
     from anyecho.net.udp.mmsg import BatchEcho

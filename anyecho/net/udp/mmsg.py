@@ -21,12 +21,7 @@ from typing import Any
 
 from anyecho.net.error_queue import drain_error_queue
 from anyecho.net.udp.counts import DatagramCounts, Guard, Source
-from anyecho.net.udp.pktinfo import PKTINFO
-
-#: Datagrams received in one call before other tasks run: about 0.3 ms.
-_BATCH = 64
-#: The largest datagram has 65535 bytes, headers included, so none is truncated.
-_SIZE = 65536
+from anyecho.net.udp.recvfrom import BATCH, CONTROL_SIZE, MAX_SIZE, PKTINFO
 
 #: struct mmsghdr: pointer and length of name, iov and control; flags; msg_len.
 _MESSAGE = struct.Struct("@PIPNPNi0PI0P")
@@ -38,16 +33,14 @@ _VECTOR = struct.Struct("@PN")
 #: struct sockaddr_in and sockaddr_in6: port, address (msg_name of recvmsg(2)).
 _NAMES = {socket.AF_INET: struct.Struct("!2xH4s8x"), socket.AF_INET6: struct.Struct("!2xH4x16s4x")}
 _HOSTS = {family: lru_cache(maxsize=16384)(partial(socket.inet_ntop, family)) for family in _NAMES}
-#: Bytes for the control messages of a datagram: pktinfo, and those that were enabled on an inherited socket.
-#: Behind its header, in words of 4: struct in_pktinfo (ipi_ifindex, ipi_spec_dst, ipi_addr) or struct in6_pktinfo
-#: (ipi6_addr, ipi6_ifindex).
-_CONTROL_SIZE = 512
-_CONTROL_WORDS = _CONTROL_SIZE // 4
+#: Pktinfo behind its header, in words of 4: struct in_pktinfo (ipi_ifindex, ipi_spec_dst, ipi_addr) or struct
+#: in6_pktinfo (ipi6_addr, ipi6_ifindex).
+_CONTROL_WORDS = CONTROL_SIZE // 4
 _IFINDEX4, _SPEC_DST4, _DST4, _IFINDEX6 = 4, 5, 6, 8
 _DST6 = 16
 #: struct cmsghdr: length with header, level, type. Data is aligned to 8 bytes.
 _HEADER = struct.Struct("@Nii")
-_HEADER_LONGS = _CONTROL_SIZE // 8
+_HEADER_LONGS = CONTROL_SIZE // 8
 #: CMSG_LEN and CMSG_SPACE of pktinfo.
 _PKTINFO_LENGTHS = {socket.AF_INET: (28, 32), socket.AF_INET6: (36, 40)}
 
@@ -86,19 +79,19 @@ class BatchEcho:
         self._names = _NAMES[sock.family]
         self._host_of = _HOSTS[sock.family]
         # Pages never written to take no memory, and few datagrams are large.
-        self._data, data_at = _allocate(_BATCH * _SIZE)
-        self._name_bytes, names_at = _allocate(_BATCH * self._names.size)
-        self._control, control_at = _allocate(_BATCH * _CONTROL_SIZE)
-        self._vectors, vectors_at = _allocate(_BATCH * _VECTOR.size)
-        self._messages, self._messages_at = _allocate(_BATCH * _MESSAGE.size)
-        self._clean_vectors = b"".join(_VECTOR.pack(data_at + each * _SIZE, _SIZE) for each in range(_BATCH))
+        self._data, data_at = _allocate(BATCH * MAX_SIZE)
+        self._name_bytes, names_at = _allocate(BATCH * self._names.size)
+        self._control, control_at = _allocate(BATCH * CONTROL_SIZE)
+        self._vectors, vectors_at = _allocate(BATCH * _VECTOR.size)
+        self._messages, self._messages_at = _allocate(BATCH * _MESSAGE.size)
+        self._clean_vectors = b"".join(_VECTOR.pack(data_at + each * MAX_SIZE, MAX_SIZE) for each in range(BATCH))
         self._clean_messages = b"".join(
             _MESSAGE.pack(
                 *(names_at + each * self._names.size, self._names.size, vectors_at + each * _VECTOR.size, 1),
-                *((control_at + each * _CONTROL_SIZE, _CONTROL_SIZE) if reply_from_dst else (0, 0)),
+                *((control_at + each * CONTROL_SIZE, CONTROL_SIZE) if reply_from_dst else (0, 0)),
                 *(0, 0),
             )
-            for each in range(_BATCH)
+            for each in range(BATCH)
         )
         self._sizes = self._messages.cast("I")[_SIZE_WORD::_MESSAGE_WORDS]
         self._control_sizes = self._messages.cast("Q")[_CONTROL_SIZE_LONG :: _MESSAGE.size // 8]
@@ -112,12 +105,12 @@ class BatchEcho:
 
     def echo_batch(self, guard: Guard, counts: DatagramCounts) -> bool:
         """Echo queued datagrams, at most 64. Return false if each receive was an error."""
-        for _ in range(_BATCH):
+        for _ in range(BATCH):
             try:
                 # Restore the sizes that the last batch has overwritten.
                 self._vectors[:] = self._clean_vectors
                 self._messages[:] = self._clean_messages
-                count = _check(_recvmmsg(self._sock.fileno(), self._messages_at, _BATCH, socket.MSG_DONTWAIT, None))
+                count = _check(_recvmmsg(self._sock.fileno(), self._messages_at, BATCH, socket.MSG_DONTWAIT, None))
             except BlockingIOError:
                 drain_error_queue(self._sock)  # the socket may be readable for its error queue only
                 return True
@@ -162,7 +155,7 @@ class BatchEcho:
         if sizes == [self._pktinfo_room] * count and heads == [self._pktinfo_head] * count:
             return ()
 
-        return {each for each, size in enumerate(sizes) if not self._move_pktinfo(each * _CONTROL_SIZE, size, each)}
+        return {each for each, size in enumerate(sizes) if not self._move_pktinfo(each * CONTROL_SIZE, size, each)}
 
     def _move_pktinfo(self, start: int, size: int, number: int) -> bool:
         """Move the pktinfo of datagram `number` to the front of its control messages. Return whether it has one."""
@@ -190,7 +183,7 @@ class BatchEcho:
             dsts = self._words[_DST4:end:_CONTROL_WORDS].tolist()
             return () if spec_dsts == dsts else {each for each in range(count) if spec_dsts[each] != dsts[each]}
 
-        firsts = self._control[_DST6 : count * _CONTROL_SIZE : _CONTROL_SIZE].tolist()
+        firsts = self._control[_DST6 : count * CONTROL_SIZE : CONTROL_SIZE].tolist()
         for each, first in enumerate(firsts):
             if first != 0xFE:
                 self._words[each * _CONTROL_WORDS + _IFINDEX6] = 0
