@@ -10,7 +10,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from anyecho.cli.environment import Environment
+from anyecho.cli.environment import ENVIRONMENT
 from anyecho.cli.flags import BackendFlag, IPv4Flag, IPv6Flag, verb
 from anyecho.cli.logs import LogOptions, log_to_stderr
 from anyecho.cli.output_options import OutputOptions
@@ -37,7 +37,6 @@ def bench(
     ipv6: IPv6Flag = False,
     backend: BackendFlag = "asyncio",
     log: LogOptions,
-    environment: Environment,
 ) -> int:
     """Load an echo server and measure latency and throughput. Every byte of every reply is compared.
 
@@ -60,7 +59,7 @@ def bench(
 
     connect = replace(options.connect, family=4 if ipv4 else 6 if ipv6 else None)
     options = replace(options, connect=connect)
-    if address is not None and (unused := set(given_options(server)) - set(environment.used)):
+    if address is not None and (unused := set(given_options(server)) - set(ENVIRONMENT.used)):
         names = sorted(unused)
         raise UsageError(f"without effect, because an address is given: {', '.join(names)}", options=names)
 
@@ -68,7 +67,7 @@ def bench(
         raise UsageError(f"{remote[0]} needs the address of a server: its own is on this machine", options=remote)
 
     plan = plan_of(address, options, series, server, backend=backend, processes=shards.processes)
-    with log_to_stderr(log), environment.attached_to(logger), caught_signals(handled=1) as signals:
+    with log_to_stderr(log), ENVIRONMENT.attached_to(logger), caught_signals(handled=1) as signals:
         return run_and_report(plan, shards, backend, outputs, signals)
 
 

@@ -62,18 +62,14 @@ def verb(command: Callable[..., object]) -> App:
 def flattened(command: Callable[..., T], environment: Environment | None = None) -> Callable[..., T]:
     """Return `command` with a flag per field in place of each parameter that is a dataclass.
 
-    A parameter of type `Environment` receives `environment` and is not a flag. With an `environment` there is
-    ``--config`` too, which `ConfigFile` reads.
+    With the `environment` that reads variables there is ``--config`` too, which `ConfigFile` reads.
     """
     hints = get_type_hints(command, include_extras=True)
     parameters: list[inspect.Parameter] = []
     groups: dict[str, Any] = {}
-    injected: dict[str, Any] = {}
     for parameter in inspect.signature(command).parameters.values():
         hint = hints[parameter.name]
-        if hint is Environment:
-            injected[parameter.name] = environment
-        elif is_dataclass(hint):
+        if is_dataclass(hint):
             groups[parameter.name] = hint
             parameters += _flags(hint)
         else:
@@ -86,7 +82,7 @@ def flattened(command: Callable[..., T], environment: Environment | None = None)
         given.pop("config", None)
         used = environment.used if environment else ()
         options = {name: build_options(group, given, used) for name, group in groups.items()}
-        return command(*args, **given, **options, **injected)
+        return command(*args, **given, **options)
 
     wrapper.__name__ = command.__name__
     wrapper.__doc__ = command.__doc__

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from anyecho.cli.environment import Environment
+from anyecho.cli.environment import ENVIRONMENT
 from anyecho.cli.flags import BackendFlag, IPv4Flag, IPv6Flag, verb
 from anyecho.cli.help_pages import COMMON
 from anyecho.cli.logs import LogOptions, log_to_stderr
@@ -50,7 +50,6 @@ def ping(
     backend: BackendFlag = "asyncio",
     options: PingOptions,
     log: LogOptions,
-    environment: Environment,
 ) -> int:
     """Send small messages to an echo server; print the latency of each reply, and a summary, as ping(8) does.
 
@@ -67,7 +66,7 @@ def ping(
     options = replace(options, family=4 if ipv4 else 6 if ipv6 else None)
     with (
         log_to_stderr(log),
-        environment.attached_to(logger),
+        ENVIRONMENT.attached_to(logger),
         caught_signals(handled=1, more=(signal.SIGQUIT,)) as signals,
     ):
         return run_and_print(address, options, backend, signals, json=json, quiet=quiet, timestamps=timestamps)

@@ -17,7 +17,7 @@ from cyclopts import Parameter
 
 from anyecho.address import UDPAddress, parse_address
 from anyecho.backends import run
-from anyecho.cli.environment import Environment
+from anyecho.cli.environment import ENVIRONMENT
 from anyecho.cli.flags import BackendFlag, IPv4Flag, IPv6Flag, verb
 from anyecho.cli.logs import LogOptions, log_to_stderr
 from anyecho.cli.signals import Signals, caught_signals
@@ -58,7 +58,6 @@ def send(
     backend: BackendFlag = "asyncio",
     options: ConnectOptions,
     log: LogOptions,
-    environment: Environment,
 ) -> int:
     """Send messages to an echo server; write the echo to standard output.
 
@@ -77,7 +76,7 @@ def send(
         raise UsageError("--repeat needs messages or --file: standard input can be read only once")
 
     options = replace(options, family=4 if ipv4 else 6 if ipv6 else None)
-    with log_to_stderr(log), environment.attached_to(logger), caught_signals(handled=1) as signals:
+    with log_to_stderr(log), ENVIRONMENT.attached_to(logger), caught_signals(handled=1) as signals:
         job = partial(_send, address, messages, given, options)
         return run(_interruptible, job, signals, backend=backend)
 

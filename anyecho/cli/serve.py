@@ -13,7 +13,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from anyecho.address import Address, parse_address
-from anyecho.cli.environment import Environment
+from anyecho.cli.environment import ENVIRONMENT
 from anyecho.cli.flags import BackendFlag, verb, whole_number
 from anyecho.cli.help_pages import COMMON
 from anyecho.cli.job import Job, ServiceOptions
@@ -44,7 +44,6 @@ def serve(
             group=COMMON,
         ),
     ] = False,
-    environment: Environment,
 ) -> int:
     """Run an echo server until SIGTERM or SIGINT.
 
@@ -60,12 +59,12 @@ def serve(
     """
     _raise_descriptor_limit()
     activation = take_activation(os.environ)
-    if addresses and ("bind" in environment.used or "bind" in environment.in_file):
+    if addresses and ("bind" in ENVIRONMENT.used or "bind" in ENVIRONMENT.in_file):
         service = replace(service, bind=())  # the command line overrides the environment and the file
-    with environment.naming("bind"):
+    with ENVIRONMENT.naming("bind"):
         resolved = activation.resolve([parse_address(text) for text in (*addresses, *service.bind)])
     if lifeline is not None:
-        return run_worker(lifeline, resolved, environment)
+        return run_worker(lifeline, resolved, ENVIRONMENT)
 
     job = Job(
         service=service,
@@ -79,12 +78,12 @@ def serve(
     if service.control is not None and workers.count is not None:
         text = "control and workers exclude each other: a worker that is replaced would lose its changes"
         raise UsageError(text, options=("control", "workers"))
-    with environment.naming("fault"):
+    with ENVIRONMENT.naming("fault"):
         job.served_options()
     if workers.count is None:
-        run_server(resolved, activation, job, environment)
+        run_server(resolved, activation, job, ENVIRONMENT)
     else:
-        run_supervisor(resolved, activation, job, workers, environment)
+        run_supervisor(resolved, activation, job, workers, ENVIRONMENT)
 
     return 0
 
