@@ -10,10 +10,9 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, TypeVar
+from typing import TypeVar
 
 from anyio import create_task_group
-from cyclopts import Parameter
 
 from anyecho.address import UDPAddress, parse_address
 from anyecho.backends import run
@@ -51,7 +50,7 @@ class InputOptions:
 def send(
     address: str,
     /,
-    *messages: Annotated[str, Parameter(show_env_var=False)],
+    *messages: str,
     given: InputOptions,
     ipv4: IPv4Flag = False,
     ipv6: IPv6Flag = False,

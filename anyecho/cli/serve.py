@@ -28,7 +28,7 @@ from anyecho.systemd.activation import take_activation
 
 
 def serve(
-    *addresses: Annotated[str, Parameter(help="Listen on these addresses.", show_env_var=False)],
+    *addresses: Annotated[str, Parameter(help="Listen on these addresses.")],
     service: ServiceOptions,
     backend: BackendFlag = "asyncio",
     options: ServeOptions,
