@@ -26,7 +26,7 @@ from anyecho.validation import check_types
 
 @dataclass(frozen=True, kw_only=True)
 class ServiceOptions:
-    """What connections get, as texts: a process that serves nothing imports neither handlers nor faults.
+    """Addresses and what connections get, as texts: a process that serves nothing imports no handler and no fault.
 
     A worker ignores `bind`, `seed`, `admin` and `control`: its supervisor has acted on them.
     """
