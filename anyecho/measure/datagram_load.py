@@ -13,13 +13,10 @@ __all__ = ("SIZE_MIN", "DatagramConnection")
 import struct
 from array import array
 from random import Random
-from typing import TYPE_CHECKING
 
 from anyecho.measure.traffic import EventDriven, Traffic
 from anyecho.net.readiness import READ, WRITE
-
-if TYPE_CHECKING:
-    import socket
+from anyecho.net.sockets import Socket
 
 #: The number, and the number combined with the key of the socket: a damaged header is not another datagram's.
 _HEADER = struct.Struct("!II")
@@ -41,7 +38,7 @@ class DatagramConnection(EventDriven):
 
     batch: int
 
-    def __init__(self, sock: socket.socket, number: int, traffic: Traffic) -> None:
+    def __init__(self, sock: Socket, number: int, traffic: Traffic) -> None:
         super().__init__(traffic)
         self.number = number
         self.sent = array("q")

@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ("Drivable", "attach")
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from anyio import ClosedResourceError, Event
 from anyio.abc import TaskGroup
@@ -13,9 +13,7 @@ from anyio.abc import TaskGroup
 from anyecho.net.exclusive import ExclusivePoller, Resumable
 from anyecho.net.poller import Fallback, Poller
 from anyecho.net.readiness import READ, WRITE, Pollable, Registration
-
-if TYPE_CHECKING:
-    import socket
+from anyecho.net.sockets import Socket
 
 
 class Drivable(Pollable, Protocol):
@@ -26,7 +24,7 @@ class Drivable(Pollable, Protocol):
     def resume(self) -> None: ...
 
 
-def attach(connection: Drivable, sock: socket.socket, poller: Poller | Fallback, tasks: TaskGroup) -> None:
+def attach(connection: Drivable, sock: Socket, poller: Poller | Fallback, tasks: TaskGroup) -> None:
     """Call `connection` at the events of `sock` that it asks for, until it asks for none.
 
     Without epoll, by tasks of `tasks`.

@@ -5,7 +5,7 @@ It must not wait for a socket or read from one.
 
 from __future__ import annotations
 
-__all__ = ("SocketOptions", "closed_on_error", "try_set")
+__all__ = ("Socket", "SocketOptions", "closed_on_error", "try_set")
 
 import errno
 import logging
@@ -14,6 +14,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from anyecho.errors import UsageError
 from anyecho.options import option, option_group
@@ -21,6 +22,9 @@ from anyecho.units import Seconds, Size, or_infinite
 from anyecho.validation import check_types, require_min
 
 logger = logging.getLogger("anyecho.net")
+
+#: The type of a socket, for modules that use sockets only through those of `net`.
+Socket: TypeAlias = socket.socket
 
 _SIZES = ("tcp_notsent_lowat", "sndbuf", "rcvbuf")
 #: macOS calls it TCP_KEEPALIVE.

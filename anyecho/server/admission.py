@@ -10,7 +10,7 @@ __all__ = ("Admission", "ListenerPolicy")
 
 import logging
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from anyio import Event
 from anyio.abc import TaskGroup
@@ -23,6 +23,7 @@ from anyecho.net.names import peer_name
 from anyecho.net.poller import Fallback, Poller
 from anyecho.net.proxy.header import Versions
 from anyecho.net.proxy.trust import TrustedNetworks
+from anyecho.net.sockets import Socket
 from anyecho.net.tls.contexts import Certificates
 from anyecho.net.tls.records import Records
 from anyecho.server.connection import Connection, Engine
@@ -40,9 +41,6 @@ from anyecho.server.tasks import TaskConnection
 from anyecho.server.timings import Timings
 from anyecho.server.tls_events import CappedTLSEventConnection, TLSEventConnection
 from anyecho.units import or_infinite
-
-if TYPE_CHECKING:
-    import socket
 
 logger = logging.getLogger("anyecho.server")
 
@@ -107,7 +105,7 @@ class Admission:
         #: All open connections, those without a complete PROXY header included.
         self.connections: set[Connection] = set()
 
-    def admit(self, policy: ListenerPolicy, sock: socket.socket, sockaddr: Any) -> None:
+    def admit(self, policy: ListenerPolicy, sock: Socket, sockaddr: Any) -> None:
         """Take over `sock`, accepted from `sockaddr`: start a connection, or close it and count the reason."""
         self.stats.accepted += 1
         if self.limit.is_reached():
@@ -163,12 +161,12 @@ class Admission:
         if self.connections:
             await self._empty.wait()
 
-    def _reject(self, policy: ListenerPolicy, sock: socket.socket, sockaddr: Any, reason: CloseReason) -> None:
+    def _reject(self, policy: ListenerPolicy, sock: Socket, sockaddr: Any, reason: CloseReason) -> None:
         log_rejected(sock, sockaddr, policy.listener, reason)
         sock.close()
         self.stats.closed[str(reason)] += 1
 
-    def _connection(self, sock: socket.socket, policy: ListenerPolicy) -> Connection:
+    def _connection(self, sock: Socket, policy: ListenerPolicy) -> Connection:
         plan = policy.faults
         number = plan.next_number()
         drawn = plan.draw(number) if plan.faults else ()

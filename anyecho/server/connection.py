@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from anyio import CancelScope, Lock, TaskHandle, current_time
 from anyio.abc import TaskGroup
@@ -24,6 +24,7 @@ from anyecho.net.names import remote_address
 from anyecho.net.poller import Fallback, Poller
 from anyecho.net.proxy.header import Versions
 from anyecho.net.proxy.reader import HeaderReader
+from anyecho.net.sockets import Socket
 from anyecho.net.stream import PolledStream
 from anyecho.net.tls.errors import TLSError, TLSTruncated, error_name, explain
 from anyecho.net.tls.records import Records
@@ -34,9 +35,6 @@ from anyecho.server.reasons import CLOSED_BY_SERVER, NETWORK_ERRORS, CloseReason
 from anyecho.server.recorder import Recorder
 from anyecho.server.stats import Peer
 from anyecho.throttle import ThrottledLog
-
-if TYPE_CHECKING:
-    import socket
 
 logger = logging.getLogger("anyecho.server")
 
@@ -83,7 +81,7 @@ class Connection(LoggedPeer):
     #: The faults of its listener, from which its own are drawn. `Admission` sets it, and the `listener`.
     plan: FaultPlan
 
-    def __init__(self, sock: socket.socket, engine: Engine, records: Records | None = None) -> None:
+    def __init__(self, sock: Socket, engine: Engine, records: Records | None = None) -> None:
         """Over TLS if `records` are given; they must be new."""
         self.sock = sock
         self.engine = engine

@@ -10,20 +10,17 @@ from __future__ import annotations
 __all__ = ("CappedEventConnection", "EventConnection", "EventsEngine")
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from anyecho.net.error_queue import drain_error_queue
 from anyecho.net.linger import is_acknowledged
 from anyecho.net.poller import Poller
 from anyecho.net.readiness import ERROR, EXCEPTIONAL, READ, READ_EDGE, WRITE, short_read_drains
+from anyecho.net.sockets import Socket
 from anyecho.net.stream import PolledStream
 from anyecho.net.tls.records import RECORD_SIZE, Records
 from anyecho.server.connection import Connection, Engine
 from anyecho.server.phases import HANDSHAKE, OPEN
 from anyecho.server.reasons import CloseReason
-
-if TYPE_CHECKING:
-    import socket
 
 #: Maximum bytes of one turn: enough to amortise two system calls, and at most 0.1 ms of delay for other peers.
 _BUFFER_SIZE = 256 * 1024
@@ -51,7 +48,7 @@ class EventConnection(Connection):
     engine: EventsEngine
     batch: int
 
-    def __init__(self, sock: socket.socket, engine: EventsEngine, records: Records | None = None) -> None:
+    def __init__(self, sock: Socket, engine: EventsEngine, records: Records | None = None) -> None:
         super().__init__(sock, engine, records)
         self._received = 0
         self._sent = 0

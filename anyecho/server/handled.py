@@ -9,7 +9,6 @@ __all__ = ("HandlerConnection",)
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from anyio import BrokenResourceError, ClosedResourceError, EndOfStream, create_task_group
 from anyio.abc import ByteStream, TaskGroup
@@ -19,6 +18,7 @@ from anyecho.faults.fault import StreamFault
 from anyecho.faults.fault import logger as fault_logger
 from anyecho.faults.plan import Drawn, wrap_all
 from anyecho.handlers import Handler
+from anyecho.net.sockets import Socket
 from anyecho.net.stream import PolledStream
 from anyecho.net.tls.records import Records
 from anyecho.net.tls.stream import TLSStream
@@ -27,9 +27,6 @@ from anyecho.server.phases import OPEN
 from anyecho.server.reasons import CloseReason
 from anyecho.server.tasks import TaskConnection
 from anyecho.streams import LimitReached
-
-if TYPE_CHECKING:
-    import socket
 
 logger = logging.getLogger("anyecho.server")
 
@@ -44,7 +41,7 @@ class HandlerConnection(TaskConnection):
 
     def __init__(
         self,
-        sock: socket.socket,
+        sock: Socket,
         engine: Engine,
         records: Records | None,
         handler: Handler,

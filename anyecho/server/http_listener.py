@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from anyio import CancelScope, Event, create_task_group, current_time, move_on_after
 from anyio.abc import SocketAttribute, TaskGroup
@@ -27,11 +27,8 @@ from anyecho.net.http import HTTPConnection, HTTPHandler, HTTPLimits, Request, R
 from anyecho.net.listen import Listener, open_listeners
 from anyecho.net.poller import Fallback, Poller, open_poller
 from anyecho.net.readiness import is_ready
-from anyecho.net.sockets import SocketOptions
+from anyecho.net.sockets import Socket, SocketOptions
 from anyecho.net.stream import PolledStream
-
-if TYPE_CHECKING:
-    import socket
 
 logger = logging.getLogger("anyecho.server")
 
@@ -171,14 +168,14 @@ class HTTPListener:
         except OSError as exc:
             logger.error("the listener of %s has failed: %s", self._purpose, exc.strerror)
 
-    def _admit_checked(self, sock: socket.socket, sockaddr: Any) -> None:
+    def _admit_checked(self, sock: Socket, sockaddr: Any) -> None:
         self._start(sock, self._check_and_handle)
 
-    def _admit(self, sock: socket.socket, sockaddr: Any) -> None:
+    def _admit(self, sock: Socket, sockaddr: Any) -> None:
         # No page reaches a Unix socket, and its requests may have any host.
         self._start(sock, self._handle)
 
-    def _start(self, sock: socket.socket, handle: HTTPHandler) -> None:
+    def _start(self, sock: Socket, handle: HTTPHandler) -> None:
         stream = PolledStream(sock, self._poller.register(sock))
         slot = _Slot(HTTPConnection(stream, handle, self._limits))
         self._slots.take(slot)

@@ -8,16 +8,13 @@ import logging
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from anyecho.net.names import SockAddr, name_of, peer_name
+from anyecho.net.sockets import Socket
 from anyecho.net.tls.attributes import session_fields
+from anyecho.net.tls.records import Records
 from anyecho.server.reasons import CloseReason
-
-if TYPE_CHECKING:
-    import socket
-
-    from anyecho.net.tls.records import Records
 
 logger = logging.getLogger("anyecho.server")
 #: Closed connections at info, opened ones at debug.
@@ -37,7 +34,7 @@ class LoggedPeer(ABC):
 
     __slots__ = ("_name", "_started_at", "asserted", "listener", "sock")
 
-    sock: socket.socket
+    sock: Socket
     #: The address of the listener.
     listener: str
     #: None: the peer's address is that of the socket.
@@ -105,7 +102,7 @@ class LoggedPeer(ABC):
         return fields
 
 
-def log_rejected(sock: socket.socket, sockaddr: Any, listener: str, reason: CloseReason) -> None:
+def log_rejected(sock: Socket, sockaddr: Any, listener: str, reason: CloseReason) -> None:
     """Log an accepted `sock` that is closed without a connection, in the access log."""
     if access_logger.isEnabledFor(logging.INFO):
         fields = _address_fields(peer_name(sock, sockaddr), listener)

@@ -12,11 +12,11 @@ import logging
 import math
 from collections.abc import Awaitable
 from functools import partial
-from typing import TYPE_CHECKING
 
 from anyio.abc import ByteStream
 
 from anyecho.echo import echo
+from anyecho.net.sockets import Socket
 from anyecho.net.stream import PolledStream
 from anyecho.net.tls.records import Records
 from anyecho.net.tls.stream import TLSStream
@@ -24,9 +24,6 @@ from anyecho.server.connection import Connection, Engine
 from anyecho.server.phases import OPEN
 from anyecho.server.reasons import CloseReason
 from anyecho.streams import Capped, Paced, Transcript, log_chunk
-
-if TYPE_CHECKING:
-    import socket
 
 logger = logging.getLogger("anyecho.server")
 
@@ -40,7 +37,7 @@ class TaskConnection(Connection):
     #: The close reason once `_serve` is done.
     end_reason = CloseReason.EOF
 
-    def __init__(self, sock: socket.socket, engine: Engine, records: Records | None = None) -> None:
+    def __init__(self, sock: Socket, engine: Engine, records: Records | None = None) -> None:
         super().__init__(sock, engine, records)
         self._stream: PolledStream | None = None
 
