@@ -28,7 +28,7 @@ __all__ = (
     "unwrap_single",
 )
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 
@@ -116,14 +116,12 @@ class EchoStalled(EchoError):
 
 
 class _Unchanged(AbstractContextManager[None]):
-    """Keeps the exceptions that leave its block."""
+    """Keeps the exception that leaves its block."""
 
-    def __init__(self) -> None:
-        self.kept: list[BaseException] = []
+    kept: BaseException | None = None
 
     def __exit__(self, _: object, error: BaseException | None, traceback: object) -> None:
-        if error is not None:
-            self.kept.append(error)
+        self.kept = error
 
 
 def quoted(value: object) -> str:
@@ -140,8 +138,8 @@ def unwrap_single() -> Iterator[AbstractContextManager[None]]:
     """Raise the single error in a task group's exception group without the group, so that callers can catch it.
 
     A group of several errors is raised unchanged, unless all are errors of anyecho, or all are `KeyboardInterrupt`
-    (on trio, a second Ctrl-C ends another task than the first): then the first is raised. A group that has left a
-    block of the yielded context manager is raised unchanged.
+    (on trio, a second Ctrl-C ends another task than the first): then the first is raised. A group that has left
+    the block of the yielded context manager is raised unchanged.
     """
     unchanged = _Unchanged()
     try:
@@ -160,15 +158,15 @@ def unwrap_single() -> Iterator[AbstractContextManager[None]]:
             first.__context__ = context  # not the group, which `raise` has set
 
 
-def _leaves(error: BaseException, kept: Sequence[BaseException] = ()) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup) and not any(_is_same_group(error, each) for each in kept):
+def _leaves(error: BaseException, kept: BaseException | None = None) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup) and not _is_same_group(error, kept):
         for inner in error.exceptions:
             yield from _leaves(inner, kept)
     else:
         yield error
 
 
-def _is_same_group(group: BaseExceptionGroup[BaseException], other: BaseException) -> bool:
+def _is_same_group(group: BaseExceptionGroup[BaseException], other: BaseException | None) -> bool:
     # Not by identity: a trio nursery splits a group and makes an equal one.
     return (
         isinstance(other, BaseExceptionGroup)
