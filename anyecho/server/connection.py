@@ -154,6 +154,14 @@ class Connection(LoggedPeer):
     def _start(self) -> None:
         """Begin to read."""
 
+    def _as_stream(self, budget: int = 1) -> PolledStream:
+        """Return the connection as a stream, over TLS if it has records."""
+        registration = self.engine.poller.register(self.sock)
+        if self.records is None:
+            return PolledStream(self.sock, registration, budget=budget)
+
+        return TLSStream(self.sock, registration, self.records, budget=budget)
+
     def request_close(self, reason: CloseReason) -> None:
         """Stop echoing and close, with a lingering close of at most `linger` seconds from now.
 

@@ -78,7 +78,10 @@ class EventConnection(Connection):
 
         super()._begin_close()
         # Make the stream now, not when the task runs: its registration replaces ours, so no further turn is taken.
-        self.engine.tasks.start_soon(self._run_close, self._as_stream())
+        stream = self._as_stream()
+        if self.records is None:  # else they have the pending bytes
+            stream.rest = self._pending
+        self.engine.tasks.start_soon(self._run_close, stream)
 
     def abort(self) -> None:
         if self.phase in (HANDSHAKE, OPEN):
@@ -159,12 +162,6 @@ class EventConnection(Connection):
         self.engine.poller.stop_reporting(self.sock.fileno(), self)
         self.sock.close()
         self._closed(reason)
-
-    def _as_stream(self) -> PolledStream:
-        """Return the connection as a stream, with its pending bytes as `rest`."""
-        stream = PolledStream(self.sock, self.engine.poller.register(self.sock))
-        stream.rest = self._pending
-        return stream
 
     async def _run_close(self, stream: PolledStream) -> None:
         try:

@@ -47,14 +47,11 @@ class TaskConnection(Connection):
     async def _run(self) -> None:
         reason = CloseReason.CANCELLED
         try:
-            registration = self.engine.poller.register(self.sock)
-            if self.records is None:
-                self._stream = PolledStream(self.sock, registration, budget=_BUDGET)
-            else:
-                self._stream = stream = TLSStream(self.sock, registration, self.records, budget=_BUDGET)
+            self._stream = stream = self._as_stream(_BUDGET)
+            if isinstance(stream, TLSStream):
                 await self._shake_hands(stream)
                 self.engine.advance(self, OPEN)
-            await self._serve(self._stream)
+            await self._serve(stream)
             reason = self.end_reason
         except* Exception as group:
             reason = self.close_reason(group)

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 __all__ = ("CappedTLSEventConnection", "TLSEventConnection")
 
-from anyecho.net.stream import PolledStream
 from anyecho.net.tls.errors import TLSError
 from anyecho.net.tls.records import WIRE_CHUNK, Records
-from anyecho.net.tls.stream import TLSStream
 from anyecho.server.events import EventConnection
 from anyecho.server.phases import CLOSING, OPEN
 from anyecho.server.reasons import CloseReason
@@ -102,10 +100,6 @@ class TLSEventConnection(EventConnection):
             return self.records.flush(self.sock.send)
         except BlockingIOError:
             return False
-
-    def _as_stream(self) -> PolledStream:
-        # No `rest`: the records have the pending bytes.
-        return TLSStream(self.sock, self.engine.poller.register(self.sock), self.records)
 
 
 class CappedTLSEventConnection(TLSEventConnection):
