@@ -92,7 +92,7 @@ class Admission:
             tasks=tasks,
             linger=or_infinite(options.linger),
             max_bytes=options.max_bytes or 0,
-            rate_limit=or_infinite(options.rate_limit),
+            rate_limit=options.rate_limit,
             acquire_source=self._per_source.acquire,
             advance=self._advance,
             tls_failures=self.stats.tls_failures,

@@ -47,9 +47,9 @@ class Engine:
     tasks: TaskGroup
     #: Maximum seconds of a lingering close.
     linger: float
-    #: Maximum bytes of a connection (0: no limit), and maximum bytes per second.
+    #: Maximum bytes of a connection (0: no limit), and maximum bytes per second (None: no limit).
     max_bytes: int
-    rate_limit: float
+    rate_limit: float | None
     #: Counts a connection for its source, a socket address; returns false if the source has too many.
     acquire_source: Callable[[Connection, Any], bool]
     #: Moves a connection on to a later phase, with its slots and time limit.

@@ -9,7 +9,6 @@ from __future__ import annotations
 __all__ = ("TaskConnection",)
 
 import logging
-import math
 from collections.abc import Awaitable
 from functools import partial
 
@@ -78,7 +77,7 @@ class TaskConnection(Connection):
     def _wrapped(self, stream: ByteStream) -> ByteStream:
         if self.engine.max_bytes:
             stream = Capped(stream, self.engine.max_bytes)
-        if not math.isinf(self.engine.rate_limit):
+        if self.engine.rate_limit is not None:
             stream = Paced(stream, self.engine.rate_limit)
         if self.engine.recorder is not None:
             stream = self.engine.recorder.wrap(self, stream)
