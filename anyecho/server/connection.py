@@ -29,7 +29,7 @@ from anyecho.net.stream import PolledStream
 from anyecho.net.tls.errors import TLSError, TLSTruncated, error_name, explain
 from anyecho.net.tls.records import Records
 from anyecho.net.tls.stream import TLSStream
-from anyecho.server.peer_log import LoggedPeer, ProxiedSource
+from anyecho.server.peer_log import LoggedPeer
 from anyecho.server.phases import CLOSED, CLOSING, HANDSHAKE, HEADER, OPEN, Phase
 from anyecho.server.reasons import CLOSED_BY_SERVER, NETWORK_ERRORS, CloseReason, reason_for
 from anyecho.server.recorder import Recorder
@@ -89,6 +89,7 @@ class Connection(LoggedPeer):
         #: Only `engine.advance` changes it.
         self.phase: Phase = HEADER
         self.asserted = None
+        self.via = ""
         self._name = ""
         self._started_at = 0.0
         #: For the reaper: number of checks, total bytes at the last one, successive checks without a new byte, and
@@ -107,17 +108,15 @@ class Connection(LoggedPeer):
 
     def peer(self) -> Peer | None:
         """Return the peer; None if the connection was never open, or is no longer connected."""
-        asserted = self.asserted
         if not self.established:
             return None
         try:
-            address = asserted.address if asserted else remote_address(self.sock)
+            address = remote_address(self.sock) if self.asserted is None else self.asserted
         except OSError:
             return None
 
         received, sent = self.totals
-        via = asserted.via if asserted else ""
-        return Peer(address=address, via=via, bytes_received=received, bytes_sent=sent)
+        return Peer(address=address, via=self.via, bytes_received=received, bytes_sent=sent)
 
     def start_proxied(self, sockaddr: Any, versions: Versions) -> None:
         """Read a PROXY header from the proxy at `sockaddr`, then `start`. Never raises."""
@@ -130,7 +129,7 @@ class Connection(LoggedPeer):
             async with aclosing(self.engine.poller.register(self.sock)) as registration:
                 source = (await HeaderReader(self.sock, registration, versions).read()).source
             if source is not None:
-                self.asserted, self._name = ProxiedSource(source, via=self.name), ""
+                self.via, self.asserted, self._name = self.name, source, ""
             # The address of the proxy counts only if the header asserts no source.
             acquired = self.engine.acquire_source(self, sockaddr if source is None else source)
             reason = None if acquired else CloseReason.PER_IP
