@@ -86,7 +86,6 @@ class Listening:
                         self._tasks.start_soon(reflector.run, self._poller)
                     await sleep_forever()  # another listener may be added after the last one is removed
         finally:
-            self._tasks = None
             self.stop()
             for listener in self._datagrams:
                 listener.close()
