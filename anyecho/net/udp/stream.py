@@ -152,10 +152,8 @@ class DatagramStream(SocketOwner, UnreliableObjectStream[bytes]):
             except BrokenResourceError:
                 continue
             finally:
-                try:
+                with sock:
                     await registration.aclose()
-                finally:
-                    sock.close()
 
         return False
 
