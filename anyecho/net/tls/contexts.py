@@ -131,9 +131,8 @@ def _check(options: TLSServerOptions | TLSClientOptions, paths: Collection[str])
         raise UsageError(f"context and {others[0]} exclude each other", options=("context", others[0]))
     side = "SERVER" if isinstance(options, TLSServerOptions) else "CLIENT"
     if options.context.protocol not in (getattr(ssl, f"PROTOCOL_TLS_{side}"), ssl.PROTOCOL_TLS):
-        raise UsageError(
-            f"context is not for this side: make it with ssl.PROTOCOL_TLS_{side}", options=("context",)
-        )
+        text = f"context is not for this side: make it with ssl.PROTOCOL_TLS_{side}"
+        raise UsageError(text, options=("context",))
     if options.context.minimum_version < ssl.TLSVersion.TLSv1_2:
         text = "context allows versions older than TLS 1.2: set its minimum_version to ssl.TLSVersion.TLSv1_2"
         raise UsageError(text, options=("context",))

@@ -173,14 +173,13 @@ class TLSStream(TLSTransfer):
     async def aclose(self) -> None:
         # While a sender waits, no close_notify is possible: a part of the sender's record may be pending.
         if not (self._closed or self.sending):
+            deadline = current_time() + CLOSE_TIMEOUT
             self.sending = True
             try:
                 # May be stale, as no task waits for it: try send(2).
                 self._registration.may_write = True
                 with suppress(OSError, BrokenResourceError, ClosedResourceError):
-                    await call_until(
-                        current_time() + CLOSE_TIMEOUT, CLOSE_TIMEOUT / INTERVALS, self._close_gracefully
-                    )
+                    await call_until(deadline, CLOSE_TIMEOUT / INTERVALS, self._close_gracefully)
             finally:
                 self.sending = False
                 with CancelScope(shield=True):
