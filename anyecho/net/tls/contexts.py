@@ -12,6 +12,7 @@ import os
 import socket
 import ssl
 from collections.abc import Collection, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,7 +23,7 @@ from anyecho.net.names import host_name, is_host_name
 from anyecho.net.tls.attributes import keep_sni
 from anyecho.net.tls.errors import explain
 from anyecho.net.tls.files import certificate_errors, load_chain
-from anyecho.net.tls.generated import Flaw, GeneratedAuthority, PublishedFile
+from anyecho.net.tls.generated import Flaw, GeneratedAuthority, published
 from anyecho.options import FilePath, option, option_group
 from anyecho.validation import check_types, given_options
 
@@ -181,7 +182,9 @@ class Certificates:
         self._options = options
         #: For new handshakes. `reload` replaces it.
         self.context: ssl.SSLContext
-        self._published: PublishedFile | None = None
+        #: The file of the generated CA, for clients to trust; on Linux, in the memory of this process.
+        self.cacert: Path | None = None
+        self._opened = ExitStack()
         #: The generated CA, if there is one, the names in its certificate, and the certificates with a flaw.
         self._authority: GeneratedAuthority | None = None
         self._names: set[str] = set()
@@ -196,11 +199,6 @@ class Certificates:
         else:
             text = f"{addresses[0]} needs a certificate: give ssl_certfile or ssl_self_signed"
             raise UsageError(text, options=("ssl_certfile", "ssl_self_signed"))
-
-    @property
-    def cacert(self) -> Path | None:
-        """The file of the generated CA, for clients to trust; on Linux, in the memory of this process."""
-        return None if self._published is None else self._published.path
 
     def reload(self) -> None:
         """Read the files again, for new handshakes.
@@ -236,8 +234,7 @@ class Certificates:
 
     def close(self) -> None:
         """Remove the file of a generated CA, unless this is a forked child of the process that made it."""
-        if self._published is not None:
-            self._published.close()
+        self._opened.close()
 
     def _load(self, certfile: FilePath) -> ssl.SSLContext:
         context = self._new_context()
@@ -263,7 +260,7 @@ class Certificates:
         try:
             authority.configure(context, names)
             if not authority.is_published:
-                self._published = PublishedFile(authority.pem)
+                self.cacert = self._opened.enter_context(published(authority.pem))
         except (OSError, ValueError) as exc:
             raise CertificateError(f"cannot generate a certificate for {', '.join(sorted(names))}: {exc}") from exc
 

@@ -5,12 +5,13 @@ It needs trustme, an optional extra.
 
 from __future__ import annotations
 
-__all__ = ("Flaw", "GeneratedAuthority", "PublishedFile")
+__all__ = ("Flaw", "GeneratedAuthority", "published")
 
 import os
 import ssl
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -91,33 +92,25 @@ class GeneratedAuthority:
             ca.issue_cert(*wanted).configure_cert(context)
 
 
-class PublishedFile:
-    """A file with the certificate `pem` at `path`, for clients, until `close` or the end of the process.
+@contextmanager
+def published(pem: bytes) -> Iterator[Path]:
+    """Yield a file with the certificate `pem`, for clients, until the block or the process ends. Raises `OSError`.
 
-    It is in memory where the system has such files. Raises `OSError`.
+    It is in memory where the system has such files. A forked child of the process that made it leaves it alone.
     """
-
-    def __init__(self, pem: bytes) -> None:
-        self._owner = os.getpid()
-        self._is_temporary = not (hasattr(os, "memfd_create") and _DESCRIPTORS.is_dir())
-        if self._is_temporary:
-            self._descriptor, name = tempfile.mkstemp(prefix="anyecho-ca-", suffix=".pem")
-        else:
-            self._descriptor = os.memfd_create("anyecho-ca-.pem")
-            name = f"/proc/{self._owner}/fd/{self._descriptor}"
-        self.path = Path(name)
-        try:
-            with open(self._descriptor, "wb", closefd=False) as file:
-                file.write(pem)
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """Remove the file, unless this is a forked child of the process that made it. Idempotent."""
-        if os.getpid() != self._owner or self._descriptor < 0:
-            return
-        if self._is_temporary:
-            self.path.unlink(missing_ok=True)
-        os.close(self._descriptor)
-        self._descriptor = -1
+    owner = os.getpid()
+    is_temporary = not (hasattr(os, "memfd_create") and _DESCRIPTORS.is_dir())
+    if is_temporary:
+        descriptor, name = tempfile.mkstemp(prefix="anyecho-ca-", suffix=".pem")
+    else:
+        descriptor = os.memfd_create("anyecho-ca-.pem")
+        name = f"/proc/{owner}/fd/{descriptor}"
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(pem)
+        yield Path(name)
+    finally:
+        if os.getpid() == owner:
+            if is_temporary:
+                Path(name).unlink(missing_ok=True)
+            os.close(descriptor)

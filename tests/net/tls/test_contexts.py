@@ -18,7 +18,7 @@ import pytest
 from anyecho.address import TCPAddress
 from anyecho.errors import CertificateError, UsageError
 from anyecho.net.tls.contexts import Certificates, TLSClientOptions, TLSServerOptions, client_context
-from anyecho.net.tls.generated import GeneratedAuthority, PublishedFile
+from anyecho.net.tls.generated import GeneratedAuthority, published
 from tests.support.certificates import Files, files_in
 
 HERE = [TCPAddress(host="127.0.0.1", port=0, tls=True)]
@@ -112,14 +112,14 @@ def test_a_device_in_place_of_a_certificate_is_an_error_that_names_both_files(fi
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_a_published_file_can_be_read_until_it_is_closed(in_memory: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_published_certificate_can_be_read_until_the_block_ends(
+    in_memory: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not in_memory:
         monkeypatch.delattr(os, "memfd_create", raising=False)
-    published = PublishedFile(b"data")
-    assert published.path.read_bytes() == b"data"
-    for _ in range(2):
-        published.close()
-        assert not published.path.exists()
+    with published(b"data") as path:
+        assert path.read_bytes() == b"data"
+    assert not path.exists()
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,8 @@ def test_a_self_signed_certificate_is_valid_for_the_hosts_of_the_listeners() -> 
         assert certificates.cacert is not None
         client_context(TLSClientOptions(cacert=certificates.cacert))
     finally:
-        certificates.close()
+        for _ in range(2):
+            certificates.close()
     assert not certificates.cacert.exists()
 
 
