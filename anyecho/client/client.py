@@ -6,9 +6,9 @@ __all__ = ("Client", "connect", "connect_checked")
 
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 
-from anyio import BrokenResourceError, ClosedResourceError, ResourceGuard
+from anyio import BrokenResourceError, CancelScope, ClosedResourceError, ResourceGuard, create_task_group
 from anyio.abc import AsyncResource, ByteStream
 
 from anyecho.address import Address, TCPAddress, UDPAddress, parse_address
@@ -18,7 +18,7 @@ from anyecho.client.matcher import RecentDatagrams
 from anyecho.client.options import ConnectOptions, check_options
 from anyecho.client.source import Item, Source, check_source, to_bytes
 from anyecho.clock import run_within
-from anyecho.errors import ConnectError
+from anyecho.errors import ConnectError, unwrap_single
 from anyecho.net.connect import ConnectStep, connect_stream
 from anyecho.net.udp.stream import DatagramStream, connect_datagrams
 from anyecho.units import format_duration, or_infinite
@@ -106,7 +106,7 @@ class Client(AsyncResource):
         self._unconfirmed_address = None if address is None else str(address)
         self._recent = RecentDatagrams()
         options = options or ConnectOptions()
-        self._limits = or_infinite(options.timeout), or_infinite(options.deadline)
+        self._timeout, self._deadline = or_infinite(options.timeout), or_infinite(options.deadline)
         self._guard = ResourceGuard("exchanging on")
         self._broken = False
         self._closed = False
@@ -128,8 +128,8 @@ class Client(AsyncResource):
         """
         payload = to_bytes(payload, "a payload")
         with self._exchange((payload,), total=len(payload)) as exchange:
-            if not await exchange.attempt(payload, *self._limits):
-                async with exchange.open(*self._limits) as echo:
+            if not await exchange.attempt(payload, self._deadline):
+                async with _echo_of(exchange, self._deadline) as echo:
                     async for _ in echo:
                         pass
 
@@ -164,9 +164,8 @@ class Client(AsyncResource):
             ClosedResourceError: this side has closed the client.
         """
         check_source(source)
-        timeout, default = self._limits
         with self._exchange(source) as exchange:
-            async with exchange.open(timeout, default if deadline is None else deadline) as echo:
+            async with _echo_of(exchange, self._deadline if deadline is None else deadline) as echo:
                 yield echo
 
     @contextmanager
@@ -180,9 +179,10 @@ class Client(AsyncResource):
 
             exchange: Exchange | DatagramExchange
             if isinstance(self.stream, DatagramStream):
-                exchange = DatagramExchange(self.stream, source, self._recent)
+                exchange = DatagramExchange(self.stream, source, self._timeout, self._recent)
             else:
-                exchange = Exchange(self.stream, source, total=total, address=self._unconfirmed_address)
+                address = self._unconfirmed_address
+                exchange = Exchange(self.stream, source, self._timeout, total=total, address=address)
             try:
                 yield exchange
             finally:
@@ -206,3 +206,19 @@ def _describe(address: Address) -> str:
         return f"{address.host or 'localhost'} port {address.port}"
 
     return str(address)
+
+
+@asynccontextmanager
+async def _echo_of(exchange: Exchange | DatagramExchange, deadline: float) -> AsyncIterator[AsyncIterator[bytes]]:
+    """Start sending; yield the verified echo as an iterator. Raises the errors of all methods of `exchange`."""
+    with unwrap_single() as unchanged:
+        async with create_task_group() as tasks:
+            watching = CancelScope()
+            tasks.start_soon(exchange.watch, watching, deadline)
+            tasks.start_soon(exchange.send_source)
+            with unchanged:
+                async with aclosing(exchange.receive()) as echo:
+                    yield echo
+            watching.cancel()
+            if not exchange.complete:
+                tasks.cancel_scope.cancel()

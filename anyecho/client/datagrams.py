@@ -10,17 +10,17 @@ __all__ = ("DatagramExchange",)
 import errno
 import logging
 import math
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
-from anyio import BrokenResourceError, CancelScope, Event, create_task_group, current_time
+from anyio import BrokenResourceError, CancelScope, Event, current_time
 from anyio.abc import SocketAttribute
 from anyio.lowlevel import checkpoint
 
 from anyecho.client.matcher import DatagramMatcher, RecentDatagrams
 from anyecho.client.source import Source, items_of
 from anyecho.clock import INTERVALS, LoopClock
-from anyecho.errors import AnyechoError, ConnectError, EchoLost, EchoStalled, UsageError, unwrap_single
+from anyecho.errors import AnyechoError, ConnectError, EchoLost, EchoStalled, UsageError
 from anyecho.net.readiness import is_ready
 from anyecho.net.resolve import most_telling
 from anyecho.net.udp.stream import DATAGRAM_MAX, DatagramStream
@@ -43,10 +43,10 @@ class DatagramExchange:
     A datagram without a reply in time counts as lost; the exchange goes on with the next.
     """
 
-    def __init__(self, stream: DatagramStream, source: Source, recent: RecentDatagrams) -> None:
+    def __init__(self, stream: DatagramStream, source: Source, timeout: float, recent: RecentDatagrams) -> None:
         self._stream = stream
         self._source = source
-        self._timeout = math.inf
+        self._timeout = timeout
         self._window_freed = Event()
         self._sent_all = False
         self._is_sending = False
@@ -54,50 +54,34 @@ class DatagramExchange:
         self._waiting = CancelScope()
         self.matcher = DatagramMatcher(recent)
         #: Whether every datagram was answered. Then no late reply can match a datagram of another exchange.
-        self.leaves_usable = False
+        self.complete = self.leaves_usable = False
 
-    async def attempt(self, payload: bytes, timeout: float, deadline: float) -> bool:
+    async def attempt(self, payload: bytes, deadline: float) -> bool:
         """Exchange `payload`, the only item of the source, in this task. Return false if there is a deadline.
 
-        Raises the errors of `open`.
+        Raises the errors of `send_source` and `receive`.
         """
         if math.isinf(deadline):
-            self._timeout = timeout
             await self._send(payload)
             self._sent_all = True
-            async for _ in self._receive():
+            async for _ in self.receive():
                 pass
 
-        return self.leaves_usable
+        return self.complete
 
-    @asynccontextmanager
-    async def open(self, timeout: float, deadline: float) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Start sending; yield an iterator of the verified replies, in order of arrival and without duplicates.
-
-        Raises `EchoLost` after the last reply if any datagram had none within `timeout` seconds. Raises at once:
-        `EchoMismatch`; `EchoStalled` if the exchange takes more than `deadline` seconds; `ConnectError` if the
-        server is unreachable; `UsageError` for an item too large for a datagram.
-        """
-        self._timeout = timeout
-        with unwrap_single() as unchanged:
-            async with create_task_group() as tasks:
-                tasks.start_soon(self._watch, deadline)
-                tasks.start_soon(self._send_source)
-                with unchanged:
-                    async with aclosing(self._receive()) as replies:
-                        yield replies
-                tasks.cancel_scope.cancel()
-
-    async def _watch(self, deadline: float) -> None:
+    async def watch(self, scope: CancelScope, deadline: float) -> None:
+        """Raise `EchoStalled` if the exchange takes more than `deadline` seconds, until `scope` is cancelled."""
         clock = LoopClock(deadline / INTERVALS)
-        await clock.wait_until(deadline)
-        if is_ready(self._stream.extra(SocketAttribute.raw_socket)):
-            # Replies that have arrived by then are still read: the receiving task may not have run since.
-            await clock.wait_until(clock.elapsed + clock.interval)
-        progress = f"{self.matcher.answered} of {self.matcher.sent} datagrams are back"
-        raise EchoStalled(f"the deadline is over: {progress}", offset=self.matcher.first_missing)
+        with scope:
+            await clock.wait_until(deadline)
+            if is_ready(self._stream.extra(SocketAttribute.raw_socket)):
+                # Replies that have arrived by then are still read: the receiving task may not have run since.
+                await clock.wait_until(clock.elapsed + clock.interval)
+            progress = f"{self.matcher.answered} of {self.matcher.sent} datagrams are back"
+            raise EchoStalled(f"the deadline is over: {progress}", offset=self.matcher.first_missing)
 
-    async def _send_source(self) -> None:
+    async def send_source(self) -> None:
+        """Send the items. Raises `UsageError` for one too large for a datagram, and `ConnectError`."""
         async with aclosing(items_of(self._source)) as items:
             async for item in items:
                 await self._send(item)
@@ -148,7 +132,12 @@ class DatagramExchange:
         outstanding = len(self.matcher)
         return outstanding >= _WINDOW or (outstanding > 0 and self.matcher.bytes_outstanding + more > _WINDOW_BYTES)
 
-    async def _receive(self) -> AsyncGenerator[bytes, None]:
+    async def receive(self) -> AsyncGenerator[bytes, None]:
+        """Yield the verified replies, in order of arrival and without duplicates.
+
+        Raises `EchoLost` after the last reply if any datagram had none within `timeout` seconds. Raises at once:
+        `EchoMismatch`; `ConnectError` if the server is unreachable.
+        """
         while True:
             # Read before the socket: a datagram due after `now` must not expire before the socket is read again.
             now = current_time()
@@ -179,7 +168,7 @@ class DatagramExchange:
             within = f"no answer within {format_duration(self._timeout)}"
             raise EchoLost(f"{self.matcher} ({within})", offset=self.matcher.first_missing)
 
-        self.leaves_usable = True
+        self.complete = self.leaves_usable = True
         if self.matcher.duplicates or self.matcher.reordered:
             logger.warning("%s", self.matcher)
 

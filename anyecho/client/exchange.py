@@ -11,8 +11,8 @@ __all__ = ("Exchange",)
 
 import logging
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable
+from contextlib import aclosing
 
 from anyio import (
     BrokenResourceError,
@@ -20,7 +20,6 @@ from anyio import (
     ClosedResourceError,
     EndOfStream,
     Event,
-    create_task_group,
     current_time,
     sleep,
 )
@@ -30,7 +29,7 @@ from anyio.lowlevel import checkpoint
 from anyecho.client.matcher import OutstandingBytes
 from anyecho.client.source import Source, items_of
 from anyecho.clock import INTERVALS, LoopClock
-from anyecho.errors import AnyechoError, EchoMismatch, EchoStalled, EchoTruncated, unwrap_single
+from anyecho.errors import AnyechoError, EchoMismatch, EchoStalled, EchoTruncated
 from anyecho.net.readiness import is_ready
 from anyecho.net.stream import PolledStream
 from anyecho.net.tls.connect import connect_error, is_refusal
@@ -57,9 +56,10 @@ class Exchange:
     """
 
     def __init__(
-        self, stream: ByteStream, source: Source, *, total: int | None = None, address: str | None = None
+        self, stream: ByteStream, source: Source, timeout: float, *, total: int | None, address: str | None
     ) -> None:
         self._stream = stream
+        self._timeout = timeout
         #: Address of a server that may still refuse the handshake, else None.
         self._address = address
         self._source = source
@@ -85,17 +85,17 @@ class Exchange:
         """The bytes that came back equal so far."""
         return self._outstanding.returned
 
-    async def attempt(self, payload: bytes, timeout: float, deadline: float) -> bool:
+    async def attempt(self, payload: bytes, deadline: float) -> bool:
         """Exchange `payload`, the only item of the source, without further tasks. Return whether it is complete.
 
-        If not, because the kernel does not take all at once, or after an interval of the clock, `open` goes on with
-        the same limits and judges them. The other errors are those of `open`.
+        If not, because the kernel does not take all at once, or after an interval of the clock, tasks go on, and
+        `watch` judges the limits. The other errors are those of `receive`.
         """
         stream = self._stream
         if not (isinstance(stream, PolledStream) and 0 < len(payload) <= _ATTEMPT_MAX):
             return False
 
-        self._clock = LoopClock(min(timeout, deadline) / INTERVALS)
+        self._clock = LoopClock(min(self._timeout, deadline) / INTERVALS)
         log_chunk(logger, "sending", payload)
         self._sent_all = stream.send_nowait(payload)
         self._source = (stream.rest,) if stream.rest else ()
@@ -105,32 +105,13 @@ class Exchange:
         self._progress_at = current_time()
         if self._sent_all:
             with CancelScope(deadline=self._progress_at + self._clock.interval):
-                async for _ in self._receive():
+                async for _ in self.receive():
                     pass
 
         return self.complete
 
-    @asynccontextmanager
-    async def open(self, timeout: float, deadline: float) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Start sending; yield the verified echo as an iterator of chunks.
-
-        Raises `EchoMismatch` or `EchoTruncated`. Raises `EchoStalled` if echo is outstanding and no byte has moved
-        for `timeout` seconds, or if the exchange takes more than `deadline` seconds. Raises `ConnectError` if the
-        server refuses the client, which over TLS 1.3 happens after the handshake.
-        """
-        with unwrap_single() as unchanged:
-            async with create_task_group() as tasks:
-                watching = CancelScope()
-                tasks.start_soon(self._watch, watching, timeout, deadline)
-                tasks.start_soon(self._send_source)
-                with unchanged:
-                    async with aclosing(self._receive()) as echo:
-                        yield echo
-                watching.cancel()
-                if not self.complete:
-                    tasks.cancel_scope.cancel()
-
-    async def _send_source(self) -> None:
+    async def send_source(self) -> None:
+        """Send the items. A failure to send is not raised: `receive` raises what the peer's echo shows of it."""
         if self._outstanding.sent:  # by `attempt`, which over TLS may have left encrypted bytes
             await self._try(self._stream.send(b""))
         async with aclosing(items_of(self._source)) as items:
@@ -183,7 +164,12 @@ class Exchange:
         finally:
             self._sending = False
 
-    async def _receive(self) -> AsyncGenerator[bytes, None]:
+    async def receive(self) -> AsyncGenerator[bytes, None]:
+        """Yield the verified echo in chunks.
+
+        Raises `EchoMismatch` or `EchoTruncated`, and `ConnectError` if the server refuses the client, which over
+        TLS 1.3 happens after the handshake.
+        """
         outstanding = self._outstanding
         while self._total is None or outstanding.returned < self._total:
             self._receiving = True
@@ -244,12 +230,14 @@ class Exchange:
             more += f" once some of these {format_size(_WINDOW)} are back"
         return f"byte {self.returned} is missing, {self._outstanding.sent} were sent{more}"
 
-    async def _watch(self, scope: CancelScope, timeout: float, deadline: float) -> None:
-        """Raise `EchoStalled` once a limit is reached, in time for which the event loop ran.
+    async def watch(self, scope: CancelScope, deadline: float) -> None:
+        """Raise `EchoStalled` once a limit is reached, until `scope` is cancelled.
 
-        Bytes that have arrived by then and are not read yet extend each limit once.
+        The limits are that echo is outstanding and no byte has moved for `timeout` seconds, and that the exchange
+        takes more than `deadline` seconds, in time for which the event loop ran. Bytes that have arrived by then
+        and are not read yet extend each limit once.
         """
-        clock = self._clock or LoopClock(min(timeout, deadline) / INTERVALS)
+        clock = self._clock or LoopClock(min(self._timeout, deadline) / INTERVALS)
         if math.isinf(clock.interval):
             return
 
@@ -257,7 +245,7 @@ class Exchange:
         extended, extended_for = False, -math.inf
         with scope:
             while True:
-                await sleep(min(clock.interval, timeout - idle, over_at - clock.elapsed))
+                await sleep(min(clock.interval, self._timeout - idle, over_at - clock.elapsed))
                 idle += clock.tick()
                 # The stall timer runs only while a receive is pending and echo is outstanding. It stops for a slow
                 # reader of the echo, and between two lines typed at a terminal.
@@ -267,9 +255,9 @@ class Exchange:
                     if extended or not self._is_ready():
                         raise EchoStalled(f"the deadline is over: {self._progress()}", offset=self.returned)
                     extended, over_at = True, clock.elapsed + deadline / INTERVALS
-                if idle >= timeout:
+                if idle >= self._timeout:
                     if extended_for == self._progress_at or not self._is_ready():
-                        message = f"no byte has moved for {format_duration(timeout)}: {self._progress()}"
+                        message = f"no byte has moved for {format_duration(self._timeout)}: {self._progress()}"
                         raise EchoStalled(message, offset=self.returned)
                     idle, extended_for = 0.0, self._progress_at
 
