@@ -186,7 +186,8 @@ class Client(AsyncResource):
             try:
                 yield exchange
             finally:
-                self._broken = not exchange.leaves_usable
+                half_closed = total is None and isinstance(exchange, Exchange)
+                self._broken = half_closed or not exchange.complete
                 if isinstance(exchange, Exchange) and exchange.returned:
                     self._unconfirmed_address = None
 

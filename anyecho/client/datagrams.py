@@ -54,7 +54,7 @@ class DatagramExchange:
         self._waiting = CancelScope()
         self.matcher = DatagramMatcher(recent)
         #: Whether every datagram was answered. Then no late reply can match a datagram of another exchange.
-        self.complete = self.leaves_usable = False
+        self.complete = False
 
     async def attempt(self, payload: bytes, deadline: float) -> bool:
         """Exchange `payload`, the only item of the source, in this task. Return false if there is a deadline.
@@ -168,7 +168,7 @@ class DatagramExchange:
             within = f"no answer within {format_duration(self._timeout)}"
             raise EchoLost(f"{self.matcher} ({within})", offset=self.matcher.first_missing)
 
-        self.complete = self.leaves_usable = True
+        self.complete = True
         if self.matcher.duplicates or self.matcher.reordered:
             logger.warning("%s", self.matcher)
 

@@ -76,9 +76,8 @@ class Exchange:
         self._receiving = False
         self._progress_at = 0.0
         self._clock: LoopClock | None = None  # begins with `attempt`
-        #: Whether every byte came back equal, without surplus bytes; and whether another exchange may follow.
+        #: Whether every byte came back equal, without surplus bytes.
         self.complete = False
-        self.leaves_usable = False
 
     @property
     def returned(self) -> int:
@@ -195,7 +194,6 @@ class Exchange:
                 raise self._mismatch(chunk[good])
 
         self.complete = True
-        self.leaves_usable = self._total is not None
 
     async def _source_state_known(self) -> None:
         """Return once the source has ended, has given another item, or keeps the sender waiting.
