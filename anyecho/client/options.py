@@ -73,13 +73,8 @@ def check_options(options: ConnectOptions, address: Address) -> None:
     if isinstance(address, FDAddress):
         raise UsageError(f"cannot connect to {address}: a descriptor is for servers")
 
-    report_unused(
-        options,
-        dict(_reasons(options, address)),
-        logger,
-        protective=_PROTECTIVE,
-        mentioned=("insecure", "proxy_header"),
-    )
+    reasons = dict(_reasons(options, address))
+    report_unused(options, reasons, logger, protective=_PROTECTIVE, mentioned=("insecure", "proxy_header"))
 
 
 def _reasons(options: ConnectOptions, address: Address) -> Iterator[tuple[str, str]]:

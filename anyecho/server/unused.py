@@ -24,9 +24,8 @@ logger = logging.getLogger("anyecho.server")
 Bound: TypeAlias = tuple[Address, Address]
 
 _TLS = frozenset(each.name for each in fields(TLSServerOptions))
-_PROXY = frozenset({"proxy_protocol", "proxy_trusted"})
 #: If one of these were ignored, the server would serve unwanted peers, or without encryption.
-_PROTECTIVE = _TLS | _PROXY
+_PROTECTIVE = _TLS | {"proxy_protocol", "proxy_trusted"}
 
 _TCP = frozenset({"tcp_nodelay", "tcp_notsent_lowat", "tcp_user_timeout", "keepalive"})
 _UDP = frozenset({"udp_rate", "udp_burst", "unsafe_udp"})
@@ -55,14 +54,11 @@ def check_options(options: ServeOptions, handler: object, addresses: Sequence[Bo
             text = f"proxy_trusted is missing: {requested} expects a PROXY header, and no proxy is trusted"
             raise UsageError(text, options=("proxy_trusted",))
 
-    report_unused(
-        options,
-        dict(_reasons(options, addresses)),
-        logger,
-        # If each address has its own ?proxy=, ignoring the default drops no protection.
-        protective=_PROTECTIVE - {"proxy_protocol"} if streams else _PROTECTIVE,
-        mentioned=("proxy_protocol", "udp_rate", "min_rate"),
-    )
+    # If each address has its own ?proxy=, ignoring the default drops no protection.
+    protective = _PROTECTIVE - {"proxy_protocol"} if streams else _PROTECTIVE
+    reasons = dict(_reasons(options, addresses))
+    mentioned = "proxy_protocol", "udp_rate", "min_rate"
+    report_unused(options, reasons, logger, protective=protective, mentioned=mentioned)
 
 
 def check_faults(options: ServeOptions, addresses: Sequence[Bound]) -> None:
