@@ -26,6 +26,8 @@ class OutstandingBytes:
 
     def __init__(self) -> None:
         self._writes: deque[bytes] = deque()
+        #: How many bytes of the first of `_writes` are back.
+        self._position = 0
         self.sent = 0
         self.returned = 0
 
@@ -35,7 +37,7 @@ class OutstandingBytes:
     @property
     def next_byte(self) -> int | None:
         """The byte that has to come back next; None if none is outstanding."""
-        return self._writes[0][0] if self._writes else None
+        return self._writes[0][self._position] if self._writes else None
 
     def expect(self, data: bytes) -> None:
         """Add `data`, which is not empty, as it is sent."""
@@ -46,12 +48,14 @@ class OutstandingBytes:
         """Compare `chunk` with the outstanding bytes and remove the equal ones. Return how many are equal."""
         good = 0
         while good < len(chunk) and self._writes:
-            expected = self._writes.popleft()
-            back = chunk[good : good + len(expected)]
-            equal = len(back) if expected.startswith(back) else _first_difference(back, expected)
+            expected, start = self._writes[0], self._position
+            back = chunk[good : good + len(expected) - start]
+            equal = len(back) if expected.startswith(back, start) else _first_difference(back, expected[start:])
             good += equal
-            if equal < len(expected):
-                self._writes.appendleft(expected[equal:])
+            self._position += equal
+            if self._position == len(expected):
+                self._writes.popleft()
+                self._position = 0
             if equal < len(back):
                 break
 
