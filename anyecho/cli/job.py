@@ -26,7 +26,7 @@ from anyecho.validation import check_types
 
 @dataclass(frozen=True, kw_only=True)
 class ServiceOptions:
-    """Addresses and what connections get, as texts: a process that serves nothing imports no handler and no fault.
+    """Where a server listens and what it serves, as texts: a process that serves nothing imports no handler.
 
     A worker ignores `bind`, `seed`, `admin` and `control`: its supervisor has acted on them.
     """

@@ -51,7 +51,7 @@ def send(
     address: str,
     /,
     *messages: str,
-    given: InputOptions,
+    inputs: InputOptions,
     ipv4: IPv4Flag = False,
     ipv6: IPv6Flag = False,
     backend: BackendFlag = "asyncio",
@@ -67,16 +67,16 @@ def send(
     """
     if ipv4 and ipv6:
         raise UsageError("-4 and -6 exclude each other")
-    if given.file is not None and messages:
+    if inputs.file is not None and messages:
         raise UsageError("messages and --file exclude each other")
-    if given.repeat < 1:
-        raise UsageError(f"--repeat must be 1 or more, not {given.repeat}")
-    if given.repeat > 1 and given.file is None and not messages:
+    if inputs.repeat < 1:
+        raise UsageError(f"--repeat must be 1 or more, not {inputs.repeat}")
+    if inputs.repeat > 1 and inputs.file is None and not messages:
         raise UsageError("--repeat needs messages or --file: standard input can be read only once")
 
     options = replace(options, family=4 if ipv4 else 6 if ipv6 else None)
     with log_to_stderr(log), ENVIRONMENT.attached_to(logger), caught_signals(handled=1) as signals:
-        job = partial(_send, address, messages, given, options)
+        job = partial(_send, address, messages, inputs, options)
         return run(_interruptible, job, signals, backend=backend)
 
 
@@ -98,20 +98,20 @@ async def _interruptible(job: Callable[[], Awaitable[None]], signals: Signals) -
     return status
 
 
-async def _send(address: str, messages: Sequence[str], given: InputOptions, options: ConnectOptions) -> None:
+async def _send(address: str, messages: Sequence[str], inputs: InputOptions, options: ConnectOptions) -> None:
     async with AsyncExitStack() as opened:
         deadline = or_infinite(options.deadline)
         clock = await opened.enter_async_context(running_clock(deadline))
         encoded = [os.fsencode(message) for message in messages]
-        source: Source = (item for _ in range(given.repeat) for item in encoded)
+        source: Source = (item for _ in range(inputs.repeat) for item in encoded)
         if not messages:
-            descriptor = _STDIN if given.file is None else await _open(given.file, deadline)
-            if given.file is not None:
+            descriptor = _STDIN if inputs.file is None else await _open(inputs.file, deadline)
+            if inputs.file is not None:
                 opened.callback(os.close, descriptor)
             read = _read_datagrams if isinstance(parse_address(address), UDPAddress) else _read
-            if given.repeat > 1 and read is _read:
-                _check_repeatable(descriptor, given.file)
-            source = await opened.enter_async_context(aclosing(read(descriptor, given.repeat, given.file)))
+            if inputs.repeat > 1 and read is _read:
+                _check_repeatable(descriptor, inputs.file)
+            source = await opened.enter_async_context(aclosing(read(descriptor, inputs.repeat, inputs.file)))
 
         client = await opened.enter_async_context(await connect(address, options=options))
         clock.tick()

@@ -75,7 +75,7 @@ class Admission:
         self._handler = handler
         #: Whether the faults of a connection may change while it is open. It then has a task.
         self._faults_change = False
-        #: The accept limit of the listeners without TLS.
+        #: All connections. The accept limit of the listeners without TLS.
         self.limit = connection_limit(options)
         #: Held from accept to the end of the handshake. The accept limit of the TLS listeners.
         self.handshakes = ConnectionLimit(max(1, self.limit.limit // _HANDSHAKE_DIVISOR), parent=self.limit)
