@@ -41,7 +41,8 @@ _IP = (11, 6, 7, 12, 13, 18, 20, 23, 25) if _IS_LINUX else ()
 _IPV6 = (25, 2, 3, 4, 5, 8, 11, 51, 53, 56, 58, 60, 66, 74, 77, 62) if _IS_LINUX else ()
 #: TCP_CORK, IP_RECVERR, IPV6_RECVERR.
 _STREAM = {socket.IPPROTO_TCP: (3,), socket.IPPROTO_IP: (11,), socket.IPPROTO_IPV6: (25,)} if _IS_LINUX else {}
-#: By level, the options that are set to 0. A dual-stack IPv6 socket has the options of both families.
+#: By level, the options that are set to 0. A dual-stack IPv6 socket has the options of both families; an IPv4
+#: socket refuses those of IPv6.
 _OF_STREAMS = _REPORTS | _STREAM
 _OF_DATAGRAMS = _REPORTS | {socket.IPPROTO_UDP: _UDP, socket.IPPROTO_IP: _IP, socket.IPPROTO_IPV6: _IPV6}
 #: IP_MTU_DISCOVER, IPV6_MTU_DISCOVER: with DO or PROBE, replies are not fragmented; WANT is the default.

@@ -14,14 +14,14 @@ from collections.abc import Callable
 class Outgoing:
     """Encrypted bytes are pending until `flush` or `take` removes them. Plaintext may be held unencrypted."""
 
-    __slots__ = ("_outgoing", "_rest", "plaintext_flushed", "plaintext_held", "plaintext_queued")
+    __slots__ = ("_outgoing", "_rest", "held", "plaintext_flushed", "plaintext_queued")
 
     def __init__(self) -> None:
         self._outgoing = ssl.MemoryBIO()
         #: Read from the BIO and not yet sent: a BIO cannot be read without being emptied.
         self._rest: bytes | memoryview = b""
         #: Plaintext that cannot be encrypted yet. Few sessions ever hold any.
-        self.plaintext_held = b""
+        self.held = b""
         #: Number of plaintext bytes passed to `Records.send`. The last of them may be held.
         self.plaintext_queued = 0
         #: Number of plaintext bytes encrypted when `wire_bytes_pending` was last zero.
@@ -35,14 +35,14 @@ class Outgoing:
     @property
     def plaintext_sent(self) -> int:
         """Lower bound of the plaintext bytes sent: record headers among the pending bytes count as plaintext."""
-        encrypted = self.plaintext_queued - len(self.plaintext_held)
+        encrypted = self.plaintext_queued - len(self.held)
         return max(self.plaintext_flushed, encrypted - self.wire_bytes_pending)
 
     def take(self) -> bytes:
         """Remove all pending bytes and return them. Their plaintext counts as sent."""
         rest = bytes(self._rest) + self._outgoing.read()
         self._rest = b""
-        self.plaintext_flushed = self.plaintext_queued - len(self.plaintext_held)
+        self.plaintext_flushed = self.plaintext_queued - len(self.held)
         return rest
 
     def flush(self, send: Callable[[bytes | memoryview], int]) -> bool:
@@ -60,5 +60,5 @@ class Outgoing:
             return False
 
         self._rest = b""
-        self.plaintext_flushed = self.plaintext_queued - len(self.plaintext_held)
+        self.plaintext_flushed = self.plaintext_queued - len(self.held)
         return True

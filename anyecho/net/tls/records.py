@@ -183,13 +183,13 @@ class Records(Outgoing):
         """Encrypt all of `item`, or hold it while the peer's message is incomplete."""
         self.plaintext_queued += len(item)
         if self.write_blocked:
-            self.plaintext_held += item
+            self.held += item
             return
 
         try:
             self.tls.write(item)  # all of it, into memory: `ssl` does not enable partial writes
         except ssl.SSLWantReadError:
-            self.plaintext_held += item
+            self.held += item
             self.write_blocked = True
         except ssl.SSLError as exc:
             self._set_failure(exc)
@@ -198,15 +198,15 @@ class Records(Outgoing):
     def send_eof(self) -> None:
         """Send close_notify after all held plaintext. The peer may still send, and `receive` still works."""
         self.half_closed = True
-        if self.plaintext_held or not self._send_close_notify():
+        if self.held or not self._send_close_notify():
             self.write_blocked = True
 
     def resume(self) -> None:
         """Encrypt what is held if the peer has completed its message, and clear `write_blocked` then."""
         try:
-            if self.plaintext_held:
-                self.tls.write(self.plaintext_held)
-                self.plaintext_held = b""
+            if self.held:
+                self.tls.write(self.held)
+                self.held = b""
         except ssl.SSLError as exc:
             if self._handle_error(exc, True):
                 self._check_eof()
