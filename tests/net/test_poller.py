@@ -25,7 +25,7 @@ from anyecho.net import exclusive
 from anyecho.net.exclusive import ExclusivePoller
 from anyecho.net.fallback import Fallback
 from anyecho.net.poller import Poller, open_poller
-from anyecho.net.readiness import READ, PolledRegistration, Registration, Watch
+from anyecho.net.readiness import READ, READ_EDGE, PolledRegistration, Registration, Watch
 from tests.net.pairs import KINDS, raw_pair
 from tests.support.machine import needs_epoll
 from tests.support.peers import SOON
@@ -294,6 +294,39 @@ async def test_edge_triggered_events_left_by_a_full_slice_are_delivered(epoll: P
     with fail_after(5):
         for registration in registrations:
             await registration.readable()
+
+
+@needs_epoll
+def test_edge_triggered_events_left_by_an_interrupt_are_dispatched_in_later_turns(opened: ExitStack) -> None:
+    """Four events in one batch. Ctrl-C during the first callback ends the turn."""
+    poller = Poller()
+    opened.callback(poller.epoll.close)
+    dispatched: list[int] = []
+
+    class Interrupted:
+        batch: int
+
+        def __init__(self, sock: socket.socket) -> None:
+            self.number = sock.fileno()
+            poller.report(self.number, READ_EDGE, self)
+
+        def dispatch(self, mask: int) -> None:
+            dispatched.append(self.number)
+            if len(dispatched) == 1:
+                raise KeyboardInterrupt
+
+        def poller_stopped(self) -> None: ...
+
+    pairs = [nonblocking_pair("unix", opened) for _ in range(4)]
+    for peer, ours in pairs:
+        peer.send(b"x")
+        Interrupted(ours)
+    with pytest.raises(KeyboardInterrupt):
+        poller.turn()
+    while poller.turn():  # a slow machine needs several turns
+        pass
+
+    assert sorted(dispatched) == sorted(ours.fileno() for _, ours in pairs)
 
 
 @needs_epoll

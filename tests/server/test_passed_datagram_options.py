@@ -56,6 +56,9 @@ OF_IPV4 = {
 }
 OF_IPV6 = {
     "IPV6_2292PKTINFO": (IPV6, 2, 1),
+    "IPV6_2292HOPOPTS": (IPV6, 3, 1),
+    "IPV6_2292DSTOPTS": (IPV6, 4, 1),
+    "IPV6_2292RTHDR": (IPV6, 5, 1),
     "IPV6_2292HOPLIMIT": (IPV6, 8, 1),
     "IPV6_FLOWINFO": (IPV6, 11, 1),
     "IPV6_MTU_DISCOVER": (IPV6, 23, 2),
@@ -63,11 +66,18 @@ OF_IPV6 = {
     "IPV6_RECVPKTINFO": (IPV6, 49, 1),
     "IPV6_RECVHOPLIMIT": (IPV6, 51, 1),
     "IPV6_RECVHOPOPTS": (IPV6, 53, 1),
+    "IPV6_RECVRTHDR": (IPV6, 56, 1),
+    "IPV6_RECVDSTOPTS": (IPV6, 58, 1),
     "IPV6_RECVPATHMTU": (IPV6, 60, 1),
     "IPV6_DONTFRAG": (IPV6, 62, 1),
     "IPV6_RECVTCLASS": (IPV6, 66, 1),
     "IPV6_RECVORIGDSTADDR": (IPV6, 74, 1),
     "IPV6_RECVFRAGSIZE": (IPV6, 77, 1),
+}
+#: Options that are not 0 while the socket is served. Those of ANY have no effect on datagrams.
+NOT_ZERO = {
+    **{name: ANY[name][2] for name in ("SO_PEEK_OFF", "SO_RCVLOWAT")},
+    **dict.fromkeys(("IP_PKTINFO", "IPV6_RECVPKTINFO", "IP_MTU_DISCOVER", "IPV6_MTU_DISCOVER"), 1),
 }
 #: Options set while the socket is served, too late to be reset.
 WHILE_SERVED = {
@@ -148,6 +158,19 @@ async def test_a_dual_stack_socket_echoes_with_any_option_set(name: str, dual_ho
             await expect_echo(inherited, dual_host)
             counts = server.stats.datagrams
             assert (counts.echoed, counts.dropped, counts.errors) == (len(DATAGRAMS), {}, {})
+
+
+@needs_dual_sockets
+@pytest.mark.parametrize("name", [*ANY, *OF_IPV4, *OF_IPV6])
+@pytest.mark.parametrize("system_calls", ["single"], indirect=True)
+@pytest.mark.by_turns("anyio_backend")
+async def test_an_option_of_an_inherited_socket_that_changes_an_echo_is_reset(name: str) -> None:
+    level, option, value = (ANY | OF_IPV4 | OF_IPV6)[name]
+    with bound("::", dual=True) as inherited:
+        set_option(inherited, level, option, value)
+        assert inherited.getsockopt(level, option) == value
+        async with open_server(FDAddress(fd=inherited.fileno())):
+            assert inherited.getsockopt(level, option) == NOT_ZERO.get(name, 0)
 
 
 @pytest.mark.parametrize("name", WHILE_SERVED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 from anyio import fail_after, sleep, to_thread
 
 from anyecho.address import FDAddress
+from anyecho.net.accepted import preparation_for
 from anyecho.net.sockets import SocketOptions
 from anyecho.server.events import EventConnection
 from anyecho.server.options import ServeOptions
@@ -190,6 +192,26 @@ async def test_a_unix_socket_echoes_with_any_option_of_its_listener(name: str) -
 
         async with open_server(FDAddress(fd=passed.fileno())):
             assert await to_thread.run_sync(echo_few_then_many_late) == [b"few", bytes(50_000)]
+
+
+@pytest.mark.parametrize("engine", ["tasks"], indirect=True)
+def test_only_the_connections_that_were_in_the_backlog_are_prepared(passed: socket.socket) -> None:
+    """The preparation takes as long as accept(2). Later connections inherit the options of the listener."""
+    level, option, value, needed = RESET["SO_RCVLOWAT"]
+    set_option(passed, level, option, value)
+    with ExitStack() as opened:
+        opened.enter_context(socket.create_connection(passed.getsockname()))
+        select.select([passed], [], [])  # the connection is in the backlog
+        prepare = preparation_for(passed, SocketOptions(), passed=True)
+        assert prepare is not None
+        opened.enter_context(socket.create_connection(passed.getsockname()))
+        got = []
+        for _ in range(2):
+            sock = opened.enter_context(passed.accept()[0])
+            prepare(sock)
+            got.append(sock.getsockopt(level, option))
+
+    assert got == [needed, value]
 
 
 @pytest.mark.parametrize("waiting", [1, 3])

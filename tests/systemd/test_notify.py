@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import anyio
@@ -17,7 +17,9 @@ from anyio import create_task_group, fail_after
 from anyio.lowlevel import checkpoint
 
 from anyecho.systemd.notify import Notifier, StateReceiver, open_notifier
+from tests.support.machine import needs_linux
 from tests.support.peers import SOON, until
+from tests.support.tasks import wait_all_tasks_blocked
 
 
 @contextmanager
@@ -192,6 +194,26 @@ def test_a_malformed_variable_is_one_warning(
 
     [record] = caplog.records
     assert record.getMessage().startswith(warning)
+
+
+@needs_linux
+@pytest.mark.parametrize("pid", [None, os.getppid()], ids=["no child yet", "another process"])
+async def test_a_state_of_a_process_that_is_not_the_child_is_ignored(pid: int | None) -> None:
+    states: list[dict[str, str]] = []
+
+    async def receive() -> None:
+        states.append(await receiver.receive())
+
+    with closing(StateReceiver()) as receiver, open_notifier({"NOTIFY_SOCKET": receiver.address}) as notifier:
+        receiver.pid = pid
+        notifier.ready("ignored")
+        async with create_task_group() as tasks:
+            tasks.start_soon(receive)
+            await wait_all_tasks_blocked()
+            receiver.pid = os.getpid()
+            notifier.ready("received")
+
+    assert states == [{"READY": "1", "STATUS": "received"}]
 
 
 def test_a_supervisor_on_another_system_receives_at_a_path_that_only_its_user_can_open(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from threading import Thread
 from typing import Any
 from unittest.mock import Mock
 
@@ -196,6 +197,22 @@ def test_a_pipe_is_read_once_and_can_hold_the_key(files: Files) -> None:
         served(files, ssl_keyfile=f"/dev/fd/{read_end}")
     finally:
         os.close(read_end)
+
+
+def test_a_fifo_that_was_read_does_not_block_the_error_of_the_key(files: Files, tmp_path: Path) -> None:
+    os.mkfifo(fifo := tmp_path / "fifo")
+    writer = Thread(target=fifo.write_bytes, args=(files.cert.read_bytes(),), daemon=True)
+    writer.start()
+    with pytest.raises(CertificateError, match=f"^cannot use {tmp_path}/absent: No such file or directory$"):
+        served(files, ssl_certfile=fifo, ssl_keyfile=tmp_path / "absent")
+    writer.join()
+
+
+def test_a_fifo_without_a_writer_does_not_block_the_error_of_the_certificate(files: Files, tmp_path: Path) -> None:
+    os.mkfifo(fifo := tmp_path / "fifo")
+    (garbage := tmp_path / "garbage").touch()
+    with pytest.raises(CertificateError, match=f"^cannot use {garbage} or {fifo}: "):
+        served(files, ssl_certfile=garbage, ssl_keyfile=fifo)
 
 
 def test_a_key_of_another_certificate_is_an_error(files: Files, tmp_path: Path) -> None:

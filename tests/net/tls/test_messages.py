@@ -24,7 +24,9 @@ from anyio.lowlevel import checkpoint
 
 from anyecho.net.linger import peek
 from anyecho.net.poller import Fallback, Poller
+from anyecho.net.tls import records as tls_records
 from anyecho.net.tls import stream as tls_stream
+from anyecho.net.tls.errors import alert_of
 from anyecho.net.tls.stream import TLSStream
 from tests.net.pairs import raw_pair
 from tests.support.certificates import client_over, server_over
@@ -45,6 +47,8 @@ from tests.support.tls13 import (
 #: More than a stream holds unencrypted.
 LARGE = os.urandom(150_000)
 BYE = (ALERT, CLOSE_NOTIFY)
+#: A fatal alert (RFC 8446, section 6).
+INTERNAL_ERROR = (ALERT, b"\x02\x50")
 #: Bytes of the message that are read first: its header. With fewer, OpenSSL still encrypts.
 _READ = 4
 
@@ -259,6 +263,31 @@ async def test_close_notify_without_data_is_sent_once_the_message_is_complete(en
     peer.send(peer.seal(*BYE))
     with pytest.raises(EndOfStream):
         await ours.receive()
+
+
+async def expect_internal_error(ours: TLSStream) -> None:
+    with pytest.raises(BrokenResourceError) as caught:
+        await ours.receive()
+    assert caught.value.__cause__ is not None
+    assert alert_of(caught.value.__cause__) == "internal_error"
+
+
+async def test_after_a_half_close_data_before_a_fatal_alert_is_not_lost(ends: Ends) -> None:
+    await ends.ours.send_eof()
+    ends.complete((DATA, b"data"), INTERNAL_ERROR)
+    assert await ends.ours.receive() == b"data"
+    await expect_internal_error(ends.ours)
+
+
+async def test_after_a_half_close_a_fatal_alert_is_raised_before_more_is_read(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The FIN after the alert would be an error of its own."""
+    monkeypatch.setattr(tls_records, "_RECORDS_PER_FEED", 1)  # the close_notify reads the alert, not `receive`
+    await ends.ours.send_eof()
+    ends.complete(INTERNAL_ERROR)
+    ends.peer.sock.shutdown(socket.SHUT_WR)
+    await expect_internal_error(ends.ours)
 
 
 async def test_a_close_waits_for_the_rest_of_a_message(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,6 +171,17 @@ async def test_the_next_send_continues_a_cancelled_one(pair: tuple[TLSStream, TL
     assert left.bytes_sent == right.bytes_received == len(received)
 
 
+async def test_a_second_stream_of_a_session_counts_the_bytes_that_the_first_has_sent(
+    pair: tuple[TLSStream, TLSStream],
+) -> None:
+    first, _ = pair
+    await first.send(b"first")
+    second = TLSStream(first._sock, first._registration, first.records)
+    assert second.bytes_sent == 5
+    await second.send(b", second")
+    assert second.bytes_sent == 13
+
+
 CALLS: dict[str, Callable[[TLSStream], Coroutine[Any, Any, Any]]] = {
     "receive": lambda stream: stream.receive(),
     "send": lambda stream: stream.send(b""),
