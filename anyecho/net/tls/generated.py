@@ -105,12 +105,11 @@ def published(pem: bytes) -> Iterator[Path]:
     else:
         descriptor = os.memfd_create("anyecho-ca-.pem")
         name = f"/proc/{owner}/fd/{descriptor}"
-    try:
-        with open(descriptor, "wb", closefd=False) as file:
+    with open(descriptor, "wb") as file:
+        try:
             file.write(pem)
-        yield Path(name)
-    finally:
-        if os.getpid() == owner:
-            if is_temporary:
+            file.flush()
+            yield Path(name)
+        finally:
+            if is_temporary and os.getpid() == owner:
                 Path(name).unlink(missing_ok=True)
-            os.close(descriptor)

@@ -123,6 +123,14 @@ def test_a_published_certificate_can_be_read_until_the_block_ends(
     assert not path.exists()
 
 
+def test_a_forked_child_does_not_remove_the_published_certificate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    with published(b"data") as path:
+        monkeypatch.setattr(os, "getpid", lambda: 0)
+    assert path.exists()
+    path.unlink()
+
+
 @pytest.mark.parametrize(
     ("name", "content", "why"),
     [
