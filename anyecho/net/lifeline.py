@@ -107,7 +107,7 @@ class Lifeline:
             Thread(target=watch, daemon=True).start()
 
     def close(self) -> None:
-        """Close this end. No task may be in `receive`."""
+        """Close this end. No task may be in `receive` or `send_all`."""
         self._sock.close()
 
     def _take(self) -> dict[str, Any]:

@@ -69,6 +69,25 @@ async def test_lines_that_wait_for_a_slow_reader_come_in_order(ends: tuple[Lifel
     assert numbers == [taken[-1], "last"]
 
 
+async def test_an_end_receives_while_it_sends(ends: tuple[Lifeline, Lifeline]) -> None:
+    supervisor, own = ends
+    received: list[object] = []
+
+    async def receive() -> None:
+        received.append(await own.receive())
+
+    with fail_after(SOON):
+        async with create_task_group() as tasks:
+            tasks.start_soon(receive)
+            tasks.start_soon(own.send_all, {"filler": "x" * 1_000_000})
+            await wait_all_tasks_blocked()
+            assert await supervisor.receive()
+            await wait_all_tasks_blocked()
+            assert supervisor.send({"number": 1})
+
+    assert received == [{"number": 1}]
+
+
 @pytest.fixture
 def passed(ends: tuple[Lifeline, Lifeline], monkeypatch: pytest.MonkeyPatch) -> Lifeline:
     """The end of a supervisor, whose worker takes over the other one and does not know its job."""
