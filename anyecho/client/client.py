@@ -211,7 +211,7 @@ def _describe(address: Address) -> str:
 
 @asynccontextmanager
 async def _echo_of(exchange: Exchange | DatagramExchange, deadline: float) -> AsyncIterator[AsyncIterator[bytes]]:
-    """Start sending; yield the verified echo as an iterator. Raises the errors of all methods of `exchange`."""
+    """Start sending; yield the verified echo as an iterator. Raises the errors of its tasks and of `receive`."""
     with unwrap_single() as unchanged:
         async with create_task_group() as tasks:
             watching = CancelScope()

@@ -81,7 +81,10 @@ class DatagramExchange:
             raise EchoStalled(f"the deadline is over: {progress}", offset=self.matcher.first_missing)
 
     async def send_source(self) -> None:
-        """Send the items. Raises `UsageError` for one too large for a datagram, and `ConnectError`."""
+        """Send the items. Raises `ConnectError`, the errors of the source, and `UsageError`.
+
+        An item is wrong if it is no buffer, or too large for a datagram.
+        """
         async with aclosing(items_of(self._source)) as items:
             async for item in items:
                 await self._send(item)
@@ -136,7 +139,7 @@ class DatagramExchange:
         """Yield the verified replies, in order of arrival and without duplicates.
 
         Raises `EchoLost` after the last reply if any datagram had none within `timeout` seconds. Raises at once:
-        `EchoMismatch`; `ConnectError` if the server is unreachable.
+        `EchoMismatch`; `ConnectError` if the server is unreachable, or `EchoLost` if it became so after a reply.
         """
         while True:
             # Read before the socket: a datagram due after `now` must not expire before the socket is read again.

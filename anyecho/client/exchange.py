@@ -14,15 +14,7 @@ import math
 from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
 
-from anyio import (
-    BrokenResourceError,
-    CancelScope,
-    ClosedResourceError,
-    EndOfStream,
-    Event,
-    current_time,
-    sleep,
-)
+from anyio import BrokenResourceError, CancelScope, ClosedResourceError, EndOfStream, Event, current_time, sleep
 from anyio.abc import ByteStream, SocketAttribute
 from anyio.lowlevel import checkpoint
 
@@ -49,7 +41,7 @@ _ATTEMPT_MAX = 1 << 16
 
 
 class Exchange:
-    """Sends a source and verifies its echo, once.
+    """Sends a source and verifies its echo, once. Its owner runs `watch` and `send_source` beside `receive`.
 
     With `total`, the exchange ends when that many bytes are back, and the stream can be used again. Without, the
     stream is half-closed after the last item, and the exchange ends when the peer has closed too.
@@ -110,7 +102,10 @@ class Exchange:
         return self.complete
 
     async def send_source(self) -> None:
-        """Send the items. A failure to send is not raised: `receive` raises what the peer's echo shows of it."""
+        """Send the items. A failure to send is not raised: `receive` raises what the peer's echo shows of it.
+
+        Raises the errors of the source, and `UsageError` for an item that is no buffer.
+        """
         if self._outstanding.sent:  # by `attempt`, which over TLS may have left encrypted bytes
             await self._try(self._stream.send(b""))
         async with aclosing(items_of(self._source)) as items:

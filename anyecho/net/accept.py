@@ -111,7 +111,7 @@ class Acceptor:
             self._spare = -1
 
     def accept_some(self, at_most: int | None = None) -> bool:
-        """Accept up to `at_most` connections (by default `batch`); return false if accepting has to pause."""
+        """Accept up to `at_most` connections (by default `batch`); return false if it pauses or is stopped."""
         at_most = self.batch if at_most is None else at_most
         failed = 0
         with suppress(BlockingIOError):  # the backlog is empty

@@ -30,7 +30,7 @@ class LoggedPeer(ABC):
     listener: str
     #: Client address asserted by a trusted proxy; None: the peer's address is that of the socket.
     asserted: SockAddr | None
-    #: The name of the proxy in logs, if it asserted an address.
+    #: The name of the proxy in logs, if it asserted an address; else empty.
     via: str
     #: The close reason, set when the connection begins to close.
     reason: CloseReason
