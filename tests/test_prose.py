@@ -27,6 +27,12 @@ PER_1000_WORDS = 1
 PRONOUN = re.compile(r"\b(who|whoever|whom|whose|nobody|somebody|everybody|anybody|others)\b", re.IGNORECASE)
 #: Short, so that a sentence between two backticks is counted.
 CODE_SPAN = re.compile(r"(?<!`)(`{1,2})[^`\n]{1,30}\1(?!`)")
+#: Metaphors that were names once. GLOSSARY.md has the terms in use.
+RETIRED_NAME = re.compile(
+    r"(?i:_*(alone|bare_errors|breath|course|doorman|dry|entrance|forgive|give_up|glance|go_on|hope|introduction"
+    r"|learn_who_was_asked|ledger|owe|owing|patience|patient|read_once|reception|sent_before|settle"
+    r"|short_read_empties|speakers?|stored|tell_start|two|within_descriptors))|Asserted|_?(DOUBT|ODD|PIECE|PROMPT)"
+)
 VAGUE_TEST_NAME = re.compile(r"test_(so|nor|one|it|who|those|and|but)_")
 
 _Documented: TypeAlias = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
@@ -112,6 +118,16 @@ def test_names_of_tests_make_sense_alone() -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and VAGUE_TEST_NAME.match(node.name)
     ]
     assert not vague, "\n".join(vague)
+
+
+def test_names_are_terms_and_no_metaphors() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{token.start[0]}: {token.string}"
+        for path in MODULES
+        for token in tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline)
+        if token.type == tokenize.NAME and RETIRED_NAME.fullmatch(token.string)
+    ]
+    assert not found, "\n".join(found)
 
 
 def test_pronouns_are_found_in_each_kind_of_text(tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ class Probes:
         self.expire(now)
         latency = now - probe.sent_at
         if probe.outstanding:
-            self._settle(probe)
+            self._end(probe)
             probe.answered = True
             reordered = steps is None and probe.number < self._newest
             self._newest = max(probe.number, self._newest)
@@ -179,7 +179,7 @@ class Probes:
     def wrong(self, probe: Probe | None, reason: str) -> None:
         """Count a reply that differs from `probe`, or belongs to no probe."""
         if probe is not None and probe.outstanding:
-            self._settle(probe)
+            self._end(probe)
             self.counts.wrong += 1
         else:
             self.counts.stray += 1
@@ -189,7 +189,7 @@ class Probes:
         """Count those of `probes` that are outstanding as lost; as errors too, if they were refused."""
         lost = [probe for probe in probes if probe.outstanding]
         for probe in lost:
-            self._settle(probe)
+            self._end(probe)
         self.counts.lost += len(lost)
         self.counts.errors += len(lost) * error
         self._emit(Failed(numbers=tuple(probe.number for probe in lost), reason=reason))
@@ -208,7 +208,7 @@ class Probes:
         """Count as lost each probe with a timeout that ended before `now`."""
         while (expiry := self.next_expiry) is not None and expiry < now:
             probe = next(iter(self.outstanding.values()))
-            self._settle(probe)
+            self._end(probe)
             self.counts.lost += 1
             self._emit(Lost(number=probe.number))
 
@@ -217,7 +217,7 @@ class Probes:
         """Nanoseconds from the first probe to the last event."""
         return 0 if self._began_at is None else self._changed_at - self._began_at
 
-    def _settle(self, probe: Probe) -> None:
+    def _end(self, probe: Probe) -> None:
         del self.outstanding[probe.number]
         self.counts.outstanding -= 1
         probe.outstanding = False

@@ -46,7 +46,10 @@ def preparation_for(listener: socket.socket, options: SocketOptions, *, passed: 
 
 
 def _count_unprepared(listener: socket.socket, *, passed: bool) -> float:
-    """Return how many sockets to prepare, the first ones; infinity for all, or if the kernel does not tell."""
+    """Return how many of the next accepted sockets lack options: the first of them, or all (infinity).
+
+    Infinity too if the kernel does not tell how many are in the backlog.
+    """
     # Unix sockets inherit nothing, and neither do plain TCP connections of an MPTCP listener.
     if listener.family == socket.AF_UNIX or _is_mptcp(listener):
         return math.inf

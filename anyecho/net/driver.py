@@ -55,7 +55,7 @@ class _Reader:
         self._failure: BaseException | None = None
 
     async def run(self) -> None:
-        """Call turns until one raises, and raise its exception. After a cancellation no turn is called.
+        """Call `turn` while the descriptor is readable, until a cancellation or its exception, which is raised.
 
         Return at once if the loop has no readers (proactor of Windows).
         """

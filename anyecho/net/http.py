@@ -198,8 +198,8 @@ class HTTPConnection:
 
     async def _read(self) -> None:
         if self._h11.they_are_waiting_for_100_continue:
-            go_on = h11.InformationalResponse(status_code=HTTPStatus.CONTINUE, headers=[], reason=b"Continue")
-            await self.stream.send(self._h11.send(go_on) or b"")
+            response = h11.InformationalResponse(status_code=HTTPStatus.CONTINUE, headers=[], reason=b"Continue")
+            await self.stream.send(self._h11.send(response) or b"")
         try:
             chunk = await self.stream.receive(_CHUNK)
         except EndOfStream:

@@ -95,7 +95,7 @@ def source_key(host: str) -> str | bytes:
 
 
 def address_of(sock: socket.socket, *, tls: bool = False) -> Address:
-    """Return the address that `sock` is bound to. A datagram socket has no `tls`."""
+    """Return the address that `sock` is bound to. `tls` has no effect for a datagram socket."""
     sockaddr = sock.getsockname()
     if sock.family == socket.AF_UNIX:
         return UnixAddress(path=os.fsdecode(sockaddr), tls=tls)

@@ -19,7 +19,7 @@ from anyecho.errors import UsageError
 from anyecho.net.resolve import Endpoint, resolve
 
 #: Maximum seconds of a look-up. A name that cannot be resolved now does not keep a server from starting.
-_PATIENCE = 5.0
+_LOOK_UP_TIMEOUT = 5.0
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
@@ -58,7 +58,7 @@ async def _look_up(address: TCPAddress) -> list[Endpoint]:
         return await resolve(address.host or "localhost", address.port)
 
     try:
-        return await run_within(_PATIENCE, look_up)
+        return await run_within(_LOOK_UP_TIMEOUT, look_up)
     except (OSError, UnicodeError):  # TimeoutError too
         return []
 

@@ -81,7 +81,7 @@ class Pollable(Protocol):
     batch: int
 
     def dispatch(self, mask: int) -> None:
-        """Handle the events in `mask`."""
+        """Handle the events in `mask`, which has the bits of epoll_ctl(2)."""
 
     def poller_stopped(self) -> None:
         """Called when the Poller has stopped. No event follows."""

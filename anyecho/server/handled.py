@@ -35,7 +35,7 @@ _OF_THE_STREAM = (BrokenResourceError, ClosedResourceError, EndOfStream, LimitRe
 
 
 class HandlerConnection(TaskConnection):
-    __slots__ = ("_chain", "_faults", "_handler", "_handling", "_redraw", "_sent_before", "_stalled")
+    __slots__ = ("_chain", "_faults", "_handler", "_handling", "_last_sent", "_redraw", "_stalled")
 
     end_reason = CloseReason.RETURNED
 
@@ -56,7 +56,7 @@ class HandlerConnection(TaskConnection):
         self._chain: FaultChain | None = None
         self._handling = False
         #: Bytes sent at the last check, and successive checks since then at which a send was waiting.
-        self._sent_before = 0
+        self._last_sent = 0
         self._stalled = 0
 
     async def _serve(self, stream: PolledStream) -> None:
@@ -118,8 +118,8 @@ class HandlerConnection(TaskConnection):
 
     def stalled_checks(self) -> int:
         _, sent = self.totals
-        waits = sent == self._sent_before and self.has_pending()
-        self._sent_before = sent
+        waits = sent == self._last_sent and self.has_pending()
+        self._last_sent = sent
         self._stalled = self._stalled + 1 if waits else 0
         return self._stalled
 

@@ -226,7 +226,7 @@ class Certificates:
         return self._flawed[flaw]
 
     def shared_authority(self) -> GeneratedAuthority | None:
-        """Return the generated CA, for servers on the same addresses in other processes; None if there is none."""
+        """Return the generated CA with its key, for the same server in other processes; None if there is none."""
         if self._authority is not None:
             self._authority.names = frozenset(self._names)
 

@@ -119,7 +119,7 @@ class TLSTransfer(PolledStream):
     def _flush_now(self) -> bool:
         """Send as much as the kernel takes; return whether nothing is pending any more."""
         records, registration = self.records, self._registration
-        sent_before, done = self.bytes_sent, False
+        previous, done = self.bytes_sent, False
         try:
             while not done and registration.may_write:
                 done = records.flush(self._sock.send)
@@ -127,7 +127,7 @@ class TLSTransfer(PolledStream):
             registration.may_write = False
         finally:
             self.bytes_sent = records.plaintext_flushed if done else records.plaintext_sent
-            self._bytes_left -= self.bytes_sent - sent_before
+            self._bytes_left -= self.bytes_sent - previous
 
         return done or not records.wire_bytes_pending
 

@@ -106,7 +106,10 @@ class TLSWire:
             return False
 
     def shutdown(self) -> None:
-        """Queue close_notify after all accepted bytes, and send what the kernel takes. No FIN: reading goes on."""
+        """Queue close_notify after all accepted bytes, and send what the kernel takes; `flush` sends the rest.
+
+        No FIN: reading goes on.
+        """
         self.records.send_eof()
         self.flush()
 
